@@ -1,0 +1,388 @@
+"""One vocabulary for what happened, what is to be done, and what is told.
+
+An *event* goes into :meth:`gpud.core.scheduler.Scheduler.handle`; *actions* come out and the engine carries them out;
+those actions that are *outcomes* go to every surface alike: the journal, the bus, the event log.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from gpud.core.facts import (
+    Caller,
+    Exit,
+    GpuSample,
+    JobKind,
+    JobResult,
+    Limits,
+    Model,
+    State,
+)
+
+# Events: what happened -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What a caller may ask of one load, beyond the configuration.
+
+    ``evict`` False: rather refuse than make room. ``hold``: keep it loaded for as long as the caller lives.
+    """
+
+    idle_timeout_s: float | None = None
+    context: int | None = None
+    hold: bool = False
+    evict: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LoadAsked:
+    job: int
+    model: str
+    caller: Caller
+    options: LoadOptions = field(default_factory=LoadOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadAsked:
+    """``model`` empty: every loaded model. ``others`` allows it in spite of holds that belong to somebody else."""
+
+    job: int
+    model: str
+    caller: Caller
+    force: bool = False
+    others: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAsked:
+    job: int
+
+
+@dataclass(frozen=True, slots=True)
+class HoldAsked:
+    """``model`` empty: an inhibitor. ``what`` is drawn from ``unload`` and ``evict``."""
+
+    cookie: int
+    model: str
+    caller: Caller
+    reason: str
+    application: str
+    what: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class HoldDropped:
+    cookie: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UseBegan:
+    """A request is about to be sent to a ready engine."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class UseEnded:
+    """Its last byte has been relayed, or its client or engine has gone."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The engine of this start exists and may hold memory from now on."""
+
+    model: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    model: str
+    generation: int
+    stage: str
+    fraction: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BecameReady:
+    model: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadEnded:
+    """A load that did not become ready: it failed, or it was canceled (then ``error`` is empty)."""
+
+    model: str
+    generation: int
+    error: str = ""
+    hint: str = ""
+    kind: str = ""
+    tail: tuple[str, ...] = ()
+    preflight: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineGone:
+    """A ready, draining or stopping engine is no more."""
+
+    model: str
+    generation: int
+    exit: Exit
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BusyAnswered:
+    """The engine's own word on whether it works; ``busy`` None: it cannot tell."""
+
+    model: str
+    generation: int
+    busy: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class KillBegan:
+    """The polite rungs of the stop ladder were in vain."""
+
+    model: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """An engine that an earlier daemon started was taken over, ready and answering."""
+
+    model: str
+    generation: int
+    device: str
+    reserved_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A fresh look at all devices. ``own`` says which processes belong to which model; ``problem``: it failed."""
+
+    gpus: tuple[GpuSample, ...]
+    own: Mapping[str, frozenset[int]]
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TimePassed:
+    """A deadline of the scheduler's has come (or the clock made a jump: all deadlines are looked at again)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reconfigured:
+    """New models and limits. ``changed`` are the models whose running engines no longer match the configuration."""
+
+    models: Mapping[str, Model]
+    limits: Limits
+    idle_timeout_s: float
+    sizes: Mapping[str, int]
+    changed: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetSet:
+    """Until the next reload: this many bytes on each GPU (on the host where there is no GPU); 0 goes back."""
+
+    budget_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class IdleTimeoutSet:
+    """Until the next reload: this idle time-out for every model that is not pinned."""
+
+    idle_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownAsked:
+    """gpud ends: drain within the bound, then stop every engine. A second one does not wait any longer."""
+
+
+Event = (
+    LoadAsked
+    | UnloadAsked
+    | CancelAsked
+    | HoldAsked
+    | HoldDropped
+    | UseBegan
+    | UseEnded
+    | Started
+    | Progressed
+    | BecameReady
+    | LoadEnded
+    | EngineGone
+    | BusyAnswered
+    | KillBegan
+    | Adopted
+    | Sampled
+    | TimePassed
+    | Reconfigured
+    | BudgetSet
+    | IdleTimeoutSet
+    | ShutdownAsked
+)
+
+# Actions: what is to be done -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Start the engine of ``model`` on ``device``; every answer carries ``generation``."""
+
+    model: Model
+    generation: int
+    device: str
+    vendor: str
+    need_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelLaunch:
+    model: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Walk the stop ladder. ``kill`` skips to its last rung."""
+
+    model: str
+    generation: int
+    kill: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AskBusy:
+    """Ask the engine whether it works, not before ``delay_s`` from now."""
+
+    model: str
+    generation: int
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Look at the devices, not before ``delay_s`` from now. ``wake``: a sleeping device may be woken for it."""
+
+    wake: bool
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseGpus:
+    """Nothing is loaded: let go of the drivers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learn:
+    """Remember what the model was measured to hold."""
+
+    model: str
+    used_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Everything has been stopped after ShutdownAsked."""
+
+
+# Outcomes: what is told ----------------------------------------------------------------------------------------------
+
+
+class Kind(StrEnum):
+    """One kind of thing that a user may want to find in the journal; each has one message id for ever (``log.py``)."""
+
+    STARTED = "started"
+    STOPPED = "stopped"
+    MODEL_LOADED = "model-loaded"
+    MODEL_UNLOADED = "model-unloaded"
+    MODEL_ADOPTED = "model-adopted"
+    LOAD_STARTED = "load-started"
+    LOAD_FAILED = "load-failed"
+    LOAD_CANCELED = "load-canceled"
+    LOAD_REFUSED = "load-refused"
+    EVICTED = "evicted"
+    IDLE = "idle"
+    ENGINE_CRASHED = "engine-crashed"
+    ENGINE_GIVEN_UP = "engine-given-up"
+    ENGINE_KILLED = "engine-killed"
+    STILL_BUSY = "still-busy"
+    MEMORY_LATE = "memory-late"
+    OVER_ESTIMATE = "over-estimate"
+    GPU_PROBLEM = "gpu-problem"
+    CONFIG_RELOADED = "config-reloaded"
+    CONFIG_REJECTED = "config-rejected"
+    BUS_LOST = "bus-lost"
+    BUS_OWNED = "bus-owned"
+    DENIED = "denied"
+    STORE_PROBLEM = "store-problem"
+    LEFTOVER_ENDED = "leftover-ended"
+
+
+class Level(StrEnum):
+    """How much a notice matters: an error needs somebody now, a warning some day, the rest is history."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+    DEBUG = "debug"
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something happened and this is why, with the numbers. The same words on every surface.
+
+    ``fields`` are for programs; their names become journal fields with the prefix ``GPUD_``.
+    """
+
+    kind: Kind
+    message: str
+    model: str = ""
+    level: Level = Level.INFO
+    fields: Mapping[str, str | int | float] = field(default_factory=dict)
+    detail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChanged:
+    """``reason`` is one of user idle budget suspend session crash config shutdown request adopt."""
+
+    model: str
+    old: State
+    new: State
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnded:
+    job: int
+    kind: JobKind
+    model: str
+    result: JobResult
+    message: str
+    caller: Caller
+
+
+@dataclass(frozen=True, slots=True)
+class HoldEnded:
+    cookie: int
+    owner: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """Something visible changed that has no outcome of its own (progress, a measurement, a deadline)."""
+
+
+Outcome = Notice | ModelChanged | JobEnded | HoldEnded | Touched
+Action = Launch | CancelLaunch | Stop | AskBusy | Sample | ReleaseGpus | Learn | Finish | Outcome

@@ -1,0 +1,270 @@
+"""What the engine needs from the outside, as protocols. Adapters fulfil them; ``daemon.py`` hands them in.
+
+An adapter never knows another adapter: a backend starts processes through the :class:`Launcher` it is given.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from gpud.core.facts import Endpoint, Exit, GpuSample, Model, StopTimes
+
+# Processes -----------------------------------------------------------------------------------------------------------
+
+
+class Stream(StrEnum):
+    OUT = "out"
+    ERR = "err"
+
+
+LineReader = Callable[[Stream, str], bool]
+"""Sees each line of a child's output first; returns True to keep the line out of the journal (protocol lines)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A process to be started, complete: nothing is added by a shell.
+
+    ``environment`` is laid over what is left of the daemon's own environment after scrubbing. ``lease`` asks for a
+    stdin
+    pipe that stays open as long as gpud (or systemd's fd store on its behalf) lives: the engine ends itself at its end.
+    ``unit`` is the unique name of this start (``tiny-3``): the cgroup leaf, the state record and the stored fds carry
+    it.
+    """
+
+    unit: str
+    model: str
+    engine: str
+    argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    directory: str = ""
+    lease: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChildRecord:
+    """A child's identity, enough for a restarted daemon to find it again or to know that it is gone.
+
+    A PID alone proves nothing: ``start_time`` (clock ticks since boot, field 22 of /proc/PID/stat) makes it unique.
+    """
+
+    unit: str
+    model: str
+    engine: str
+    pid: int
+    start_time: int
+    cgroup: str = ""
+
+
+class Child(Protocol):
+    """A running process and everything it forked."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def record(self) -> ChildRecord: ...
+
+    def alive(self) -> bool: ...
+
+    def tail(self) -> tuple[str, ...]:
+        """The last lines of its output, oldest first."""
+
+    def pids(self) -> frozenset[int]:
+        """The process and its descendants that live now."""
+
+    async def wait(self) -> Exit:
+        """Returns when the main process has ended and what it left behind has been ended too. Many may wait."""
+
+    async def stop(self, times: StopTimes, *, ask: Callable[[], Awaitable[None]] | None = None) -> Exit:
+        """TERM, after ``term_s`` TERM again, after ``second_term_s`` kill the whole tree. Safe to call twice.
+
+        ``ask`` replaces the first TERM where an engine has a politer way (it still counts as the first rung).
+        """
+
+    async def kill(self) -> Exit:
+        """Kill the whole tree now."""
+
+    def close_lease(self) -> None:
+        """Close the stdin pipe."""
+
+    def write_line(self, text: str) -> None:
+        """Write one line to the child's stdin; dropped when there is no lease or the pipe is full."""
+
+
+class Launcher(Protocol):
+    """Starts processes and finds those that an earlier daemon started."""
+
+    async def spawn(self, command: Command, on_line: LineReader | None = None) -> Child:
+        """Raises BackendFailed(preflight=True) when the program cannot be executed."""
+
+    def adopt(self, record: ChildRecord, on_line: LineReader | None = None) -> Child | None:
+        """The child of an earlier daemon, or None when that process is gone (a stranger with its PID is not
+        touched)."""
+
+    async def end(self, record: ChildRecord) -> None:
+        """End what is left of a recorded child, if it is still that child; returns when it is gone."""
+
+    def socket_path(self, unit: str) -> str:
+        """A path for this start's private Unix socket, short enough for the kernel; a stale file there is removed."""
+
+
+# Engines -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a load is: ``fraction`` from 0 to 1, or None where the engine does not tell."""
+
+    stage: str
+    fraction: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOrder:
+    """What the engine asks of a backend: load this model, on these devices.
+
+    ``devices`` are the uuids of GPUs, empty for the machine's own memory. ``record`` must be called as soon as a
+    process
+    exists, with what :meth:`Backend.adopt` needs to find it again: a daemon killed a moment later must not lose it.
+    """
+
+    model: Model
+    unit: str
+    devices: tuple[str, ...]
+    vendor: str
+    report: Callable[[Progress], None]
+    record: Callable[["RunnerRecord"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerRecord:
+    """What is kept in the state directory for each start. ``extra`` belongs to the backend that wrote it (strings
+    only).
+
+    ``fingerprint`` names the settings that the engine was started with: a restarted daemon adopts only what is still
+    configured the same way. ``child`` is None for what gpud did not start (attached engines).
+    """
+
+    unit: str
+    model: str
+    engine: str
+    fingerprint: str
+    endpoint: Endpoint
+    devices: tuple[str, ...] = ()
+    reserved_bytes: int = 0
+    child: ChildRecord | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+class Runner(Protocol):
+    """A model that is loaded and answers. Made by a backend, used by the engine and the doors."""
+
+    @property
+    def endpoint(self) -> Endpoint: ...
+
+    def pids(self) -> frozenset[int]:
+        """The processes whose memory is this model's."""
+
+    async def gone(self) -> Exit:
+        """Returns when the model is no longer loaded, for whatever reason. Many may wait."""
+
+    async def busy(self) -> bool | None:
+        """Whether the engine works on a request right now; None when it cannot tell. Bounded to a few seconds."""
+
+    async def health(self) -> str:
+        """Empty when it answers as it should, else a sentence. Bounded to a few seconds."""
+
+    async def unload(self, times: StopTimes) -> None:
+        """Give the memory back; returns when the engine says, or its exit shows, that it did. Never drains."""
+
+    async def kill(self) -> None:
+        """Give the memory back now, whatever it costs."""
+
+    def tail(self) -> tuple[str, ...]: ...
+
+
+class Backend(Protocol):
+    """One kind of engine. Mostly data: argv, environment, how to see that it is ready, how it says that it is busy."""
+
+    name: str
+
+    def check(self, model: Model) -> None:
+        """Raises BackendFailed(preflight=True) for what can be known before a start: a missing file or binary."""
+
+    def file_bytes(self, model: Model) -> int | None:
+        """The size of the model's weights on disk, where that can be known without starting anything."""
+
+    def fingerprint(self, model: Model) -> str:
+        """Changes when a running engine no longer matches the configuration."""
+
+    async def load(self, order: LoadOrder) -> Runner:
+        """Start, wait until it is ready, return. Canceling the call ends the start and leaves nothing behind.
+
+        Raises BackendFailed with the last lines of output and a hint.
+        """
+
+    async def adopt(self, record: RunnerRecord, model: Model) -> Runner | None:
+        """Take over what an earlier daemon loaded; None when it is gone or does not answer."""
+
+    async def close(self) -> None:
+        """End what the backend shares between models (a supervised ``ollama serve``)."""
+
+
+# GPUs ----------------------------------------------------------------------------------------------------------------
+
+
+class Gpus(Protocol):
+    """All devices of the machine. The host's memory is always the last sample."""
+
+    async def sample(self, own: frozenset[int], *, wake: bool) -> tuple[GpuSample, ...]:
+        """A fresh look. With ``wake`` False a runtime-suspended device is left alone and reported as asleep.
+
+        ``own`` are the processes that gpud answers for: the host sample lists the memory of those.
+        """
+
+    async def release(self) -> None:
+        """Let go of the drivers: nothing is loaded, the devices may sleep."""
+
+
+# Persistence ---------------------------------------------------------------------------------------------------------
+
+
+class Store(Protocol):
+    """What must survive a restart. Never raises for a full or read-only disk: it says so in ``problem`` and goes on."""
+
+    @property
+    def problem(self) -> str: ...
+
+    def records(self) -> tuple[RunnerRecord, ...]: ...
+
+    def keep(self, record: RunnerRecord) -> None: ...
+
+    def forget(self, unit: str) -> None: ...
+
+    def learn(self, key: str, used_bytes: int) -> None:
+        """Remember what a model was measured to hold, by the fingerprint of its settings."""
+
+    def learned(self, key: str) -> int | None: ...
+
+
+class FdStore(Protocol):
+    """systemd's file descriptor store, or nothing outside systemd."""
+
+    @property
+    def lasting(self) -> bool:
+        """True when descriptors really survive the daemon: only then may a child outlive it."""
+
+    def put(self, name: str, fd: int) -> None: ...
+
+    def drop(self, name: str) -> None: ...
+
+    def take(self, name: str) -> int | None:
+        """A descriptor that an earlier daemon stored under this name, once."""
+
+
+class OutputSink(Protocol):
+    """Where a child's lines go: the journal, or stderr."""
+
+    def line(self, *, model: str, engine: str, stream: Stream, pid: int, text: str) -> None: ...
