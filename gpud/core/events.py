@@ -164,12 +164,26 @@ class Adopted:
 
 
 @dataclass(frozen=True, slots=True)
+class Unfit:
+    """Why a model cannot be started, found without starting anything: a missing file, a missing program."""
+
+    error: str
+    hint: str = ""
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Sampled:
-    """A fresh look at all devices. ``own`` says which processes belong to which model; ``problem``: it failed."""
+    """A fresh look at all devices, begun after it was asked for.
+
+    ``own`` says which processes belong to which model. For the models that the look was asked to check, ``sizes`` has what
+    each needs and ``unfit`` those that cannot be started at all.
+    """
 
     gpus: tuple[GpuSample, ...]
     own: Mapping[str, frozenset[int]]
-    problem: str = ""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    unfit: Mapping[str, "Unfit"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +198,6 @@ class Reconfigured:
     models: Mapping[str, Model]
     limits: Limits
     idle_timeout_s: float
-    sizes: Mapping[str, int]
     changed: frozenset[str]
 
 
@@ -271,10 +284,14 @@ class AskBusy:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Look at the devices, not before ``delay_s`` from now. ``wake``: a sleeping device may be woken for it."""
+    """Look at the devices, not before ``delay_s`` from now. ``wake``: a sleeping device may be woken for it.
+
+    ``check`` names the models whose files and programs are to be looked at in the same go.
+    """
 
     wake: bool
     delay_s: float = 0.0
+    check: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

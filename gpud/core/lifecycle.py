@@ -35,6 +35,7 @@ TRANSITIONS: dict[tuple[State, Trigger], State] = {
     (State.LOADING, Trigger.CRASH): State.BACKOFF,
     (State.LOADING, Trigger.GIVE_UP): State.FAILED,
     (State.READY, Trigger.DRAIN): State.DRAINING,
+    (State.READY, Trigger.GONE): State.COLD,
     (State.READY, Trigger.CRASH): State.BACKOFF,
     (State.READY, Trigger.GIVE_UP): State.FAILED,
     (State.DRAINING, Trigger.RESUME): State.READY,

@@ -3,7 +3,7 @@
 An adapter never knows another adapter: a backend starts processes through the :class:`Launcher` it is given.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -77,10 +77,17 @@ class Child(Protocol):
     async def wait(self) -> Exit:
         """Returns when the main process has ended and what it left behind has been ended too. Many may wait."""
 
-    async def stop(self, times: StopTimes, *, ask: Callable[[], Awaitable[None]] | None = None) -> Exit:
+    async def stop(
+        self,
+        times: StopTimes,
+        *,
+        ask: Callable[[], Awaitable[None]] | None = None,
+        on_kill: Callable[[], None] | None = None,
+    ) -> Exit:
         """TERM, after ``term_s`` TERM again, after ``second_term_s`` kill the whole tree. Safe to call twice.
 
         ``ask`` replaces the first TERM where an engine has a politer way (it still counts as the first rung).
+        ``on_kill`` is told when the polite rungs were in vain.
         """
 
     async def kill(self) -> Exit:
@@ -105,6 +112,9 @@ class Launcher(Protocol):
 
     async def end(self, record: ChildRecord) -> None:
         """End what is left of a recorded child, if it is still that child; returns when it is gone."""
+
+    async def end_strangers(self, known_units: Collection[str]) -> tuple[str, ...]:
+        """End what lives in cgroup leaves that no record names; returns their names."""
 
     def socket_path(self, unit: str) -> str:
         """A path for this start's private Unix socket, short enough for the kernel; a stale file there is removed."""
@@ -144,7 +154,8 @@ class RunnerRecord:
     only).
 
     ``fingerprint`` names the settings that the engine was started with: a restarted daemon adopts only what is still
-    configured the same way. ``child`` is None for what gpud did not start (attached engines).
+    configured the same way. ``child`` is None for what gpud did not start (attached engines). The engine fills in
+    ``reserved_bytes`` and ``context`` (a caller's wish for this one load) before it stores the record.
     """
 
     unit: str
@@ -154,6 +165,7 @@ class RunnerRecord:
     endpoint: Endpoint
     devices: tuple[str, ...] = ()
     reserved_bytes: int = 0
+    context: int | None = None
     child: ChildRecord | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
 
@@ -176,8 +188,11 @@ class Runner(Protocol):
     async def health(self) -> str:
         """Empty when it answers as it should, else a sentence. Bounded to a few seconds."""
 
-    async def unload(self, times: StopTimes) -> None:
-        """Give the memory back; returns when the engine says, or its exit shows, that it did. Never drains."""
+    async def unload(self, times: StopTimes, on_kill: Callable[[], None] | None = None) -> None:
+        """Give the memory back; returns when the engine says, or its exit shows, that it did. Never drains.
+
+        ``on_kill`` is told when asking was in vain and force is used.
+        """
 
     async def kill(self) -> None:
         """Give the memory back now, whatever it costs."""
