@@ -92,7 +92,7 @@ def vocabulary() -> tuple[list[str], list[float], list[int]]:
         types.append(BYTE)
         scores.append(0.0)
     # What is merged first has the higher score; single characters come last, as a trained vocabulary has it.
-    pieces = "▁the ▁and ▁of ▁to ▁a ▁is in er th on an re he ing ed ▁t ▁in ▁on ▁it ▁we ▁go ▁so ▁up ▁no ▁my ▁be ▁as ▁at ▁by ▁or"
+    pieces = "▁the ▁and ▁of ▁to ▁a ▁is in er th on an re he ing ed ▁t ▁in ▁on ▁it ▁we ▁go ▁so ▁up ▁no ▁my ▁be ▁as ▁at"
     characters = ["▁", *(chr(code) for code in range(33, 127))]
     for rank, piece in enumerate(pieces.split() + characters):
         tokens.append(piece)

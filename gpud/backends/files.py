@@ -1,0 +1,116 @@
+"""Model files as an engine needs them: where they are, that they can be read, how large they are, which they are.
+
+Reads four bytes at most; what is inside a file is the catalogue's affair.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from gpud.core.errors import BackendFailed
+
+GGUF_MAGIC = b"GGUF"
+
+_SHARD = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
+
+
+def resolve(file: str, models_dir: str = "") -> Path:
+    """The path that a configured name means: ``~`` is a home, a relative name lies in ``models_dir``, and
+    ``snapshots/latest`` is the newest snapshot of a Hugging Face cache."""
+    path = Path(file).expanduser()
+    if not path.is_absolute() and models_dir:
+        path = Path(models_dir).expanduser() / path
+    return _newest_snapshot(path)
+
+
+def _newest_snapshot(path: Path) -> Path:
+    parts = path.parts
+    for index in range(1, len(parts)):
+        if parts[index - 1 : index + 1] != ("snapshots", "latest"):
+            continue
+        snapshots = Path(*parts[:index])
+        if (snapshots / "latest").exists():
+            return path
+        rest = parts[index + 1 :]
+        try:
+            candidates = [entry for entry in snapshots.iterdir() if entry.joinpath(*rest).exists()]
+            return max(candidates, key=lambda entry: entry.stat().st_mtime_ns).joinpath(*rest)
+        except (OSError, ValueError):
+            return path
+    return path
+
+
+def shards(path: Path) -> tuple[Path, ...]:
+    """All files of a model that was split: ``x-00001-of-00003.gguf`` names two more. Else the file alone."""
+    match = _SHARD.match(path.name)
+    if match is None:
+        return (path,)
+    count = int(match["count"])
+    return tuple(
+        path.with_name(f"{match['stem']}-{number:05}-of-{match['count']}.gguf") for number in range(1, count + 1)
+    )
+
+
+def size_bytes(path: Path) -> int | None:
+    """The size on disk of a model with all its shards, or None when any of them cannot be found."""
+    try:
+        return sum(shard.stat().st_size for shard in shards(path))
+    except OSError:
+        return None
+
+
+def identity(path: Path) -> str:
+    """Changes when another file lies at the path, or when the file was written to."""
+    marks: list[str] = []
+    for shard in shards(path):
+        try:
+            found = shard.stat()
+        except OSError:
+            marks.append("absent")
+        else:
+            marks.append(f"{found.st_ino}:{found.st_size}:{found.st_mtime_ns}")
+    return ",".join(marks)
+
+
+def check_gguf(model: str, path: Path, what: str = "model file") -> None:
+    """Raises BackendFailed(preflight) when ``path`` is not a readable GGUF file with all its shards."""
+    for shard in shards(path):
+        _check_one(model, shard, what)
+
+
+def _check_one(model: str, path: Path, what: str) -> None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(GGUF_MAGIC))
+    except OSError as problem:
+        raise _unreadable(model, path, what, problem) from None
+    if start == GGUF_MAGIC:
+        return
+    if not start:
+        raise BackendFailed(
+            f'cannot load "{model}": {what} {path} is empty',
+            hint="download it again",
+            kind="truncated",
+            preflight=True,
+        )
+    raise BackendFailed(
+        f'cannot load "{model}": {what} {path} is not a GGUF file: it starts with {start!r}, not with {GGUF_MAGIC!r}',
+        hint="point it at a .gguf file; safetensors and PyTorch files have to be converted first",
+        kind="not-a-model",
+        preflight=True,
+    )
+
+
+def _unreadable(model: str, path: Path, what: str, problem: OSError) -> BackendFailed:
+    reason = os.strerror(problem.errno) if problem.errno else str(problem)
+    kind, hint = (
+        "file-unreadable",
+        f"see to it that the user gpud runs as may read {path} and enter every folder above it",
+    )
+    if isinstance(problem, FileNotFoundError):
+        kind, hint = "file-missing", "correct the path in the configuration, or put the file there"
+    elif isinstance(problem, IsADirectoryError):
+        hint = "name the .gguf file inside the folder"
+    return BackendFailed(
+        f'cannot load "{model}": {what} {path}: {reason} (errno {problem.errno})', hint=hint, kind=kind, preflight=True
+    )
