@@ -1,0 +1,122 @@
+"""What every test gets: the check that it leaves nothing behind, and ``run`` for coroutines.
+
+A test fails when it leaves a task, a child process, a thread or a descriptor (a socket, a pipe, a file) behind.
+Fixtures of a module or the session may keep theirs: they are set up before the count is taken.
+"""
+
+import asyncio
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+import psutil
+import pytest
+
+T = TypeVar("T")
+
+BOUND_S = 60.0
+"""No single coroutine of a test takes longer; what does is stuck, and its stack is worth more than its patience."""
+
+SETTLE_S = 2.0
+"""How long a child that was told to end, or a thread that was let go, may take to be gone after its test."""
+
+TURNS = 5
+"""Turns of the loop that a canceled task may need to end after its test's coroutine has."""
+
+asyncio_run = asyncio.run
+
+
+async def settled(work: Coroutine[Any, Any, T], bound_s: float | None) -> T:
+    """Await the work within its bound, then insist that it left no task."""
+    before = asyncio.all_tasks()
+    async with asyncio.timeout(bound_s):
+        result = await work
+    for _ in range(TURNS):
+        left = asyncio.all_tasks() - before
+        if not left:
+            return result
+        await asyncio.sleep(0)
+    names = ", ".join(sorted(str(task.get_coro()) for task in left))
+    pytest.fail(f"the test left {len(left)} asyncio tasks behind: {names}")
+
+
+@pytest.fixture
+def run() -> Callable[..., Any]:
+    """``run(coroutine, timeout_s=60)``: a loop of its own, a bound, and no task left behind."""
+
+    def run(work: Coroutine[Any, Any, T], timeout_s: float = BOUND_S) -> T:
+        return asyncio_run(settled(work, timeout_s))
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def no_task_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that call ``asyncio.run`` themselves are held to the same: it would cancel what is left in silence."""
+
+    def run(work: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
+        return asyncio_run(settled(work, None), debug=debug)
+
+    monkeypatch.setattr(asyncio, "run", run)
+
+
+def descriptors() -> dict[int, str]:
+    """Every open descriptor and what it leads to."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue  # The listing's own.
+    return found
+
+
+def children() -> dict[tuple[int, float], str]:
+    """Every living descendant, by what makes it unique."""
+    found = {}
+    for child in psutil.Process().children(recursive=True):
+        try:
+            if child.status() != psutil.STATUS_ZOMBIE:
+                found[child.pid, child.create_time()] = " ".join(child.cmdline()) or child.name()
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def snapshot() -> tuple[dict[Any, str], dict[Any, str], dict[Any, str]]:
+    return children(), descriptors(), {thread.ident: thread.name for thread in threading.enumerate()}
+
+
+def new_since(before: tuple[dict[Any, str], dict[Any, str], dict[Any, str]]) -> list[str]:
+    """What is here now and was not before, as sentences."""
+    new = [after.items() - then.items() for then, after in zip(before, snapshot(), strict=True)]
+    found = [f"process {pid}: {text}" for (pid, _), text in new[0]]
+    found += [f"descriptor {fd}: {target}" for fd, target in new[1]]
+    found += [f"thread {name}" for _, name in new[2]]
+    return sorted(found)
+
+
+@pytest.fixture
+def leftovers() -> Callable[[], list[str]]:
+    """A function that tells what has come into being since the fixture was set up and is still there."""
+    before = snapshot()
+    return lambda: new_since(before)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Fail a test that leaves a process, a thread or a descriptor behind."""
+    before = snapshot()
+    yield
+    found = new_since(before)
+    if found:
+        # Only now: an object that waits for the collector may close what it holds, and a child may be on its way out.
+        gc.collect()
+        deadline = time.monotonic() + SETTLE_S
+        while (found := new_since(before)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    if found:
+        pytest.fail("the test left behind: " + "; ".join(found))
