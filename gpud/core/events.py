@@ -92,14 +92,6 @@ class UseEnded:
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
-    """The engine of this start exists and may hold memory from now on."""
-
-    model: str
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
 class Progressed:
     model: str
     generation: int
@@ -155,12 +147,17 @@ class KillBegan:
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """An engine that an earlier daemon started was taken over, ready and answering."""
+    """An engine that an earlier daemon started was taken over, ready and answering.
+
+    ``stale``: it was started with other settings than are configured now, and goes as soon as it is not busy.
+    """
 
     model: str
     generation: int
     device: str
     reserved_bytes: int
+    context: int | None = None
+    stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +173,8 @@ class Unfit:
 class Sampled:
     """A fresh look at all devices, begun after it was asked for.
 
-    ``own`` says which processes belong to which model. For the models that the look was asked to check, ``sizes`` has what
-    each needs and ``unfit`` those that cannot be started at all.
+    ``own`` says which processes belong to which model. For the models that the look was asked to check, ``sizes`` has
+    what each needs and ``unfit`` those that cannot be started at all.
     """
 
     gpus: tuple[GpuSample, ...]
@@ -199,6 +196,11 @@ class Reconfigured:
     limits: Limits
     idle_timeout_s: float
     changed: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class LookAsked:
+    """Somebody wants to see fresh figures; a sleeping device is not woken for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +230,6 @@ Event = (
     | HoldDropped
     | UseBegan
     | UseEnded
-    | Started
     | Progressed
     | BecameReady
     | LoadEnded
@@ -239,6 +240,7 @@ Event = (
     | Sampled
     | TimePassed
     | Reconfigured
+    | LookAsked
     | BudgetSet
     | IdleTimeoutSet
     | ShutdownAsked
