@@ -1,0 +1,228 @@
+"""AMD's GPUs, read from sysfs and from the fdinfo of the processes that use them; /dev/dri is never opened.
+
+Sensors resume a suspended card, so its runtime status is read first; its identity and sizes may be read in any state.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from gpud.core.facts import GpuProcess, GpuSample
+from gpud.gpus.host import machine_memory
+from gpud.gpus.sysfs import driver_of, entries, is_suspended, process_name, read_int, read_text
+
+VENDOR = "amd"
+PCI_VENDOR = "0x1002"
+DRIVER = "amdgpu"
+UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+VRAM_KEYS = ("drm-memory-vram", "drm-resident-vram", "drm-total-vram")
+GTT_KEYS = ("drm-memory-gtt", "drm-resident-gtt", "drm-total-gtt")
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One card. ``uses_gtt``: it has little memory of its own and works in the machine's (an APU)."""
+
+    directory: Path
+    address: str
+    uuid: str
+    name: str
+    total_bytes: int | None
+    uses_gtt: bool
+
+
+class AmdGpuProbe:
+    """All cards that the driver amdgpu serves."""
+
+    source = "amdgpu"
+    problems: tuple[str, ...] = ()
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._root = root
+        self._cards: tuple[Card, ...] = ()
+
+    def look(self, own: frozenset[int], wake: bool) -> tuple[GpuSample, ...]:  # noqa: ARG002 — fdinfo lists everybody
+        self._cards = tuple(self._find())
+        looked_at = [card for card in self._cards if wake or not is_suspended(card.directory)]
+        held = self._held(looked_at) if looked_at else {}
+        return tuple(
+            self._measure(index, card, held.get(card.address, {}))
+            if card in looked_at
+            else replace(self._blank(index, card), asleep=True)
+            for index, card in enumerate(self._cards)
+        )
+
+    def recall(self, health: str) -> tuple[GpuSample, ...]:
+        return tuple(replace(self._blank(index, card), health=health) for index, card in enumerate(self._cards))
+
+    def holding(self) -> bool:
+        return False
+
+    def release(self) -> None:
+        """Nothing is held between two looks."""
+
+    # Cards.
+
+    def _find(self) -> list[Card]:
+        cards = [path for path in entries(self._root / "sys/class/drm") if path.name.removeprefix("card").isdigit()]
+        found = []
+        for path in cards:
+            directory = path / "device"
+            if read_text(directory / "vendor") == PCI_VENDOR and driver_of(directory) == DRIVER:
+                found.append(self._identify(path.name, directory))
+        return sorted(found, key=lambda card: card.address)
+
+    def _identify(self, card: str, directory: Path) -> Card:
+        event = (read_text(directory / "uevent") or "").splitlines()
+        address = next((line.partition("=")[2] for line in event if line.startswith("PCI_SLOT_NAME=")), card)
+        unique = read_text(directory / "unique_id")
+        vram_bytes = read_int(directory / "mem_info_vram_total")
+        gtt_bytes = read_int(directory / "mem_info_gtt_total")
+        uses_gtt = self._is_apu(directory) and (gtt_bytes or 0) > (vram_bytes or 0)
+        total_bytes = (vram_bytes or 0) + (gtt_bytes or 0) if uses_gtt else vram_bytes
+        # ROCm takes the form GPU-<unique id> in ROCR_VISIBLE_DEVICES; cards without one are known by their place.
+        return Card(
+            directory, address, f"GPU-{unique}" if unique else address, self._name(directory), total_bytes, uses_gtt
+        )
+
+    @staticmethod
+    def _is_apu(directory: Path) -> bool:
+        """Only an APU has a second voltage rail to report: that of its northbridge. That the file is there tells it."""
+        return any((sensor / "in1_label").exists() for sensor in entries(directory / "hwmon"))
+
+    def _name(self, directory: Path) -> str:
+        product = read_text(directory / "product_name")
+        if product:
+            return product
+        device = (read_text(directory / "device") or "").removeprefix("0x").upper()
+        revision = (read_text(directory / "revision") or "").removeprefix("0x").upper()
+        return self._names.get((device, revision)) or f"AMD GPU {device or 'of unknown type'}"
+
+    @cached_property
+    def _names(self) -> dict[tuple[str, str], str]:
+        """libdrm's list of names: ``744C,\tC8,\tAMD Radeon RX 7900 XTX``."""
+        rows = (
+            line.split(",", 2) for line in (read_text(self._root / "usr/share/libdrm/amdgpu.ids") or "").splitlines()
+        )
+        return {(row[0].strip().upper(), row[1].strip().upper()): row[2].strip() for row in rows if len(row) == 3}
+
+    # Figures.
+
+    @staticmethod
+    def _blank(index: int, card: Card) -> GpuSample:
+        return GpuSample(card.uuid, card.name, index, VENDOR, total_bytes=card.total_bytes)
+
+    def _measure(self, index: int, card: Card, held: dict[int, int | None]) -> GpuSample:
+        directory = card.directory
+        used_bytes = read_int(directory / "mem_info_vram_used")
+        free_bytes = None
+        if card.total_bytes is not None and used_bytes is not None:
+            free_bytes = self._free(card, used_bytes)
+            used_bytes = card.total_bytes - free_bytes
+        health = ""
+        if free_bytes is None:
+            health = (
+                f"the driver amdgpu does not tell the memory of {card.address}; "
+                "look at: journalctl -k | grep amdgpu, and reload the driver or reboot"
+            )
+        sensors = entries(directory / "hwmon")
+        milli_c = _first(read_int(sensor / "temp1_input") for sensor in sensors)
+        power_uw = _first(read_int(sensor / name) for sensor in sensors for name in ("power1_average", "power1_input"))
+        return replace(
+            self._blank(index, card),
+            used_bytes=used_bytes if free_bytes is not None else None,
+            free_bytes=free_bytes,
+            temperature_c=None if milli_c is None else round(milli_c / 1000),
+            utilization_percent=read_int(directory / "gpu_busy_percent"),
+            power_mw=None if power_uw is None else power_uw // 1000,
+            processes=tuple(GpuProcess(pid, process_name(self._root, pid), held[pid]) for pid in sorted(held)),
+            health=health,
+        )
+
+    def _free(self, card: Card, vram_used_bytes: int) -> int:
+        """What can still be allocated; from the machine's memory never more than the machine has left."""
+        if not card.uses_gtt:
+            return max(0, (card.total_bytes or 0) - vram_used_bytes)
+        vram_total_bytes = read_int(card.directory / "mem_info_vram_total") or 0
+        gtt_total_bytes = read_int(card.directory / "mem_info_gtt_total") or 0
+        gtt_free_bytes = max(0, gtt_total_bytes - (read_int(card.directory / "mem_info_gtt_used") or 0))
+        left_bytes = machine_memory(self._root).free_bytes
+        if left_bytes is not None:
+            gtt_free_bytes = min(gtt_free_bytes, left_bytes)
+        return min(max(0, vram_total_bytes - vram_used_bytes) + gtt_free_bytes, card.total_bytes or 0)
+
+    # Processes.
+
+    def _held(self, cards: list[Card]) -> dict[str, dict[int, int | None]]:
+        """What each process holds of each card, by the card's address. Processes of others are seen only by root.
+
+        A client (one opening of the device) that several processes share through inheritance counts once, on the first.
+        """
+        gtt_too = {card.address: card.uses_gtt for card in cards}
+        held: dict[str, dict[int, int | None]] = {card.address: {} for card in cards}
+        seen: set[tuple[str, str]] = set()
+        processes = [path for path in entries(self._root / "proc") if path.name.isdigit()]
+        for process in sorted(processes, key=lambda path: int(path.name)):
+            for client in _clients(process):
+                address, key = client.get("drm-pdev", ""), (client.get("drm-pdev", ""), client.get("drm-client-id", ""))
+                if client.get("drm-driver") != DRIVER or address not in held or key in seen:
+                    continue
+                seen.add(key)
+                sizes = [_first(_size(client.get(name)) for name in VRAM_KEYS)]
+                if gtt_too[address]:
+                    sizes.append(_first(_size(client.get(name)) for name in GTT_KEYS))
+                known = [size for size in sizes if size is not None]
+                pid = int(process.name)
+                earlier = held[address].get(pid)
+                held[address][pid] = sum(known) + (earlier or 0) if known else earlier
+        self._add_compute(held)
+        return held
+
+    def _add_compute(self, held: dict[str, dict[int, int | None]]) -> None:
+        """ROCm's own account (KFD), which has what fdinfo of some kernels leaves out; the larger of the two holds."""
+        gpu_ids = self._compute_ids()
+        for process in entries(self._root / "sys/class/kfd/kfd/proc"):
+            for file in entries(process):
+                address = gpu_ids.get(file.name.removeprefix("vram_"), "")
+                size = read_int(file) if file.name.startswith("vram_") and address in held else None
+                if size and process.name.isdigit():
+                    pid = int(process.name)
+                    held[address][pid] = max(size, held[address].get(pid) or 0)
+
+    def _compute_ids(self) -> dict[str, str]:
+        """KFD numbers GPUs its own way; each node of its topology says at which PCI address it is."""
+        found = {}
+        for node in entries(self._root / "sys/class/kfd/kfd/topology/nodes"):
+            lines = (read_text(node / "properties") or "").splitlines()
+            facts = {
+                words[0]: int(words[1]) for words in map(str.split, lines) if len(words) == 2 and words[1].isdigit()
+            }
+            gpu_id, place = read_text(node / "gpu_id"), facts.get("location_id", 0)
+            if gpu_id and gpu_id != "0":
+                found[gpu_id] = f"{facts.get('domain', 0):04x}:{place >> 8:02x}:{place >> 3 & 31:02x}.{place & 7}"
+        return found
+
+
+def _clients(process: Path) -> list[dict[str, str]]:
+    """The fdinfo of each descriptor of a process that is a GPU's; the links tell which, so that few files are read."""
+    clients = []
+    for descriptor in entries(process / "fd"):
+        try:
+            target = str(descriptor.readlink())
+        except OSError:
+            continue
+        if target.startswith("/dev/dri/"):
+            lines = (read_text(process / "fdinfo" / descriptor.name) or "").splitlines()
+            clients.append({key: value.strip() for key, _, value in (line.partition(":") for line in lines)})
+    return clients
+
+
+def _size(text: str | None) -> int | None:
+    """``1024 KiB`` in bytes."""
+    number, _, unit = (text or "").partition(" ")
+    return int(number) * UNITS[unit] if number.isdigit() and unit in UNITS else None
+
+
+def _first(values: Iterable[int | None]) -> int | None:
+    return next((value for value in values if value is not None), None)

@@ -1,0 +1,69 @@
+"""Small reads from /sys and /proc that never raise: a file that is not there, or that the kernel refuses, is None."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+DISPLAY_CLASS = "0x03"
+"""PCI class of display controllers: VGA (0x0300) and 3D (0x0302) alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class PciDevice:
+    """A display controller as the kernel sees it, found without waking it. ``driver`` is empty where none is bound."""
+
+    address: str
+    directory: Path
+    driver: str
+    suspended: bool
+
+
+def read_text(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return None
+
+
+def read_int(path: Path) -> int | None:
+    """A whole number that is not negative, else None."""
+    text = read_text(path)
+    return int(text) if text is not None and text.isascii() and text.isdigit() else None
+
+
+def entries(directory: Path) -> list[Path]:
+    """What is in a directory, sorted; nothing where it cannot be read."""
+    try:
+        return sorted(directory.iterdir())
+    except OSError:
+        return []
+
+
+def is_suspended(device: Path) -> bool:
+    """Reading runtime_status does not wake the device; nearly everything else about it may."""
+    return read_text(device / "power/runtime_status") == "suspended"
+
+
+def driver_of(device: Path) -> str:
+    try:
+        return (device / "driver").readlink().name
+    except OSError:
+        return ""
+
+
+def display_devices(root: Path, vendor: str) -> list[PciDevice]:
+    """The display controllers of one vendor (``0x10de``), in the order of their addresses."""
+    return [
+        PciDevice(directory.name, directory, driver_of(directory), is_suspended(directory))
+        for directory in entries(root / "sys/bus/pci/devices")
+        if read_text(directory / "vendor") == vendor
+        and (read_text(directory / "class") or "").startswith(DISPLAY_CLASS)
+    ]
+
+
+def process_name(root: Path, pid: int) -> str:
+    """The program's name; empty where the PID says nothing here (it ended, or belongs to another PID namespace)."""
+    name = read_text(root / "proc" / str(pid) / "comm") or ""
+    command = read_text(root / "proc" / str(pid) / "cmdline") or ""
+    program = command.split("\0", 1)[0].rsplit("/", 1)[-1]
+    # The kernel cuts comm to 15 characters; the command line has the rest, unless the process renamed itself.
+    return program if name and program.startswith(name) else name

@@ -1,0 +1,113 @@
+"""Builds the stand-in for NVIDIA's library and writes its configuration; ``nvml.c`` says what it can do.
+
+A program sees it when it is started with :func:`environment`; this process never loads it.
+"""
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("nvml.c")
+LIBRARY = "libnvidia-ml.so.1"
+FLAGS = ("-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-fPIC", "-shared")
+
+
+@dataclass(frozen=True)
+class FakeProcess:
+    """A process of somebody else: it need not exist. ``mib`` None: the driver does not say."""
+
+    pid: int
+    mib: int | None
+    kind: str = "compute"
+
+
+@dataclass(frozen=True)
+class FakeGpu:
+    """One GPU. ``errors`` maps a function of NVML (empty: all of them) to the name of the error that it gives, or
+    ``hang``."""
+
+    uuid: str = "GPU-11111111-2222-3333-4444-555555555555"
+    name: str = "NVIDIA Fake 4090"
+    pci: str = "0000:01:00.0"
+    total_mib: int = 24576
+    reserved_mib: int = 0
+    used_mib: int = 0
+    temperature_c: int = 41
+    power_mw: int = 23500
+    utilization_percent: int = 3
+    processes: Sequence[FakeProcess] = ()
+    errors: Mapping[str, str] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        numbers = ("total_mib", "reserved_mib", "used_mib", "temperature_c", "power_mw", "utilization_percent")
+        lines = ["[gpu]", f"uuid = {self.uuid}", f"name = {self.name}", f"pci = {self.pci}"]
+        lines += [f"{name} = {getattr(self, name)}" for name in numbers]
+        for process in self.processes:
+            lines.append(f"process = {process.pid} {'-' if process.mib is None else process.mib} {process.kind}")
+        return lines + _error_lines(self.errors)
+
+
+def _error_lines(errors: Mapping[str, str]) -> list[str]:
+    return [f"error.{function} = {error}" if function else f"error = {error}" for function, error in errors.items()]
+
+
+def build(directory: Path | None = None) -> Path:
+    """The directory that holds the library, compiled unless this very source was compiled there before."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpud"
+    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
+    target = (directory or cache) / f"fake-nvml-{digest}"
+    if not (target / LIBRARY).exists():
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target) as scratch:
+            made = Path(scratch) / LIBRARY
+            subprocess.run([os.environ.get("CC", "cc"), *FLAGS, "-o", str(made), str(SOURCE)], check=True)
+            made.replace(target / LIBRARY)
+    return target
+
+
+def environment(config_file: Path) -> dict[str, str]:
+    """What a program's environment must say for it to find the stand-in in place of NVIDIA's library."""
+    paths = [str(build()), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+    return {"LD_LIBRARY_PATH": ":".join(paths), "GPUD_FAKE_NVML": str(config_file)}
+
+
+def write_config(
+    path: Path,
+    gpus: Sequence[FakeGpu] = (FakeGpu(),),
+    *,
+    driver: str = "580.65.06",
+    call_log: Path | None = None,
+    claims: Path | None = None,
+    linger_ms: int = 0,
+    state: Path | None = None,
+    device: Path | None = None,
+    errors: Mapping[str, str] | None = None,
+) -> Path:
+    """Replace the configuration in one step: a running program sees the old or the new one. Returns ``path``."""
+    settings = {"driver": driver, "linger_ms": linger_ms}
+    settings |= {"call_log": call_log, "claims": claims, "state": state, "device": device}
+    lines = [f"{key} = {value}" for key, value in settings.items() if value is not None]
+    lines += _error_lines(errors or {})
+    for gpu in gpus:
+        lines += gpu.lines()
+    fresh = path.with_name(f"{path.name}.new-{os.getpid()}")
+    fresh.write_text("\n".join(lines) + "\n")
+    fresh.replace(path)
+    return path
+
+
+def claim(claims: Path, pid: int, *mib: int) -> None:
+    """Let a process hold so many MiB of each GPU, in the order of the configuration, while it lives."""
+    claims.mkdir(exist_ok=True)
+    fresh = claims / f"new-{pid}"
+    fresh.write_text(" ".join(map(str, mib)))
+    fresh.replace(claims / str(pid))
+
+
+def calls(call_log: Path) -> list[str]:
+    """The names of the functions that were called, oldest first."""
+    return call_log.read_text().splitlines() if call_log.exists() else []

@@ -1,0 +1,655 @@
+/*
+ * A stand-in for libnvidia-ml.so.1, for tests on machines without an NVIDIA GPU.
+ *
+ * It is loaded by the real nvidia-ml-py and answers from a text file, which is read again at every call, so that a test
+ * changes the machine under a running daemon by replacing that file (write a new one and rename it over the old).
+ *
+ * Environment
+ *   GPUD_FAKE_NVML=FILE     the configuration; without it every call but nvmlErrorString gives DRIVER_NOT_LOADED
+ *
+ * The configuration: "key = value" lines; "#" begins a comment line; "[gpu]" begins the next GPU (at most 16).
+ *
+ *   before the first [gpu]
+ *     driver = 580.65.06      what nvmlSystemGetDriverVersion says
+ *     call_log = PATH         one line with the function's name is appended for each call (the file is made)
+ *     claims = DIRECTORY      processes "allocate" by a file there, named by their PID, that holds MiB for each GPU in the
+ *                             order of the configuration: "1024 512"
+ *     linger_ms = 500         memory of an ended process stays used this long after the first call that misses it
+ *     state = PATH            where that is remembered between calls and programs (default: FILE.state)
+ *     device = PATH           a file that nvmlInit opens and nvmlShutdown closes, as /dev/nvidia0 is
+ *     error.FUNCTION = ERROR  FUNCTION gives ERROR
+ *   in a [gpu]
+ *     uuid = GPU-…            name = NVIDIA …          pci = 0000:01:00.0
+ *     total_mib = 24576       reserved_mib = 0         used_mib = 0       (used_mib: held by nobody in particular)
+ *     temperature_c = 40      power_mw = 20000         utilization_percent = 0
+ *     process = PID MIB [compute|graphics]             a process of somebody else, alive or not; MIB "-": not available.
+ *                                                      May be given several times
+ *     error = ERROR           every call with this GPU's handle gives ERROR
+ *     error.FUNCTION = ERROR  FUNCTION with this GPU's handle (or index) gives ERROR
+ *
+ * FUNCTION is the name that nvidia-ml-py looks up (nvmlInitWithFlags, nvmlDeviceGetMemoryInfo_v2, …). ERROR is the name of
+ * a return value without NVML_ERROR_ (NOT_SUPPORTED, GPU_IS_LOST, LIB_RM_VERSION_MISMATCH, UNKNOWN, …) or "hang": the call
+ * does not return for as long as the configuration says so.
+ *
+ * A process also holds memory for as long as it lives when GPUD_FAKE_VRAM_MIB was in its environment when it was executed:
+ * "1024" on the first GPU that its CUDA_VISIBLE_DEVICES (uuids or numbers) shows, or on GPU 0 without that variable;
+ * "1024,512" on the first two. A process whose parent declares the very same figure does not count: it inherited it.
+ *
+ * Only processes that live count, a zombie does not, so that a killed child really gives its memory back.
+ */
+
+#define _GNU_SOURCE
+#include <ctype.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <time.h>
+#include <unistd.h>
+
+typedef int nvmlReturn_t;
+typedef struct gpu_slot { int index; } *nvmlDevice_t;
+typedef struct { unsigned long long total, free, used; } nvmlMemory_t;
+typedef struct { unsigned version; unsigned long long total, reserved, free, used; } nvmlMemory_v2_t;
+typedef struct { unsigned pid; unsigned long long used; unsigned gpu_instance, compute_instance; } nvmlProcessInfo_t;
+typedef struct { unsigned gpu, memory; } nvmlUtilization_t;
+typedef struct {
+    char bus_id_legacy[16];
+    unsigned domain, bus, device, pci_device_id, pci_subsystem_id;
+    char bus_id[32];
+} nvmlPciInfo_t;
+
+enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9 };
+enum { HANG = -1 };
+enum { MAX_GPUS = 16, MAX_ERRORS = 64, MAX_FIXED = 64, MAX_HOLDERS = 512 };
+enum { COMPUTE, GRAPHICS };
+
+static const unsigned long long NOT_AVAILABLE = ~0ULL;
+static const unsigned long long MIB = 1ULL << 20;
+
+static const struct { int code; const char *name, *text; } ERRORS[] = {
+    {0, "SUCCESS", "Success"},
+    {1, "UNINITIALIZED", "Uninitialized"},
+    {2, "INVALID_ARGUMENT", "Invalid Argument"},
+    {3, "NOT_SUPPORTED", "Not Supported"},
+    {4, "NO_PERMISSION", "Insufficient Permissions"},
+    {6, "NOT_FOUND", "Not Found"},
+    {7, "INSUFFICIENT_SIZE", "Insufficient Size"},
+    {9, "DRIVER_NOT_LOADED", "Driver Not Loaded"},
+    {10, "TIMEOUT", "Timeout"},
+    {12, "LIBRARY_NOT_FOUND", "NVML Shared Library Not Found"},
+    {13, "FUNCTION_NOT_FOUND", "Function Not Found"},
+    {15, "GPU_IS_LOST", "GPU is lost"},
+    {16, "RESET_REQUIRED", "GPU requires reset"},
+    {17, "OPERATING_SYSTEM", "The operating system has blocked the request"},
+    {18, "LIB_RM_VERSION_MISMATCH", "RM has detected an NVML/RM version mismatch"},
+    {20, "MEMORY", "Insufficient Memory"},
+    {21, "NO_DATA", "No data"},
+    {25, "ARGUMENT_VERSION_MISMATCH", "Argument version mismatch"},
+    {27, "NOT_READY", "Not ready"},
+    {28, "GPU_NOT_FOUND", "No GPU found"},
+    {999, "UNKNOWN", "Unknown Error"},
+};
+
+struct planned_error { int gpu; char function[64]; int code; };
+struct fixed_process { unsigned pid; long long mib; int kind; };
+struct gpu {
+    char uuid[96], name[96], pci[32];
+    long long total_mib, reserved_mib, used_mib;
+    unsigned temperature_c, power_mw, utilization_percent;
+    struct fixed_process fixed[MAX_FIXED];
+    int fixed_count;
+};
+struct config {
+    char driver[80], call_log[PATH_MAX], claims[PATH_MAX], state[PATH_MAX + 8], device[PATH_MAX];
+    long long linger_ms;
+    struct gpu gpus[MAX_GPUS];
+    int gpu_count;
+    struct planned_error errors[MAX_ERRORS];
+    int error_count;
+};
+struct holder { int gpu; unsigned pid; unsigned long long start; long long mib; int kind; };
+struct holders { struct holder of[MAX_HOLDERS]; int count; };
+
+static struct gpu_slot SLOTS[MAX_GPUS];
+static int users;
+static int device_fd = -1;
+
+/* The configuration ------------------------------------------------------------------------------------------------ */
+
+static char *trim(char *text)
+{
+    while (isspace((unsigned char)*text)) text++;
+    for (char *end = text + strlen(text); end > text && isspace((unsigned char)end[-1]);) *--end = 0;
+    return text;
+}
+
+static int error_code(const char *name)
+{
+    if (strcmp(name, "hang") == 0) return HANG;
+    for (size_t i = 0; i < sizeof ERRORS / sizeof *ERRORS; i++)
+        if (strcmp(name, ERRORS[i].name) == 0) return ERRORS[i].code;
+    fprintf(stderr, "fake nvml: no such error: \"%s\"\n", name);
+    abort();
+}
+
+static void copy(char *to, size_t size, const char *from)
+{
+    snprintf(to, size, "%s", from);
+}
+
+static void plan_error(struct config *config, int gpu, const char *function, const char *name)
+{
+    if (config->error_count == MAX_ERRORS) abort();
+    struct planned_error *planned = &config->errors[config->error_count++];
+    planned->gpu = gpu;
+    copy(planned->function, sizeof planned->function, function);
+    planned->code = error_code(name);
+}
+
+static int set_gpu(struct config *config, struct gpu *gpu, const char *key, const char *value)
+{
+    int number = config->gpu_count - 1;
+    char mib[32] = "", kind[16] = "compute";
+    if (!strcmp(key, "uuid")) copy(gpu->uuid, sizeof gpu->uuid, value);
+    else if (!strcmp(key, "name")) copy(gpu->name, sizeof gpu->name, value);
+    else if (!strcmp(key, "pci")) copy(gpu->pci, sizeof gpu->pci, value);
+    else if (!strcmp(key, "total_mib")) gpu->total_mib = atoll(value);
+    else if (!strcmp(key, "reserved_mib")) gpu->reserved_mib = atoll(value);
+    else if (!strcmp(key, "used_mib")) gpu->used_mib = atoll(value);
+    else if (!strcmp(key, "temperature_c")) gpu->temperature_c = (unsigned)atol(value);
+    else if (!strcmp(key, "power_mw")) gpu->power_mw = (unsigned)atol(value);
+    else if (!strcmp(key, "utilization_percent")) gpu->utilization_percent = (unsigned)atol(value);
+    else if (!strcmp(key, "error")) plan_error(config, number, "", value);
+    else if (!strncmp(key, "error.", 6)) plan_error(config, number, key + 6, value);
+    else if (!strcmp(key, "process")) {
+        if (gpu->fixed_count == MAX_FIXED) abort();
+        struct fixed_process *fixed = &gpu->fixed[gpu->fixed_count++];
+        if (sscanf(value, "%u %31s %15s", &fixed->pid, mib, kind) < 2) return 0;
+        fixed->mib = strcmp(mib, "-") ? atoll(mib) : -1;
+        fixed->kind = strcmp(kind, "graphics") ? COMPUTE : GRAPHICS;
+    } else return 0;
+    return 1;
+}
+
+static int set_general(struct config *config, const char *key, const char *value)
+{
+    if (!strcmp(key, "driver")) copy(config->driver, sizeof config->driver, value);
+    else if (!strcmp(key, "call_log")) copy(config->call_log, sizeof config->call_log, value);
+    else if (!strcmp(key, "claims")) copy(config->claims, sizeof config->claims, value);
+    else if (!strcmp(key, "state")) copy(config->state, sizeof config->state, value);
+    else if (!strcmp(key, "device")) copy(config->device, sizeof config->device, value);
+    else if (!strcmp(key, "linger_ms")) config->linger_ms = atoll(value);
+    else if (!strncmp(key, "error.", 6)) plan_error(config, -1, key + 6, value);
+    else return 0;
+    return 1;
+}
+
+static int read_config(struct config *config)
+{
+    const char *path = getenv("GPUD_FAKE_NVML");
+    FILE *file = path ? fopen(path, "re") : NULL;
+    char line[PATH_MAX + 128];
+    memset(config, 0, sizeof *config);
+    if (!file) return 0;
+    copy(config->driver, sizeof config->driver, "580.65.06");
+    snprintf(config->state, sizeof config->state, "%s.state", path);
+    while (fgets(line, sizeof line, file)) {
+        char *key = trim(line), *equals;
+        if (!*key || *key == '#') continue;
+        if (!strcmp(key, "[gpu]")) {
+            if (config->gpu_count == MAX_GPUS) abort();
+            struct gpu *gpu = &config->gpus[config->gpu_count++];
+            snprintf(gpu->uuid, sizeof gpu->uuid, "GPU-fake-%d", config->gpu_count - 1);
+            snprintf(gpu->pci, sizeof gpu->pci, "0000:%02x:00.0", config->gpu_count);
+            copy(gpu->name, sizeof gpu->name, "NVIDIA Fake GPU");
+            gpu->temperature_c = 40;
+            gpu->power_mw = 20000;
+            continue;
+        }
+        equals = strchr(key, '=');
+        if (equals) *equals = 0;
+        int known = equals && (config->gpu_count
+                                   ? set_gpu(config, &config->gpus[config->gpu_count - 1], trim(key), trim(equals + 1))
+                                   : set_general(config, trim(key), trim(equals + 1)));
+        if (!known) {
+            fprintf(stderr, "fake nvml: %s: cannot use the line \"%s\"\n", path, key);
+            abort();
+        }
+    }
+    fclose(file);
+    return 1;
+}
+
+/* Who holds memory ------------------------------------------------------------------------------------------------- */
+
+/* True while the process lives and is not a zombie. */
+static int process_lives(unsigned pid, unsigned long long *start, unsigned *parent)
+{
+    char path[64], text[1024], state = 0;
+    snprintf(path, sizeof path, "/proc/%u/stat", pid);
+    FILE *file = fopen(path, "re");
+    if (!file) return 0;
+    size_t length = fread(text, 1, sizeof text - 1, file);
+    fclose(file);
+    text[length] = 0;
+    char *rest = strrchr(text, ')');
+    if (!rest || sscanf(rest + 1, " %c %u %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu", &state,
+                        parent, start) != 3)
+        return 0;
+    return state != 'Z' && state != 'X';
+}
+
+/* The value of one variable in the environment that the process was executed with, or an empty string and 0. */
+static int process_variable(unsigned pid, const char *name, char *value, size_t size)
+{
+    static _Thread_local char text[1 << 17];
+    char path[64];
+    size_t length, wanted = strlen(name);
+    *value = 0;
+    snprintf(path, sizeof path, "/proc/%u/environ", pid);
+    FILE *file = fopen(path, "re");
+    if (!file) return 0;
+    length = fread(text, 1, sizeof text - 1, file);
+    fclose(file);
+    text[length] = 0;
+    for (char *at = text; at < text + length; at += strlen(at) + 1)
+        if (!strncmp(at, name, wanted) && at[wanted] == '=') {
+            copy(value, size, at + wanted + 1);
+            return 1;
+        }
+    return 0;
+}
+
+static void hold(struct holders *holders, int gpu, unsigned pid, unsigned long long start, long long mib, int kind)
+{
+    if (holders->count == MAX_HOLDERS || (mib == 0 && kind == COMPUTE)) return;
+    holders->of[holders->count++] = (struct holder){gpu, pid, start, mib, kind};
+}
+
+/* The GPU that a process sees at a position, or -1. */
+static int visible_gpu(const struct config *config, const char *visible, int position)
+{
+    char list[1024], *rest = list, *item;
+    copy(list, sizeof list, visible);
+    while ((item = strsep(&rest, ",")) != NULL) {
+        int found = -1;
+        item = trim(item);
+        for (int i = 0; i < config->gpu_count; i++)
+            if (!strcmp(item, config->gpus[i].uuid)) found = i;
+        if (found < 0 && isdigit((unsigned char)*item)) found = atoi(item);
+        if (found < 0 || found >= config->gpu_count) return -1;
+        if (position-- == 0) return found;
+    }
+    return -1;
+}
+
+static void declared(const struct config *config, unsigned pid, struct holders *holders)
+{
+    char figures[256], inherited[256], visible[1024], *rest = figures, *item;
+    unsigned long long start, parent_start;
+    unsigned parent = 0, grandparent = 0;
+    if (!process_variable(pid, "GPUD_FAKE_VRAM_MIB", figures, sizeof figures)) return;
+    if (!process_lives(pid, &start, &parent)) return;
+    if (process_lives(parent, &parent_start, &grandparent)
+        && process_variable(parent, "GPUD_FAKE_VRAM_MIB", inherited, sizeof inherited) && !strcmp(inherited, figures))
+        return;
+    int restricted = process_variable(pid, "CUDA_VISIBLE_DEVICES", visible, sizeof visible);
+    for (int position = 0; (item = strsep(&rest, ",")) != NULL; position++) {
+        int gpu = restricted ? visible_gpu(config, visible, position) : position;
+        if (gpu >= 0 && gpu < config->gpu_count) hold(holders, gpu, pid, start, atoll(item), COMPUTE);
+    }
+}
+
+static void claimed(const struct config *config, unsigned pid, const char *path, struct holders *holders)
+{
+    unsigned long long start;
+    unsigned parent;
+    long long mib;
+    FILE *file = fopen(path, "re");
+    if (!file) return;
+    if (process_lives(pid, &start, &parent))
+        for (int gpu = 0; gpu < config->gpu_count && fscanf(file, "%lld", &mib) == 1; gpu++)
+            hold(holders, gpu, pid, start, mib, COMPUTE);
+    fclose(file);
+}
+
+static void find_live(const struct config *config, struct holders *holders)
+{
+    char path[PATH_MAX + 300];
+    struct dirent *entry;
+    DIR *directory = opendir("/proc");
+    while (directory && (entry = readdir(directory)) != NULL)
+        if (isdigit((unsigned char)*entry->d_name)) declared(config, (unsigned)atoi(entry->d_name), holders);
+    if (directory) closedir(directory);
+    directory = *config->claims ? opendir(config->claims) : NULL;
+    while (directory && (entry = readdir(directory)) != NULL)
+        if (isdigit((unsigned char)*entry->d_name)) {
+            snprintf(path, sizeof path, "%s/%s", config->claims, entry->d_name);
+            claimed(config, (unsigned)atoi(entry->d_name), path, holders);
+        }
+    if (directory) closedir(directory);
+}
+
+static long long now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
+}
+
+/* What ended processes still hold, by GPU; the state file remembers who was seen alive and since when each is missed. */
+static void add_lingering(const struct config *config, const struct holders *live, long long *used_mib)
+{
+    struct remembered { struct holder holder; long long missed; } past[MAX_HOLDERS];
+    int count = 0;
+    int fd = open(config->state, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (fd < 0) return;
+    flock(fd, LOCK_EX);
+    FILE *file = fdopen(fd, "r+e");
+    struct remembered one = {0};
+    while (count < MAX_HOLDERS && fscanf(file, "%d %u %llu %lld %lld", &one.holder.gpu, &one.holder.pid, &one.holder.start,
+                                         &one.holder.mib, &one.missed) == 5)
+        past[count++] = one;
+    rewind(file);
+    if (ftruncate(fd, 0) != 0) abort();
+    for (int i = 0; i < live->count; i++)
+        fprintf(file, "%d %u %llu %lld 0\n", live->of[i].gpu, live->of[i].pid, live->of[i].start, live->of[i].mib);
+    for (int i = 0; i < count; i++) {
+        int alive = 0;
+        for (int j = 0; j < live->count; j++)
+            alive |= live->of[j].pid == past[i].holder.pid && live->of[j].start == past[i].holder.start;
+        if (alive || past[i].holder.gpu >= config->gpu_count) continue;
+        if (!past[i].missed) past[i].missed = now_ms();
+        if (now_ms() - past[i].missed >= config->linger_ms) continue;
+        used_mib[past[i].holder.gpu] += past[i].holder.mib;
+        fprintf(file, "%d %u %llu %lld %lld\n", past[i].holder.gpu, past[i].holder.pid, past[i].holder.start,
+                past[i].holder.mib, past[i].missed);
+    }
+    fclose(file);
+}
+
+static void memory_of(const struct config *config, int number, nvmlMemory_v2_t *memory)
+{
+    static _Thread_local struct holders live;
+    const struct gpu *gpu = &config->gpus[number];
+    long long used_mib[MAX_GPUS] = {0}, used;
+    live.count = 0;
+    find_live(config, &live);
+    for (int i = 0; i < live.count; i++) used_mib[live.of[i].gpu] += live.of[i].mib;
+    if (config->linger_ms > 0) add_lingering(config, &live, used_mib);
+    used = used_mib[number] + gpu->used_mib;
+    for (int i = 0; i < gpu->fixed_count; i++)
+        if (gpu->fixed[i].mib > 0) used += gpu->fixed[i].mib;
+    if (used > gpu->total_mib - gpu->reserved_mib) used = gpu->total_mib - gpu->reserved_mib;
+    memory->total = (unsigned long long)gpu->total_mib * MIB;
+    memory->reserved = (unsigned long long)gpu->reserved_mib * MIB;
+    memory->used = (unsigned long long)used * MIB;
+    memory->free = memory->total - memory->reserved - memory->used;
+}
+
+/* Every call begins here ------------------------------------------------------------------------------------------- */
+
+static void log_call(const struct config *config, const char *function)
+{
+    char line[80];
+    int fd = *config->call_log ? open(config->call_log, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666) : -1;
+    if (fd < 0) return;
+    int length = snprintf(line, sizeof line, "%s\n", function);
+    if (write(fd, line, (size_t)length) != length) abort();
+    close(fd);
+}
+
+static int planned_for(const struct config *config, int gpu, const char *function)
+{
+    for (int i = 0; i < config->error_count; i++) {
+        const struct planned_error *planned = &config->errors[i];
+        if ((planned->gpu < 0 || planned->gpu == gpu) && (!*planned->function || !strcmp(planned->function, function)))
+            return planned->code;
+    }
+    return SUCCESS;
+}
+
+/* Reads the configuration, logs the call, and gives the planned error; a planned hang lasts until it is lifted. */
+static nvmlReturn_t begin(struct config *config, const char *function, int gpu)
+{
+    int planned;
+    if (!read_config(config)) return DRIVER_NOT_LOADED;
+    log_call(config, function);
+    while ((planned = planned_for(config, gpu, function)) == HANG) {
+        usleep(10000);
+        if (!read_config(config)) return DRIVER_NOT_LOADED;
+    }
+    return planned;
+}
+
+static nvmlReturn_t begin_used(struct config *config, const char *function, int gpu)
+{
+    nvmlReturn_t planned = begin(config, function, gpu);
+    if (planned == SUCCESS && users == 0) return UNINITIALIZED;
+    return planned;
+}
+
+static nvmlReturn_t begin_gpu(struct config *config, const char *function, nvmlDevice_t handle)
+{
+    if (handle < SLOTS || handle >= SLOTS + MAX_GPUS) return INVALID_ARGUMENT;
+    nvmlReturn_t planned = begin_used(config, function, (int)(handle - SLOTS));
+    if (planned == SUCCESS && handle - SLOTS >= config->gpu_count) return INVALID_ARGUMENT;
+    return planned;
+}
+
+static _Thread_local struct config config; /* as this call found it */
+
+#define GPU config.gpus[handle - SLOTS]
+#define BEGIN(code) do { nvmlReturn_t planned = (code); if (planned != SUCCESS) return planned; } while (0)
+
+static nvmlReturn_t put_text(char *to, unsigned size, const char *from)
+{
+    if (strlen(from) >= size) return INSUFFICIENT_SIZE;
+    strcpy(to, from);
+    return SUCCESS;
+}
+
+/* The library ------------------------------------------------------------------------------------------------------ */
+
+static nvmlReturn_t initialise(const char *function)
+{
+    BEGIN(begin(&config, function, -1));
+    if (users++ == 0 && *config.device) device_fd = open(config.device, O_RDONLY | O_CLOEXEC);
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlInit(void) { return initialise(__func__); }
+nvmlReturn_t nvmlInit_v2(void) { return initialise(__func__); }
+nvmlReturn_t nvmlInitWithFlags(unsigned flags) { (void)flags; return initialise(__func__); }
+
+nvmlReturn_t nvmlShutdown(void)
+{
+    BEGIN(begin_used(&config, __func__, -1));
+    if (--users == 0 && device_fd >= 0) {
+        close(device_fd);
+        device_fd = -1;
+    }
+    return SUCCESS;
+}
+
+const char *nvmlErrorString(nvmlReturn_t code)
+{
+    for (size_t i = 0; i < sizeof ERRORS / sizeof *ERRORS; i++)
+        if (ERRORS[i].code == code) return ERRORS[i].text;
+    return "Unknown Error";
+}
+
+nvmlReturn_t nvmlSystemGetDriverVersion(char *text, unsigned size)
+{
+    BEGIN(begin_used(&config, __func__, -1));
+    return put_text(text, size, config.driver);
+}
+
+nvmlReturn_t nvmlSystemGetNVMLVersion(char *text, unsigned size)
+{
+    BEGIN(begin(&config, __func__, -1));
+    return put_text(text, size, config.driver);
+}
+
+nvmlReturn_t nvmlDeviceGetCount_v2(unsigned *count)
+{
+    BEGIN(begin_used(&config, __func__, -1));
+    *count = (unsigned)config.gpu_count;
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned index, nvmlDevice_t *handle)
+{
+    BEGIN(begin_used(&config, __func__, (int)index));
+    if (index >= (unsigned)config.gpu_count) return INVALID_ARGUMENT;
+    *handle = &SLOTS[index];
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *handle)
+{
+    BEGIN(begin_used(&config, __func__, -1));
+    for (int i = 0; i < config.gpu_count; i++)
+        if (!strcmp(config.gpus[i].uuid, uuid)) {
+            *handle = &SLOTS[i];
+            return planned_for(&config, i, __func__);
+        }
+    return NOT_FOUND;
+}
+
+static void pci_parts(const char *text, unsigned *domain, unsigned *bus, unsigned *device)
+{
+    *domain = *bus = *device = 0;
+    if (sscanf(text, "%x:%x:%x", domain, bus, device) != 3) abort();
+}
+
+nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *address, nvmlDevice_t *handle)
+{
+    unsigned wanted[3], own[3];
+    BEGIN(begin_used(&config, __func__, -1));
+    pci_parts(address, &wanted[0], &wanted[1], &wanted[2]);
+    for (int i = 0; i < config.gpu_count; i++) {
+        pci_parts(config.gpus[i].pci, &own[0], &own[1], &own[2]);
+        if (!memcmp(wanted, own, sizeof own)) {
+            *handle = &SLOTS[i];
+            return planned_for(&config, i, __func__);
+        }
+    }
+    return NOT_FOUND;
+}
+
+nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t handle, char *text, unsigned size)
+{
+    BEGIN(begin_gpu(&config, __func__, handle));
+    return put_text(text, size, GPU.name);
+}
+
+nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t handle, char *text, unsigned size)
+{
+    BEGIN(begin_gpu(&config, __func__, handle));
+    return put_text(text, size, GPU.uuid);
+}
+
+nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t handle, unsigned *index)
+{
+    BEGIN(begin_gpu(&config, __func__, handle));
+    *index = (unsigned)(handle - SLOTS);
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t handle, nvmlPciInfo_t *info)
+{
+    BEGIN(begin_gpu(&config, __func__, handle));
+    memset(info, 0, sizeof *info);
+    pci_parts(GPU.pci, &info->domain, &info->bus, &info->device);
+    info->pci_device_id = 0x268410de;
+    snprintf(info->bus_id, sizeof info->bus_id, "%08X:%02X:%02X.0", info->domain, info->bus, info->device);
+    snprintf(info->bus_id_legacy, sizeof info->bus_id_legacy, "%04X:%02X:%02X.0", info->domain & 0xffff, info->bus & 0xff,
+             info->device & 0xff);
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t handle, nvmlMemory_t *memory)
+{
+    nvmlMemory_v2_t figures;
+    BEGIN(begin_gpu(&config, __func__, handle));
+    memory_of(&config, (int)(handle - SLOTS), &figures);
+    *memory = (nvmlMemory_t){figures.total, figures.free, figures.used + figures.reserved};
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t handle, nvmlMemory_v2_t *memory)
+{
+    BEGIN(begin_gpu(&config, __func__, handle));
+    if (memory->version != (sizeof *memory | 2u << 24)) return 25;
+    memory_of(&config, (int)(handle - SLOTS), memory);
+    return SUCCESS;
+}
+
+static nvmlReturn_t list_processes(const char *function, nvmlDevice_t handle, int kind, unsigned *count,
+                                   nvmlProcessInfo_t *infos)
+{
+    static _Thread_local struct holders holders;
+    unsigned found = 0, room = infos ? *count : 0;
+    BEGIN(begin_gpu(&config, function, handle));
+    holders.count = 0;
+    for (int i = 0; i < GPU.fixed_count; i++)
+        hold(&holders, (int)(handle - SLOTS), GPU.fixed[i].pid, 0, GPU.fixed[i].mib, GPU.fixed[i].kind);
+    find_live(&config, &holders);
+    for (int i = 0; i < holders.count; i++) {
+        const struct holder *one = &holders.of[i];
+        if (one->gpu != handle - SLOTS || one->kind != kind) continue;
+        if (found < room)
+            infos[found] = (nvmlProcessInfo_t){one->pid, one->mib < 0 ? NOT_AVAILABLE : (unsigned long long)one->mib * MIB,
+                                               ~0u, ~0u};
+        found++;
+    }
+    *count = found;
+    return found > room ? INSUFFICIENT_SIZE : SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t handle, unsigned *count, nvmlProcessInfo_t *infos)
+{
+    return list_processes(__func__, handle, COMPUTE, count, infos);
+}
+
+nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v2(nvmlDevice_t handle, unsigned *count, nvmlProcessInfo_t *infos)
+{
+    return list_processes(__func__, handle, COMPUTE, count, infos);
+}
+
+nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t handle, unsigned *count, nvmlProcessInfo_t *infos)
+{
+    return list_processes(__func__, handle, GRAPHICS, count, infos);
+}
+
+nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v2(nvmlDevice_t handle, unsigned *count, nvmlProcessInfo_t *infos)
+{
+    return list_processes(__func__, handle, GRAPHICS, count, infos);
+}
+
+nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t handle, int sensor, unsigned *celsius)
+{
+    BEGIN(begin_gpu(&config, __func__, handle));
+    if (sensor != 0) return INVALID_ARGUMENT;
+    *celsius = GPU.temperature_c;
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t handle, nvmlUtilization_t *rates)
+{
+    BEGIN(begin_gpu(&config, __func__, handle));
+    *rates = (nvmlUtilization_t){GPU.utilization_percent, 0};
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t handle, unsigned *milliwatts)
+{
+    BEGIN(begin_gpu(&config, __func__, handle));
+    *milliwatts = GPU.power_mw;
+    return SUCCESS;
+}
