@@ -1,0 +1,20 @@
+"""YAML in; one frozen, complete Config out, or every problem at once. Owns what can be configured, starts nothing."""
+
+from gpud.config.files import default_path, load, parse
+from gpud.config.records import BusConfig, Config, Door, EngineConfig, HttpConfig, LoggingConfig
+from gpud.config.render import render, to_yaml, warnings
+
+__all__ = [
+    "BusConfig",
+    "Config",
+    "Door",
+    "EngineConfig",
+    "HttpConfig",
+    "LoggingConfig",
+    "default_path",
+    "load",
+    "parse",
+    "render",
+    "to_yaml",
+    "warnings",
+]

@@ -1,0 +1,78 @@
+"""What a configuration is once it has been read: frozen records, every default applied. Never reads a file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gpud.core.facts import Limits, Model, StopTimes
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What all models of one engine share.
+
+    ``url`` attaches to an engine that somebody else runs; the fields before it are then empty. ``port`` 0 lets gpud
+    choose a free one. ``keep_running`` leaves the engine's server up when its last model was unloaded.
+    """
+
+    binary: str = ""
+    python: str = ""
+    host: str = "127.0.0.1"
+    port: int = 0
+    models_dir: str = ""
+    keep_running: bool = False
+    url: str = ""
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LoggingConfig:
+    """How much is said. An engine that prints more lines a second than allowed has the rest counted, not printed."""
+
+    level: str = "info"
+    engine_lines_per_second: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """One listening address."""
+
+    enable: bool
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class HttpConfig:
+    """Where gpud listens. Reserved: checked, but nothing reads it until the doors exist."""
+
+    front: Door = Door(True, "127.0.0.1", 8080)
+    management: Door = Door(True, "127.0.0.1", 9000)
+    ollama: Door = Door(True, "127.0.0.1", 11434)
+
+
+@dataclass(frozen=True, slots=True)
+class BusConfig:
+    """What one caller on D-Bus may have at the same time."""
+
+    jobs: int = 16
+    holds: int = 16
+    calls: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole configuration that has passed every check.
+
+    ``models`` are complete: every default is in them, ``stop`` and ``idle_timeout_s`` too. ``engines`` has only those
+    that the files mention. ``sources`` are the files that were read.
+    """
+
+    models: Mapping[str, Model] = field(default_factory=dict)
+    engines: Mapping[str, EngineConfig] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    idle_timeout_s: float = 300.0
+    stop: StopTimes = field(default_factory=StopTimes)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    http: HttpConfig = field(default_factory=HttpConfig)
+    bus: BusConfig = field(default_factory=BusConfig)
+    sources: tuple[str, ...] = ()

@@ -1,0 +1,222 @@
+"""Writes a Config back as YAML, whole or one key of it, and says what is valid and yet worth a look."""
+
+import os.path
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from gpud.config.kinds import Percent, nearest
+from gpud.config.records import Config
+from gpud.config.schema import BUS, ENGINE, GPU, HTTP, LOGGING, MODEL, RESTART, ROOT, STOP
+from gpud.config.sections import Key, Section
+from gpud.core.errors import InvalidArguments
+from gpud.core.facts import BudgetLimits, BusyProbe, HttpCall, Model
+
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
+MASK = "********"
+
+
+def to_yaml(config: Config, *, secrets: bool = False) -> str:
+    """The effective configuration as YAML that :func:`gpud.config.parse` reads back to an equal one.
+
+    Secrets are masked unless ``secrets``; only then does it read back to the same.
+    """
+    return _dump(_data(config, secrets=secrets))
+
+
+def render(config: Config, key: str | None = None) -> str:
+    """The effective configuration, or one key of it (``idle.timeout``, ``models.tiny``), secrets masked.
+
+    Raises InvalidArguments for a key that is not there.
+    """
+    data: object = _data(config, secrets=False)
+    if not key:
+        return _dump(data)
+    left, reached = key, ""
+    while left:
+        found = _longest(data, left)
+        if found is None:
+            raise _no_such_key(data, left, reached)
+        assert isinstance(data, dict)
+        data = data[found]
+        reached = f"{reached}.{found}" if reached else found
+        left = left[len(found) + 1 :]
+    return _dump(data) if isinstance(data, (dict, list)) else f"{_scalar(data)}\n"
+
+
+def _longest(data: object, key: str) -> str | None:
+    """The longest name in ``data`` with which ``key`` begins: names of models may hold dots."""
+    if not isinstance(data, dict):
+        return None
+    fits = [str(name) for name in data if key == name or key.startswith(f"{name}.")]
+    return max(fits, key=len, default=None)
+
+
+def _no_such_key(data: object, left: str, reached: str) -> InvalidArguments:
+    names = [str(name) for name in data] if isinstance(data, dict) else []
+    place = f' in "{reached}"' if reached else ""
+    hint = f"there are: {' '.join(names)}" if names else f'"{reached}" has no keys below it'
+    return InvalidArguments(f'cannot show "{left}": there is no such key{place}{nearest(left, names)}', hint=hint)
+
+
+def _scalar(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def _dump(data: object) -> str:
+    text: str = yaml.dump(
+        data, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=110, default_flow_style=False
+    )
+    return text
+
+
+def _data(config: Config, *, secrets: bool) -> dict[str, object]:
+    limits = config.limits
+    restart = {
+        "first": limits.backoff_first_s,
+        "max": limits.backoff_max_s,
+        "attempts": limits.backoff_attempts,
+        "healthy_after": limits.healthy_after_s,
+    }
+    gpu = {
+        "budget": _budget(limits.gpu),
+        "reserve": limits.gpu.reserve_bytes,
+        "host_budget": _budget(limits.host),
+        "host_reserve": limits.host.reserve_bytes,
+    }
+    top = {key.name: key for key in ROOT.keys}
+    doors = {key.name: getattr(config.http, key.name) for key in HTTP.keys}
+    return {
+        "models": {name: _model(model, secrets=secrets) for name, model in config.models.items()},
+        "engines": {name: _of_record(ENGINE, engine, name, secrets=secrets) for name, engine in config.engines.items()},
+        "idle": {"timeout": _written(_key(ROOT, "idle", "timeout"), config.idle_timeout_s)},
+        "gpu": {key.name: _written(key, gpu[key.name]) for key in GPU.keys if gpu[key.name] is not None},
+        "stop": _of_record(STOP, config.stop, "", secrets=secrets),
+        "restart": {key.name: _written(key, restart[key.name]) for key in RESTART.keys},
+        "memory_wait": _written(top["memory_wait"], limits.memory_wait_s),
+        "shutdown_drain": _written(top["shutdown_drain"], limits.shutdown_drain_s),
+        "logging": _of_record(LOGGING, config.logging, "", secrets=secrets),
+        "http": {name: {"enable": door.enable, "host": door.host, "port": door.port} for name, door in doors.items()},
+        "bus": _of_record(BUS, config.bus, "", secrets=secrets),
+    }
+
+
+def _key(section: Section, *path: str) -> Key:
+    (key,) = (one for one in section.keys if one.name == path[0])
+    return key if len(path) == 1 else _key(key.kind, *path[1:]) if isinstance(key.kind, Section) else key
+
+
+def _written(key: Key, value: object) -> object:
+    return key.kind.write(value)
+
+
+def _budget(limits: BudgetLimits) -> int | Percent | None:
+    return limits.budget_bytes if limits.budget_percent is None else Percent(limits.budget_percent)
+
+
+def _of_record(section: Section, record: object, engine: str, *, secrets: bool) -> dict[str, object]:
+    """What of a record can stand in a file for this engine and says something."""
+    data: dict[str, object] = {}
+    for key in section.keys:
+        value = getattr(record, key.field or key.name, None)
+        if value is None or value in ("", ()) or not key.used_by(engine):
+            continue
+        data[key.name] = _masked(key.name, _written(key, value), secrets=secrets)
+    if data.get("url"):
+        # What a server of our own would be started with means nothing, and is refused, beside a url.
+        for name in ("host", "port", "keep_running"):
+            data.pop(name, None)
+    return data
+
+
+def _model(model: Model, *, secrets: bool) -> dict[str, object]:
+    data: dict[str, object] = {}
+    for key in MODEL.keys:
+        if not key.used_by(model.engine):
+            continue
+        value = getattr(model if key.model_field else model.settings, key.field or key.name)
+        if isinstance(value, HttpCall):
+            body = {} if value.body is None else {"body": _masked("body", value.body, secrets=secrets)}
+            data[key.name] = {"post": value.path} | body
+        elif isinstance(value, BusyProbe):
+            data[key.name] = {"get": value.path, "any": list(value.fields)}
+        elif key.name == "stop":
+            data[key.name] = _of_record(STOP, model.stop, "", secrets=secrets)
+        elif key.name == "gpu":
+            data[key.name] = value or "auto"
+        elif value is not None and value not in ("", ()):
+            data[key.name] = _masked(key.name, _written(key, value), secrets=secrets)
+    return data
+
+
+def _masked(name: str, value: object, *, secrets: bool) -> object:
+    """Environment, bodies and argument lists without what their names call a secret."""
+    if secrets:
+        return value
+    if name in ("environment", "body"):
+        return _mask_map(value)
+    if name in ("command", "extra_flags") and isinstance(value, list):
+        return _mask_arguments(value)
+    return value
+
+
+def _mask_map(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {
+            key: MASK if _SECRET_NAME.search(str(key)) and not isinstance(item, Mapping) else _mask_map(item)
+            for key, item in value.items()
+        }
+    return [_mask_map(item) for item in value] if isinstance(value, list) else value
+
+
+def _mask_arguments(arguments: list[str]) -> list[str]:
+    masked: list[str] = []
+    hide_next = False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        is_secret = bool(_SECRET_NAME.search(name)) and name.startswith("-")
+        if hide_next and not argument.startswith("${"):
+            masked.append(MASK)
+        elif is_secret and equals and not value.startswith("${"):
+            masked.append(f"{name}={MASK}")
+        else:
+            masked.append(argument)
+        hide_next = is_secret and not equals and not hide_next
+    return masked
+
+
+def warnings(config: Config) -> tuple[str, ...]:
+    """What is valid and yet probably not meant. Looks at the file system; for ``gpudctl config check``."""
+    said: list[str] = []
+    for name, model in config.models.items():
+        settings = model.settings
+        for key in ("file", "mmproj", "draft_file"):
+            path = getattr(settings, key)
+            if path and not os.path.isfile(path):  # noqa: PTH113
+                said.append(f'models.{name}.{key}: there is no file "{path}" now; loading the model would fail')
+        if settings.command and not any("${port}" in one or "${socket}" in one for one in _handed(model)):
+            said.append(f"models.{name}.command: mentions neither ${{port}} nor ${{socket}}; gpud could not reach it")
+        if model.size_bytes is not None and 0 < model.size_bytes < 1 << 20:
+            said.append(f"models.{name}.size: is {model.size_bytes} bytes; a size without a unit is in bytes")
+        if model.pinned and model.idle_timeout_s != config.idle_timeout_s:
+            said.append(f"models.{name}.idle_timeout: has no effect, for the model is pinned")
+    for door in HTTP.keys:
+        opened = getattr(config.http, door.name)
+        if opened.enable and opened.host not in ("127.0.0.1", "::1", "localhost"):
+            said.append(f"http.{door.name}.host: {opened.host} is not of this machine alone; others may reach it")
+    for directory in sorted({os.path.dirname(source) for source in config.sources if "/gpud.d/" in source}):  # noqa: PTH120
+        ignored = (file for file in sorted(os.listdir(directory)) if file.endswith((".yml", ".json")))  # noqa: PTH208
+        said += [f"{directory}/{file}: is not read; only names that end in .yaml are" for file in ignored]
+    return tuple(said)
+
+
+def _handed(model: Model) -> list[str]:
+    return [*model.settings.command, *(value for _, value in model.settings.environment)]

@@ -1,0 +1,643 @@
+"""The one table of everything that can be configured: reading, messages, the shipped file and the manual come from it.
+
+It is long because it is a table; it holds no logic but the checks of single texts.
+"""
+
+import re
+from collections.abc import Iterator
+
+from gpud.config.forbidden import check_flag, check_variable
+from gpud.config.kinds import Choice, Duration, Flag, Layers, PriorityName, Size, Whole, Wrong, nearest
+from gpud.config.sections import CUSTOM, LLAMA, OLLAMA, Key, Named, Section
+from gpud.config.texts import EngineName, Environment, FilePath, Json, Text, Texts, Url, check_engine
+
+# Checks of single texts -----------------------------------------------------------------------------------------------
+
+MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}"
+RESERVED_NAMES = ("all", "default", "status", "scan", "load", "unload")
+
+_PLACEHOLDERS = ("port", "socket", "model", "file", "key")
+
+
+def check_model_name(text: str) -> None:
+    if not re.fullmatch(MODEL_NAME, text):
+        raise Wrong(
+            "is not allowed as a model's name (at most 128 of A-Z a-z 0-9 . _ : / @ + -, the first a letter or digit)"
+        )
+    if text in RESERVED_NAMES:
+        raise Wrong(f"is a word that commands use for themselves ({' '.join(RESERVED_NAMES)}); choose another")
+
+
+def check_argument(text: str) -> None:
+    for name in re.findall(r"\$\{([a-z_]+)\}", text):
+        if name not in _PLACEHOLDERS:
+            known = " ".join(f"${{{one}}}" for one in _PLACEHOLDERS)
+            raise Wrong(
+                f"has the placeholder ${{{name}}}, which gpud does not know ({known}){nearest(name, _PLACEHOLDERS)}"
+            )
+
+
+def check_probe_field(text: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", text):
+        raise Wrong("is not the name of a field (a-z, 0-9, _, -; dots reach inside)")
+
+
+_ROUTE = Text("a path that begins with /", r"/[!-~]*")
+_HOST = Text("an address or a host name", r"[A-Za-z0-9._:-]{1,255}", any_scalar=True)
+_GPU = Text(
+    "the number of a GPU, its uuid, host (keep it off the GPU) or auto",
+    r"auto|host|[0-9]{1,2}|[A-Za-z0-9][A-Za-z0-9:._-]{3,80}",
+    any_scalar=True,
+)
+_CACHE = Choice(("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"))
+_SWITCH = Choice(("on", "off", "auto"), {"true": "on", "True": "on", "false": "off", "False": "off"})
+_PORT = Whole(1, 65535)
+
+# The tables -----------------------------------------------------------------------------------------------------------
+
+STOP = Section(
+    (
+        Key(
+            "drain",
+            Duration(),
+            "How long running requests may take to end before the engine is stopped all the same.",
+            "300",
+            field="drain_s",
+        ),
+        Key("term", Duration(0, 600), "How long the engine has after the first TERM.", "2", field="term_s"),
+        Key(
+            "second_term",
+            Duration(0, 600),
+            "How long it has after the second TERM; then it is killed with all it started.",
+            "2",
+            field="second_term_s",
+        ),
+    )
+)
+
+UNLOAD = Section(
+    (
+        Key("post", _ROUTE, "The path that gives the memory back, asked with POST.", required=True, example="/free"),
+        Key("body", Json(), "What is sent along.", absent="nothing is sent", example="{unload_models: true}"),
+    )
+)
+
+BUSY = Section(
+    (
+        Key(
+            "get",
+            _ROUTE,
+            "The path that says whether the engine works, asked with GET.",
+            required=True,
+            example="/queue",
+        ),
+        Key(
+            "any",
+            Texts("a list of fields of the JSON answer; dots reach inside", check_probe_field, least=1),
+            "It works while any of these is neither zero nor empty.",
+            required=True,
+            example="[queue_running, queue_pending]",
+        ),
+    )
+)
+
+MODEL = Section(
+    (
+        Key(
+            "engine",
+            EngineName(),
+            "What serves the model.",
+            shared=True,
+            model_field=True,
+            absent="must then stand in `defaults`",
+            also=("backend", "type", "runtime"),
+            example="embedded",
+        ),
+        Key(
+            "file",
+            FilePath(),
+            "The model's GGUF file.",
+            engines=LLAMA | CUSTOM,
+            absent="required for embedded, llama_server and llama_cpp",
+            also=("path", "model_path", "gguf", "filename"),
+            example="/var/lib/ml-models/llamacpp/models/tiny.gguf",
+        ),
+        Key(
+            "model",
+            Text("a model's name in Ollama", r"[!-~]{1,255}"),
+            "What Ollama calls the model.",
+            engines=OLLAMA,
+            absent="its name here",
+            field="ollama_name",
+            also=("ollama_name", "ollama_model"),
+            example="llama3.2:3b",
+        ),
+        Key(
+            "aliases",
+            Texts("a list of names, each used once in the whole configuration", check_model_name),
+            "Other names for the same model.",
+            model_field=True,
+            absent="none",
+            also=("alias", "names"),
+            example="[small, gpt-4o-mini]",
+        ),
+        Key(
+            "context",
+            Whole(16, 16_777_216),
+            "Tokens of context, shared by all parallel requests.",
+            "4096",
+            engines=LLAMA | OLLAMA,
+            default_engines=LLAMA,
+            shared=True,
+            also=("n_ctx", "ctx", "ctx_size", "context_size", "num_ctx", "context_length"),
+        ),
+        Key(
+            "layers",
+            Layers(),
+            "Layers on the GPU; auto puts there as many as fit.",
+            "auto",
+            engines=LLAMA | OLLAMA,
+            default_engines=LLAMA,
+            shared=True,
+            also=("n_gpu_layers", "gpu_layers", "ngl", "num_gpu"),
+        ),
+        Key(
+            "threads",
+            Whole(1, 1024),
+            "CPU threads.",
+            engines=LLAMA | OLLAMA,
+            shared=True,
+            absent="the engine decides",
+            also=("n_threads", "num_thread"),
+            example="8",
+        ),
+        Key(
+            "parallel",
+            Whole(1, 256),
+            "Requests that are worked on at the same time.",
+            "1",
+            engines=LLAMA,
+            default_engines=LLAMA,
+            shared=True,
+            also=("n_parallel", "np", "slots"),
+        ),
+        Key(
+            "batch",
+            Whole(1, 65536),
+            "Tokens of a prompt that are handed over at a time.",
+            "2048",
+            engines=LLAMA | OLLAMA,
+            default_engines=LLAMA,
+            shared=True,
+            also=("n_batch", "batch_size"),
+        ),
+        Key(
+            "micro_batch",
+            Whole(1, 65536),
+            "Tokens that are computed at a time; less needs less memory.",
+            engines=LLAMA,
+            shared=True,
+            absent="the engine decides",
+            also=("n_ubatch", "ubatch", "ubatch_size"),
+            example="256",
+        ),
+        Key(
+            "cache_type_k",
+            _CACHE,
+            "How the keys of the KV cache are stored.",
+            engines=LLAMA,
+            shared=True,
+            absent="the engine decides (f16)",
+            also=("type_k", "ctk", "kv_type", "cache_type"),
+            example="q8_0",
+        ),
+        Key(
+            "cache_type_v",
+            _CACHE,
+            "How the values of the KV cache are stored.",
+            engines=LLAMA,
+            shared=True,
+            absent="the engine decides (f16)",
+            also=("type_v", "ctv"),
+            example="q8_0",
+        ),
+        Key(
+            "flash_attention",
+            _SWITCH,
+            "Flash attention: less memory for long contexts.",
+            "auto",
+            engines=LLAMA,
+            default_engines=LLAMA,
+            shared=True,
+            also=("flash_attn", "fa"),
+        ),
+        Key(
+            "continuous_batching",
+            Flag(),
+            "Take up new requests while others are being answered.",
+            engines=LLAMA,
+            shared=True,
+            absent="the engine decides (true)",
+            also=("cont_batching",),
+            example="true",
+        ),
+        Key(
+            "cpu_moe",
+            Whole(0, 999),
+            "Keep the experts of this many layers in host memory.",
+            engines=LLAMA,
+            shared=True,
+            absent="none",
+            also=("n_cpu_moe", "ncmoe"),
+            example="12",
+        ),
+        Key(
+            "override_tensor",
+            Text("pattern=device, several with commas", r"[^\0\s=,][^\0\s]*=[^\0\s]+"),
+            "Where tensors whose names match go, as llama.cpp writes it.",
+            engines=LLAMA,
+            shared=True,
+            absent="none",
+            also=("override_tensors", "ot"),
+            example='".ffn_.*_exps.=CPU"',
+        ),
+        Key(
+            "mmproj",
+            FilePath(),
+            "The projector file of a model that sees or hears.",
+            engines=LLAMA,
+            absent="none",
+            also=("projector", "clip_model_path"),
+            example="/var/lib/ml-models/llamacpp/models/tiny-mmproj.gguf",
+        ),
+        Key(
+            "draft_file",
+            FilePath(),
+            "A small model that guesses ahead (speculative decoding).",
+            engines=LLAMA,
+            absent="none",
+            also=("draft", "draft_model", "model_draft"),
+            example="/var/lib/ml-models/llamacpp/models/tiny-draft.gguf",
+        ),
+        Key(
+            "chat_template",
+            Text("the name of a template, or the template itself"),
+            "Replaces the chat template in the file.",
+            engines=LLAMA,
+            shared=True,
+            absent="the one in the file",
+            also=("chat_format", "template"),
+            example="chatml",
+        ),
+        Key(
+            "embeddings",
+            Flag(),
+            "Serve embeddings, and nothing else.",
+            "false",
+            engines=LLAMA,
+            shared=True,
+            also=("embedding",),
+        ),
+        Key("reranking", Flag(), "Serve reranking.", "false", engines=LLAMA, shared=True, also=("rerank",)),
+        Key(
+            "command",
+            Texts("a list: the program and its arguments; no shell reads it", check_argument, least=1),
+            "Starts a custom engine. ${port} ${socket} ${model} ${file} ${key} are filled in at each start.",
+            engines=CUSTOM,
+            absent="`url` is required then",
+            also=("cmd", "argv", "exec"),
+            example='[./server, --port, "${port}"]',
+        ),
+        Key(
+            "directory",
+            FilePath(),
+            "Where the command is started.",
+            engines=CUSTOM,
+            absent="/",
+            also=("cwd", "working_directory", "workdir"),
+            example="/opt/comfyui",
+        ),
+        Key(
+            "url",
+            Url(),
+            "A server that somebody else runs: gpud never starts or stops it.",
+            engines=CUSTOM,
+            absent="`command` is required then",
+            also=("proxy", "endpoint", "base_url"),
+            example='"http://127.0.0.1:8188"',
+        ),
+        Key(
+            "health",
+            _ROUTE,
+            "The path that answers 200 once the engine is ready.",
+            engines=CUSTOM,
+            absent="/health for a command, none for a url",
+            also=("health_path", "check_endpoint", "health_check"),
+            example="/health",
+        ),
+        Key(
+            "unload",
+            UNLOAD,
+            "How to ask the engine for its memory without ending it.",
+            engines=CUSTOM,
+            absent="the engine is stopped",
+        ),
+        Key(
+            "busy", BUSY, "How to see that the engine works.", engines=CUSTOM, absent="only requests through gpud count"
+        ),
+        Key(
+            "size",
+            Size(),
+            "The memory it needs.",
+            engines=None,
+            model_field=True,
+            field="size_bytes",
+            absent="gpud finds out; required for custom",
+            also=("vram", "memory", "vram_estimate"),
+            example="300MiB",
+        ),
+        Key(
+            "gpu",
+            _GPU,
+            "Which GPU it goes to.",
+            "auto",
+            shared=True,
+            model_field=True,
+            also=("device", "gpu_index", "gpu_uuid", "main_gpu"),
+        ),
+        Key(
+            "idle_timeout",
+            Duration(never=True),
+            "Unload it after this long without a request.",
+            shared=True,
+            model_field=True,
+            field="idle_timeout_s",
+            absent="idle.timeout",
+            also=("ttl", "keep_alive", "timeout"),
+            example="10m",
+        ),
+        Key(
+            "priority",
+            PriorityName(),
+            "Who goes first, and who is unloaded last.",
+            "normal",
+            shared=True,
+            model_field=True,
+        ),
+        Key(
+            "pinned",
+            Flag(),
+            "Once loaded, keep it: never unload it for idleness or to make room.",
+            "false",
+            shared=True,
+            model_field=True,
+            also=("pin", "persistent"),
+        ),
+        Key(
+            "preload",
+            Flag(),
+            "Load it when gpud starts.",
+            "false",
+            shared=True,
+            model_field=True,
+            also=("autoload", "autostart", "load_on_start"),
+        ),
+        Key(
+            "load_timeout",
+            Duration(1),
+            "Give up a load after this long.",
+            "300",
+            shared=True,
+            model_field=True,
+            field="load_timeout_s",
+            also=("start_timeout", "health_check_timeout"),
+        ),
+        Key(
+            "stop",
+            STOP,
+            "How it is stopped; what is absent comes from the section `stop`.",
+            shared=True,
+            model_field=True,
+            absent="as in `stop`",
+        ),
+        Key(
+            "environment",
+            Environment(check_variable),
+            "Variables for its engine; those of `defaults` and of the engine's defaults are added.",
+            engines=LLAMA | CUSTOM,
+            shared=True,
+            absent="none",
+            also=("env",),
+            example='{GGML_CUDA_NO_PINNED: "1"}',
+        ),
+        Key(
+            "extra_flags",
+            Texts("a list of arguments", check_flag),
+            "Appended to the engine's command line as they are; flags that gpud sets are refused.",
+            engines=LLAMA,
+            shared=True,
+            absent="none",
+            also=("flags", "args", "extra_args", "extraflags"),
+            example='[--temp, "1.2"]',
+        ),
+    )
+)
+
+DEFAULTS = Section(tuple(key for key in MODEL.keys if key.shared))
+ENGINE_DEFAULTS = Section(tuple(key for key in DEFAULTS.keys if key.name != "engine"))
+
+ENGINE = Section(
+    (
+        Key(
+            "binary",
+            FilePath(program=True),
+            "The engine's program.",
+            engines=LLAMA | OLLAMA,
+            absent="looked up in PATH under its usual name",
+            also=("path", "program", "executable"),
+            example="/opt/llama.cpp/bin/llama-server",
+        ),
+        Key(
+            "python",
+            FilePath(program=True),
+            "The Python that has the engine's package.",
+            engines=frozenset({"embedded", "llama_cpp"}),
+            absent="the one that runs gpud",
+            also=("interpreter",),
+            example="/opt/llama-cpp-python/bin/python",
+        ),
+        Key("host", _HOST, "Where the server that gpud starts listens.", "127.0.0.1", engines=OLLAMA),
+        Key("port", Whole(0, 65535), "And on which port; 0 is any free one.", "0", engines=OLLAMA),
+        Key(
+            "models_dir",
+            FilePath(),
+            "The engine's own model store.",
+            engines=OLLAMA,
+            absent="the engine decides",
+            also=("models_directory", "models", "store"),
+            example="/var/lib/ml-models/ollama/models",
+        ),
+        Key(
+            "keep_running",
+            Flag(),
+            "Leave the server up when its last model was unloaded.",
+            "false",
+            engines=OLLAMA,
+        ),
+        Key(
+            "url",
+            Url(),
+            "Use the server that runs there; gpud never starts or stops it.",
+            engines=OLLAMA,
+            absent="gpud starts one",
+            example='"http://127.0.0.1:11434"',
+        ),
+        Key(
+            "environment",
+            Environment(check_variable),
+            "Variables for each process of this engine.",
+            absent="none",
+            also=("env",),
+            example='{OLLAMA_FLASH_ATTENTION: "1"}',
+        ),
+        Key("defaults", ENGINE_DEFAULTS, "What its models have unless they say otherwise: keys of `defaults`."),
+    )
+)
+
+
+def _door(port: str) -> Section:
+    return Section(
+        (
+            Key("enable", Flag(), "Whether to listen.", "true", also=("enabled",)),
+            Key("host", _HOST, "The address to listen on.", "127.0.0.1", also=("address", "bind", "listen")),
+            Key("port", _PORT, "The port to listen on.", port),
+        )
+    )
+
+
+IDLE = Section(
+    (
+        Key(
+            "timeout",
+            Duration(never=True),
+            "Unload a model after this long without a request.",
+            "300",
+            also=("idle_timeout", "seconds", "after"),
+        ),
+    )
+)
+
+GPU = Section(
+    (
+        Key(
+            "budget",
+            Size(1 << 20, percent=True),
+            "What gpud may take of each GPU (of host memory, where there is no GPU).",
+            absent="all but the reserve",
+            also=("vram_budget", "limit", "max"),
+            example="5GiB",
+        ),
+        Key(
+            "reserve",
+            Size(),
+            "What is left free on each GPU for the desktop and others.",
+            "256MiB",
+            also=("vram_reserve",),
+        ),
+        Key(
+            "host_budget",
+            Size(1 << 20, percent=True),
+            "What gpud may take of host memory.",
+            absent="all but the reserve",
+            example="50%",
+        ),
+        Key("host_reserve", Size(), "What is left free of host memory.", "1GiB"),
+    )
+)
+
+RESTART = Section(
+    (
+        Key("first", Duration(0.1), "The wait before the first new try after a crash; it doubles each time.", "5"),
+        Key("max", Duration(0.1), "The longest such wait.", "60"),
+        Key("attempts", Whole(1, 1000), "Tries before the model is given up until somebody asks for it.", "5"),
+        Key("healthy_after", Duration(), "A model that lived this long starts to count afresh.", "30"),
+    )
+)
+
+LOGGING = Section(
+    (
+        Key("level", Choice(("debug", "info", "warning", "error")), "What is logged.", "info", also=("log_level",)),
+        Key(
+            "engine_lines_per_second",
+            Whole(1, 100_000),
+            "Lines of one engine that are passed on; the rest is counted.",
+            "200",
+        ),
+    )
+)
+
+HTTP = Section(
+    (
+        Key("front", _door("8080"), "The door for clients."),
+        Key("management", _door("9000"), "The management API."),
+        Key("ollama", _door("11434"), "The door for Ollama's clients."),
+    )
+)
+
+BUS = Section(
+    (
+        Key("jobs", Whole(1, 10_000), "Jobs that one caller may have.", "16"),
+        Key("holds", Whole(1, 10_000), "Holds that one caller may have.", "16"),
+        Key("calls", Whole(1, 10_000), "Unanswered calls that one caller may have.", "64"),
+    )
+)
+
+MODELS = Named(MODEL, "model", lambda name, _: check_model_name(name))
+ENGINES = Named(ENGINE, "engine", check_engine)
+
+ROOT = Section(
+    (
+        Key("models", MODELS, "The models, each under the name that clients ask for.", also=("model",)),
+        Key("defaults", DEFAULTS, "What every model has unless it, or its engine's defaults, say otherwise."),
+        Key("engines", ENGINES, "What all models of one engine share.", also=("backends", "engine")),
+        Key("idle", IDLE, "Idleness."),
+        Key("gpu", GPU, "How much memory gpud may take.", also=("vram", "gpus", "limits")),
+        Key("stop", STOP, "How engines are stopped."),
+        Key("restart", RESTART, "What happens after an engine crashed.", also=("backoff",)),
+        Key(
+            "memory_wait",
+            Duration(),
+            "How long a load waits for memory that a stopped engine should have given back.",
+            "10",
+        ),
+        Key("shutdown_drain", Duration(0, 3600), "How long running requests may take when gpud ends.", "20"),
+        Key("logging", LOGGING, "What is logged.", also=("log",)),
+        Key(
+            "http",
+            HTTP,
+            "Where gpud listens (reserved: checked, but not used until the doors exist).",
+            also=("server",),
+        ),
+        Key("bus", BUS, "What one caller on D-Bus may have at the same time."),
+    )
+)
+
+
+def sections() -> Iterator[tuple[str, Section]]:
+    """Every section with its path as the manual writes it, outermost first."""
+    yield "the top level", ROOT
+    yield "models.NAME", MODEL
+    yield "models.NAME.unload", UNLOAD
+    yield "models.NAME.busy", BUSY
+    yield "engines.NAME", ENGINE
+    for key in ROOT.keys:
+        if isinstance(key.kind, Section) and key.kind is not DEFAULTS:
+            yield key.name, key.kind
+            for inner in key.kind.keys:
+                if isinstance(inner.kind, Section):
+                    yield f"{key.name}.{inner.name}", inner.kind
+
+
+def places(name: str) -> list[str]:
+    """The sections that have a key of this name."""
+    return [place for place, section in sections() if any(key.name == name for key in section.keys)]

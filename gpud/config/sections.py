@@ -1,0 +1,158 @@
+"""How a map of keys is read: what a key is, what a section is, and the messages for what does not belong there."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gpud.config.kinds import BROKEN, Kind, Reading, Wrong, nearest
+from gpud.config.source import Node, Scalar, Table, Where, shown
+
+LLAMA = frozenset({"embedded", "llama_server", "llama_cpp"})
+OLLAMA = frozenset({"ollama"})
+CUSTOM = frozenset({"custom"})
+BUILT_IN = LLAMA | OLLAMA | CUSTOM
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key.
+
+    ``default`` is written as in a file; ``None`` means unset, and then null is allowed and says so explicitly.
+    ``absent`` says what happens then. ``engines`` are the built-in engines that use the key (``None``: all; engines
+    from outside packages may use every key), ``default_engines`` those for which the default holds. ``shared``: it
+    makes sense in ``defaults`` too. ``field`` is the record's field where that has another name, ``model_field`` says
+    that it is one of Model rather than of EngineSettings. ``also`` are names that other programs use for it.
+    ``example`` is for the manual.
+    """
+
+    name: str
+    kind: Kind
+    says: str
+    default: str | None = None
+    absent: str = ""
+    required: bool = False
+    engines: frozenset[str] | None = None
+    default_engines: frozenset[str] | None = None
+    shared: bool = False
+    field: str = ""
+    model_field: bool = False
+    also: tuple[str, ...] = ()
+    example: str = ""
+
+    def default_value(self, reading: Reading) -> Any:
+        assert self.default is not None
+        return self.kind.read(Scalar(Where("", 0), self.default), self.name, reading)
+
+    def used_by(self, engine: str) -> bool:
+        return self.engines is None or engine in self.engines or engine not in BUILT_IN
+
+    def allowed_text(self) -> str:
+        default = f" (default {self.default})" if self.default is not None else ""
+        return f"allowed: {self.kind.allowed}{default}"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A value that was given: ``value`` is None for an explicit null, BROKEN for one that was refused."""
+
+    value: Any
+    where: Where
+    node: Node
+
+
+Values = dict[str, Found]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A map with known keys. Reads to :data:`Values`, and finds every problem inside before it returns."""
+
+    keys: tuple[Key, ...]
+    allowed: str = "a map"
+
+    def read(self, node: Node, path: str, reading: Reading) -> Values:
+        if isinstance(node, Scalar) and node.is_null:
+            return {}
+        if not isinstance(node, Table):
+            raise Wrong(f"is not a map; its keys are: {' '.join(key.name for key in self.keys)}")
+        by_name = {key.name: key for key in self.keys}
+        values: Values = {}
+        for name, entry in node.entries.items():
+            full = f"{path}.{name}" if path else name
+            if name not in by_name:
+                reading.wrong(entry.where, full, f"{shown(entry.node)}: unknown key{self._suggest(name, reading)}")
+                continue
+            values[name] = Found(
+                read_key(by_name[name], entry.node, full, entry.where, reading), entry.where, entry.node
+            )
+        return values
+
+    def _suggest(self, name: str, reading: Reading) -> str:
+        names = [key.name for key in self.keys]
+        plain = name.lower().replace("-", "_")
+        for key in self.keys:
+            if plain == key.name or plain in key.also:
+                return f'; did you mean "{key.name}"?'
+        if near := nearest(plain, names):
+            return near
+        if places := reading.places(name):
+            return f'; "{name}" belongs in {" or ".join(places[:3])}'
+        return f"; allowed: {' '.join(names)}" if names else "; no keys are allowed here"
+
+    def write(self, value: Any) -> object:
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A map whose keys are names that the user chooses, each with the same section."""
+
+    section: Section
+    what: str
+    check_name: Callable[[str, Reading], None]
+    allowed: str = "a map of names to maps"
+
+    def read(self, node: Node, path: str, reading: Reading) -> Values:
+        if isinstance(node, Scalar) and node.is_null:
+            return {}
+        if not isinstance(node, Table):
+            raise Wrong(f"is not a map of {self.what} names")
+        values: Values = {}
+        for name, entry in node.entries.items():
+            full = f"{path}.{name}"
+            try:
+                self.check_name(name, reading)
+            except Wrong as wrong:
+                reading.wrong(entry.where, full, f'the name "{name[:140]}" {wrong}')
+                continue
+            value: Any = BROKEN
+            if isinstance(entry.node, Table):
+                value = self.section.read(entry.node, full, reading)
+            else:
+                keys = " ".join(key.name for key in self.section.keys if key.required) or self.section.keys[0].name
+                given = "has no settings" if _is_null(entry.node) else f"{shown(entry.node)}: is not a map"
+                reading.wrong(entry.where, full, f"{given}; write its keys below it, indented, first: {keys}")
+            values[name] = Found(value, entry.where, entry.node)
+        return values
+
+    def write(self, value: Any) -> object:
+        return value
+
+
+def _is_null(node: Node) -> bool:
+    return isinstance(node, Scalar) and node.is_null
+
+
+def read_key(key: Key, node: Node, path: str, where: Where, reading: Reading) -> Any:
+    """The value of one key; a problem is noted, not raised."""
+    if _is_null(node) and not isinstance(key.kind, (Section, Named)):
+        if key.default is None and not key.required:
+            return None
+        default = f" (default {key.default})" if key.default is not None else ""
+        reading.wrong(where, path, f"has no value; write one or remove the line{default}; allowed: {key.kind.allowed}")
+        return BROKEN
+    try:
+        return key.kind.read(node, path, reading)
+    except Wrong as wrong:
+        reading.wrong(where, path, f"{shown(node)}: {wrong}; {key.allowed_text()}")
+        return BROKEN

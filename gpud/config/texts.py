@@ -1,0 +1,207 @@
+"""The kinds of values that are texts, lists and maps: how each is read, what is allowed, how it is written back.
+
+A kind raises nothing but :class:`Wrong` and never touches the file system: paths are made absolute, not visited.
+"""
+
+import math
+import os.path
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpud.config.kinds import BROKEN, DECIMAL, WHOLE, Reading, Wrong, nearest, text_of
+from gpud.config.source import Items, Node, Scalar, Table, shown
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text. ``any_scalar`` takes a number or a flag for the text that was written; else such a value is a slip."""
+
+    allowed: str = "text"
+    pattern: str = r"[^\0]+"
+    any_scalar: bool = False
+
+    def read(self, node: Node, _path: str, _reading: Reading) -> str:
+        text = text_of(node)
+        assert isinstance(node, Scalar)
+        if not self.any_scalar and node.looks_like != "text":
+            raise Wrong(f"is a {node.looks_like}; put it in quotes if it is meant as text")
+        if not re.fullmatch(self.pattern, text, re.DOTALL):
+            raise Wrong("is empty" if not text else "is not allowed")
+        return text
+
+    def write(self, value: Any) -> object:
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class FilePath:
+    """A path, made absolute: relative ones are relative to the file that names them."""
+
+    program: bool = False
+
+    @property
+    def allowed(self) -> str:
+        name = "a program's name (looked up in PATH) or " if self.program else ""
+        return f"{name}a path; a relative one starts from the directory of the file that names it"
+
+    def read(self, node: Node, path: str, reading: Reading) -> str:
+        text = Text(pattern=r"[^\0-\x1f\x7f]+").read(node, path, reading)
+        if self.program and "/" not in text:
+            return text
+        if text == "~" or text.startswith("~/"):
+            if not reading.home:
+                raise Wrong('begins with "~", but the configuration of the system belongs to no user; write it in full')
+            return os.path.normpath(reading.home + text[1:])
+        if text.startswith("~"):
+            raise Wrong('begins with the home directory of another user ("~name"); write it in full')
+        # Path knows no way to make ".." go without following links, and messages name what was given.
+        return os.path.abspath(Path(node.where.file).parent / text)  # noqa: PTH100
+
+    def write(self, value: Any) -> object:
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    allowed: str = "http://host:port, or with a path: http://host:port/path"
+
+    def read(self, node: Node, _path: str, _reading: Reading) -> str:
+        text = text_of(node)
+        match = re.fullmatch(r"http://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?(/[!-~]*)?", text)
+        if match is None:
+            if text.startswith("https://"):
+                raise Wrong("asks for TLS, which gpud does not speak to engines")
+            if "@" in text:
+                raise Wrong("holds a user name; gpud sends none")
+            raise Wrong("is not an address of an engine")
+        if match[2] is not None and not 1 <= int(match[2]) <= 65535:
+            raise Wrong(f"has the port {match[2]}, which is not from 1 to 65535")
+        if match[3] and re.search("[?#]", match[3]):
+            raise Wrong('has a query or a fragment ("?" or "#")')
+        return text.rstrip("/")
+
+    def write(self, value: Any) -> object:
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class EngineName:
+    allowed: str = "embedded llama_server llama_cpp ollama custom, or what an installed package adds"
+
+    def read(self, node: Node, _path: str, reading: Reading) -> str:
+        text = text_of(node)
+        check_engine(text, reading)
+        return text
+
+    def write(self, value: Any) -> object:
+        return value
+
+
+BUILT_IN_ENGINES = ("embedded", "llama_server", "llama_cpp", "ollama", "custom")
+
+
+def check_engine(text: str, reading: Reading) -> None:
+    known = sorted(reading.known_engines) if reading.known_engines is not None else None
+    if not re.fullmatch("[a-z][a-z0-9_]{0,63}", text):
+        raise Wrong(
+            "is not the name of an engine (a-z, 0-9 and _, beginning with a letter)"
+            + nearest(text.lower().replace("-", "_").replace(".", "_"), known or BUILT_IN_ENGINES)
+        )
+    if known is not None and text not in known:
+        raise Wrong(f"is not an engine that is installed here ({' '.join(known)})" + nearest(text, known))
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """A list of texts; each item is checked by ``check``, which raises :class:`Wrong`."""
+
+    allowed: str
+    check: Callable[[str], None]
+    least: int = 0
+
+    def read(self, node: Node, path: str, reading: Reading) -> Any:
+        if not isinstance(node, Items):
+            raise Wrong("is not a list")
+        if len(node.nodes) < self.least:
+            raise Wrong("is empty")
+        good: list[str] = []
+        for index, item in enumerate(node.nodes):
+            try:
+                if isinstance(item, Scalar) and item.is_null:
+                    raise Wrong("is empty; put it in quotes if that is meant")
+                text = text_of(item)
+                self.check(text)
+                good.append(text)
+            except Wrong as wrong:
+                reading.wrong(item.where, f"{path}[{index}]", f"{shown(item)}: {wrong}")
+        return tuple(good) if len(good) == len(node.nodes) else BROKEN
+
+    def write(self, value: Any) -> object:
+        return list(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Variables for a process. Values are taken as they were written and never shown in a message."""
+
+    check: Callable[[str], None]
+    allowed: str = "a map of names (A-Z, 0-9, _) to values"
+
+    def read(self, node: Node, path: str, reading: Reading) -> Any:
+        if not isinstance(node, Table):
+            raise Wrong("is not a map")
+        good: list[tuple[str, str]] = []
+        for name, entry in node.entries.items():
+            try:
+                if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+                    raise Wrong("is not the name of a variable")
+                self.check(name)
+                value = entry.node
+                if isinstance(value, Scalar) and value.is_null:
+                    raise Wrong('has no value; write "" if that is meant')
+                good.append((name, text_of(value)))
+            except Wrong as wrong:
+                reading.wrong(entry.where, f"{path}.{name}", str(wrong))
+        return tuple(good) if len(good) == len(node.entries) else BROKEN
+
+    def write(self, value: Any) -> object:
+        return dict(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Json:
+    """A map that is sent to an engine as JSON."""
+
+    allowed: str = "a map, sent as JSON"
+
+    def read(self, node: Node, _path: str, _reading: Reading) -> Any:
+        if not isinstance(node, Table):
+            raise Wrong("is not a map")
+        return plain_data(node)
+
+    def write(self, value: Any) -> object:
+        return value
+
+
+def plain_data(node: Node) -> Any:
+    """What JSON makes of a node."""
+    if isinstance(node, Table):
+        return {key: plain_data(entry.node) for key, entry in node.entries.items()}
+    if isinstance(node, Items):
+        return [plain_data(item) for item in node.nodes]
+    kind = node.looks_like
+    if kind == "null":
+        return None
+    if kind == "flag" and node.text.lower() in ("true", "false"):
+        return node.text.lower() == "true"
+    if kind == "number" and WHOLE.fullmatch(node.text):
+        return int(node.text)
+    if kind == "number" and DECIMAL.fullmatch(node.text.lstrip("+-")):
+        value = float(node.text)
+        if not math.isfinite(value):
+            raise Wrong(f"holds {node.text}, which is beyond what JSON can carry")
+        return value
+    return node.text
