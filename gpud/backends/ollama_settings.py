@@ -1,0 +1,131 @@
+"""What gpud's configuration means in Ollama's words: names, addresses, options, environment. Asks nobody anything.
+
+Ollama loads a model anew when a request comes with other options than those it was loaded with, and a request without
+options has the server's defaults. So whatever can be is set for the whole server: then a client that says nothing
+changes nothing.
+"""
+
+import logging
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from gpud.backends.ollama_store import BadName, Name, parse_name
+from gpud.core.errors import BackendFailed
+from gpud.core.facts import Endpoint, Model
+
+log = logging.getLogger(__name__)
+
+DEFAULT_PORT = 11434
+ALL_LAYERS = 999
+"""Ollama has no word for "all": a number that no model reaches means it."""
+
+NO_DEVICE = "-1"
+"""As a list of visible devices: none."""
+
+_RESERVED = frozenset({"OLLAMA_HOST", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"})
+"""gpud decides where a server listens and which devices it sees."""
+
+_BREAKS_OLLAMA = frozenset({"LLAMA_API_KEY", "LLAMA_ARG_LOG_JSONL", "LLAMA_SERVER_ROUTER_PORT"})
+"""Its runners would read these, and it would no longer understand them."""
+
+_OPENS_DOORS = ("LLAMA_ARG_TOOLS", "LLAMA_ARG_AGENT", "LLAMA_ARG_MCP")
+"""These let whoever may ask a model also run programs as gpud's user."""
+
+
+def name_of(model: Model) -> Name:
+    try:
+        return parse_name(model.settings.ollama_name or model.name)
+    except BadName as problem:
+        raise BackendFailed(
+            f'cannot load "{model.name}": {problem}',
+            hint='names look like "llama3.2", "llama3.2:3b" or "hf.co/user/repository:Q4_K_M"',
+            kind="bad-name",
+            preflight=True,
+        ) from None
+
+
+def endpoint_of(url: str) -> Endpoint:
+    """``http://HOST[:PORT][/PATH]``, or the same without its scheme."""
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if parts.scheme != "http" or not parts.hostname or port == -1:
+        raise BackendFailed(
+            f'cannot use the Ollama at "{url}": its address must be http://HOST:PORT',
+            hint=f"Ollama itself listens on http://127.0.0.1:{DEFAULT_PORT}; it speaks no HTTPS",
+            kind="bad-address",
+            preflight=True,
+        )
+    return Endpoint(host=parts.hostname, port=port or DEFAULT_PORT, base_path=parts.path.rstrip("/"))
+
+
+def load_options(model: Model, *, attached: bool) -> dict[str, object]:
+    """What is said with a load.
+
+    Layers may be left out of later requests without harm. The context and, for an attached server, the threads may
+    not: where :func:`server_environment` cannot say them, clients must repeat them. The batch is left to Ollama for
+    that reason.
+    """
+    settings = model.settings
+    options: dict[str, object] = {}
+    if settings.context is not None:
+        options["num_ctx"] = settings.context
+    if settings.threads is not None and attached:
+        options["num_thread"] = settings.threads
+    if settings.layers == "all":
+        options["num_gpu"] = ALL_LAYERS
+    elif settings.layers is not None and settings.layers.isdecimal():
+        options["num_gpu"] = int(settings.layers)
+    return options
+
+
+def server_environment(model: Model) -> tuple[tuple[str, str], ...]:
+    """The settings that a server has for all its models, in a fixed order."""
+    settings = model.settings
+    environment = {}
+    if settings.context is not None:
+        environment["OLLAMA_CONTEXT_LENGTH"] = str(settings.context)
+    if settings.threads is not None:
+        # Ollama itself has no such variable; its runners inherit this one.
+        environment["LLAMA_ARG_THREADS"] = str(settings.threads)
+    if settings.parallel is not None:
+        environment["OLLAMA_NUM_PARALLEL"] = str(settings.parallel)
+    if settings.cache_type_k is not None:
+        environment["OLLAMA_KV_CACHE_TYPE"] = settings.cache_type_k
+    if settings.flash_attention in ("on", "off"):
+        environment["OLLAMA_FLASH_ATTENTION"] = "1" if settings.flash_attention == "on" else "0"
+    return tuple(sorted(environment.items()))
+
+
+def visible(devices: tuple[str, ...], vendor: str) -> Mapping[str, str]:
+    """Let a server see these devices alone. A list for CUDA would confuse ROCm, which reads it too."""
+    if not devices:
+        names = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES")
+        return dict.fromkeys(names, NO_DEVICE)
+    chosen = ",".join(devices)
+    if vendor == "nvidia":
+        return {
+            "CUDA_VISIBLE_DEVICES": chosen,
+            "ROCR_VISIBLE_DEVICES": NO_DEVICE,
+            "GGML_VK_VISIBLE_DEVICES": NO_DEVICE,
+        }
+    if vendor == "amd":
+        return {"ROCR_VISIBLE_DEVICES": chosen, "GGML_VK_VISIBLE_DEVICES": NO_DEVICE}
+    return {}
+
+
+def allowed(environment: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """The configured environment without what must not be in it."""
+    allowed = {}
+    for key, value in environment:
+        if key in _RESERVED:
+            log.warning("%s in the environment of engine ollama is ignored: gpud sets it itself", key)
+        elif key in _BREAKS_OLLAMA:
+            log.warning("%s in the environment of engine ollama is ignored: Ollama cannot work with it", key)
+        elif key.startswith(_OPENS_DOORS):
+            log.warning("%s in the environment of engine ollama is ignored: it opens the machine to clients", key)
+        else:
+            allowed[key] = value
+    return allowed
