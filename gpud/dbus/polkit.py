@@ -1,0 +1,179 @@
+"""Asks polkit whether a caller may do something; knows nothing of models and keeps no answer.
+
+The subject is always the caller's unique name on the bus, never a PID: a PID can be somebody else's by the time polkit
+looks at it.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+from collections import Counter
+from collections.abc import Callable
+from enum import StrEnum
+
+from gpud.core.errors import AccessDenied, InteractionRequired, LimitsExceeded
+from gpud.core.facts import Caller
+from gpud.dbus.connection import Connection, ConnectionGone, ReplyError
+from gpud.dbus.interface import INTERFACE
+from gpud.dbus.wire import Flag, Kind, Message, Variant
+
+POLKIT = "org.freedesktop.PolicyKit1"
+_AUTHORITY = "/org/freedesktop/PolicyKit1/Authority"
+_AUTHORITY_INTERFACE = "org.freedesktop.PolicyKit1.Authority"
+
+# Without a dialog polkit answers from its rules; it may have to be started first. A caller's own call times out then.
+TIMEOUT_S = 25.0
+# With a dialog somebody has to find the window and type a password.
+INTERACTIVE_TIMEOUT_S = 120.0
+
+# What the bus says when nobody can answer for polkit, and nobody can be started.
+_ABSENT = (
+    "org.freedesktop.DBus.Error.ServiceUnknown",
+    "org.freedesktop.DBus.Error.NameHasNoOwner",
+    "org.freedesktop.DBus.Error.Spawn.ServiceNotFound",
+    "org.freedesktop.systemd1.NoSuchUnit",
+    "org.freedesktop.systemd1.UnitMasked",
+)
+
+
+class Permission(StrEnum):
+    """What polkit is asked about. The value is the action's name below the interface's."""
+
+    LOAD = "load"
+    UNLOAD = "unload"
+    UNLOAD_OTHERS = "unload-others"
+    HOLD = "hold"
+    MANAGE = "manage"
+
+    @property
+    def action(self) -> str:
+        return f"{INTERFACE}.{self.value}"
+
+
+class Authority:
+    """Decides whether a caller may; in user mode without polkit: whoever runs gpud may do everything."""
+
+    def __init__(
+        self,
+        connection: Callable[[], Connection],
+        *,
+        user_mode: bool,
+        in_flight: int,
+        timeout_s: float = TIMEOUT_S,
+        interactive_timeout_s: float = INTERACTIVE_TIMEOUT_S,
+    ) -> None:
+        self._connection = connection
+        self._user_mode = user_mode
+        self._limit = in_flight
+        self._timeout_s = timeout_s
+        self._interactive_timeout_s = interactive_timeout_s
+        self._in_flight: Counter[int] = Counter()
+        self._ids = itertools.count(1)
+
+    async def check(
+        self, caller: Caller, permission: Permission, *, sender: str, interactive: bool, model: str = ""
+    ) -> None:
+        """Returns when the caller may. Raises AccessDenied, InteractionRequired or LimitsExceeded."""
+        if caller.uid == 0:
+            return
+        if self._user_mode:
+            if caller.uid != os.getuid():
+                raise AccessDenied(f"{caller.label} may not use the gpud of uid {os.getuid()}")
+            return
+        if self._in_flight[caller.uid] >= self._limit:
+            raise LimitsExceeded(
+                f"polkit is being asked {self._limit} questions about uid {caller.uid} already, which is the limit",
+                hint="answer the open dialogs, or call again later",
+            )
+        self._in_flight[caller.uid] += 1
+        try:
+            await self._ask(caller, permission, sender, interactive=interactive, model=model)
+        finally:
+            self._in_flight[caller.uid] -= 1
+            if not self._in_flight[caller.uid]:
+                del self._in_flight[caller.uid]
+
+    async def _ask(self, caller: Caller, permission: Permission, sender: str, *, interactive: bool, model: str) -> None:
+        action = permission.action
+        connection = self._connection()
+        timeout_s = self._interactive_timeout_s if interactive else self._timeout_s
+        cancellation = f"gpud-{next(self._ids)}"
+        try:
+            reply = await connection.call(
+                Message(
+                    Kind.CALL,
+                    destination=POLKIT,
+                    path=_AUTHORITY,
+                    interface=_AUTHORITY_INTERFACE,
+                    member="CheckAuthorization",
+                    signature="(sa{sv})sa{ss}us",
+                    body=[
+                        ["system-bus-name", {"name": Variant("s", sender)}],
+                        action,
+                        {"model": model or "all models"},
+                        1 if interactive else 0,
+                        cancellation,
+                    ],
+                ),
+                timeout_s,
+            )
+            allowed, challenge, _details = reply.body[0]
+        except ReplyError as problem:
+            if problem.name in _ABSENT:
+                raise AccessDenied(
+                    f"{caller.label} may not {permission.value}: there is no polkit on this machine, "
+                    "so that only uid 0 may",
+                    hint="install polkit, or call as root",
+                ) from None
+            raise AccessDenied(
+                f"cannot ask polkit whether {caller.label} may {permission.value} ({action}): {problem}",
+                hint="nothing was done; see whether polkit.service runs, then call again",
+            ) from None
+        except TimeoutError:
+            self._withdraw(connection, cancellation)
+            raise AccessDenied(
+                f"cannot ask polkit whether {caller.label} may {permission.value} ({action}): "
+                f"no answer within {timeout_s:g} s",
+                hint="nothing was done; call again",
+            ) from None
+        except asyncio.CancelledError:
+            self._withdraw(connection, cancellation)
+            raise
+        except ConnectionGone as problem:
+            raise AccessDenied(
+                f"cannot ask polkit whether {caller.label} may {permission.value} ({action}): {problem}",
+                hint="nothing was done; call again",
+            ) from None
+        except (IndexError, TypeError, ValueError):
+            raise AccessDenied(
+                f"cannot ask polkit whether {caller.label} may {permission.value} ({action}): "
+                f'its answer has the type "{reply.signature}", expected "(bba{{ss}})"'
+            ) from None
+        if allowed is True:
+            return
+        if challenge is True and not interactive:
+            raise InteractionRequired(
+                f"{caller.label} may {permission.value} only after authentication ({action})",
+                hint="call with interactive authorization allowed, or let an administrator grant it in polkit's rules",
+            )
+        raise AccessDenied(
+            f"polkit does not allow {caller.label} to {permission.value} ({action})",
+            hint="an administrator can allow it in polkit's rules: see 50-gpud.rules",
+        )
+
+    def _withdraw(self, connection: Connection, cancellation: str) -> None:
+        """Close polkit's dialog: nobody waits for its answer any more."""
+        with contextlib.suppress(Exception):
+            connection.send(
+                Message(
+                    Kind.CALL,
+                    flags=Flag.NO_REPLY_EXPECTED,
+                    destination=POLKIT,
+                    path=_AUTHORITY,
+                    interface=_AUTHORITY_INTERFACE,
+                    member="CancelCheckAuthorization",
+                    signature="s",
+                    body=[cancellation],
+                )
+            )

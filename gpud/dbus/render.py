@@ -1,0 +1,218 @@
+"""What a snapshot looks like on the bus: names, types and units; pure, and without any decision of its own."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from gpud.core.facts import GpuStatus, HoldStatus, JobStatus, ModelStatus, Snapshot, State
+from gpud.dbus.wire import Variant
+
+Record = dict[str, Variant]
+
+INTERFACE_VERSION = 1
+
+_MAX = {"u": (1 << 32) - 1, "t": (1 << 64) - 1, "q": (1 << 16) - 1}
+# A wall clock that is read again differs by microseconds from what the monotonic one predicts. Within this the old
+# relation is kept, so that a deadline that did not move does not look as if it had; beyond it the clock was set, or
+# the machine slept.
+_CLOCK_TOLERANCE_S = 0.25
+
+
+class WallClock:
+    """Turns the scheduler's times into microseconds of CLOCK_REALTIME, the same for the same time."""
+
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        self._now = now
+        self._offset_s: float | None = None
+
+    def see(self, now_s: float) -> None:
+        """Compare the two clocks; ``now_s`` is the scheduler's, read a moment ago."""
+        offset_s = self._now() - now_s
+        if self._offset_s is None or abs(offset_s - self._offset_s) > _CLOCK_TOLERANCE_S:
+            self._offset_s = offset_s
+
+    def usec(self, at_s: float | None) -> int:
+        if at_s is None or self._offset_s is None:
+            return 0
+        return max(0, round((at_s + self._offset_s) * 1_000_000))
+
+
+def number(signature: str, value: float | None) -> Variant:
+    """An unsigned number, kept within what its type can hold; None is 0."""
+    return Variant(signature, min(max(0, round(value or 0)), _MAX[signature]))
+
+
+def text(value: str) -> Variant:
+    return Variant("s", value)
+
+
+def truth(value: bool) -> Variant:
+    return Variant("b", value)
+
+
+def words(values: Iterable[str]) -> Variant:
+    return Variant("as", list(values))
+
+
+def records(values: list[Record]) -> Variant:
+    return Variant("aa{sv}", values)
+
+
+def shown_state(status: ModelStatus) -> str:
+    """The word for a model's state on the bus.
+
+    A model that waits to be tried again after a crash is shown as failed: it does not answer, and its RetryAtUSec says
+    when that may change.
+    """
+    if status.state is State.READY:
+        return "busy" if status.in_flight else "ready"
+    if status.waiting and status.state in (State.COLD, State.BACKOFF, State.FAILED):
+        return "queued"
+    return state_word(status.state)
+
+
+def state_word(state: State) -> str:
+    return {
+        State.COLD: "unloaded",
+        State.LOADING: "loading",
+        State.READY: "ready",
+        State.DRAINING: "unloading",
+        State.STOPPING: "unloading",
+        State.KILLING: "unloading",
+        State.BACKOFF: "failed",
+        State.FAILED: "failed",
+    }[state]
+
+
+def model_record(status: ModelStatus, clock: WallClock) -> Record:
+    model = status.model
+    record = {
+        "Id": text(model.name),
+        "DisplayName": text(model.name),
+        "Aliases": words(model.aliases),
+        "Backend": text(model.engine),
+        "State": text(shown_state(status)),
+        "Reason": text(status.reason),
+        "VramBytes": number("t", status.used_bytes),
+        "VramEstimate": number("t", status.need_bytes),
+        "NeedBytes": number("t", status.need_bytes),
+        "Device": text(status.device),
+        "ContextSize": number("u", model.settings.context),
+        "InFlight": number("u", status.in_flight),
+        "Holds": number("u", status.holds),
+        "Pinned": truth(model.pinned),
+        "LastUsedUSec": number("t", clock.usec(status.last_used_s)),
+        "UnloadAtUSec": number("t", clock.usec(status.unload_at_s)),
+        "RetryAtUSec": number("t", clock.usec(status.retry_at_s)),
+        "Attempts": number("u", status.attempts),
+        "Restarts": number("u", status.restarts),
+        "LoadUSec": number("t", (status.load_seconds or 0) * 1_000_000),
+        "Port": number("q", status.endpoint.port if status.endpoint else 0),
+        "Pid": number("u", min(status.pids, default=0)),
+        "Error": text(status.error),
+        "ErrorHint": text(status.error_hint),
+    }
+    if status.progress is not None:
+        record["Progress"] = Variant("d", float(status.progress))
+    return record
+
+
+def gpu_record(status: GpuStatus) -> Record:
+    sample = status.sample
+    record = {
+        "Uuid": text(sample.uuid),
+        "Name": text(sample.name),
+        "Index": Variant("i", sample.index),
+        "Vendor": text(sample.vendor),
+        "Committed": number("t", status.committed_bytes),
+        "Reserved": number("t", status.reserved_bytes),
+        "Asleep": truth(sample.asleep),
+        "Health": text(sample.health),
+        "Processes": records(
+            [
+                {"Pid": number("u", process.pid), "Name": text(process.name)}
+                | ({} if process.used_bytes is None else {"UsedBytes": number("t", process.used_bytes)})
+                for process in sample.processes
+            ]
+        ),
+    }
+    known = {
+        "VramTotal": ("t", sample.total_bytes),
+        "VramUsed": ("t", sample.used_bytes),
+        "VramForeign": ("t", status.foreign_bytes),
+        "Budget": ("t", status.budget_bytes),
+        "Available": ("t", status.available_bytes),
+        "Foreign": ("t", status.foreign_bytes),
+        "Utilization": ("u", sample.utilization_percent),
+        "PowerMilliWatt": ("u", sample.power_mw),
+    }
+    record |= {key: number(signature, value) for key, (signature, value) in known.items() if value is not None}
+    if sample.temperature_c is not None:
+        record["Temperature"] = Variant("i", sample.temperature_c)
+    return record
+
+
+def job_record(status: JobStatus, clock: WallClock) -> Record:
+    record = {
+        "Id": number("u", status.id),
+        "Kind": text(status.kind.value),
+        "Model": text(status.model),
+        "Uid": number("u", status.caller.uid),
+        "Caller": text(status.caller.label),
+        "SinceUSec": number("t", clock.usec(status.since_s)),
+        "Stage": text(status.stage),
+    }
+    if status.progress is not None:
+        record["Progress"] = Variant("d", float(status.progress))
+    return record
+
+
+def hold_record(status: HoldStatus, clock: WallClock) -> Record:
+    return {
+        "Cookie": number("u", status.cookie),
+        "Model": text(status.model),
+        "What": text(":".join(sorted(status.what))),
+        "Reason": text(status.reason),
+        "Application": text(status.application),
+        "Uid": number("u", status.caller.uid),
+        "Caller": text(status.caller.label),
+        "SinceUSec": number("t", clock.usec(status.since_s)),
+    }
+
+
+def loaded_models(snapshot: Snapshot) -> list[ModelStatus]:
+    """Those that answer, most recently used first; those in use before the others of the same moment."""
+    ready = [status for status in snapshot.models if status.state in (State.READY, State.DRAINING)]
+    return sorted(ready, key=lambda status: (-(status.last_used_s or 0.0), -status.in_flight, status.model.name))
+
+
+def property_values(snapshot: Snapshot, clock: WallClock, version: str) -> Record:
+    """Every property of the interface. The clock must have seen the snapshot."""
+    loaded = loaded_models(snapshot)
+    active = [status for status in loaded if status.in_flight] or loaded
+    gpus = [gpu for gpu in snapshot.gpus if not gpu.sample.is_host] or list(snapshot.gpus)
+    unloads = [status.unload_at_s for status in snapshot.models if status.unload_at_s is not None]
+    return {
+        "Version": text(snapshot.version or version),
+        "InterfaceVersion": number("u", INTERFACE_VERSION),
+        "State": text(snapshot.state),
+        "Degraded": text(snapshot.degraded),
+        "LoadedModels": words(status.model.name for status in loaded),
+        "ActiveModel": text(active[0].model.name if active else ""),
+        "Models": records([model_record(status, clock) for status in snapshot.models]),
+        "Holds": records([hold_record(status, clock) for status in snapshot.holds]),
+        "VramTotal": number("t", sum(gpu.sample.total_bytes or 0 for gpu in gpus)),
+        "VramBudget": number("t", sum(gpu.budget_bytes or 0 for gpu in gpus)),
+        "VramUsed": number("t", sum(gpu.sample.used_bytes or 0 for gpu in gpus)),
+        "IdleTimeoutUSec": number("t", snapshot.idle_timeout_s * 1_000_000),
+        "NextUnloadUSec": number("t", clock.usec(min(unloads, default=None))),
+        "Utilization": number("u", max((gpu.sample.utilization_percent or 0 for gpu in gpus), default=0)),
+    }
+
+
+def status_values(snapshot: Snapshot, clock: WallClock, version: str) -> dict[str, Any]:
+    """The answer to Status: the properties, the devices and the jobs."""
+    return property_values(snapshot, clock, version) | {
+        "Gpus": records([gpu_record(status) for status in snapshot.gpus]),
+        "Jobs": records([job_record(status, clock) for status in snapshot.jobs]),
+    }
