@@ -1,0 +1,1 @@
+"""The room of child processes: starts them, reads them, ends them with all that they forked, finds them again."""
