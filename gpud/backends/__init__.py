@@ -29,7 +29,7 @@ def _lazy(module: str, name: str) -> Factory:
 
 
 BACKENDS: dict[str, Factory] = {
-    "embedded": _lazy("gpud.backends.embedded", "Embedded"),
+    "embedded": _lazy("gpud.backends.embedded", "embedded"),
     "llama_server": _lazy("gpud.backends.llama_server", "LlamaServer"),
     "llama_cpp": _lazy("gpud.backends.llama_cpp", "LlamaCpp"),
     "ollama": _lazy("gpud.backends.ollama", "Ollama"),

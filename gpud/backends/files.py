@@ -3,15 +3,80 @@
 Reads four bytes at most; what is inside a file is the catalogue's affair.
 """
 
+import hashlib
+import json
 import os
 import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from gpud.backends.options import EngineOptions
 from gpud.core.errors import BackendFailed
+from gpud.core.facts import Model
 
 GGUF_MAGIC = b"GGUF"
 
 _SHARD = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
+
+
+def located(model: Model, models_dir: str) -> Model:
+    """The model with the files of its settings as paths that can be opened."""
+
+    def full(name: str) -> str:
+        return str(resolve(name, models_dir)) if name else ""
+
+    settings = model.settings
+    return replace(
+        model,
+        settings=replace(
+            settings, file=full(settings.file), mmproj=full(settings.mmproj), draft_file=full(settings.draft_file)
+        ),
+    )
+
+
+def check(model: Model) -> None:
+    """Raises BackendFailed(preflight) when a file that a located model names cannot be what it is meant to be."""
+    settings = model.settings
+    if not settings.file:
+        raise BackendFailed(
+            f'cannot load "{model.name}": no model file is configured',
+            hint=f'set "file" of "{model.name}"',
+            kind="file-missing",
+            preflight=True,
+        )
+    check_gguf(model.name, Path(settings.file))
+    if settings.mmproj:
+        check_gguf(model.name, Path(settings.mmproj), "projector (mmproj)")
+    if settings.draft_file:
+        check_gguf(model.name, Path(settings.draft_file), "draft model")
+
+
+def bytes_of(model: Model) -> int | None:
+    """The size of all files of a located model, or None when one cannot be found."""
+    sizes = [size_bytes(Path(name)) for name in _names(model)]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if known and len(known) == len(sizes) else None
+
+
+def fingerprint(engine: str, options: EngineOptions, model: Model) -> str:
+    """Everything that an engine is started with for a located model, and which files it reads.
+
+    Of a program only the path counts: an upgrade shall not end what runs well; the next start has the new one.
+    """
+    content = {
+        "engine": engine,
+        "options": asdict(options),
+        "name": model.name,
+        "gpu": model.gpu,
+        "settings": asdict(model.settings),
+        "files": [identity(Path(name)) for name in _names(model)],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _names(model: Model) -> list[str]:
+    settings = model.settings
+    return [name for name in (settings.file, settings.mmproj, settings.draft_file) if name]
 
 
 def resolve(file: str, models_dir: str = "") -> Path:
