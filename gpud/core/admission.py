@@ -2,7 +2,7 @@
 business.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from gpud.core import eviction
@@ -86,13 +86,22 @@ def devices_for(model: Model, devices: Sequence[Device]) -> Sequence[Device] | G
     return sorted(well, key=lambda d: -(d.account.available_bytes or 0))
 
 
-def decide(model: Model, need_bytes: int, devices: Sequence[Device], *, may_evict: bool) -> Verdict:
-    """
+def decide(
+    model: Model,
+    need_bytes: int,
+    devices: Sequence[Device],
+    *,
+    may_evict: bool,
+    taken: Collection[str] = (),
+) -> Verdict:
+    """``taken`` are devices on which somebody before this one waits for memory.
+
     1. Nothing is needed: granted on the first device.
-    2. It fits somewhere: granted there, the roomiest first.
-    3. It will fit when what is already on its way back has come: waits.
-    4. It will fit when idle models go: evicts, where the fewest bytes have to go.
-    5. Else refused, with need and available and what stands in the way.
+    2. It fits somewhere that is not taken: granted there, the roomiest first.
+    3. One of its devices is taken: waits for those before it.
+    4. It will fit when what is already on its way back has come: waits.
+    5. It will fit when idle models go: evicts, where the fewest bytes have to go.
+    6. Else refused, with need and available and what stands in the way.
     """
     if need_bytes == 0:
         usable = devices_for(model, devices)
@@ -104,10 +113,13 @@ def decide(model: Model, need_bytes: int, devices: Sequence[Device], *, may_evic
     if isinstance(usable, GpudError):
         return Refused(usable)
     for device in usable:
-        if (device.account.available_bytes or 0) >= need_bytes:
+        if (device.account.available_bytes or 0) >= need_bytes and device.sample.uuid not in taken:
             return Granted(device.sample.uuid, device.sample.vendor)
 
     possible = [device for device in usable if (device.account.capacity_bytes or 0) >= need_bytes]
+    for device in possible:
+        if device.sample.uuid in taken:
+            return Waits(device.sample.uuid, f"waiting for those before it on {device.sample.name}")
     for device in possible:
         available = device.account.available_bytes or 0
         if available + device.coming_bytes >= need_bytes:

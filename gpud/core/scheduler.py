@@ -730,13 +730,12 @@ class Scheduler:
                 self._look = True
                 continue
             need_bytes = event.sizes[name]
-            devices = [d for d in self._devices() if d.sample.uuid not in blocked]
             may_evict = instance.wanted or any(job.evict for job in instance.load_jobs)
-            verdict = admission.decide(instance.launchable(), need_bytes, devices, may_evict=may_evict)
+            verdict = admission.decide(
+                instance.launchable(), need_bytes, self._devices(), may_evict=may_evict, taken=blocked
+            )
             if isinstance(verdict, admission.Granted):
                 self._launch(instance, verdict, need_bytes)
-            elif blocked:
-                instance.waits_for = "waiting for those before it"
             elif isinstance(verdict, admission.Waits):
                 instance.waits_for = verdict.text
                 blocked.add(verdict.device)

@@ -1,0 +1,38 @@
+"""The transition table by itself."""
+
+import pytest
+
+from gpud.core.facts import State
+from gpud.core.lifecycle import TRANSITIONS, IllegalTransition, Trigger, next_state
+
+
+def test_every_state_can_be_reached_from_cold() -> None:
+    """No state is there that nothing leads to."""
+    reached = {State.COLD}
+    for _ in State:
+        reached |= {new for (old, _), new in TRANSITIONS.items() if old in reached}
+
+    assert reached == set(State)
+
+
+def test_every_state_can_become_cold_again() -> None:
+    """No state is a dead end."""
+    home = {State.COLD}
+    for _ in State:
+        home |= {old for (old, _), new in TRANSITIONS.items() if new in home}
+
+    assert home == set(State)
+
+
+def test_every_state_with_an_engine_handles_its_end() -> None:
+    """Whatever an engine is doing, it may end at any moment."""
+    ends = {Trigger.GONE, Trigger.CRASH, Trigger.GIVE_UP}
+    for state in State:
+        if state.has_engine():
+            assert ends & {trigger for (old, trigger) in TRANSITIONS if old is state}, state
+
+
+def test_an_illegal_transition_names_both() -> None:
+    """A bug of the scheduler says what it tried."""
+    with pytest.raises(IllegalTransition, match="cold instance cannot take drain"):
+        next_state(State.COLD, Trigger.DRAIN)
