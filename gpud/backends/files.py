@@ -148,7 +148,7 @@ def _check_one(model: str, path: Path, what: str) -> None:
         with path.open("rb") as file:
             start = file.read(len(GGUF_MAGIC))
     except OSError as problem:
-        raise _unreadable(model, path, what, problem) from None
+        raise unreadable(model, path, what, problem) from None
     if start == GGUF_MAGIC:
         return
     if not start:
@@ -166,7 +166,8 @@ def _check_one(model: str, path: Path, what: str) -> None:
     )
 
 
-def _unreadable(model: str, path: Path, what: str, problem: OSError) -> BackendFailed:
+def unreadable(model: str, path: Path, what: str, problem: OSError) -> BackendFailed:
+    """What to say of a file that cannot be opened."""
     reason = os.strerror(problem.errno) if problem.errno else str(problem)
     kind, hint = (
         "file-unreadable",

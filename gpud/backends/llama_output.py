@@ -28,8 +28,8 @@ _SIZE = re.compile(r"^(?P<part>\w+): +(?P<device>\S+) +(?P<kind>\w[\w ]*?) buffe
 _PREFIX = re.compile(r"^(?:\d+\.\d+\.\d+\.\d+ )?(?P<level>[DIWE]) (?:\w+ +)?(?=\S)")
 
 _KEPT = re.compile(
-    r"buffer size|offloaded \d+/\d+ layers|using device|flash.attention (?:en|dis)abled|flash_attn +=|model loaded|listening on|n_ctx +="
-    r"|loading model '|n_slots = |KV self size|kv_cache: size",
+    r"buffer size|offloaded \d+/\d+ layers|using device|flash.attention (?:en|dis)abled|flash_attn +=|model loaded"
+    r"|listening on|n_ctx +=|loading model '|n_slots = |KV self size|kv_cache: size",
     re.IGNORECASE,
 )
 """Of what an engine says at level info, this tells somebody how a model runs; the rest is a hundred lines a load and

@@ -201,15 +201,18 @@ async def _look(probe: Probe, announcement: Announcement | None) -> None:
 
 @dataclass(slots=True)
 class ProcessRunner:
-    """A model whose memory is that of one child. ``serial``: it answers one request at a time and must not get two.
+    """A model whose memory is that of one child.
 
-    ``sizes`` are bytes by device as the engine itself told them while it loaded; empty where it tells nothing.
+    ``ask_to_end`` is a politer way than TERM, where the engine has one. ``serial``: it answers one request at a time
+    and must not get two. ``sizes`` are bytes by device as the engine itself told them while it loaded; empty where it
+    tells nothing.
     """
 
     child: Child
     endpoint: Endpoint
     ask_busy: Callable[[], Awaitable[bool | None]]
     ask_health: Callable[[], Awaitable[str]]
+    ask_to_end: Callable[[], Awaitable[None]] | None = None
     serial: bool = False
     sizes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -228,7 +231,7 @@ class ProcessRunner:
         return await self.ask_health()
 
     async def unload(self, times: StopTimes, on_kill: Callable[[], None] | None = None) -> None:
-        await self.child.stop(times, on_kill=on_kill)
+        await self.child.stop(times, ask=self.ask_to_end, on_kill=on_kill)
         remove_socket(self.endpoint)
 
     async def kill(self) -> None:

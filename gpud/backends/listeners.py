@@ -1,0 +1,76 @@
+"""Who listens at a loopback port, read from /proc. Blocking, a few milliseconds: for threads. Touches nothing."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+_LISTENING = "0A"
+
+
+def sockets_at(port: int) -> frozenset[str]:
+    """The listening sockets at a TCP port, as the links in ``/proc/PID/fd`` name them."""
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
+                found.add(f"socket:[{fields[9]}]")
+    return frozenset(found)
+
+
+def holder(pids: Iterable[int], sockets: frozenset[str]) -> int | None:
+    """The first of ``pids`` that has one of the sockets open, as far as that may be seen."""
+    for pid in pids:
+        if not sockets.isdisjoint(_links(pid)):
+            return pid
+    return None
+
+
+def everybody() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdecimal()]  # noqa: PTH208 - names are all it takes
+
+
+def started_at(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None when it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def family(pid: int) -> frozenset[int]:
+    """A process and its descendants that live now; empty when it is gone."""
+    if started_at(pid) is None:
+        return frozenset()
+    found = {pid}
+    waiting = [pid]
+    while waiting:
+        for child in _children(waiting.pop()):
+            if child not in found:
+                found.add(child)
+                waiting.append(child)
+    return frozenset(found)
+
+
+def _children(pid: int) -> list[int]:
+    children: list[int] = []
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += [int(child) for child in (task / "children").read_text().split()]
+    except OSError:
+        pass
+    return children
+
+
+def _links(pid: int) -> set[str]:
+    links = set()
+    try:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            links.add(os.readlink(entry))  # noqa: PTH115 - a string is wanted, not a path
+    except OSError:
+        pass
+    return links
