@@ -17,7 +17,7 @@ from pathlib import Path
 from gpud.backends import ollama_api
 from gpud.backends.call import Trouble, Unreachable
 from gpud.backends.ollama_processes import ProcessWatch
-from gpud.backends.ollama_runner import OllamaRunner
+from gpud.backends.ollama_runner import RELOAD_GRACE_S, OllamaRunner
 from gpud.backends.ollama_server import CLOSE_TIMEOUT_S, ENGINE, LINGER_S, Claim, Server, ServerKey
 from gpud.backends.ollama_settings import allowed, endpoint_of, load_options, name_of, server_environment, visible
 from gpud.backends.ollama_store import BadManifest, Manifest, Name, Store
@@ -39,14 +39,26 @@ _SERVICE_STORE = "/usr/share/ollama/.ollama/models"
 
 
 class Ollama:
-    """See :class:`gpud.core.ports.Backend`. ``linger_s``: how long a server outlives its last model."""
+    """See :class:`gpud.core.ports.Backend`.
+
+    ``linger_s`` is how long a server outlives its last model, ``reload_grace_s`` how long a model that Ollama let go by
+    itself is expected back.
+    """
 
     name = ENGINE
 
-    def __init__(self, options: EngineOptions, launcher: Launcher, *, linger_s: float = LINGER_S) -> None:
+    def __init__(
+        self,
+        options: EngineOptions,
+        launcher: Launcher,
+        *,
+        linger_s: float = LINGER_S,
+        reload_grace_s: float = RELOAD_GRACE_S,
+    ) -> None:
         self._options = options
         self._launcher = launcher
         self._linger_s = linger_s
+        self._reload_grace_s = reload_grace_s
         self._servers: list[Server] = []
         self._runners: list[OllamaRunner] = []
         self._extra = allowed(options.environment)
@@ -143,11 +155,7 @@ class Ollama:
             order.report(Progress("loading"))
             asked = True
             await self._ask_to_load(server, model, name)
-            runner = OllamaRunner(
-                server, order.unit, model.name, name, weights or await ollama_api.weights(server.endpoint, name)
-            )
-            await self._begin(server, order.unit, runner)
-            return runner
+            return await self._begin(server, order.unit, model, name, weights)
         except BaseException:
             await _to_the_end(self._abandon(server, order.unit, name, weights, asked=asked))
             raise
@@ -210,11 +218,16 @@ class Ollama:
         look_s = 0.01
         weights = weights or await ollama_api.weights(server.endpoint, name)
         while server.usable:
-            with suppress(Unreachable, BackendFailed):
+            loading = await server.runners(weights, name)
+            try:
                 await ollama_api.expire(server.endpoint, name)
-                loading = await server.runners(weights, name)
                 if not loading and await ollama_api.find(server.endpoint, name) is None:
                     return
+            except Unreachable as problem:
+                if problem.trouble is Trouble.REFUSED and not loading:
+                    return
+            except BackendFailed as problem:
+                log.debug("cannot make sure that %s is not loaded: %s", name, problem)
             if loop.time() >= end_s:
                 break
             await asyncio.sleep(look_s)
@@ -231,14 +244,17 @@ class Ollama:
                 finally:
                     watch.close()
 
-    async def _begin(self, server: Server, unit: str, runner: OllamaRunner) -> None:
-        """From now on the runner hears of its server's end, and of its own."""
+    async def _begin(self, server: Server, unit: str, model: Model, name: Name, weights: str) -> OllamaRunner:
+        """A runner for a loaded model; from now on it hears of its server's end, and of its own."""
+        weights = weights or await ollama_api.weights(server.endpoint, name)
+        runner = OllamaRunner(server, unit, model.name, name, weights, reload_grace_s=self._reload_grace_s)
         server.claims[unit].on_exit = runner.finish_with
         await runner.watch()
         if server.exited is not None and server.exited.done():
             runner.finish_with(server.exited.result())
         self._runners = [known for known in self._runners if not known.is_gone]
         self._runners.append(runner)
+        return runner
 
     # Adopt and close -------------------------------------------------------------------------------------------------
 
@@ -252,12 +268,10 @@ class Ollama:
             return None
         weights = record.extra.get("weights", "")
         server.claim(record.unit, Claim(weights or name.identity, lambda: None))
-        runner = None
+        runner: OllamaRunner | None = None
         try:
             if record.extra.get("name") == name.identity and await ollama_api.find(server.endpoint, name) is not None:
-                weights = weights or await ollama_api.weights(server.endpoint, name)
-                runner = OllamaRunner(server, record.unit, model.name, name, weights)
-                await self._begin(server, record.unit, runner)
+                runner = await self._begin(server, record.unit, model, name, weights)
         except Unreachable as problem:
             log.debug('"%s" is not adopted: %s', model.name, problem)
         finally:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 
 from gpud.backends.call import Answer, Trouble, Unreachable, request
+from gpud.backends.failures import classify
 from gpud.backends.ollama_store import Name, same_name
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Endpoint
@@ -139,8 +140,10 @@ def lacks_memory(text: str) -> bool:
 
 
 def _accept(answer: Answer, name: Name, doing: str = "load") -> None:
+    """Raises BackendFailed for an answer that refuses, Unreachable for one that Ollama never gives."""
     said = error_text(answer)
     if answer.status == HTTPStatus.OK and not said:
+        answer.json()
         return
     what = f'Ollama cannot {doing} "{name}": {said}'
     folded = said.casefold()
@@ -155,7 +158,10 @@ def _accept(answer: Answer, name: Name, doing: str = "load") -> None:
     if any(sign in folded for sign in _UNFIT):
         hint = f"get it anew with: ollama pull {name}; or update Ollama"
         raise BackendFailed(what, hint=hint, kind="bad-model")
-    raise BackendFailed(what, hint="its log says more: journalctl -u gpud GPUD_ENGINE=ollama", kind="refused")
+    failure = classify((said,))
+    if failure is not None:
+        raise BackendFailed(f"{what} ({failure.sentence})", hint=failure.hint, kind=failure.kind)
+    raise BackendFailed(what, hint="its last lines may say more", kind="refused")
 
 
 def _object(answer: Answer) -> dict[str, object]:

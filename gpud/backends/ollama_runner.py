@@ -43,12 +43,15 @@ KILL_TIMEOUT_S = 5.0
 class OllamaRunner:
     """See :class:`gpud.core.ports.Runner`."""
 
-    def __init__(self, server: Server, unit: str, model: str, name: Name, weights: str) -> None:
+    def __init__(
+        self, server: Server, unit: str, model: str, name: Name, weights: str, *, reload_grace_s: float = RELOAD_GRACE_S
+    ) -> None:
         self._server = server
         self._unit = unit
         self._model = model
         self._name = name
         self._weights = weights
+        self._reload_grace_s = reload_grace_s
         self._gone: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._process: RunnerProcess | None = None
         self._watches: list[ProcessWatch] = []
@@ -234,12 +237,12 @@ class OllamaRunner:
     async def _explain_end(self) -> None:
         """The process has ended: by our unload, by Ollama's own, by a crash, or to be started anew at once."""
         loop = asyncio.get_running_loop()
-        end_s = loop.time() + RELOAD_GRACE_S
+        end_s = loop.time() + self._reload_grace_s
         look_s = FIRST_LOOK_S
         listed_since: float | None = None
         while not self._gone.done() and loop.time() < end_s:
             if self._unloading:
-                end_s = loop.time() + RELOAD_GRACE_S
+                end_s = loop.time() + self._reload_grace_s
             else:
                 for runner in await self._server.runners(self._weights, self._name):
                     if not self._gone.done() and self._watch_process(runner):

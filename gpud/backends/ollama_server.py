@@ -153,7 +153,7 @@ class Server:
             address = f"[{host}]:{chosen}" if ":" in host else f"{host}:{chosen}"
             command = Command(
                 unit=f"ollama-serve-{secrets.token_hex(4)}",
-                model="",
+                model=ENGINE,
                 engine=ENGINE,
                 argv=(binary, "serve"),
                 environment={**environment, "OLLAMA_HOST": address},
@@ -272,7 +272,8 @@ class Server:
         while not self._exit.done():
             try:
                 still = await ollama_api.listed(self.endpoint)
-                if not still:
+                # Ollama may go on listing a model whose runner is dead and whose name was deleted.
+                if not still or not await asyncio.to_thread(find_runners, self._running.pids()):
                     return
                 for entry in still:
                     await ollama_api.expire(self.endpoint, parse_name(entry.name))
