@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from gpud.core import events
-from gpud.core.events import Action, Event, JobEnded, LoadOptions, ModelChanged, Notice
+from gpud.core.events import Action, Event, JobEnded, LoadOptions, Notice
 from gpud.core.facts import (
     HOST,
     BudgetLimits,
@@ -23,6 +23,7 @@ GIB = 1 << 30
 ALICE = Caller("alice", 1000, label="alice")
 BOB = Caller("bob", 1001, label="bob")
 GPU = "GPU-0"
+WORK = (events.Launch, events.CancelLaunch, events.Stop, events.AskBusy, events.Sample)
 
 
 def model(name: str, **settings: object) -> Model:
@@ -38,6 +39,7 @@ class Engine:
     pid: int
     device: str
     bytes: int
+    need_bytes: int = 0
 
 
 @dataclass
@@ -82,6 +84,7 @@ class World:
 
     def post(self, event: Event) -> None:
         actions = self.scheduler.handle(event, self.now)
+        self.pending += [a for a in actions if isinstance(a, WORK)]
         for action in actions:
             self.told.append(action)
             match action:
@@ -96,9 +99,7 @@ class World:
                     self.finished = True
                 case events.Learn(name, used_bytes):
                     self.learned[name] = used_bytes
-                case events.CancelLaunch() | events.Launch() | events.Stop() | events.AskBusy() | events.Sample():
-                    self.pending.append(action)
-                case Notice() | ModelChanged() | events.HoldEnded() | events.Touched():
+                case _:
                     pass
         self.check(actions)
 
@@ -132,7 +133,7 @@ class World:
                     self.post(events.LoadEnded(name, generation, "exited with status 1", tail=("last line",)))
                     return
                 size = self.real_sizes.get(name, need_bytes)
-                self.engines[name] = Engine(name, generation, self.next_pid, device, size)
+                self.engines[name] = Engine(name, generation, self.next_pid, device, size, need_bytes)
                 self.next_pid += 1
                 self.post(events.BecameReady(name, generation))
             case events.CancelLaunch(name, generation):
@@ -212,10 +213,19 @@ class World:
         """What must hold after every event."""
         for status in self.scheduler.model_statuses():
             assert status.in_flight >= 0
-        granted = {a.device for a in actions if isinstance(a, events.Launch) and a.need_bytes}
-        for gpu in self.scheduler.gpu_statuses():
-            if gpu.sample.uuid in granted:
-                assert gpu.budget_bytes is not None
-                assert gpu.sample.free_bytes is not None
-                assert gpu.committed_bytes <= gpu.budget_bytes, "more is promised than the budget has"
-                assert gpu.reserved_bytes <= gpu.sample.free_bytes, "more is promised than was measured free"
+        # The books are kept here a second time, from what was launched and what really runs.
+        for device in {a.device for a in actions if isinstance(a, events.Launch) and a.need_bytes}:
+            starting = [a.need_bytes for a in self.pending if isinstance(a, events.Launch) and a.device == device]
+            running = [e for e in self.engines.values() if e.device == device]
+            if any(e.bytes > e.need_bytes for e in running):
+                continue
+            held = sum(e.need_bytes if device == HOST else e.bytes for e in running)
+            limits = self.limits.host if device == HOST else self.limits.gpu
+            gpu = next(g for g in self.scheduler.gpu_statuses() if g.sample.uuid == device)
+            budget_bytes = (
+                gpu.budget_bytes if limits.budget_bytes is None else max(limits.budget_bytes, gpu.budget_bytes or 0)
+            )
+            assert budget_bytes is not None
+            assert held + sum(starting) <= budget_bytes, "more is promised than the budget has"
+            assert gpu.sample.free_bytes is not None
+            assert sum(starting) <= gpu.sample.free_bytes, "more is promised than was measured free"
