@@ -1,0 +1,43 @@
+"""The daemon's command line. Parses arguments and nothing else."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpud import __version__
+
+EPILOG = """\
+exit status: 0 stopped as asked; 75 another gpud runs; 78 the configuration is invalid; 1 anything else.
+Configuration: gpud.yaml(5). Talk to a running gpud with gpudctl(1).
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="gpud",
+        description="Own the GPU of this machine: load, serve and unload local models within a memory budget.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--user", action="store_true", help="serve one user on the session bus, without polkit")
+    made.add_argument(
+        "--config", type=Path, metavar="FILE", help="configuration (default: /etc/gpud/gpud.yaml, or the user's own)"
+    )
+    made.add_argument("--reap", action="store_true", help="end the engines that a failed gpud left behind, then exit")
+    made.add_argument("--version", action="version", version=f"gpud {__version__}")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    # Imported here: --help and --version need nothing of it.
+    from gpud import daemon
+
+    if options.reap:
+        return daemon.run_reaper(user=options.user)
+    return daemon.run(user=options.user, config_path=options.config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

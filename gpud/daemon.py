@@ -1,0 +1,403 @@
+"""The composition root: the only module that knows every room. It wires, starts, reloads and ends them; it decides
+nothing.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpud import __version__, backends, config, gpus, systemd
+from gpud.backends import EngineOptions
+from gpud.config import Config
+from gpud.core.errors import BackendFailed, ConfigInvalid, GpudError
+from gpud.core.events import Kind, Level, Notice, Outcome
+from gpud.core.facts import State
+from gpud.core.ports import Backend
+from gpud.dbus.limits import CallerLimits
+from gpud.dbus.service import BusUnavailable, NameTaken, Service
+from gpud.engine import Engine
+from gpud.log import Journal, set_level, setup
+from gpud.processes.cgroup import enter_delegated_cgroup
+from gpud.processes.launcher import ProcessLauncher
+from gpud.store import FileStore
+
+log = logging.getLogger(__name__)
+
+# Exit statuses, after sysexits.h: the unit does not restart gpud for the first two.
+EXIT_CONFIG = 78
+EXIT_TAKEN = 75
+EXIT_FAILED = 1
+
+# systemd kills a daemon that misses the watchdog's whole interval; a third of it survives one late turn of the loop.
+WATCHDOG_SHARE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Directories:
+    """Where gpud keeps what: systemd's directories, else the user's, else the system's."""
+
+    runtime: Path
+    state: Path
+
+    @classmethod
+    def find(cls, environment: Mapping[str, str], *, user: bool) -> "Directories":
+        runtime = environment.get("RUNTIME_DIRECTORY", "").split(":")[0]
+        state = environment.get("STATE_DIRECTORY", "").split(":")[0]
+        if user:
+            home = Path(environment.get("HOME") or f"/tmp/gpud-{os.getuid()}")  # noqa: S108
+            runtime_base = environment.get("XDG_RUNTIME_DIR") or f"/tmp/gpud-{os.getuid()}"  # noqa: S108
+            state_base = environment.get("XDG_STATE_HOME") or home / ".local/state"
+            return cls(Path(runtime or Path(runtime_base) / "gpud"), Path(state or Path(state_base) / "gpud"))
+        return cls(Path(runtime or "/run/gpud"), Path(state or "/var/lib/gpud"))
+
+
+class AlreadyRunning(GpudError):
+    """Another gpud works in the same runtime directory."""
+
+    code = "already-running"
+
+
+class KnownEngines(Collection[str]):
+    """The names that ``engine:`` may have; other packages are asked only for a name that gpud does not bring."""
+
+    def __contains__(self, name: object) -> bool:
+        if name in backends.BACKENDS:
+            return True
+        return name in self._outside()
+
+    def __iter__(self) -> Iterator[str]:
+        yield from backends.names()
+        yield from self._outside()
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    @staticmethod
+    def _outside() -> Collection[str]:
+        from importlib.metadata import entry_points
+
+        return entry_points(group=backends.GROUP).names
+
+
+class Daemon:
+    """One run of gpud. :meth:`run` returns the exit status."""
+
+    def __init__(
+        self, *, user: bool, config_path: Path, directories: Directories, journal: Journal, first: Config
+    ) -> None:
+        self._user = user
+        self._config_path = config_path
+        self._directories = directories
+        self._journal = journal
+        self._config = first
+        self._notifier = systemd.Notifier()
+        self._status = ""
+        self._reloads: set[asyncio.Task[None]] = set()
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._stop_asked = False
+
+    # Life ------------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        with _alone(self._directories.runtime):
+            self._store = FileStore(
+                runtime_dir=self._directories.runtime, state_dir=self._directories.state, on_problem=self._store_problem
+            )
+            self._launcher = ProcessLauncher(
+                runtime_dir=self._directories.runtime,
+                fd_store=systemd.SystemdFdStore(),
+                sink=self._journal,
+                cgroup=enter_delegated_cgroup(),
+                lines_per_second=self._config.logging.engine_lines_per_second,
+            )
+            self._options: dict[str, EngineOptions] = {}
+            self._backends: dict[str, Backend] = {}
+            self._backends = self._make_backends(self._config)
+            self._engine = Engine(
+                models=self._config.models,
+                limits=self._config.limits,
+                idle_timeout_s=self._config.idle_timeout_s,
+                backends=self._backends,
+                gpus=gpus.build(),
+                store=self._store,
+                launcher=self._launcher,
+                version=__version__,
+                reload=self.reload,
+            )
+            self._engine.subscribe(self._listen)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._stop)
+            loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+            service = Service(
+                self._engine,
+                user_mode=self._user,
+                limits=CallerLimits(
+                    outstanding=self._config.bus.calls, holds=self._config.bus.holds, jobs=self._config.bus.jobs
+                ),
+                version=__version__,
+                on_bus=self._journal.notice,
+            )
+            try:
+                await self._serve(service)
+            finally:
+                if self._watchdog is not None:
+                    self._watchdog.cancel()
+        return 0
+
+    async def _serve(self, service: Service) -> None:
+        """From the first engine taken over to the last one stopped."""
+        await self._engine.start()
+        try:
+            await service.start()
+        except NameTaken:
+            # Somebody without our runtime directory owns the name. What was taken over stays as it is found.
+            await self._end(service)
+            raise
+        except BusUnavailable as problem:
+            log.error("%s", problem)
+        serving = asyncio.create_task(service.run())
+        self._ready()
+        try:
+            await self._engine.finished()
+            self._journal.notice(Notice(Kind.STOPPED, "gpud has stopped every engine and ends"))
+        finally:
+            await self._end(service)
+            serving.cancel()
+            await asyncio.gather(serving, *self._reloads, return_exceptions=True)
+
+    async def _end(self, service: Service) -> None:
+        if not self._stop_asked:
+            self._engine.shutdown()
+            await self._engine.finished()
+        await service.close()
+        await self._engine.close()
+        await self._launcher.close()
+
+    def _ready(self) -> None:
+        count = len(self._config.models)
+        self._journal.notice(
+            Notice(
+                Kind.STARTED,
+                f"gpud {__version__} is ready: {count} {'model' if count == 1 else 'models'} configured in "
+                f"{', '.join(self._config.sources) or 'no file'}",
+                fields={"models": count, "version": __version__},
+            )
+        )
+        self._notifier.ready(self._status_text())
+        if not os.environ.get("NOTIFY_SOCKET"):
+            print("READY", flush=True)  # noqa: T201 -- promised to whoever starts gpud without systemd
+        interval_s = systemd.watchdog_interval_s()
+        if interval_s is not None:
+            self._feed_watchdog(interval_s / WATCHDOG_SHARE)
+
+    def _feed_watchdog(self, every_s: float) -> None:
+        """From the loop itself, so that a loop that hangs starves the watchdog."""
+        self._notifier.watchdog()
+        self._watchdog = asyncio.get_running_loop().call_later(every_s, self._feed_watchdog, every_s)
+
+    def _stop(self) -> None:
+        self._stop_asked = True
+        self._notifier.stopping("stopping the engines")
+        self._engine.shutdown()
+
+    # Configuration ---------------------------------------------------------------------------------------------------
+
+    def _hang_up(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._reload_quietly())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def _reload_quietly(self) -> None:
+        with contextlib.suppress(ConfigInvalid):
+            await self.reload()
+
+    async def reload(self) -> None:
+        """Read the configuration again. A bad one is refused with every problem, and the old one stays."""
+        self._notifier.reloading()
+        try:
+            new = await asyncio.to_thread(config.load, self._config_path, known_engines=KnownEngines())
+            made = self._make_backends(new)
+        except ConfigInvalid as error:
+            self._journal.notice(
+                Notice(
+                    Kind.CONFIG_REJECTED,
+                    f"The configuration was not reloaded, the old one stays: {len(error.problems)} "
+                    f"{'problem' if len(error.problems) == 1 else 'problems'}",
+                    level=Level.ERROR,
+                    detail=error.problems,
+                )
+            )
+            raise
+        finally:
+            self._notifier.ready(self._status_text())
+        restart = [name for name in ("http", "bus") if getattr(new, name) != getattr(self._config, name)]
+        self._config, self._backends = new, made
+        set_level(self._journal, Level(new.logging.level))
+        await self._engine.apply(models=new.models, limits=new.limits, idle_timeout_s=new.idle_timeout_s, backends=made)
+        text = f"The configuration was reloaded: {len(new.models)} models in {', '.join(new.sources) or 'no file'}"
+        if restart:
+            text += f"; {', '.join(restart)} takes effect after a restart of gpud"
+        self._journal.notice(Notice(Kind.CONFIG_RELOADED, text, fields={"models": len(new.models)}))
+
+    def _make_backends(self, wanted: Config) -> dict[str, Backend]:
+        """A backend for each engine that a model uses; one whose options have not changed is kept as it is."""
+        made: dict[str, Backend] = {}
+        options: dict[str, EngineOptions] = {}
+        for name in dict.fromkeys(model.engine for model in wanted.models.values()):
+            options[name] = _options(wanted, name)
+            if self._options.get(name) == options[name] and name in self._backends:
+                made[name] = self._backends[name]
+                continue
+            try:
+                made[name] = backends.make(name, options[name], self._launcher)
+            except BackendFailed as error:
+                raise ConfigInvalid([error.text]) from error
+        self._options = options
+        return made
+
+    # What is told ----------------------------------------------------------------------------------------------------
+
+    def _listen(self, outcomes: tuple[Outcome, ...]) -> None:
+        for outcome in outcomes:
+            if isinstance(outcome, Notice):
+                self._journal.notice(outcome)
+        status = self._status_text()
+        if status != self._status:
+            self._status = status
+            self._notifier.status(status)
+
+    def _store_problem(self, problem: str) -> None:
+        self._journal.notice(Notice(Kind.STORE_PROBLEM, problem[:1].upper() + problem[1:], level=Level.ERROR))
+
+    def _status_text(self) -> str:
+        """One line for ``systemctl status``."""
+        snapshot = self._engine.snapshot()
+        by_state: dict[State, list[str]] = {}
+        for model in snapshot.models:
+            if model.state is not State.COLD:
+                by_state.setdefault(model.state, []).append(model.model.name)
+        parts = [f"{state}: {', '.join(names)}" for state, names in by_state.items()]
+        text = "; ".join(parts) or "nothing loaded"
+        return f"{text} ({snapshot.degraded})" if snapshot.degraded else text
+
+
+def _options(wanted: Config, name: str) -> EngineOptions:
+    engine = wanted.engines.get(name)
+    if engine is None:
+        return EngineOptions()
+    return EngineOptions(
+        binary=engine.binary,
+        environment=engine.environment,
+        url=engine.url,
+        host=engine.host,
+        port=engine.port,
+        models_dir=engine.models_dir,
+        python=engine.python,
+        keep_running=engine.keep_running,
+    )
+
+
+@contextlib.contextmanager
+def _alone(runtime: Path) -> Iterator[None]:
+    """Nobody else adopts, ends or starts engines in this runtime directory while we do. Let go even by kill -9."""
+    try:
+        runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(runtime / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise GpudError(
+            f"cannot use the runtime directory {runtime}: {error.strerror}",
+            hint="run gpud --user as a user, or as root for the whole system",
+        ) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise AlreadyRunning(
+                f"org.kernelcore.GpuD is already owned by another gpud (process {owner}), which uses {runtime}",
+                hint="use that one, or stop it first",
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(lock)
+
+
+async def reap(directories: Directories, journal: Journal) -> int:
+    """End every recorded engine: for the day when gpud itself cannot be started any more."""
+    try:
+        with _alone(directories.runtime):
+            store = FileStore(runtime_dir=directories.runtime, state_dir=directories.state)
+            launcher = ProcessLauncher(
+                runtime_dir=directories.runtime, fd_store=systemd.NoFdStore(), sink=journal, cgroup=None
+            )
+            for record in store.records():
+                if record.child is not None:
+                    await launcher.end(record.child)
+                    journal.notice(
+                        Notice(
+                            Kind.LEFTOVER_ENDED,
+                            f'Ended the engine of "{record.model}" (process {record.child.pid}): gpud is not there '
+                            "to look after it",
+                            record.model,
+                            Level.WARNING,
+                        )
+                    )
+                store.forget(record.unit)
+            await launcher.end_strangers(())
+            await launcher.close()
+    except AlreadyRunning as error:
+        log.info("nothing to end: %s", error.message)
+    return 0
+
+
+def run(*, user: bool, config_path: Path | None) -> int:
+    """Run gpud in the foreground until it is told to end. Returns the exit status."""
+    # Until the loop takes them over: a reload that comes too early must not end the daemon.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    path = config_path or config.default_path(user)
+    try:
+        first = config.load(path, known_engines=KnownEngines())
+    except ConfigInvalid as error:
+        setup(Level.ERROR).say(Level.ERROR, "cannot start: the configuration is invalid\n" + "\n".join(error.problems))
+        return EXIT_CONFIG
+    journal = setup(Level(first.logging.level))
+    directories = Directories.find(os.environ, user=user)
+    daemon = None
+    try:
+        daemon = Daemon(user=user, config_path=path, directories=directories, journal=journal, first=first)
+        return asyncio.run(daemon.run())
+    except (NameTaken, AlreadyRunning) as error:
+        journal.say(Level.ERROR, f"cannot start: {error.text}")
+        return EXIT_TAKEN
+    except ConfigInvalid as error:
+        journal.say(Level.ERROR, "cannot start: the configuration is invalid\n" + "\n".join(error.problems))
+        return EXIT_CONFIG
+    except GpudError as error:
+        journal.say(Level.ERROR, f"cannot start: {error.text}")
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    finally:
+        sys.stdout.flush()
+        journal.close()
+
+
+def run_reaper(*, user: bool) -> int:
+    journal = setup(Level.INFO)
+    try:
+        return asyncio.run(reap(Directories.find(os.environ, user=user), journal))
+    except GpudError as error:
+        journal.say(Level.ERROR, f"cannot end what is left: {error.text}")
+        return EXIT_FAILED
+    finally:
+        journal.close()
