@@ -78,16 +78,14 @@ def _finish(documents: list[tuple[str, Node | None]], reading: Reading, complete
         merged = overlay(merged, node)
     config = build(merged, reading, complete=complete, sources=tuple(file for file, _ in documents))
     if config is None:
-        raise ConfigInvalid(_sentences(reading.problems))
+        raise ConfigInvalid(_sentences(reading.problems, [file for file, _ in documents]))
     return config
 
 
-def _sentences(problems: list[Problem]) -> list[str]:
+def _sentences(problems: list[Problem], files: list[str]) -> list[str]:
     """Each problem once, in the order of the files and lines."""
-    files: dict[str, int] = {}
-    for problem in problems:
-        files.setdefault(problem.where.file, len(files))
-    ordered = sorted(set(problems), key=lambda one: (files[one.where.file], one.where.line, one.text))
+    position = {file: index for index, file in enumerate(files)}
+    ordered = sorted(set(problems), key=lambda one: (position.get(one.where.file, -1), one.where.line, one.text))
     sentences = [str(one) for one in ordered[:MAX_PROBLEMS]]
     if len(ordered) > MAX_PROBLEMS:
         sentences.append(f"… and {len(ordered) - MAX_PROBLEMS} more problems; mend these first")
@@ -120,15 +118,17 @@ def _text(file: Path, reading: Reading, *, main: bool) -> str | None:
     except OSError as error:
         wrong(f"cannot be read: {error.strerror}")
         return None
-    with os.fdopen(descriptor, "rb") as stream:
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                wrong("is not a file; a configuration is read from plain files only")
-                return None
-            content = stream.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            wrong(f"cannot be read: {error.strerror}")
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            wrong("is not a file; a configuration is read from plain files only")
             return None
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            content = stream.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        wrong(f"cannot be read: {error.strerror}")
+        return None
+    finally:
+        os.close(descriptor)
     if len(content) > MAX_FILE_BYTES:
         wrong(f"is larger than {MAX_FILE_BYTES >> 20} MiB, the most that gpud reads; split it over files in gpud.d")
         return None

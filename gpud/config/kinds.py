@@ -30,6 +30,7 @@ class Reading:
     places: Callable[[str], Sequence[str]] = lambda _: ()
 
     def wrong(self, where: Where, path: str, text: str) -> None:
+        path = path if len(path) <= 200 else f"{path[:199]}…"
         self.problems.append(Problem(where, f"{path}: {text}" if path else text))
 
 
@@ -69,11 +70,11 @@ def number_of(node: Node) -> str:
     return text
 
 
-WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]{0,18})")
-DECIMAL = re.compile(r"[0-9]{1,15}(\.[0-9]{0,30})?([eE][-+]?[0-9]{1,3})?")
+# Patterns are compiled when they are first used: most starts need few of them.
+WHOLE = r"[-+]?(0|[1-9][0-9]{0,18})"
+DECIMAL = r"[0-9]{1,15}(\.[0-9]{0,30})?([eE][-+]?[0-9]{1,3})?"
 
 
-@dataclass(frozen=True, slots=True)
 class Flag:
     allowed: str = "true or false"
 
@@ -87,12 +88,12 @@ class Flag:
         return value
 
 
-@dataclass(frozen=True, slots=True)
 class Whole:
     """A whole number, decimal."""
 
-    low: int
-    high: int
+    def __init__(self, low: int, high: int) -> None:
+        self.low = low
+        self.high = high
 
     @property
     def allowed(self) -> str:
@@ -100,7 +101,7 @@ class Whole:
 
     def read(self, node: Node, _path: str, _reading: Reading) -> int:
         text = number_of(node)
-        if not WHOLE.fullmatch(text):
+        if not re.fullmatch(WHOLE, text):
             raise Wrong("is not a whole number")
         if not self.low <= int(text) <= self.high:
             raise Wrong("is out of range")
@@ -111,17 +112,17 @@ class Whole:
 
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{0,9})?(?:ms|s|m|h|d) *)+")
-_DURATION_PART = re.compile(r"([0-9.]+)(ms|s|m|h|d)")
+_DURATION = r"(?:[0-9]{1,9}(?:\.[0-9]{0,9})?(?:ms|s|m|h|d) *)+"
+_DURATION_PART = r"([0-9.]+)(ms|s|m|h|d)"
 
 
-@dataclass(frozen=True, slots=True)
 class Duration:
     """Seconds. With ``never``, 0 and the word mean that the time never comes."""
 
-    low: float = 0.0
-    high: float = 365 * 86400.0
-    never: bool = False
+    def __init__(self, low: float = 0.0, high: float = 365 * 86400.0, *, never: bool = False) -> None:
+        self.low = low
+        self.high = high
+        self.never = never
 
     @property
     def allowed(self) -> str:
@@ -133,10 +134,10 @@ class Duration:
         text = text_of(node)
         if self.never and text == "never":
             return 0.0
-        if DECIMAL.fullmatch(text):
+        if re.fullmatch(DECIMAL, text):
             seconds = float(text)
-        elif _DURATION.fullmatch(text):
-            seconds = sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(text))
+        elif re.fullmatch(_DURATION, text):
+            seconds = sum(float(number) * _SECONDS[unit] for number, unit in re.findall(_DURATION_PART, text))
         elif text.startswith("-"):
             raise Wrong("is negative")
         else:
@@ -159,8 +160,8 @@ def _time(seconds: float) -> str:
 
 
 _POWERS = {"k": 1, "m": 2, "g": 3, "t": 4}
-_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{0,15})?) ?(?:([kmgt])(i?b)?|(b))", re.IGNORECASE)
-_PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{0,9})?) ?%")
+_SIZE = r"([0-9]{1,15}(?:\.[0-9]{0,15})?) ?(?:([kmgt])(i?b)?|(b))"
+_PERCENT = r"([0-9]{1,3}(?:\.[0-9]{0,9})?) ?%"
 _LARGEST = 1 << 50
 
 
@@ -171,12 +172,12 @@ class Percent:
     value: float
 
 
-@dataclass(frozen=True, slots=True)
 class Size:
     """Bytes: a whole number, or a number with a unit. ``8G`` and ``8GiB`` are binary, ``8GB`` is decimal."""
 
-    low: int = 0
-    percent: bool = False
+    def __init__(self, low: int = 0, *, percent: bool = False) -> None:
+        self.low = low
+        self.percent = percent
 
     @property
     def allowed(self) -> str:
@@ -186,7 +187,7 @@ class Size:
 
     def read(self, node: Node, _path: str, _reading: Reading) -> int | Percent:
         text = text_of(node)
-        if match := _PERCENT.fullmatch(text):
+        if match := re.fullmatch(_PERCENT, text):
             if not self.percent:
                 raise Wrong("is a share; this key takes a size")
             if not 0 < float(match[1]) <= 100:
@@ -206,11 +207,11 @@ class Size:
 
 
 def _bytes_in(text: str) -> int:
-    if WHOLE.fullmatch(text):
+    if re.fullmatch(WHOLE, text):
         return int(text)
-    match = _SIZE.fullmatch(text)
+    match = re.fullmatch(_SIZE, text, re.IGNORECASE)
     if match is None:
-        if DECIMAL.fullmatch(text):
+        if re.fullmatch(DECIMAL, text):
             raise Wrong("is a fraction without a unit")
         raise Wrong("is not a size")
     number, power, suffix, _ = match.groups()
@@ -228,12 +229,12 @@ def size_text(size: int) -> str | int:
     return size
 
 
-@dataclass(frozen=True, slots=True)
 class Choice:
     """One of a few words. ``same`` are other ways to write them."""
 
-    words: tuple[str, ...]
-    same: Mapping[str, str] | None = None
+    def __init__(self, words: tuple[str, ...], same: Mapping[str, str] | None = None) -> None:
+        self.words = words
+        self.same = same or {}
 
     @property
     def allowed(self) -> str:
@@ -241,7 +242,7 @@ class Choice:
 
     def read(self, node: Node, _path: str, _reading: Reading) -> str:
         text = text_of(node)
-        text = (self.same or {}).get(text, text)
+        text = self.same.get(text, text)
         if text not in self.words:
             raise Wrong("is none of the allowed words" + nearest(text, self.words))
         return text
@@ -250,7 +251,6 @@ class Choice:
         return value
 
 
-@dataclass(frozen=True, slots=True)
 class PriorityName:
     allowed: str = "low normal high critical"
 
@@ -264,7 +264,6 @@ class PriorityName:
         return Priority(value).name.lower()
 
 
-@dataclass(frozen=True, slots=True)
 class Layers:
     allowed: str = "auto, all (or -1), or a whole number from 0 to 999"
 

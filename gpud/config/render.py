@@ -1,7 +1,6 @@
 """Writes a Config back as YAML, whole or one key of it, and says what is valid and yet worth a look."""
 
 import os.path
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,12 +10,12 @@ from gpud.config.kinds import Percent, nearest
 from gpud.config.records import Config
 from gpud.config.schema import BUS, ENGINE, GPU, HTTP, LOGGING, MODEL, RESTART, ROOT, STOP
 from gpud.config.sections import Key, Section
+from gpud.config.source import is_secret
 from gpud.core.errors import InvalidArguments
 from gpud.core.facts import BudgetLimits, BusyProbe, HttpCall, Model
 
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
-_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 MASK = "********"
 
 
@@ -171,7 +170,7 @@ def _masked(name: str, value: object, *, secrets: bool) -> object:
 def _mask_map(value: object) -> object:
     if isinstance(value, Mapping):
         return {
-            key: MASK if _SECRET_NAME.search(str(key)) and not isinstance(item, Mapping) else _mask_map(item)
+            key: MASK if is_secret(str(key)) and not isinstance(item, Mapping) else _mask_map(item)
             for key, item in value.items()
         }
     return [_mask_map(item) for item in value] if isinstance(value, list) else value
@@ -182,7 +181,7 @@ def _mask_arguments(arguments: list[str]) -> list[str]:
     hide_next = False
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        is_secret = bool(_SECRET_NAME.search(name)) and name.startswith("-")
+        is_secret = is_secret(name) and name.startswith("-")
         if hide_next and not argument.startswith("${"):
             masked.append(MASK)
         elif is_secret and equals and not value.startswith("${"):

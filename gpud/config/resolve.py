@@ -1,6 +1,7 @@
 """Makes a Config of what the tables read: applies the defaults in their order and checks what spans several keys."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -225,6 +226,10 @@ class _Models:
             settings.setdefault("ollama_name", name)
         if engine in CUSTOM and "command" in settings:
             settings.setdefault("health", "/health")
+            program = settings["command"][0]
+            if "/" in program and not program.startswith("/"):
+                # "./server" means the one beside the file, as it does for every other path in it.
+                settings.setdefault("directory", str(Path(own["command"].where.file).absolute().parent))
         if settings.get("url") and engine in CUSTOM:
             settings["environment"] = ()
         fields.setdefault("idle_timeout_s", self._idle_timeout_s)

@@ -63,12 +63,13 @@ class Found:
 Values = dict[str, Found]
 
 
-@dataclass(frozen=True, slots=True)
 class Section:
     """A map with known keys. Reads to :data:`Values`, and finds every problem inside before it returns."""
 
-    keys: tuple[Key, ...]
-    allowed: str = "a map"
+    allowed = "a map"
+
+    def __init__(self, keys: tuple[Key, ...]) -> None:
+        self.keys = keys
 
     def read(self, node: Node, path: str, reading: Reading) -> Values:
         if isinstance(node, Scalar) and node.is_null:
@@ -80,7 +81,9 @@ class Section:
         for name, entry in node.entries.items():
             full = f"{path}.{name}" if path else name
             if name not in by_name:
-                reading.wrong(entry.where, full, f"{shown(entry.node)}: unknown key{self._suggest(name, reading)}")
+                reading.wrong(
+                    entry.where, full, f"{shown(entry.node, name)}: unknown key{self._suggest(name, reading)}"
+                )
                 continue
             values[name] = Found(
                 read_key(by_name[name], entry.node, full, entry.where, reading), entry.where, entry.node
@@ -103,14 +106,15 @@ class Section:
         return value
 
 
-@dataclass(frozen=True, slots=True)
 class Named:
     """A map whose keys are names that the user chooses, each with the same section."""
 
-    section: Section
-    what: str
-    check_name: Callable[[str, Reading], None]
-    allowed: str = "a map of names to maps"
+    allowed = "a map of names to maps"
+
+    def __init__(self, section: Section, what: str, check_name: Callable[[str, Reading], None]) -> None:
+        self.section = section
+        self.what = what
+        self.check_name = check_name
 
     def read(self, node: Node, path: str, reading: Reading) -> Values:
         if isinstance(node, Scalar) and node.is_null:

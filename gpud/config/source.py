@@ -20,12 +20,13 @@ MAX_DEPTH = 32
 
 _TEXT_TAGS = ("!", "tag:yaml.org,2002:str")
 _PLAIN_TAGS = tuple(f"tag:yaml.org,2002:{name}" for name in ("int", "float", "bool", "null", "map", "seq"))
+_SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
 _NULLS = ("", "~", "null", "Null", "NULL")
-_FLAG = re.compile(r"(?i:true|false|yes|no|on|off)")
-_NUMBER = re.compile(r"[-+]?(\d[\d_]*(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
+_FLAG = r"(?i:true|false|yes|no|on|off)"
+_NUMBER = r"[-+]?(\d[\d_]*(\.\d*)?|\.\d+)([eE][-+]?\d+)?"
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Where:
     """A place in a file, as it is printed: ``/etc/gpud/gpud.yaml:12``. Line 0 is the file as a whole."""
 
@@ -36,7 +37,7 @@ class Where:
         return f"{self.file}:{self.line}" if self.line else self.file
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong, and where."""
 
@@ -44,7 +45,13 @@ class Problem:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.text}"
+        """One line, and nothing that a terminal would obey: keys and values are quoted in it."""
+        line = f"{self.where}: {self.text}"
+        return line if line.isprintable() else "".join(map(_visible, line))
+
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +73,9 @@ class Scalar:
         """What YAML takes it for: ``null``, ``flag``, ``number`` or ``text``."""
         if self.is_null:
             return "null"
-        if self.plain and _FLAG.fullmatch(self.text):
+        if self.plain and re.fullmatch(_FLAG, self.text):
             return "flag"
-        if self.plain and _NUMBER.fullmatch(self.text):
+        if self.plain and re.fullmatch(_NUMBER, self.text):
             return "number"
         return "text"
 
@@ -102,16 +109,27 @@ class Table:
 Node = Scalar | Items | Table
 
 
-def shown(node: Node) -> str:
-    """A value as a message quotes it."""
+def is_secret(name: str) -> bool:
+    """Whether a name says that its value is not for everybody's eyes."""
+    return any(word in name.upper() for word in _SECRET_WORDS)
+
+
+def shown(node: Node, name: str = "") -> str:
+    """A value as a message quotes it: short, and without what is secret by ``name``, in a flag or in an address."""
     if isinstance(node, Table):
         return "a map"
     if isinstance(node, Items):
         return "a list"
     if node.is_null:
         return "nothing"
-    text = node.text if len(node.text) <= 60 else node.text[:57] + "…"
-    return text if node.looks_like in ("flag", "number") else '"' + text.replace("\n", "\\n") + '"'
+    if is_secret(name):
+        return "a secret"
+    text = re.sub(r"//[^/@\s]*@", "//…@", node.text)
+    flag, equals, _ = text.partition("=")
+    if equals and flag.startswith("-") and is_secret(flag):
+        text = f"{flag}=…"
+    text = text if len(text) <= 60 else text[:57] + "…"
+    return text if node.looks_like in ("flag", "number") else f'"{text}"'
 
 
 def overlay(base: Node, over: Node) -> Node:
@@ -273,7 +291,7 @@ class _Builder:
             first = top.entries[top.key].where
             self._problem(
                 top.key_where,
-                f"{'.'.join(path)}: {shown(node)}: given twice, first in line {first.line}; keep one of them",
+                f"{'.'.join(path)}: {shown(node, top.key)}: given twice, first in line {first.line}; keep one of them",
             )
         else:
             top.entries[top.key] = Entry(top.key_where, node)
@@ -304,17 +322,21 @@ def _code(character: object) -> str:
 
 
 def _syntax(error: yaml.MarkedYAMLError, text: str, file: str) -> Problem:
-    mark = error.problem_mark or error.context_mark
-    line = mark.line if mark else 0
-    said = error.problem or "is not YAML"
-    if error.context and error.context_mark and error.context_mark.line != line:
+    """What the parser says, at the line where somebody has to look."""
+    lines = text.splitlines()
+    mark, said = error.problem_mark or error.context_mark, error.problem or "is not YAML"
+    if error.context_mark and mark and mark.line >= len(lines):
+        # The file ended in the middle of something: its end says nothing, its beginning does.
+        mark = error.context_mark
+        said = f"{said} ({error.context} that begins here, up to the end of the file)"
+    elif error.context_mark and mark and error.context_mark.line != mark.line:
         said = f"{said} ({error.context} that began in line {error.context_mark.line + 1})"
     elif error.context:
         said = f"{said} ({error.context})"
-    lines = text.splitlines()
+    line = mark.line if mark else 0
     written = lines[line] if line < len(lines) else ""
     hint = ""
-    if "\t" in written[: len(written) - len(written.lstrip())] or "tab" in said or written[:1] == "\t":
+    if "\t" in written[: len(written) - len(written.lstrip())] or "tab" in said:
         hint = "; indent with spaces, not with tabs"
     elif "mapping values are not allowed" in said:
         hint = "; check the indentation of this line and of the one before, and put text with a colon in quotes"

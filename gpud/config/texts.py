@@ -7,7 +7,6 @@ import math
 import os.path
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,13 @@ from gpud.config.kinds import BROKEN, DECIMAL, WHOLE, Reading, Wrong, nearest, t
 from gpud.config.source import Items, Node, Scalar, Table, shown
 
 
-@dataclass(frozen=True, slots=True)
 class Text:
     """Text. ``any_scalar`` takes a number or a flag for the text that was written; else such a value is a slip."""
 
-    allowed: str = "text"
-    pattern: str = r"[^\0]+"
-    any_scalar: bool = False
+    def __init__(self, allowed: str = "text", pattern: str = r"[^\0]+", *, any_scalar: bool = False) -> None:
+        self.allowed = allowed
+        self.pattern = pattern
+        self.any_scalar = any_scalar
 
     def read(self, node: Node, _path: str, _reading: Reading) -> str:
         text = text_of(node)
@@ -36,11 +35,11 @@ class Text:
         return value
 
 
-@dataclass(frozen=True, slots=True)
 class FilePath:
     """A path, made absolute: relative ones are relative to the file that names them."""
 
-    program: bool = False
+    def __init__(self, *, program: bool = False) -> None:
+        self.program = program
 
     @property
     def allowed(self) -> str:
@@ -64,7 +63,6 @@ class FilePath:
         return value
 
 
-@dataclass(frozen=True, slots=True)
 class Url:
     allowed: str = "http://host:port, or with a path: http://host:port/path"
 
@@ -87,7 +85,6 @@ class Url:
         return value
 
 
-@dataclass(frozen=True, slots=True)
 class EngineName:
     allowed: str = "embedded llama_server llama_cpp ollama custom, or what an installed package adds"
 
@@ -114,13 +111,13 @@ def check_engine(text: str, reading: Reading) -> None:
         raise Wrong(f"is not an engine that is installed here ({' '.join(known)})" + nearest(text, known))
 
 
-@dataclass(frozen=True, slots=True)
 class Texts:
     """A list of texts; each item is checked by ``check``, which raises :class:`Wrong`."""
 
-    allowed: str
-    check: Callable[[str], None]
-    least: int = 0
+    def __init__(self, allowed: str, check: Callable[[str], None], *, least: int = 0) -> None:
+        self.allowed = allowed
+        self.check = check
+        self.least = least
 
     def read(self, node: Node, path: str, reading: Reading) -> Any:
         if not isinstance(node, Items):
@@ -143,12 +140,13 @@ class Texts:
         return list(value)
 
 
-@dataclass(frozen=True, slots=True)
 class Environment:
     """Variables for a process. Values are taken as they were written and never shown in a message."""
 
-    check: Callable[[str], None]
-    allowed: str = "a map of names (A-Z, 0-9, _) to values"
+    allowed = "a map of names (A-Z, 0-9, _) to values"
+
+    def __init__(self, check: Callable[[str], None]) -> None:
+        self.check = check
 
     def read(self, node: Node, path: str, reading: Reading) -> Any:
         if not isinstance(node, Table):
@@ -171,7 +169,6 @@ class Environment:
         return dict(value)
 
 
-@dataclass(frozen=True, slots=True)
 class Json:
     """A map that is sent to an engine as JSON."""
 
@@ -197,9 +194,9 @@ def plain_data(node: Node) -> Any:
         return None
     if kind == "flag" and node.text.lower() in ("true", "false"):
         return node.text.lower() == "true"
-    if kind == "number" and WHOLE.fullmatch(node.text):
+    if kind == "number" and re.fullmatch(WHOLE, node.text):
         return int(node.text)
-    if kind == "number" and DECIMAL.fullmatch(node.text.lstrip("+-")):
+    if kind == "number" and re.fullmatch(DECIMAL, node.text.lstrip("+-")):
         value = float(node.text)
         if not math.isfinite(value):
             raise Wrong(f"holds {node.text}, which is beyond what JSON can carry")

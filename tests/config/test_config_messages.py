@@ -1,0 +1,371 @@
+"""Each mistake gets one message (file, line, key, value, what is allowed, the nearest key), and all of them at once."""
+
+import pytest
+
+from gpud import config
+from gpud.core.errors import ConfigInvalid
+
+ENGINES = ("embedded", "llama_server", "llama_cpp", "ollama", "custom")
+
+
+def problems(text: str, **more: object) -> list[str]:
+    with pytest.raises(ConfigInvalid) as caught:
+        config.parse(text, "gpud.yaml", known_engines=ENGINES, **more)  # type: ignore[arg-type]
+    return list(caught.value.problems)
+
+
+def problem(text: str) -> str:
+    (one,) = problems(text)
+    return one
+
+
+def test_many_mistakes_are_told_at_once() -> None:
+    """One pass finds everything that is wrong, in the order of the lines, each thing once."""
+    text = """\
+idel: 5
+models:
+  a:
+    engine: embedded
+    file: /a.gguf
+    contxt: 8192
+    context: lots
+    priority: urgent
+  b:
+    engine: embeded
+    file: /b.gguf
+  b: {engine: embedded}
+gpu: {reserve: -1}
+"""
+    told = problems(text)
+    assert [line.split(":")[1] for line in told] == ["1", "6", "7", "8", "10", "12", "13"]
+    assert told[0] == 'gpud.yaml:1: idel: 5: unknown key; did you mean "idle"?'
+    assert told[1] == 'gpud.yaml:6: models.a.contxt: 8192: unknown key; did you mean "context"?'
+    assert told[2] == (
+        'gpud.yaml:7: models.a.context: "lots": is not a whole number; '
+        "allowed: a whole number from 16 to 16777216 (default 4096)"
+    )
+    assert told[3].endswith("allowed: low normal high critical (default normal)")
+    assert 'did you mean "embedded"?' in told[4]
+    assert told[5] == "gpud.yaml:12: models.b: a map: given twice, first in line 9; keep one of them"
+    assert told[6].startswith("gpud.yaml:13: gpu.reserve: -1: is out of range; allowed: bytes, or a size like 300MiB")
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("n_ctx", "context"),
+        ("n_gpu_layers", "layers"),
+        ("ngl", "layers"),
+        ("n-threads", "threads"),
+        ("ttl", "idle_timeout"),
+        ("cmd", "command"),
+        ("path", "file"),
+        ("cont_batching", "continuous_batching"),
+    ],
+)
+def test_a_name_that_other_programs_use_leads_to_ours(key: str, meant: str) -> None:
+    """What llama.cpp and others call it is not accepted, but answered with the name here."""
+    told = problem(f"models: {{a: {{engine: embedded, file: /a, {key}: 1}}}}")
+    assert f'{key}: 1: unknown key; did you mean "{meant}"?' in told
+
+
+def test_a_key_in_the_wrong_section_is_sent_to_the_right_one() -> None:
+    """A key that exists elsewhere is answered with where it belongs."""
+    assert problem("context: 4096") == 'gpud.yaml:1: context: 4096: unknown key; "context" belongs in models.NAME'
+
+
+def test_an_unknown_key_like_no_other_lists_what_is_allowed() -> None:
+    """Where nothing is near, the keys of that section are listed."""
+    assert problem("bus: {xyzzy: 1}").endswith("bus.xyzzy: 1: unknown key; allowed: jobs holds calls")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("context: 4096.5", "is not a whole number"),
+        ("context: '4096'", "is text; write the number without quotes"),
+        ("context: 0x1000", "is not a whole number"),
+        ("context: 1_000", "is not a whole number"),
+        ("context: 010", "is not a whole number"),
+        ("context: 15", "is out of range"),
+        ("context: 99999999999999999999999", "is not a whole number"),
+        ("context: [1]", "a list: is a list, one value is expected"),
+        ("context: ", "has no value; write one or remove the line (default 4096)"),
+        ("context: ~", "has no value"),
+        ("pinned: yes", "yes: is neither true nor false; allowed: true or false"),
+        ("pinned: 'true'", "is neither true nor false"),
+        ("pinned: 1", "is neither true nor false"),
+        ("layers: -2", "is not a number of layers; allowed: auto, all (or -1), or a whole number from 0 to 999"),
+        ("layers: 1000", "is not a number of layers"),
+        ("flash_attention: maybe", "is none of the allowed words; allowed: on off auto (default auto)"),
+        ("cache_type_k: q8", 'did you mean "q8_0"?'),
+        ("size: 1.5", "is a fraction without a unit"),
+        ("size: 3 bananas", "is not a size"),
+        ("size: 50%", "is a share; this key takes a size"),
+        ("size: 9999999TiB", "is out of range"),
+        ("idle_timeout: -1", "is negative"),
+        ("idle_timeout: soon", "is not a time"),
+        ("idle_timeout: 400d", "is out of range"),
+        ("idle_timeout: .inf", "is not a time"),
+        ("load_timeout: 0", "is out of range"),
+        ("extra_flags: --temp", "is not a list"),
+        ("extra_flags: [[a]]", "extra_flags[0]: a list: is a list, one value is expected"),
+        ("extra_flags: [a, ~]", "extra_flags[1]: nothing: is empty"),
+        ("environment: [A]", "is not a map"),
+        ("environment: {A: }", 'environment.A: has no value; write "" if that is meant'),
+        ("environment: {1A: x}", "environment.1A: is not the name of a variable"),
+        ("chat_template: 5", "is a number; put it in quotes if it is meant as text"),
+        ("mmproj: ''", "is empty"),
+        ('mmproj: "a\\0b"', "holds a NUL character"),
+        ("mmproj: ~other/x", 'begins with the home directory of another user ("~name")'),
+        ("gpu: ''", "is empty"),
+        ("gpu: [0, 1]", "one value is expected"),
+        ("stop: {drian: 5}", 'stop.drian: 5: unknown key; did you mean "drain"?'),
+        ("stop: 5", "is not a map; its keys are: drain term second_term"),
+        ("override_tensor: nonsense", "is not allowed; allowed: pattern=device"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_the_reason(line: str, said: str) -> None:
+    """The message names the line and the key, and says what is wrong with the value."""
+    told = problem(f"models:\n  a:\n    engine: embedded\n    file: /a\n    {line}\n")
+    assert told.startswith(f"gpud.yaml:5: models.a.{line.partition(':')[0]}")
+    assert said in told
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("-m", 'use the key "file"'),
+        ("--model=x", 'use the key "file"'),
+        ("-c", 'use the key "context"'),
+        ("--ctx_size", 'use the key "context"'),
+        ("-a", 'use the key "aliases"'),
+        ("--port", "may not be given here: gpud listens for the engine on a private address"),
+        ("--host", "private address"),
+        ("--api-key", "a key of its own"),
+        ("--api-key-file", "a key of its own"),
+        ("--log-jsonl", "reads the engine's log"),
+        ("--fit", "gpud places models itself"),
+        ("-fit", "gpud places models itself"),
+        ("--slot-save-path", "gpud never allows it"),
+        ("--tools", "gpud never allows it"),
+        ("--agent", "gpud never allows it"),
+        ("--media-path=/", "gpud never allows it"),
+        ("--mcp-servers-config", "gpud never allows it"),
+        ("--ui-mcp-proxy", "gpud never allows it"),
+    ],
+)
+def test_flags_that_gpud_owns_are_refused(flag: str, said: str) -> None:
+    """extra_flags may not say what gpud says itself, nor open the machine."""
+    told = problem(f"models:\n  a: {{engine: llama_server, file: /a, extra_flags: [--temp, 1, '{flag}']}}")
+    assert told.startswith("gpud.yaml:2: models.a.extra_flags[2]")
+    assert said in told
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LLAMA_API_KEY",
+        "LLAMA_API_KEY_FILE",
+        "LLAMA_SERVER_ROUTER_PORT",
+        "LLAMA_ARG_LOG_JSONL",
+        "LLAMA_ARG_TOOLS",
+        "LLAMA_ARG_AGENT",
+        "LLAMA_ARG_MCP_SERVERS",
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "LISTEN_FDS",
+        "CUDA_VISIBLE_DEVICES",
+    ],
+)
+def test_variables_that_gpud_owns_are_refused_and_their_values_not_shown(name: str) -> None:
+    """A message about a variable never shows its value: it may be a secret."""
+    for text in (
+        f"models: {{a: {{engine: embedded, file: /a, environment: {{{name}: hush}}}}}}",
+        f"engines: {{embedded: {{environment: {{{name}: hush}}}}}}",
+        f"defaults: {{environment: {{{name}: hush}}}}",
+    ):
+        told = problem(text)
+        assert f"environment.{name}: may not be set here" in told
+        assert "hush" not in told
+
+
+def test_a_model_without_what_its_engine_needs_is_refused() -> None:
+    """The llama engines need a file, custom ones a size and a command or a url."""
+    assert 'models.a: has no "file", which the engine "embedded" needs' in problem("models: {a: {engine: embedded}}")
+    assert 'has no "engine"; add one of: custom embedded' in problem("models: {a: {file: /a}}")
+    told = problems("models: {a: {engine: custom}}")
+    assert any('has no "size"' in one for one in told)
+    assert any('has neither "command" nor "url"' in one for one in told)
+    assert "has no settings; write its keys below it" in problem("models:\n  a:\n")
+
+
+def test_a_refused_value_is_not_called_missing() -> None:
+    """Each mistake has one message, not a second one that follows from it."""
+    assert "models.a.file" in problem("models: {a: {engine: embedded, file: [x]}}")
+    assert "models.a.size" in problem("models: {a: {engine: custom, size: big, url: 'http://h:1'}}")
+    assert "models.a.engine" in problem("models: {a: {engine: 5x}}")
+
+
+def test_command_and_url_exclude_each_other() -> None:
+    """A custom engine is either started or attached to."""
+    told = problem("models: {a: {engine: custom, size: 0, command: [x], url: 'http://127.0.0.1:1'}}")
+    assert "models.a.command: a list: a server that gpud starts has no url" in told
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("https://h:1", "asks for TLS"),
+        ("http://me:pw@h:1", "holds a user name"),
+        ("h:1", "is not an address"),
+        ("http://h:70000", "has the port 70000"),
+        ("http://h:1/x?y", "has a query"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_refused(url: str, said: str) -> None:
+    """Engines are reached over plain HTTP at a host and a port."""
+    assert said in problem(f"models: {{a: {{engine: custom, size: 0, url: '{url}'}}}}")
+
+
+def test_keys_that_mean_nothing_to_the_engine_are_refused() -> None:
+    """A key without effect would be a promise that is not kept."""
+    told = problems(
+        "models:\n"
+        "  a: {engine: custom, size: 0, url: 'http://h:1', context: 4096}\n"
+        "  b: {engine: ollama, file: /x}\n"
+        "  c: {engine: embedded, file: /x, command: [x]}\n"
+        "engines: {custom: {binary: x}, ollama: {defaults: {parallel: 2}}}\n"
+    )
+    assert len(told) == 5
+    assert 'models.a.context: 4096: means nothing to the engine "custom"' in told[0]
+    assert 'name the model in Ollama\'s store with "model"' in told[1]
+    assert 'models.c.command: a list: means nothing to the engine "embedded" (only to: custom)' in told[2]
+    assert "engines.custom.binary" in told[3]
+    assert "engines.ollama.defaults.parallel: 2" in told[4]
+
+
+def test_an_attached_ollama_is_not_also_configured() -> None:
+    """What runs at a url is somebody else's: gpud cannot choose its program."""
+    told = problem("engines: {ollama: {url: 'http://127.0.0.1:11434', binary: ollama}}")
+    assert "gpud does not start a server that runs at a url" in told
+
+
+@pytest.mark.parametrize(
+    "name", ["all", "default", "status", "scan", "load", "unload", "-a", "a b", "a" * 129, "é", ""]
+)
+def test_names_that_cannot_be_used_are_refused(name: str) -> None:
+    """Commands use some words themselves; the others are limited to what every surface can carry."""
+    assert "the name" in problem(f"models: {{'{name}': {{engine: embedded, file: /a}}}}")
+    if name:
+        assert "aliases[0]" in problem(f"models: {{m: {{engine: embedded, file: /a, aliases: ['{name}']}}}}")
+
+
+def test_every_name_leads_to_one_model() -> None:
+    """An alias may not be another model's name or alias, nor stand twice."""
+    told = problems(
+        "models:\n"
+        "  a: {engine: embedded, file: /a, aliases: [x, b, a]}\n"
+        "  b: {engine: embedded, file: /b, aliases: [x, y, y]}\n"
+    )
+    assert {one.split("aliases: ")[1].split(";")[0] for one in told} == {
+        '"b": is the name of another model',
+        '"a": is the name of the model itself',
+        '"x": is an alias of "a" already',
+        '"y": stands here twice',
+    }
+
+
+def test_an_unknown_placeholder_is_refused_and_a_shell_variable_is_not() -> None:
+    """A mistyped ${port} would be handed to the engine as it is; ${HOME} may be meant for a shell."""
+    told = problem("models: {a: {engine: custom, size: 0, command: [x, '${prot}', '${HOME}']}}")
+    assert 'command[1]: "${prot}": has the placeholder ${prot}' in told
+    assert 'did you mean "port"?' in told
+
+
+def test_an_engine_that_nobody_installed_is_refused_only_when_the_engines_are_known() -> None:
+    """Outside packages add engines: without the list of those here, any well-formed name passes."""
+    text = "models: {a: {engine: vllm, file: /a, context: 100, url: 'http://h:1'}}\nengines: {vllm: {binary: vllm}}"
+    assert len(problems(text)) == 2
+    model = config.parse(text, "x").models["a"]
+    assert (model.engine, model.settings.context, model.settings.url) == ("vllm", 100, "http://h:1")
+    assert 'did you mean "llama_server"?' in problem("models: {a: {engine: llama-server, file: /a}}")
+
+
+def test_doors_do_not_share_an_address() -> None:
+    """Two enabled doors on one port could not both be opened."""
+    told = problem("http:\n  front: {port: 9000}\n")
+    assert (
+        told
+        == "gpud.yaml:2: http.management.port: 9000: http.front listens on 127.0.0.1:9000 already; choose another port"
+    )
+    config.parse("http: {front: {port: 9000}, management: {enable: false}}", "x")
+
+
+def test_waits_between_restarts_are_in_order() -> None:
+    """The longest wait is not shorter than the first."""
+    assert "restart.max: 60 seconds: is less than restart.first, 100 seconds" in problem("restart: {first: 100}")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- a\n- b\n", "gpud.yaml:1: the file holds a list; a configuration is a map, like models:"),
+        ("just text", 'the file holds "just text"'),
+        ("\tidle: 5", "gpud.yaml:1: column 1: found character that cannot start any token"),
+        ("idle:\n\ttimeout: 5", "indent with spaces, not with tabs"),
+        ("a: b: c", "gpud.yaml:1: column 5: mapping values are not allowed"),
+        ("idle: {timeout: 5", "gpud.yaml:1:"),
+        ("idle: {}\n---\ngpu: {}\n", "gpud.yaml:2: a second document begins here"),
+        ("a: *b", '"*b" refers to an anchor that does not exist'),
+        ("gpu: &a\n  budget: *a", 'gpud.yaml:2: "*a" stands inside of what it stands for'),
+        ("? [a]\n: b", "a list or a map stands where a key is expected"),
+        ("models: !ruby/object {}", 'the YAML tag "!ruby/object" means nothing to gpud'),
+        ("a: !!python/name:os.system x", "the YAML tag"),
+        ("idle: \x01", "gpud.yaml:1: holds the control character U+0001"),
+        ("idle: a\0b", "holds the control character U+0000"),
+        ("models: " + "[" * 40 + "]" * 40, "nested more than 32 deep"),
+        ("models: " + "[" * 100_000, "gpud.yaml:1:"),
+        ("gpu: {<<: 5}", '"<<" takes a map or a list of maps, not 5'),
+    ],
+)
+def test_what_is_not_usable_yaml_is_told_with_its_line(text: str, said: str) -> None:
+    """The reader says where and what, in one message."""
+    assert any(said in one for one in problems(text)), problems(text)
+
+
+def test_a_message_is_one_line_and_harmless() -> None:
+    """Keys and values are quoted, but a terminal is not made to obey them, and long ones are cut."""
+    told = problem('bus: {"a\\e[31mb\\nc": "x\\e[0my"}')
+    assert told.isprintable()
+    assert told.startswith('gpud.yaml:1: bus.a\\x1b[31mb\\nc: "x\\x1b[0my": unknown key')
+    assert len(problem(f"bus: {{{'k' * 5000}: {'v' * 5000}}}")) < 500
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "models: {a: {engine: embedded, file: /a, HF_TOKEN: hush}}",
+        "models: {a: {engine: embedded, file: /a, extra_flags: ['--api-key=hush']}}",
+        "models: {a: {engine: custom, size: 0, url: 'http://me:hush@h:1'}}",
+        "engines: {embedded: {environment: {MY_KEY: 1, MY_KEY: hush}}}",
+        "api_key: hush",
+    ],
+)
+def test_a_message_shows_no_secret(text: str) -> None:
+    """Messages go to the journal and to every terminal."""
+    assert "hush" not in problem(text)
+
+
+def test_a_billion_laughs_is_refused_at_once() -> None:
+    """Aliases that would grow without a bound are counted, not written out."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
+    assert "holds more than 50,000 values once its aliases are written out" in problem("\n".join(lines))
+
+
+def test_thousands_of_mistakes_are_bounded() -> None:
+    """A file of garbage yields a readable answer that says how much more there is."""
+    told = problems("\n".join(f"k{n}: {n}" for n in range(2000)))
+    assert len(told) == 501
+    assert told[-1] == "… and 1500 more problems; mend these first"

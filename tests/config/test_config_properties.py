@@ -1,0 +1,203 @@
+"""Whatever a file holds, the answer is a configuration or ConfigInvalid; what is written back reads the same."""
+
+import dataclasses
+
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gpud import config
+from gpud.config.kinds import Choice, Duration, Flag, Layers, PriorityName, Size, Whole
+from gpud.config.schema import DEFAULTS, ENGINE, MODEL, ROOT, sections
+from gpud.config.sections import BUILT_IN, Key, Section
+from gpud.config.texts import Environment, FilePath, Json, Text, Texts, Url
+from gpud.core.errors import ConfigInvalid
+
+KEYS = sorted({key.name for _, section in sections() for key in section.keys})
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**20), 10**20),
+    st.floats(),
+    ANY_TEXT,
+    st.sampled_from(
+        ["embedded", "custom", "ollama", "auto", "on", "80%", "5m", "1GiB", "~", "~/x", "http://h:1", "/x"]
+    ),
+    st.dates(),
+    st.binary(max_size=5),
+)
+TREES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(
+            st.one_of(st.sampled_from(KEYS), ANY_TEXT, SCALARS.filter(lambda x: x == x)), inner, max_size=6
+        ),
+    ),
+    max_leaves=25,
+)
+MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def accepted(text: str) -> None:
+    try:
+        config.parse(text, "x", known_engines=BUILT_IN)
+    except ConfigInvalid as error:
+        assert error.problems
+        assert all(one.startswith("x") and one.isprintable() for one in error.problems)
+
+
+@MANY
+@given(st.text(max_size=200))
+def test_random_text_is_answered(text: str) -> None:
+    """Never another exception, and every sentence begins with the file and is one line."""
+    accepted(text)
+
+
+@MANY
+@given(
+    st.lists(
+        st.sampled_from(
+            [*"[]{}:,&*!|>'\"%@`#-? \n\t<~ab1", ": ", "- ", "&a ", "*a", "<<: ", "\n  ", "---\n", "!!int "]
+        ),
+        max_size=60,
+    )
+)
+def test_random_yaml_signs_are_answered(parts: list[str]) -> None:
+    """Syntax in every wrong order."""
+    accepted("".join(parts))
+
+
+@MANY
+@given(TREES)
+def test_random_structures_are_answered(tree: object) -> None:
+    """Any structure under any key."""
+    accepted(yaml.safe_dump(tree))
+
+
+@MANY
+@given(st.dictionaries(st.sampled_from(KEYS), TREES, max_size=8))
+def test_random_values_under_real_keys_are_answered(tree: dict[str, object]) -> None:
+    """Real keys with arbitrary values, for each engine."""
+    models = {engine: {"engine": engine, **tree} for engine in BUILT_IN}
+    accepted(yaml.safe_dump({**tree, "models": models, "engines": dict.fromkeys(BUILT_IN, tree), "defaults": tree}))
+
+
+# A valid configuration, drawn from the table itself -----------------------------------------------------------------
+
+NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,20}", fullmatch=True).filter(
+    lambda name: name not in ("all", "default", "status", "scan", "load", "unload")
+)
+WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
+ARGUMENTS = WORDS.filter(lambda word: not word.startswith("-") and "${" not in word)
+PATHS = st.from_regex(r"/[A-Za-z0-9 ._é-]{1,12}(/[A-Za-z0-9]{1,5})?", fullmatch=True)
+VARIABLES = st.dictionaries(st.from_regex(r"MY_[A-Z0-9_]{0,8}", fullmatch=True), WORDS, max_size=3)
+JSON = st.dictionaries(
+    WORDS,
+    st.recursive(
+        st.one_of(
+            st.none(), st.booleans(), st.integers(-(10**9), 10**9), WORDS, st.floats(-1e9, 1e9, allow_subnormal=False)
+        ),
+        lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(WORDS, inner, max_size=3)),
+        max_leaves=6,
+    ),
+    max_size=3,
+)
+TEXTS = {
+    "gpu": st.sampled_from(["0", "7", "host", "auto", "GPU-12ab-34cd"]),
+    "host": st.sampled_from(["127.0.0.1", "::1", "localhost", "box.lan"]),
+    "health": st.sampled_from(["/", "/health", "/a/b?c=d"]),
+    "post": st.just("/free"),
+    "get": st.just("/queue"),
+    "override_tensor": st.just(".ffn_.*=CPU"),
+    "model": st.sampled_from(["llama3.2:3b", "hf.co/a/b:Q4_0"]),
+    "chat_template": st.text(
+        st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n"), min_size=1
+    ).filter(lambda text: text.strip() != ""),
+}
+
+
+def values(key: Key) -> st.SearchStrategy[object]:
+    kind = key.kind
+    if isinstance(kind, Whole):
+        return st.integers(kind.low, kind.high)
+    if isinstance(kind, Duration):
+        return st.one_of(st.integers(int(kind.low) + 1, 600), st.floats(max(kind.low, 0.001), 600.0))
+    if isinstance(kind, Size):
+        plain: st.SearchStrategy[object] = st.one_of(
+            st.integers(kind.low, 1 << 40), st.integers(1, 4000).map(lambda number: f"{number}MiB")
+        )
+        return st.one_of(plain, st.integers(1, 100).map(lambda share: f"{share}%")) if kind.percent else plain
+    if isinstance(kind, Flag):
+        return st.booleans()
+    if isinstance(kind, Choice):
+        return st.sampled_from(kind.words)
+    if isinstance(kind, PriorityName):
+        return st.sampled_from(kind.allowed.split())
+    if isinstance(kind, Layers):
+        return st.one_of(st.sampled_from(["auto", "all", -1]), st.integers(0, 999))
+    if isinstance(kind, Url):
+        return st.sampled_from(["http://127.0.0.1:9", "http://[::1]:80/x", "http://box"])
+    if isinstance(kind, FilePath):
+        return PATHS
+    if isinstance(kind, Environment):
+        return VARIABLES
+    if isinstance(kind, Json):
+        return JSON
+    if isinstance(kind, Texts):
+        if key.name == "any":
+            return st.lists(st.from_regex(r"[a-z]{1,5}(\.[a-z]{1,5})?", fullmatch=True), min_size=1, max_size=3)
+        return st.lists(ARGUMENTS, min_size=1, max_size=4)
+    if isinstance(kind, Section):
+        return mapping(kind)
+    assert isinstance(kind, Text), key.name
+    return TEXTS[key.name]
+
+
+def mapping(section: Section, without: tuple[str, ...] = (), engine: str = "") -> st.SearchStrategy[dict[str, object]]:
+    keys = [key for key in section.keys if key.name not in without and (not engine or key.used_by(engine))]
+    return st.fixed_dictionaries(
+        {key.name: values(key) for key in keys if key.required},
+        optional={key.name: values(key) for key in keys if not key.required},
+    )
+
+
+@st.composite
+def models(draw: st.DrawFn) -> dict[str, object]:
+    engine = draw(st.sampled_from(sorted(BUILT_IN)))
+    without: tuple[str, ...] = ("engine", "aliases")
+    needs: dict[str, object] = {}
+    if engine == "custom":
+        needs["size"] = draw(st.integers(0, 1 << 40))
+        if draw(st.booleans()):
+            needs["url"] = "http://127.0.0.1:9"
+            without += ("command", "directory", "environment")
+        else:
+            needs["command"] = draw(st.lists(ARGUMENTS, min_size=1, max_size=3))
+            without += ("url",)
+    elif engine != "ollama":
+        needs["file"] = draw(PATHS)
+    return {"engine": engine, **draw(mapping(MODEL, without, engine)), **needs}
+
+
+@st.composite
+def configurations(draw: st.DrawFn) -> dict[str, object]:
+    top = draw(mapping(ROOT, ("models", "engines", "restart", "http", "defaults")))
+    names = draw(st.lists(NAMES, max_size=4, unique=True))
+    top["models"] = {name: draw(models()) for name in names}
+    top["defaults"] = draw(mapping(DEFAULTS, ("engine",)))
+    engines = draw(st.lists(st.sampled_from(sorted(BUILT_IN)), max_size=3, unique=True))
+    top["engines"] = {one: draw(mapping(ENGINE, ("defaults", "url"), one)) for one in engines}
+    return top
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(configurations())
+def test_a_configuration_reads_back_as_it_was_written(tree: dict[str, object]) -> None:
+    """Valid ones are accepted, and the effective configuration written as YAML is the same configuration."""
+    text = yaml.safe_dump(tree, allow_unicode=True)
+    parsed = config.parse(text, "/srv/x.yaml", known_engines=BUILT_IN)
+    again = config.parse(config.to_yaml(parsed, secrets=True), "/elsewhere/y.yaml", known_engines=BUILT_IN)
+    assert dataclasses.replace(again, sources=parsed.sources) == parsed
+    assert list(again.models) == list(parsed.models)

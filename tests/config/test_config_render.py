@@ -1,0 +1,71 @@
+"""What `config show` prints and `config check` warns of."""
+
+from pathlib import Path
+
+import pytest
+
+from gpud import config
+from gpud.core.errors import InvalidArguments
+
+TEXT = """
+idle: {timeout: 2m}
+engines: {ollama: {environment: {OLLAMA_TOKEN: hush}}}
+models:
+  llama3.2:3b: {engine: ollama}
+  tiny: {engine: embedded, file: /none/tiny.gguf, size: 300MiB, environment: {HF_TOKEN: hush, A: b}}
+  sim:
+    engine: custom
+    command: [run, --api-key, hush, --token=hush, --key, "${key}", --last]
+    size: 5
+    unload: {post: /free, body: {secret: hush, all: true}}
+"""
+
+
+@pytest.fixture
+def parsed() -> config.Config:
+    return config.parse(TEXT, "/srv/gpud.yaml")
+
+
+def test_one_key_is_shown(parsed: config.Config) -> None:
+    """A value stands alone, a section is YAML; names with dots are found."""
+    assert config.render(parsed, "idle.timeout") == "120\n"
+    assert config.render(parsed, "models.llama3.2:3b.model") == "llama3.2:3b\n"
+    assert config.render(parsed, "models.tiny.size") == "300MiB\n"
+    assert config.render(parsed, "models.tiny.pinned") == "false\n"
+    assert config.render(parsed, "bus") == "jobs: 16\nholds: 16\ncalls: 64\n"
+    assert config.render(parsed) == config.to_yaml(parsed)
+    assert "context: 4096" in config.render(parsed, "models.tiny")
+
+
+def test_an_unknown_key_names_the_nearest(parsed: config.Config) -> None:
+    """And what there is at that place."""
+    with pytest.raises(InvalidArguments, match=r'cannot show "timeuot".*in "idle"; did you mean "timeout"') as caught:
+        config.render(parsed, "idle.timeuot")
+    assert caught.value.hint == "there are: timeout"
+    with pytest.raises(InvalidArguments) as caught:
+        config.render(parsed, "idle.timeout.more")
+    assert caught.value.hint == '"idle.timeout" has no keys below it'
+
+
+def test_secrets_are_masked(parsed: config.Config) -> None:
+    """Variables, fields of a body and flags whose names say so; placeholders and the rest stay."""
+    shown = config.to_yaml(parsed)
+    assert "hush" not in shown
+    assert config.to_yaml(parsed, secrets=True).count("hush") == 5
+    assert "A: b" in shown
+    assert "${key}" in shown
+    assert "--last" in shown
+    assert "--token=********" in shown
+
+
+def test_warnings_name_what_is_valid_and_not_meant(parsed: config.Config, tmp_path: Path) -> None:
+    """A file that is not there, an engine that cannot be reached, a size that forgot its unit, an open door."""
+    said = config.warnings(parsed)
+    assert any('models.tiny.file: there is no file "/none/tiny.gguf" now' in one for one in said)
+    assert any("models.sim.command: mentions neither ${port} nor ${socket}" in one for one in said)
+    assert any("models.sim.size: is 5 bytes" in one for one in said)
+    file = tmp_path / "m.gguf"
+    file.touch()
+    assert config.warnings(config.parse(f"models: {{m: {{engine: embedded, file: {file}}}}}", "x")) == ()
+    (opened,) = config.warnings(config.parse("http: {front: {host: 0.0.0.0}}", "x"))
+    assert "http.front.host: 0.0.0.0 is not of this machine alone" in opened
