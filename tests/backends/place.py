@@ -1,0 +1,81 @@
+"""A place in which a backend runs: a real launcher, and everything that the backend and its children tell."""
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from gpud.core.facts import Model, StopTimes
+from gpud.core.ports import LoadOrder, Progress, RunnerRecord, Stream
+from gpud.processes.launcher import ProcessLauncher
+
+HERE = Path(__file__).parent
+FAKE = HERE / "fake_http.py"
+HELP_OLD = HERE / "help_old.txt"
+HELP_NEW = HERE / "help_new.txt"
+
+QUICK = StopTimes(drain_s=0.1, term_s=0.2, second_term_s=0.2)
+
+
+class NoFdStore:
+    """Descriptors that outlive nothing, as outside systemd."""
+
+    lasting = False
+
+    def put(self, name: str, fd: int) -> None: ...
+
+    def drop(self, name: str) -> None: ...
+
+    def take(self, name: str) -> int | None:
+        return None
+
+
+@dataclass
+class Journal:
+    """An OutputSink that keeps everything."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def line(self, *, model: str, engine: str, stream: Stream, pid: int, text: str) -> None:
+        self.texts.append(text)
+
+
+class Place:
+    """Use it as ``async with``: at its end no child may be left, and no socket."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.journal = Journal()
+        self.records: list[RunnerRecord] = []
+        self.recorded = asyncio.Event()
+        self.progress: list[Progress] = []
+        self.units = 0
+        self.launcher = ProcessLauncher(
+            runtime_dir=folder / "run", fd_store=NoFdStore(), sink=self.journal, cgroup=None, burst_lines=100_000
+        )
+        (folder / "run").mkdir(exist_ok=True)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        sockets = [str(path) for path in (self.folder / "run").rglob("*.sock")]
+        left = await self.launcher.close()
+        if error is None:
+            assert left == (), f"children were left: {left}"
+            assert sockets == [], f"sockets were left: {sockets}"
+
+    def order(self, model: Model, devices: tuple[str, ...] = (), vendor: str = "") -> LoadOrder:
+        self.units += 1
+        return LoadOrder(model, f"{model.name}-{self.units}", devices, vendor, self.progress.append, self._record)
+
+    def _record(self, record: RunnerRecord) -> None:
+        self.records.append(record)
+        self.recorded.set()
+
+    @property
+    def stages(self) -> list[str]:
+        return [progress.stage for progress in self.progress]
