@@ -181,14 +181,14 @@ def _mask_arguments(arguments: list[str]) -> list[str]:
     hide_next = False
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        is_secret = is_secret(name) and name.startswith("-")
+        names_secret = is_secret(name) and name.startswith("-")
         if hide_next and not argument.startswith("${"):
             masked.append(MASK)
-        elif is_secret and equals and not value.startswith("${"):
+        elif names_secret and equals and not value.startswith("${"):
             masked.append(f"{name}={MASK}")
         else:
             masked.append(argument)
-        hide_next = is_secret and not equals and not hide_next
+        hide_next = names_secret and not equals and not hide_next
     return masked
 
 
