@@ -104,7 +104,7 @@ class NvmlProbe:
     def look(self, own: frozenset[int], wake: bool) -> tuple[GpuSample, ...]:  # noqa: ARG002 — the driver lists everybody
         self._devices = tuple(display_devices(self._root, PCI_VENDOR))
         sleeping = frozenset(device.address for device in self._devices if device.suspended)
-        if not wake and self._is_to_be_left_alone(sleeping):
+        if not wake and not self._ready and (sleeping or self._asked):
             return self._left_alone()
         for_once = not wake and not self._ready
         try:
@@ -117,11 +117,6 @@ class NvmlProbe:
         finally:
             if for_once:
                 self.release()
-
-    def _is_to_be_left_alone(self, sleeping: frozenset[str]) -> bool:
-        if not self._ready:
-            return bool(sleeping) or self._asked
-        return bool(self._known) and all(known.address in sleeping for known in self._known)
 
     def recall(self, health: str) -> tuple[GpuSample, ...]:
         return tuple(known.left_alone(health=health) for known in self._known or self._provisional())
@@ -205,6 +200,7 @@ class NvmlProbe:
     # Samples with NVML.
 
     def _measure(self, sleeping: frozenset[str]) -> tuple[GpuSample, ...]:
+        """A look at each GPU; no call at all is made for those that sleep."""
         before = {known.index: known for known in self._known or self._provisional()}
         samples, kept = [], []
         for index in range(self._count):

@@ -36,6 +36,7 @@ class FakeGpu:
     total_mib: int = 24576
     reserved_mib: int = 0
     used_mib: int = 0
+    memory_unknown: bool = False
     temperature_c: int = 41
     power_mw: int = 23500
     utilization_percent: int = 3
@@ -48,6 +49,8 @@ class FakeGpu:
         lines += [f"{name} = {getattr(self, name)}" for name in numbers]
         for process in self.processes:
             lines.append(f"process = {process.pid} {'-' if process.mib is None else process.mib} {process.kind}")
+        if self.memory_unknown:
+            lines.append("memory = unknown")
         return lines + _error_lines(self.errors)
 
 

@@ -21,6 +21,7 @@
  *   in a [gpu]
  *     uuid = GPU-…            name = NVIDIA …          pci = 0000:01:00.0
  *     total_mib = 24576       reserved_mib = 0         used_mib = 0       (used_mib: held by nobody in particular)
+ *     memory = unknown        the memory calls succeed with 2^64-1 in every figure
  *     temperature_c = 40      power_mw = 20000         utilization_percent = 0
  *     process = PID MIB [compute|graphics]             a process of somebody else, alive or not; MIB "-": not available.
  *                                                      May be given several times
@@ -99,6 +100,7 @@ struct fixed_process { unsigned pid; long long mib; int kind; };
 struct gpu {
     char uuid[96], name[96], pci[32];
     long long total_mib, reserved_mib, used_mib;
+    int memory_unknown;
     unsigned temperature_c, power_mw, utilization_percent;
     struct fixed_process fixed[MAX_FIXED];
     int fixed_count;
@@ -160,6 +162,7 @@ static int set_gpu(struct config *config, struct gpu *gpu, const char *key, cons
     else if (!strcmp(key, "total_mib")) gpu->total_mib = atoll(value);
     else if (!strcmp(key, "reserved_mib")) gpu->reserved_mib = atoll(value);
     else if (!strcmp(key, "used_mib")) gpu->used_mib = atoll(value);
+    else if (!strcmp(key, "memory")) gpu->memory_unknown = !strcmp(value, "unknown");
     else if (!strcmp(key, "temperature_c")) gpu->temperature_c = (unsigned)atol(value);
     else if (!strcmp(key, "power_mw")) gpu->power_mw = (unsigned)atol(value);
     else if (!strcmp(key, "utilization_percent")) gpu->utilization_percent = (unsigned)atol(value);
@@ -378,6 +381,10 @@ static void memory_of(const struct config *config, int number, nvmlMemory_v2_t *
     const struct gpu *gpu = &config->gpus[number];
     long long used_mib[MAX_GPUS] = {0}, used;
     live.count = 0;
+    if (gpu->memory_unknown) {
+        memory->total = memory->reserved = memory->free = memory->used = NOT_AVAILABLE;
+        return;
+    }
     find_live(config, &live);
     for (int i = 0; i < live.count; i++) used_mib[live.of[i].gpu] += live.of[i].mib;
     if (config->linger_ms > 0) add_lingering(config, &live, used_mib);

@@ -196,6 +196,13 @@ def test_a_gpu_without_memory_of_its_own_has_the_machines(machine: Machine) -> N
     assert (sample["vendor"], sample["health"]) == ("nvidia", "")
 
 
+def test_memory_that_the_driver_does_not_know_is_unknown(machine: Machine) -> None:
+    """The driver's word for it is 2^64-1; it must not become sixteen exbibytes of free memory."""
+    machine.gpus(FakeGpu(memory_unknown=True))
+    (sample,) = machine.sample()
+    assert (sample["total_bytes"], sample["used_bytes"], sample["free_bytes"]) == (None, None, None)
+
+
 def test_every_call_of_nvml_is_counted(machine: Machine) -> None:
     """What the probe counts is what the library sees, but for the second call that listing processes takes."""
     machine.sample()
@@ -321,6 +328,14 @@ def test_release_closes_the_driver_and_ends_the_thread(machine: Machine) -> None
     assert machine.sample()[0]["free_bytes"] == FIRST.total_mib * MIB
 
 
+def test_after_release_the_gpus_are_met_anew(machine: Machine) -> None:
+    """Another GPU may have been plugged in while the driver was let go."""
+    machine.sample()
+    machine.ask("release")
+    machine.gpus(SECOND, FIRST)
+    assert [sample["uuid"] for sample in machine.sample()] == [SECOND.uuid, FIRST.uuid]
+
+
 # Trouble.
 
 
@@ -334,6 +349,16 @@ def test_a_lost_gpu_is_unwell_and_the_other_is_measured(machine: Machine) -> Non
     assert "fallen off the bus" in lost["health"]
     assert "reboot" in lost["health"]
     assert (well["health"], well["free_bytes"]) == ("", SECOND.total_mib * MIB)
+
+
+def test_a_gpu_that_comes_back_is_met_anew(machine: Machine) -> None:
+    """What answers after a loss is asked who it is."""
+    machine.sample()
+    machine.gpus(FakeGpu(errors={"": "GPU_IS_LOST"}))
+    machine.sample()
+    machine.gpus(SECOND)
+    (sample,) = machine.sample()
+    assert (sample["uuid"], sample["health"]) == (SECOND.uuid, "")
 
 
 def test_a_gpu_that_is_lost_from_the_start_is_still_listed(machine: Machine) -> None:
@@ -519,6 +544,7 @@ GPUS = st.lists(
         FakeGpu,
         total_mib=MIBS,
         used_mib=MIBS,
+        memory_unknown=st.booleans(),
         reserved_mib=st.integers(0, 600),
         temperature_c=st.sampled_from([0, 41, 2**32 - 1]),
         power_mw=st.sampled_from([0, 23500, 2**32 - 1]),
