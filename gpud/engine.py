@@ -92,6 +92,7 @@ class Engine:
         self._jobs = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
         self._snapshot: Snapshot | None = None
+        self._gpu_problems: tuple[str, ...] = ()
         self._finished = asyncio.Event()
         self._retired: list[Backend] = []
 
@@ -486,6 +487,10 @@ class Engine:
             if model is not None:
                 await asyncio.to_thread(self._check, model, sizes, unfit)
         samples = await self._gpus.sample(pids, wake=action.wake)
+        for problem in self._gpus.problems:
+            if problem not in self._gpu_problems:
+                self._say(Kind.GPU_PROBLEM, problem, level=Level.WARNING)
+        self._gpu_problems = self._gpus.problems
         looks, self._looks = self._looks, []
         self._post(events.Sampled(samples, own, sizes, unfit))
         for look in looks:

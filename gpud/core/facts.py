@@ -177,7 +177,8 @@ class GpuProcess:
 class GpuSample:
     """One look at one device. ``uuid`` is :data:`HOST` for the machine's own memory.
 
-    ``asleep`` says that the device is runtime-suspended and was left alone: the figures are unknown then. ``health`` is
+    ``asleep`` says that the device was left alone, because it is runtime-suspended or its driver was let go: the
+    figures are unknown then. ``health`` is
     empty when all is well, else a sentence.
     """
 

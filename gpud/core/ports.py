@@ -233,6 +233,10 @@ class Backend(Protocol):
 class Gpus(Protocol):
     """All devices of the machine. The host's memory is always the last sample."""
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What the last look found wrong that belongs to no device: a missing driver library."""
+
     async def sample(self, own: frozenset[int], *, wake: bool) -> tuple[GpuSample, ...]:
         """A fresh look. With ``wake`` False a runtime-suspended device is left alone and reported as asleep.
 

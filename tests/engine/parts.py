@@ -1,0 +1,212 @@
+"""Parts to hand to the engine: engines that do what a test says, a store in memory, a machine with one GPU."""
+
+import asyncio
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from gpud.core.errors import BackendFailed
+from gpud.core.facts import HOST, Endpoint, Exit, GpuProcess, GpuSample, Limits, Model, StopTimes
+from gpud.core.ports import Child, ChildRecord, Command, LineReader, LoadOrder, Progress, Runner, RunnerRecord
+from gpud.engine import Engine
+
+GIB = 1 << 30
+
+
+class FakeRunner:
+    """An engine that is there until it is told to go, or until the test ends it."""
+
+    def __init__(self, pid: int, *, is_busy: bool | None = False) -> None:
+        self.pid = pid
+        self.is_busy = is_busy
+        self.unloads = 0
+        self.kills = 0
+        self.refuses_to_unload = False
+        self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return Endpoint(socket=f"/sockets/{self.pid}", key="secret")
+
+    def pids(self) -> frozenset[int]:
+        return frozenset((self.pid,))
+
+    async def gone(self) -> Exit:
+        return await asyncio.shield(self.ended)
+
+    async def busy(self) -> bool | None:
+        return self.is_busy
+
+    async def health(self) -> str:
+        return ""
+
+    async def unload(self, times: StopTimes, on_kill: Callable[[], None] | None = None) -> None:
+        self.unloads += 1
+        if self.refuses_to_unload:
+            raise RuntimeError("it will not")
+        self.end(0)
+
+    async def kill(self) -> None:
+        self.kills += 1
+        self.end(-9)
+
+    def tail(self) -> tuple[str, ...]:
+        return ()
+
+    def end(self, code: int | None) -> None:
+        if not self.ended.done():
+            self.ended.set_result(Exit(self.pid, code))
+
+
+class FakeBackend:
+    """Loads at once, or when :attr:`gate` is set; fails with :attr:`failure`."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.runners: dict[str, FakeRunner] = {}
+        self.orders: list[LoadOrder] = []
+        self.gate: asyncio.Event | None = None
+        self.failure: Exception | None = None
+        self.unfit: BackendFailed | None = None
+        self.adoptable: dict[str, FakeRunner] = {}
+        self.version = "1"
+        self.canceled = 0
+        self.entered = asyncio.Event()
+        self.closed = False
+
+    def check(self, model: Model) -> None:
+        if self.unfit is not None:
+            raise self.unfit
+
+    def file_bytes(self, model: Model) -> int | None:
+        return GIB
+
+    def fingerprint(self, model: Model) -> str:
+        return f"{self.version}-{model.settings.context}"
+
+    async def load(self, order: LoadOrder) -> Runner:
+        self.orders.append(order)
+        self.entered.set()
+        order.report(Progress("text_model", 0.5))
+        child = ChildRecord(order.unit, order.model.name, "fake", 100 + len(self.orders), 1)
+        order.record(
+            RunnerRecord(order.unit, order.model.name, "fake", self.fingerprint(order.model), Endpoint(), child=child)
+        )
+        try:
+            if self.gate is not None:
+                await self.gate.wait()
+        except asyncio.CancelledError:
+            self.canceled += 1
+            raise
+        if self.failure is not None:
+            raise self.failure
+        runner = FakeRunner(100 + len(self.orders))
+        self.runners[order.model.name] = runner
+        return runner
+
+    async def adopt(self, record: RunnerRecord, model: Model) -> Runner | None:
+        return self.adoptable.get(record.unit)
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+@dataclass
+class MemoryStore:
+    """What would be on disk."""
+
+    problem: str = ""
+    kept: dict[str, RunnerRecord] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def records(self) -> tuple[RunnerRecord, ...]:
+        return tuple(self.kept.values())
+
+    def keep(self, record: RunnerRecord) -> None:
+        self.kept[record.unit] = record
+
+    def forget(self, unit: str) -> None:
+        self.kept.pop(unit, None)
+
+    def learn(self, key: str, used_bytes: int) -> None:
+        self.sizes[key] = used_bytes
+
+    def learned(self, key: str) -> int | None:
+        return self.sizes.get(key)
+
+
+@dataclass
+class OneGpu:
+    """A GPU of 8 GiB on which every engine holds 1 GiB."""
+
+    looks: int = 0
+    releases: int = 0
+    woken: int = 0
+    problems: tuple[str, ...] = ()
+
+    async def sample(self, own: frozenset[int], *, wake: bool) -> tuple[GpuSample, ...]:
+        self.looks += 1
+        self.woken += wake
+        processes = tuple(GpuProcess(pid, "engine", GIB) for pid in sorted(own))
+        used = len(own) * GIB
+        return (
+            GpuSample("GPU-0", "Test GPU", 0, "nvidia", 8 * GIB, used, 8 * GIB - used, processes=processes),
+            GpuSample(HOST, "host memory", 0, HOST, 16 * GIB, 0, 16 * GIB),
+        )
+
+    async def release(self) -> None:
+        self.releases += 1
+
+
+class NoLauncher:
+    """Backends here start no processes; what is to be ended is written down."""
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+    async def spawn(self, command: Command, on_line: LineReader | None = None) -> Child:
+        raise AssertionError("no process is started here")
+
+    def adopt(self, record: ChildRecord, on_line: LineReader | None = None) -> Child | None:
+        return None
+
+    async def end(self, record: ChildRecord) -> None:
+        self.ended.append(record.unit)
+
+    async def end_strangers(self, known_units: Collection[str]) -> tuple[str, ...]:
+        return ()
+
+    def socket_path(self, unit: str) -> str:
+        return f"/sockets/{unit}"
+
+
+class Bench:
+    """An engine with its parts, made inside a running loop."""
+
+    def __init__(self, *models: Model, store: MemoryStore | None = None) -> None:
+        self.backend = FakeBackend()
+        self.gpus = OneGpu()
+        self.store = store or MemoryStore()
+        self.launcher = NoLauncher()
+        self.models = {model.name: model for model in models}
+        self.limits = Limits(backoff_first_s=0.01, backoff_max_s=0.02)
+        self.engine = Engine(
+            models=self.models,
+            limits=self.limits,
+            idle_timeout_s=300.0,
+            backends={"fake": self.backend},
+            gpus=self.gpus,
+            store=self.store,
+            launcher=self.launcher,
+            version="0",
+        )
+
+    async def __aenter__(self) -> "Bench":
+        await self.engine.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.engine.shutdown()
+        self.engine.shutdown()
+        await self.engine.finished()
+        await self.engine.close()

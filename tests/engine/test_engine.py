@@ -1,0 +1,411 @@
+"""The one writer with parts handed in: what is told, what is waited for, and what happens when parts misbehave."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gpud.core.errors import BackendFailed, NoSuchHold, NoSuchJob, NoSuchModel
+from gpud.core.events import JobEnded, LoadOptions, ModelChanged, Notice, Outcome
+from gpud.core.facts import Caller, Endpoint, JobResult, Model, State
+from gpud.core.ports import ChildRecord, RunnerRecord
+
+from .parts import GIB, Bench, FakeRunner, MemoryStore
+
+Run = Callable[..., Any]
+ALICE = Caller("alice", 1000, label="alice")
+BOB = Caller("bob", 1001, label="bob")
+A = Model("a", "fake", aliases=("first",))
+B = Model("b", "fake")
+
+
+async def until(bench: Bench, name: str, state: State) -> None:
+    """Returns when the model is in the state; woken by what the engine tells."""
+    reached = asyncio.Event()
+
+    def look(_: tuple[Outcome, ...]) -> None:
+        if bench.engine._scheduler.state_of(name) is state:
+            reached.set()
+
+    stop = bench.engine.subscribe(look)
+    look(())
+    await asyncio.wait_for(reached.wait(), 10)
+    stop()
+
+
+def test_a_load_is_told_step_by_step(run: Run) -> None:
+    """Every listener sees the states, the notices and the end of the job."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            told: list[Outcome] = []
+            bench.engine.subscribe(told.extend)
+            job = bench.engine.load("a", ALICE)
+            ended = await bench.engine.wait(job)
+
+            assert ended.result is JobResult.DONE
+            assert [c.new for c in told if isinstance(c, ModelChanged)] == [State.LOADING, State.READY]
+            assert [n.kind.value for n in told if isinstance(n, Notice)][:2] == ["load-started", "model-loaded"]
+            assert [j.job for j in told if isinstance(j, JobEnded)] == [job]
+
+    run(work())
+
+
+@pytest.mark.parametrize("name", ["a", "a.gguf", "first", "first.gguf"])
+def test_a_model_goes_by_its_name_its_aliases_and_with_its_suffix(name: str, run: Run) -> None:
+    """Clients send all of these."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            assert bench.engine.resolve(name) == "a"
+
+    run(work())
+
+
+def test_an_unknown_name_gets_the_nearest(run: Run) -> None:
+    """A typing error is answered with what was meant."""
+
+    async def work() -> None:
+        async with Bench(Model("qwen3-8b", "fake"), B) as bench:
+            with pytest.raises(NoSuchModel) as caught:
+                bench.engine.load("qwen3-8", ALICE)
+            assert caught.value.hint == 'did you mean "qwen3-8b"?'
+
+    run(work())
+
+
+def test_use_loads_the_model_and_keeps_it_while_it_lasts(run: Run) -> None:
+    """An unload waits until the block is left."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            async with bench.engine.use("a", ALICE) as endpoint:
+                assert endpoint.key == "secret"
+                job = bench.engine.unload("a", BOB)
+                await until(bench, "a", State.DRAINING)
+                assert bench.backend.runners["a"].unloads == 0
+                ended = asyncio.ensure_future(bench.engine.wait(job))
+            assert (await ended).result is JobResult.DONE
+            assert bench.backend.runners["a"].unloads == 1
+
+    run(work())
+
+
+def test_a_use_that_is_given_up_leaves_the_queue(run: Run) -> None:
+    """Its load is canceled, since nobody else waits for it."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            bench.backend.gate = asyncio.Event()
+
+            async def use() -> None:
+                async with bench.engine.use("a", ALICE):
+                    pytest.fail("it never became ready")
+
+            task = asyncio.create_task(use())
+            await bench.backend.entered.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await until(bench, "a", State.COLD)
+            assert bench.backend.canceled == 1
+            assert bench.store.kept == {}
+
+    run(work())
+
+
+def test_a_use_of_what_cannot_be_loaded_raises_the_reason(run: Run) -> None:
+    """The client gets a sentence, not a hang."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            bench.backend.failure = BackendFailed("no such tensor", hint="get the file again")
+            with pytest.raises(BackendFailed, match="no such tensor; get the file again"):
+                async with bench.engine.use("a", ALICE):
+                    pytest.fail("it cannot be used")
+
+    run(work())
+
+
+def test_an_unforeseen_error_of_a_backend_fails_the_load_and_nothing_else(run: Run) -> None:
+    """The daemon goes on, the message says that it is a bug."""
+
+    async def work() -> None:
+        async with Bench(A, B) as bench:
+            bench.backend.failure = ZeroDivisionError("oops")
+            ended = await bench.engine.wait(bench.engine.load("a", ALICE))
+            assert ended.result is JobResult.FAILED
+            assert "internal error: ZeroDivisionError" in ended.message
+            bench.backend.failure = None
+            ended = await bench.engine.wait(bench.engine.load("b", ALICE))
+            assert ended.result is JobResult.DONE
+
+    run(work())
+
+
+def test_an_engine_that_will_not_unload_is_killed(run: Run) -> None:
+    """The memory comes back one way or the other."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            await bench.engine.wait(bench.engine.load("a", ALICE))
+            bench.backend.runners["a"].refuses_to_unload = True
+            ended = await bench.engine.wait(bench.engine.unload("a", ALICE))
+            assert ended.result is JobResult.DONE
+            assert bench.backend.runners["a"].kills == 1
+
+    run(work())
+
+
+def test_a_crashed_engine_is_started_again_and_forgotten_in_the_store(run: Run) -> None:
+    """The record always names the engine that runs."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            await bench.engine.wait(bench.engine.load("a", ALICE))
+            first = set(bench.store.kept)
+            bench.backend.runners["a"].end(-11)
+            await until(bench, "a", State.BACKOFF)
+            assert not bench.store.kept
+            await until(bench, "a", State.READY)
+            assert len(bench.store.kept) == 1
+            assert first.isdisjoint(bench.store.kept)
+            assert bench.engine.snapshot().models[0].restarts == 1
+
+    run(work())
+
+
+def test_cancel_reaches_the_backend_at_once(run: Run) -> None:
+    """Unload while loading."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            bench.backend.gate = asyncio.Event()
+            load = bench.engine.load("a", ALICE)
+            await bench.backend.entered.wait()
+            loading = asyncio.ensure_future(bench.engine.wait(load))
+            await asyncio.sleep(0)
+            unload = await bench.engine.wait(bench.engine.unload("a", BOB))
+            assert unload.result is JobResult.DONE
+            assert (await loading).result is JobResult.SUPERSEDED
+            assert bench.backend.canceled == 1
+
+    run(work())
+
+
+def test_a_load_that_becomes_ready_in_the_moment_it_is_canceled_is_stopped(run: Run) -> None:
+    """No engine is left that nobody knows."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            bench.backend.gate = asyncio.Event()
+            load = bench.engine.load("a", ALICE)
+            await until(bench, "a", State.LOADING)
+            bench.backend.gate.set()
+            bench.engine.cancel(load, ALICE)
+            await until(bench, "a", State.COLD)
+            runner = bench.backend.runners.get("a")
+            assert runner is None or runner.ended.done()
+            assert not bench.store.kept
+
+    run(work())
+
+
+def test_only_the_owner_cancels_a_job(run: Run) -> None:
+    """Somebody else's job is not even admitted to exist."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            bench.backend.gate = asyncio.Event()
+            job = bench.engine.load("a", ALICE)
+            with pytest.raises(NoSuchJob):
+                bench.engine.cancel(job, BOB)
+            bench.engine.cancel(job, BOB, any_owner=True)
+
+    run(work())
+
+
+def test_holds_end_with_their_owner(run: Run) -> None:
+    """And nobody releases another's."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            cookie = bench.engine.hold("a", ALICE, reason="work", application="editor")
+            bench.engine.hold("a", ALICE, reason="more", application="editor")
+            with pytest.raises(NoSuchHold):
+                bench.engine.release(cookie, "bob")
+            assert bench.engine.held_by_others("a", "bob")
+            bench.engine.release_owner("alice")
+            assert bench.engine.snapshot().holds == ()
+
+    run(work())
+
+
+def record(unit: str, model: str = "a", fingerprint: str = "1-None") -> RunnerRecord:
+    child = ChildRecord(unit, model, "fake", 4242, 1)
+    return RunnerRecord(unit, model, "fake", fingerprint, Endpoint(), ("GPU-0",), GIB, child=child)
+
+
+def test_an_engine_of_an_earlier_daemon_is_taken_over(run: Run) -> None:
+    """Nothing is loaded, nothing is ended."""
+
+    async def work() -> None:
+        bench = Bench(A, store=MemoryStore(kept={"a-1": record("a-1")}))
+        bench.backend.adoptable["a-1"] = FakeRunner(4242)
+        async with bench:
+            assert bench.engine.snapshot().models[0].state is State.READY
+            assert bench.backend.orders == []
+            assert bench.launcher.ended == []
+            await bench.engine.refresh()
+            assert bench.engine.snapshot().models[0].pids == (4242,)
+
+    run(work())
+
+
+def test_what_does_not_answer_any_more_is_ended(run: Run) -> None:
+    """A record without an engine, and an engine without a model."""
+
+    async def work() -> None:
+        kept = {"a-1": record("a-1"), "gone-1": record("gone-1", "gone")}
+        async with Bench(A, store=MemoryStore(kept=kept)) as bench:
+            assert sorted(bench.launcher.ended) == ["a-1", "gone-1"]
+            assert bench.store.kept == {}
+
+    run(work())
+
+
+def test_an_engine_with_old_settings_is_taken_over_and_goes_when_it_is_not_busy(run: Run) -> None:
+    """Its running answers are not cut by a restart with another configuration."""
+
+    async def work() -> None:
+        bench = Bench(A, store=MemoryStore(kept={"a-1": record("a-1", fingerprint="0-None")}))
+        runner = bench.backend.adoptable["a-1"] = FakeRunner(4242)
+        async with bench:
+            await until(bench, "a", State.COLD)
+            assert runner.unloads == 1
+            assert runner.kills == 0
+
+    run(work())
+
+
+def test_a_reload_touches_only_what_has_changed(run: Run) -> None:
+    """The other keeps its process."""
+
+    async def work() -> None:
+        async with Bench(A, B) as bench:
+            for name in ("a", "b"):
+                await bench.engine.wait(bench.engine.load(name, ALICE))
+            changed = Model("a", "fake", settings=A.settings.__class__(context=8192))
+            await bench.engine.apply(
+                models={"a": changed, "b": B},
+                limits=bench.limits,
+                idle_timeout_s=300.0,
+                backends={"fake": bench.backend},
+            )
+            await until(bench, "a", State.COLD)
+            assert bench.backend.runners["b"].unloads == 0
+            await bench.engine.wait(bench.engine.load("a", ALICE))
+            assert bench.backend.orders[-1].model.settings.context == 8192
+
+    run(work())
+
+
+def test_the_measured_size_is_what_the_next_load_reserves(run: Run) -> None:
+    """Learned by the fingerprint of the settings."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            await bench.engine.wait(bench.engine.load("a", ALICE))
+            await bench.engine.refresh()
+            assert bench.store.sizes == {"1-None": GIB}
+            await bench.engine.wait(bench.engine.unload("a", ALICE))
+            await bench.engine.wait(bench.engine.load("a", ALICE))
+            assert bench.engine.snapshot().models[0].need_bytes == GIB
+
+    run(work())
+
+
+def test_models_that_are_to_be_there_from_the_start_are_loaded(run: Run) -> None:
+    """preload and pinned."""
+
+    async def work() -> None:
+        async with Bench(Model("p", "fake", preload=True), Model("q", "fake", pinned=True), B) as bench:
+            await until(bench, "p", State.READY)
+            await until(bench, "q", State.READY)
+            assert bench.engine._scheduler.state_of("b") is State.COLD
+
+    run(work())
+
+
+def test_with_nothing_loaded_nothing_is_armed_and_the_devices_are_let_go(run: Run) -> None:
+    """Idle costs nothing: no timer, no task, no driver."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            await bench.engine.wait(bench.engine.load("a", ALICE, LoadOptions(idle_timeout_s=100)))
+            assert bench.engine._timer is not None
+            await bench.engine.wait(bench.engine.unload("a", ALICE))
+            while bench.engine._tasks:
+                await asyncio.wait(bench.engine._tasks)
+            assert bench.engine._timer is None
+            assert bench.gpus.releases >= 1
+
+    run(work())
+
+
+def test_a_look_does_not_wake_a_device_when_nothing_is_loaded(run: Run) -> None:
+    """Whoever only wants figures gets the last known ones."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            await bench.engine.refresh()
+            assert bench.gpus.looks >= 1
+            assert bench.gpus.woken == 0
+
+    run(work())
+
+
+def test_a_failing_listener_does_not_keep_the_others_from_being_told(run: Run) -> None:
+    """A broken surface breaks itself only."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            told: list[Outcome] = []
+
+            def broken(_: tuple[Outcome, ...]) -> None:
+                raise RuntimeError("broken surface")
+
+            bench.engine.subscribe(broken)
+            bench.engine.subscribe(told.extend)
+            await bench.engine.wait(bench.engine.load("a", ALICE))
+            assert told
+
+    run(work())
+
+
+def test_keys_do_not_show_when_a_snapshot_is_printed(run: Run) -> None:
+    """Debug output is read by others."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            await bench.engine.wait(bench.engine.load("a", ALICE))
+            assert "secret" not in repr(bench.engine.snapshot())
+
+    run(work())
+
+
+def test_shutdown_in_the_middle_of_a_load_leaves_nothing(run: Run) -> None:
+    """The load is canceled, its job ends, the backend is closed."""
+
+    async def work() -> None:
+        bench = Bench(A)
+        async with bench:
+            bench.backend.gate = asyncio.Event()
+            job = asyncio.ensure_future(bench.engine.wait(bench.engine.load("a", ALICE)))
+            await until(bench, "a", State.LOADING)
+        assert (await job).result is JobResult.CANCELED
+        assert bench.backend.closed
+        assert bench.store.kept == {}
+
+    run(work())
