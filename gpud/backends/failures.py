@@ -82,7 +82,7 @@ RULES: tuple[_Rule, ...] = (
     ),
     _rule(
         "file-missing",
-        r"failed to open [^(]*\(No such file or directory\)|Model path does not exist: ",
+        r"failed to open .*\(No such file or directory\)|Model path does not exist: ",
         "the model file is not there",
         "correct the path in the configuration, or put the file there",
     ),
