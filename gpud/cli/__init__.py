@@ -1,0 +1,144 @@
+"""gpudctl, the command line of gpud: finds the command that was asked for, runs it, and turns errors into one line.
+
+Owns no behaviour of any command; a command's module is imported only when it is the one that was asked for.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import NamedTuple
+
+from gpud.cli.arguments import GLOBAL_OPTIONS, Parser, overview
+from gpud.cli.exits import INTERRUPTED, PIPE_CLOSED, USAGE, Usage, exit_status
+from gpud.cli.output import Output
+from gpud.core.errors import GpudError
+
+
+class Command(NamedTuple):
+    """One command: where it lives, and the one line that the overview says about it. A hidden one is for programs."""
+
+    module: str
+    summary: str
+    hidden: bool = False
+
+
+COMMANDS = {
+    "status": Command("status", "Show the models, the GPUs and what is going on"),
+    "models": Command("models", "List the names of the models"),
+    "load": Command("load", "Load models and wait until they answer"),
+    "unload": Command("unload", "Unload models and give their memory back"),
+    "wait": Command("wait", "Wait until a model is ready, or unloaded"),
+    "run": Command("run", "Run a command and keep a model loaded meanwhile"),
+    "cancel": Command("cancel", "Give up a load or an unload that is going on"),
+    "reset": Command("reset", "Forget the failures of a model, so that it may be tried again"),
+    "log": Command("log", "Show what the journal says, of all models or of one"),
+    "config": Command("config", "Check the configuration, or show what is in effect"),
+    "reload": Command("reload", "Have the configuration read again"),
+    "doctor": Command("doctor", "Look for what is wrong with this installation"),
+    "version": Command("version", "Show the versions of gpudctl and of gpud"),
+    "_complete": Command("complete", "Words for the completion of shells", hidden=True),
+}
+
+ALIASES = {"logs": "log"}
+"""Other words for commands, because people type them."""
+
+DEFAULT_COMMAND = "status"
+
+
+def load_command(name: str) -> ModuleType:
+    """A command's module. Each has DESCRIPTION, EXAMPLES, add_arguments(parser), run(arguments, output) -> status."""
+    return import_module(f"gpud.cli.{COMMANDS[name].module}")
+
+
+def parser_for(name: str, module: ModuleType | None = None) -> Parser:
+    """The parser of one command, complete with its texts."""
+    module = module or load_command(name)
+    parser = Parser(f"gpudctl {name}", module.DESCRIPTION, module.EXAMPLES)
+    module.add_arguments(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns its exit status and never raises."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    output = Output(words)
+    try:
+        status = _run(words, output)
+        output.flush()
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. What is still buffered must not fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except GpudError as error:
+        output.error(error)
+        return exit_status(error)
+    except OSError as error:
+        problem = GpudError(f"cannot go on: {error}", hint='"gpudctl doctor" looks for what is wrong')
+        output.error(problem)
+        return exit_status(problem)
+    return status
+
+
+def _run(words: list[str], output: Output) -> int:
+    name, rest = _split(words)
+    if name is None:
+        if "--help" in rest or "-h" in rest:
+            output.text(_overview())
+            return 0
+        if "--version" in rest:
+            name, rest = "version", [word for word in rest if word != "--version"]
+        else:
+            name = DEFAULT_COMMAND
+    if name == "help":
+        name, rest = (rest[0], ["--help"]) if rest and rest[0] in COMMANDS else (None, ["--help"])
+        if name is None:
+            output.text(_overview())
+            return 0
+    name = ALIASES.get(name, name)
+    if name not in COMMANDS:
+        raise _no_such_command(name)
+    module = load_command(name)
+    parsed = parser_for(name, module).parse(rest)
+    if isinstance(parsed, str):
+        output.text(parsed)
+        return 0
+    output.configure(parsed)
+    status: int = module.run(parsed, output)
+    return status
+
+
+def _split(words: list[str]) -> tuple[str | None, list[str]]:
+    """The command, and the other words: global options may stand on either side of it."""
+    for index, word in enumerate(words):
+        if not word.startswith("-"):
+            return word, [*words[:index], *words[index + 1 :]]
+        if word not in GLOBAL_OPTIONS:
+            break
+    return None, _only_global(words)
+
+
+def _only_global(words: list[str]) -> list[str]:
+    for word in words:
+        if word not in (*GLOBAL_OPTIONS, "-h", "--help", "--version"):
+            raise Usage(f'"{word}" needs a command before it', hint='"gpudctl --help" lists the commands')
+    return words
+
+
+def _overview() -> str:
+    return overview([(name, command.summary) for name, command in COMMANDS.items() if not command.hidden])
+
+
+def _no_such_command(name: str) -> Usage:
+    from difflib import get_close_matches
+
+    shown = [known for known, command in COMMANDS.items() if not command.hidden]
+    near = get_close_matches(name, shown, 1, 0.6)
+    hint = f'did you mean "gpudctl {near[0]}"?' if near else f"commands are {', '.join(shown)}"
+    return Usage(f'there is no command "{name}"', hint=hint)
+
+
+__all__ = ["COMMANDS", "USAGE", "load_command", "main", "parser_for"]

@@ -1,0 +1,127 @@
+"""How command lines are read and how help looks; knows no command."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gpud.cli.exits import Usage
+
+GLOBAL_OPTIONS = ("--user", "--system", "--json", "--no-color")
+
+_GLOBAL_HELP = """\
+  --user        talk to the gpud of this session (also: GPUD_BUS=user)
+  --system      talk to the gpud of this machine (also: GPUD_BUS=system)
+                without either: the machine's, or the session's where only that one runs
+  --json        print one JSON object, for programs
+  --no-color    no colors, even on a terminal (also: NO_COLOR=1)
+  -h, --help    show this help"""
+
+_STATUSES = """\
+Exit status: 0 done, 1 failed, 2 wrong command line, 3 gpud is not running,
+4 refused (not allowed, held by others, no room), 130 interrupted."""
+
+
+class _HelpWanted(Exception):
+    """Raised in place of printing the help and ending the process."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises Usage in place of ending the process, and knows the options that every command has."""
+
+    def __init__(self, prog: str, description: str = "", examples: Sequence[str] = (), **others: Any) -> None:
+        epilog = "Examples:\n" + "\n".join(f"  {example}" for example in examples) if examples else None
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            add_help=False,
+            **others,
+        )
+        everywhere = self.add_argument_group("options of every command")
+        which = everywhere.add_mutually_exclusive_group()
+        which.add_argument("--user", dest="bus", action="store_const", const="user", help="talk to this session's gpud")
+        which.add_argument(
+            "--system", dest="bus", action="store_const", const="system", help="talk to this machine's gpud"
+        )
+        everywhere.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+        everywhere.add_argument("--no-color", action="store_true", help="no colors, even on a terminal")
+        everywhere.add_argument("-h", "--help", action=_Help, help="show this help")
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace | str:
+        """What was asked for, or the help's text where that was. Raises Usage."""
+        try:
+            if any(action.nargs == argparse.REMAINDER for action in self._actions):
+                return self.parse_args(list(words))
+            # Options may stand anywhere, also between the names of models.
+            return self.parse_intermixed_args(list(words))
+        except _HelpWanted as wanted:
+            return wanted.text
+
+    def error(self, message: str) -> Any:
+        command = self.prog.partition(" ")[2]
+        raise Usage(f"{command}: {message}", hint=f'"{self.prog} --help" explains it')
+
+
+class _Help(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:  # noqa: A002
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        raise _HelpWanted(parser.format_help().rstrip("\n"))
+
+
+def overview(commands: Sequence[tuple[str, str]]) -> str:
+    """The help of gpudctl itself."""
+    width = max(len(name) for name, _ in commands)
+    lines = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in commands)
+    return (
+        "usage: gpudctl [options] [command] [arguments]\n\n"
+        "Ask gpud, which owns the GPUs of this machine, about its models, and tell it what to do.\n\n"
+        f"Commands (none is the same as status):\n{lines}\n\n"
+        f"Options, before or after the command:\n{_GLOBAL_HELP}\n\n"
+        '"gpudctl COMMAND --help" explains a command, with examples; see also gpudctl(1).\n'
+        f"{_STATUSES}"
+    )
+
+
+# Values --------------------------------------------------------------------------------------------------------------
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def duration(text: str) -> float:
+    """Seconds: ``90``, ``90s``, ``10m``, ``1h30m``; ``never`` is 0."""
+    import re
+
+    if text.strip().lower() == "never":
+        return 0.0
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*(ms|min|s|m|h|d)?", text.strip().lower())
+    whole = "".join(number + unit for number, unit in parts)
+    if (
+        not parts
+        or whole != re.sub(r"\s", "", text.strip().lower())
+        or (len(parts) > 1 and not all(u for _, u in parts))
+    ):
+        raise argparse.ArgumentTypeError(f'"{text}" is not a duration; write 90, 90s, 10m, 1h30m or never')
+    return float(sum(float(number) * _UNITS[unit or "s"] for number, unit in parts))
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """A reader of whole numbers within bounds."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f'"{text}" is not a whole number from {least} to {most}')
+        return number
+
+    return read

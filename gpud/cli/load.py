@@ -1,0 +1,136 @@
+"""``gpudctl load``: has models loaded, shows how far they are, and waits until they answer."""
+
+from argparse import Namespace
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from gpud.cli.arguments import Parser, duration, whole
+from gpud.cli.exits import DONE, FAILED, exit_status
+from gpud.cli.output import Output, mib, plural, span
+from gpud.core.errors import Canceled, GpudError
+
+if TYPE_CHECKING:
+    from gpud.cli.client import Gpud
+    from gpud.cli.jobs import Ended
+
+DESCRIPTION = """\
+Load models and wait until they answer. gpud makes room by unloading what is not in use, and says no where that does not
+help. A model that is loaded already is done at once. Ctrl-C cancels the loads that the command has started."""
+
+EXAMPLES = (
+    "gpudctl load qwen3-8b",
+    "gpudctl load --context 16384 --idle-timeout 1h qwen3-8b",
+    "gpudctl load --no-evict tiny      # rather fail than unload another model",
+    "gpudctl load --no-wait big        # say which job it is and return",
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("models", metavar="MODEL", nargs="+", help="the name of a model, or one of its aliases")
+    parser.add_argument(
+        "--context", type=whole(1, (1 << 32) - 1), metavar="N", help="tokens of context, in place of the configured"
+    )
+    parser.add_argument(
+        "--idle-timeout",
+        type=duration,
+        metavar="TIME",
+        help="unload it after this long without a request (90s, 10m, 1h; never), in place of the configured time",
+    )
+    parser.add_argument("--no-evict", action="store_true", help="rather fail than unload another model to make room")
+    parser.add_argument("--no-wait", action="store_true", help="return at once; the load goes on")
+
+
+def run(arguments: Namespace, output: Output) -> int:
+    from gpud.cli import client
+
+    return client.run(lambda gpud: load(gpud, arguments, output), arguments.bus, start=True)
+
+
+def options_of(arguments: Namespace) -> dict[str, Any]:
+    """The options of LoadWithOptions; empty when Load says it all."""
+    from dbus_next.signature import Variant
+
+    options = {}
+    if arguments.context is not None:
+        options["context-size"] = Variant("u", arguments.context)
+    if arguments.idle_timeout is not None:
+        options["idle-timeout-usec"] = Variant("t", round(arguments.idle_timeout * 1e6))
+    if arguments.no_evict:
+        options["evict"] = Variant("b", False)
+    return options
+
+
+async def load(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
+    models = list(dict.fromkeys(arguments.models))
+    options = options_of(arguments)
+    await gpud.subscribe()
+    jobs: dict[int, str] = {}
+    refused: dict[str, GpudError] = {}
+    for model in models:
+        try:
+            jobs[await start(gpud, model, options)] = model
+        except GpudError as error:
+            if len(models) == 1 or error.code == "not-running":
+                raise
+            output.error(error)
+            refused[model] = error
+    if arguments.no_wait:
+        lines = [f'loading "{model}" (job {job})' for job, model in jobs.items()]
+        output.result("\n".join(lines), {"jobs": [{"job": job, "model": model} for job, model in jobs.items()]})
+        return max((exit_status(error) for error in refused.values()), default=DONE)
+    ended = await wait_for(gpud, jobs, output)
+    report(output, ended, await gpud.models() if any(one.done for one in ended) else [])
+    statuses = [exit_status(error) for error in refused.values()]
+    return max([*statuses, *(DONE if one.done else FAILED for one in ended)], default=DONE)
+
+
+async def start(gpud: "Gpud", model: str, options: dict[str, Any]) -> int:
+    """Ask for one load; the job."""
+    if options:
+        (job,) = await gpud.call("LoadWithOptions", "sa{sv}", model, options, asks=True)
+    else:
+        (job,) = await gpud.call("Load", "s", model, asks=True)
+    return int(job)
+
+
+async def wait_for(gpud: "Gpud", jobs: dict[int, str], output: Output) -> "list[Ended]":
+    """Show the progress until the jobs have ended. Interrupted, it says what was canceled."""
+    import asyncio
+
+    from gpud.cli import jobs as waiting
+    from gpud.cli.progress import watcher
+
+    try:
+        with ExitStack() as stack:
+            return await waiting.finish(gpud, jobs, watcher(list(jobs.values()), output, stack))
+    except asyncio.CancelledError:
+        names = ", ".join(f'"{model}"' for model in jobs.values())
+        output.error(Canceled(f"interrupted: canceled the load of {names}"))
+        raise
+
+
+def report(output: Output, ended: "list[Ended]", models: list[dict[str, Any]]) -> None:
+    """What became of each load."""
+    records = {name: record for record in models for name in (record["Id"], *record.get("Aliases", ()))}
+    if output.wants_json:
+        output.json({"results": [one.as_data() for one in ended]})
+    for one in ended:
+        if one.done:
+            if not output.wants_json:
+                output.text(_loaded(one.model, records.get(one.model, {})))
+        else:
+            sentence = one.sentence("loading")
+            # The daemon's own advice stands behind a semicolon; a second one would only be in its way.
+            advised = "; " in sentence or one.result in ("canceled", "superseded")
+            output.note(f"gpudctl: {sentence}" + ("" if advised else f'; "gpudctl log {one.model}" shows what it said'))
+
+
+def _loaded(model: str, record: dict[str, Any]) -> str:
+    facts = []
+    if load_usec := record.get("LoadUSec"):
+        facts.append(f"in {load_usec / 1e6:.1f} s" if load_usec < 60e6 else f"in {span(load_usec / 1e6)}")
+    if held := record.get("VramBytes") or record.get("NeedBytes"):
+        facts.append(mib(held))
+    if record.get("ContextSize"):
+        facts.append(f"context {plural(record['ContextSize'], 'token')}")
+    return f'loaded "{model}"' + (f": {', '.join(facts)}" if facts else "")

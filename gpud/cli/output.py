@@ -1,0 +1,132 @@
+"""What gpudctl prints: results to standard output, everything else to standard error; plain, colored, or as JSON."""
+
+import os
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gpud.core.errors import GpudError
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+COLORS = {"bold": "1", "red": "31", "green": "32", "yellow": "33", "blue": "34", "dim": "2"}
+
+
+class Output:
+    """Where a command speaks. ``words`` are the raw command line: errors in it must already obey --json."""
+
+    def __init__(self, words: Sequence[str] = ()) -> None:
+        before = list(words[: words.index("--")] if "--" in words else words)
+        self.wants_json = "--json" in before
+        self._no_color = "--no-color" in before or bool(os.environ.get("NO_COLOR"))
+
+    def configure(self, arguments: Namespace) -> None:
+        self.wants_json = arguments.json
+        self._no_color = self._no_color or arguments.no_color
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person watches: then progress moves and colors show."""
+        return _is_terminal(sys.stderr)
+
+    @property
+    def colors(self) -> bool:
+        return not self._no_color and os.environ.get("TERM") != "dumb" and _is_terminal(sys.stdout)
+
+    def paint(self, text: str, color: str) -> str:
+        return f"\x1b[{COLORS[color]}m{text}\x1b[0m" if color and self.colors else text
+
+    def text(self, text: str) -> None:
+        print(text)
+
+    def result(self, text: str, data: Mapping[str, Any]) -> None:
+        """The outcome of a command: for a person, or for a program."""
+        if self.wants_json:
+            self.json(data)
+        elif text:
+            self.text(text)
+
+    def json(self, data: Mapping[str, Any]) -> None:
+        import json
+
+        print(json.dumps(data, indent=2, ensure_ascii=False))
+
+    def note(self, text: str) -> None:
+        """Something that a person wants to know and a program does not."""
+        sys.stdout.flush()
+        print(text, file=sys.stderr, flush=True)
+
+    def error(self, error: GpudError) -> None:
+        """One line with what to do; the same as an object where JSON was asked for."""
+        if self.wants_json:
+            self.json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
+        self.note("gpudctl: " + "; ".join(part for part in (one_line(error.message), one_line(error.hint)) if part))
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):  # No stream at all, or one that is closed.
+        return False
+
+
+def one_line(text: str) -> str:
+    return " / ".join(part.strip() for part in text.splitlines() if part.strip())
+
+
+# Words ---------------------------------------------------------------------------------------------------------------
+
+
+def size(size_bytes: int) -> str:
+    """GiB from one GiB on, else MiB."""
+    return f"{size_bytes / GIB:.1f} GiB" if size_bytes >= GIB else f"{size_bytes / MIB:.0f} MiB"
+
+
+def mib(size_bytes: int) -> str:
+    return f"{size_bytes / MIB:.0f} MiB"
+
+
+def span(seconds: float) -> str:
+    """A length of time in its two largest units: ``4m 10s``."""
+    left = max(0, round(seconds))
+    parts: list[str] = []
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, length)
+        if count or (unit == "s" and not parts):
+            parts.append(f"{count}{unit}")
+    return " ".join(parts[:2])
+
+
+def since(at_usec: int) -> str:
+    """How long ago; empty for never."""
+    return f"{span(time.time() - at_usec / 1e6)} ago" if at_usec else ""
+
+
+def until(at_usec: int) -> str:
+    return span(at_usec / 1e6 - time.time()) if at_usec else ""
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def table(output: Output, head: Sequence[str], rows: Sequence[Sequence[tuple[str, str]]]) -> list[str]:
+    """Aligned lines. A cell is its text and a color; columns that are empty everywhere are left out."""
+    shown = [column for column in range(len(head)) if any(row[column][0] for row in rows)]
+    widths = {column: max(len(head[column]), *(len(row[column][0]) for row in rows)) for column in shown}
+
+    def line(cells: Sequence[tuple[str, str]]) -> str:
+        parts: list[str] = []
+        for column in shown:
+            text, color = cells[column]
+            padding = " " * (widths[column] - len(text)) if column != shown[-1] else ""
+            parts.append(output.paint(text, color) + padding)
+        return "  ".join(parts).rstrip()
+
+    return [line([(title, "bold") for title in head]), *(line(row) for row in rows)]

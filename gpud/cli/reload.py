@@ -1,0 +1,32 @@
+"""``gpudctl reload``: has the configuration read again."""
+
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from gpud.cli.arguments import Parser
+from gpud.cli.output import Output, plural
+
+if TYPE_CHECKING:
+    from gpud.cli.client import Gpud
+
+DESCRIPTION = """\
+Have gpud read its configuration again. All of it is taken, or, where anything is wrong with it, nothing. Models that
+are configured as before stay as they are; "gpudctl config check" looks at the files without touching the daemon."""
+
+EXAMPLES = ("gpudctl reload", "gpudctl config check && gpudctl reload")
+
+
+def add_arguments(parser: Parser) -> None:
+    """It takes no arguments of its own."""
+
+
+def run(arguments: Namespace, output: Output) -> int:
+    from gpud.cli import client
+
+    async def work(gpud: "Gpud") -> int:
+        await gpud.call("Reload", asks=True)
+        names = [record["Id"] for record in await gpud.models()]
+        output.result(f"reloaded: {plural(len(names), 'model')} configured", {"reloaded": True, "models": names})
+        return 0
+
+    return client.run(work, arguments.bus)

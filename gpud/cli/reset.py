@@ -1,0 +1,54 @@
+"""``gpudctl reset``: has a model's failures forgotten."""
+
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from gpud.cli.arguments import Parser
+from gpud.cli.exits import FAILED, BusError
+from gpud.cli.output import Output
+from gpud.core.errors import GpudError
+
+if TYPE_CHECKING:
+    from gpud.cli.client import Gpud
+
+DESCRIPTION = """\
+Forget the failures of a model whose engine has crashed or could not be started: it is unloaded then, its count of
+attempts is zero, and the next request or load tries it again. It touches no model that is loaded."""
+
+EXAMPLES = ("gpudctl reset big", "gpudctl reset big && gpudctl load --context 4096 big")
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="the name of a model, or one of its aliases")
+
+
+def run(arguments: Namespace, output: Output) -> int:
+    from gpud.cli import client
+
+    return client.run(lambda gpud: reset(gpud, arguments.model, output), arguments.bus)
+
+
+async def reset(gpud: "Gpud", model: str, output: Output) -> int:
+    from gpud.cli import jobs as waiting
+
+    await gpud.subscribe()
+    record = next((r for r in await gpud.models() if model in (r["Id"], *r.get("Aliases", ()))), None)
+    if record is not None and record["State"] not in ("failed", "unloaded"):
+        raise GpudError(
+            f'cannot reset "{model}": it is {record["State"]}, not failed', hint=f'"gpudctl unload {model}" unloads it'
+        )
+    attempts = record.get("Attempts", 0) if record is not None else 0
+    try:
+        (job,) = await gpud.call("Unload", "s", model, asks=True)
+    except BusError as error:
+        if error.code != "not-loaded":
+            raise
+        output.result(f'"{model}" had not failed: nothing to reset', {"model": model, "reset": False})
+        return 0
+    (ended,) = await waiting.finish(gpud, {int(job): model})
+    if not ended.done:
+        output.note(f"gpudctl: {ended.sentence('resetting')}")
+        return FAILED
+    failures = f" after {attempts} failed attempts" if attempts > 1 else ""
+    output.result(f'reset "{model}"{failures}: the next request tries it again', {"model": ended.model, "reset": True})
+    return 0

@@ -1,0 +1,124 @@
+"""``gpudctl unload``: has models unloaded and says how much memory that gave back."""
+
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
+
+from gpud.cli.arguments import Parser
+from gpud.cli.exits import DONE, FAILED, BusError, Usage, exit_status
+from gpud.cli.output import Output, mib, plural
+
+if TYPE_CHECKING:
+    from gpud.cli.client import Gpud
+    from gpud.cli.jobs import Ended
+
+DESCRIPTION = """\
+Unload models: their running requests end first, then their engines, and the memory is free again. Without a name, all
+models that nobody else holds. Ctrl-C takes the wish back, unless the engine is being stopped already."""
+
+EXAMPLES = (
+    "gpudctl unload                # everything: time for a game",
+    "gpudctl unload qwen3-8b tiny",
+    "gpudctl unload --force big    # now, in spite of holds and running requests",
+)
+
+LOADED = ("loading", "ready", "busy", "unloading", "queued")
+"""The states of a model that an unload ends."""
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("models", metavar="MODEL", nargs="*", help="the name of a model, or one of its aliases")
+    parser.add_argument("--all", action="store_true", help="every loaded model; the same as no name at all")
+    parser.add_argument(
+        "--force", action="store_true", help="in spite of other people's holds, without waiting for running requests"
+    )
+    parser.add_argument("--no-wait", action="store_true", help="return at once; the unload goes on")
+
+
+def run(arguments: Namespace, output: Output) -> int:
+    if arguments.all and arguments.models:
+        raise Usage("unload: --all leaves no model to name", hint="leave out either --all or the names")
+    from gpud.cli import client
+
+    return client.run(lambda gpud: unload(gpud, arguments, output), arguments.bus)
+
+
+async def unload(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
+    from gpud.cli import jobs as waiting
+
+    await gpud.subscribe()
+    before = {record["Id"]: record for record in await gpud.models()}
+    jobs: dict[int, str] = {}
+    worst = DONE
+    for model in dict.fromkeys(arguments.models) or [""]:
+        try:
+            jobs[await _start(gpud, model, force=arguments.force)] = model
+        except BusError as error:
+            if error.code == "not-loaded":
+                continue
+            if len(arguments.models) < 2:
+                raise
+            output.error(error)
+            worst = max(worst, exit_status(error))
+    if arguments.no_wait:
+        lines = [f"unloading {_named(model)} (job {job})" for job, model in jobs.items()] or ["nothing loaded"]
+        output.result("\n".join(lines), {"jobs": [{"job": job, "model": model} for job, model in jobs.items()]})
+        return worst
+    ended = await waiting.finish(gpud, jobs)
+    after = {record["Id"]: record for record in await gpud.models()}
+    gone = [name for name, record in before.items() if record["State"] in LOADED and _is_gone(after.get(name))]
+    named = set(arguments.models)
+    gone = [name for name in gone if not named or named & {name, *before[name].get("Aliases", ())}]
+    _report(output, ended, [before[name] for name in gone])
+    left = [one for one in ended if not one.done]
+    return max(worst, FAILED) if left else worst
+
+
+async def _start(gpud: "Gpud", model: str, *, force: bool) -> int:
+    if force:
+        from dbus_next.signature import Variant
+
+        options = {"force": Variant("b", True)}
+        (job,) = await gpud.call("UnloadWithOptions", "sa{sv}", model, options, asks=True)
+    elif model:
+        (job,) = await gpud.call("Unload", "s", model, asks=True)
+    else:
+        (job,) = await gpud.call("UnloadAll", asks=True)
+    return int(job)
+
+
+def _is_gone(record: dict[str, Any] | None) -> bool:
+    return record is None or str(record["State"]) not in LOADED
+
+
+def _named(model: str) -> str:
+    return f'"{model}"' if model else "all models"
+
+
+def _report(output: Output, ended: "list[Ended]", gone: list[dict[str, Any]]) -> None:
+    freed = sum(_held_bytes(record) for record in gone)
+    text = f"unloaded {plural(len(gone), 'model')}, freed {mib(freed)}" if gone else ""
+    if not gone and all(one.done for one in ended):
+        text = "nothing loaded"
+    data = {
+        "unloaded": [record["Id"] for record in gone],
+        "freed_bytes": freed,
+        "results": [one.as_data() for one in ended],
+    }
+    output.result(text, data)
+    for one in ended:
+        if not one.done:
+            output.note(f"gpudctl: {one.sentence('unloading')}")
+        elif not one.model and (left_out := _left_out(one.message)):
+            output.note(f"gpudctl: not unloaded: {left_out}")
+
+
+def _held_bytes(record: dict[str, Any]) -> int:
+    """What was measured; where nothing was, what a model that was ready had been promised."""
+    promised = record["NeedBytes"] if record["State"] in ("ready", "busy") else 0
+    return int(record["VramBytes"] or promised)
+
+
+def _left_out(message: str) -> str:
+    """What an unload of everything has left loaded: the part of its message behind the count."""
+    counted, _, rest = message.partition("; ")
+    return rest if counted.startswith(("unloaded ", "nothing ")) else message

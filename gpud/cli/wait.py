@@ -1,0 +1,98 @@
+"""``gpudctl wait``: returns when a model has reached a state. It follows the daemon's signals and asks once."""
+
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
+
+from gpud.cli.arguments import Parser, duration
+from gpud.cli.exits import DONE
+from gpud.cli.output import Output, span
+from gpud.core.errors import GpudError, NoSuchModel
+
+if TYPE_CHECKING:
+    from gpud.cli.client import Gpud
+
+DESCRIPTION = """\
+Wait until a model is ready, or unloaded, without doing anything about it. A model that has failed and that gpud does
+not try again by itself ends the waiting for "ready" with status 1, and so does the time-out."""
+
+EXAMPLES = (
+    "gpudctl load --no-wait big && gpudctl wait big && ./ask-big.sh",
+    "gpudctl wait --state unloaded --timeout 10m big",
+)
+
+WANTED = {"ready": ("ready", "busy"), "unloaded": ("unloaded", "failed")}
+"""Which of the daemon's words fulfil a wish: a busy model answers, a failed one holds no memory."""
+
+
+class TookTooLong(GpudError):
+    code = "timeout"
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="the name of a model, or one of its aliases")
+    parser.add_argument("--state", choices=tuple(WANTED), default="ready", help="what to wait for (default: ready)")
+    parser.add_argument("--timeout", type=duration, metavar="TIME", help="give up after this long (90s, 10m, 1h)")
+
+
+def run(arguments: Namespace, output: Output) -> int:
+    from gpud.cli import client
+
+    return client.run(lambda gpud: wait(gpud, arguments, output), arguments.bus)
+
+
+async def wait(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
+    import asyncio
+
+    await gpud.subscribe()
+    record = find(await gpud.models(), arguments.model)
+    seen = record["State"]
+    try:
+        async with asyncio.timeout(arguments.timeout or None):
+            while seen not in WANTED[arguments.state]:
+                if seen == "failed" and not record["RetryAtUSec"]:
+                    raise _failed(record)
+                await _change(gpud, record["Id"], seen)
+                # Asked again in place of believing the signal: it says neither why nor whether there is a next try.
+                record = find(await gpud.models(), record["Id"])
+                seen = record["State"]
+    except TimeoutError:
+        raise TookTooLong(
+            f'"{arguments.model}" is still {seen} after {span(arguments.timeout)}, not {arguments.state}',
+            hint=f'"gpudctl status {arguments.model}" says more',
+        ) from None
+    output.result(f'"{record["Id"]}" is {seen}', {"model": record["Id"], "state": seen})
+    return DONE
+
+
+async def _change(gpud: "Gpud", model: str, state: str) -> None:
+    """Return when the model's state may be another one."""
+    from gpud.cli.client import changed_models
+
+    while True:
+        signal = await gpud.next_signal()
+        if signal.member == "ModelStateChanged" and signal.body[0] == model:
+            return
+        models = changed_models(signal)
+        if models is None:
+            continue
+        record = next((record for record in models if record["Id"] == model), None)
+        if record is None or record["State"] != state or (state == "failed" and not record["RetryAtUSec"]):
+            return
+
+
+def find(models: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """The record of a model by its name or an alias. Raises NoSuchModel."""
+    for record in models:
+        if name in (record["Id"], *record.get("Aliases", ())):
+            return record
+    from difflib import get_close_matches
+
+    names = [record["Id"] for record in models]
+    near = get_close_matches(name, names, 1, 0.5)
+    hint = f'did you mean "{near[0]}"?' if near else f"configured are {', '.join(names[:10]) or 'none'}"
+    raise NoSuchModel(f'there is no model "{name}"', hint=hint)
+
+
+def _failed(record: dict[str, Any]) -> GpudError:
+    hint = record.get("ErrorHint") or f'"gpudctl log {record["Id"]}" shows what it said'
+    return GpudError(f'"{record["Id"]}" has failed: {record.get("Error") or "no reason is known"}', hint=hint)

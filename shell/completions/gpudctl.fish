@@ -1,0 +1,82 @@
+# Completion of gpudctl for fish. Install as /usr/share/fish/vendor_completions.d/gpudctl.fish.
+
+function __gpudctl_command --description 'The command on the line, if there is one'
+    for word in (commandline -opc)[2..-1]
+        if not string match -q -- '-*' $word
+            echo $word
+            return 0
+        end
+    end
+    return 1
+end
+
+function __gpudctl_is --description 'Whether the command on the line is one of these'
+    contains -- (__gpudctl_command; or echo none) $argv
+end
+
+function __gpudctl_is_action --description 'Whether the word behind the command is this one'
+    set -l words (string match -v -- '-*' (commandline -opc)[2..-1])
+    test (count $words) -ge 2; and test $words[2] = $argv[1]
+end
+
+function __gpudctl_ask --description 'Words that gpudctl knows'
+    set -l bus (string match -r -- '^--(?:user|system)$' (commandline -opc))
+    gpudctl $bus _complete $argv[1] 2>/dev/null
+end
+
+complete -c gpudctl -f
+complete -c gpudctl -l user -d 'Talk to the gpud of this session'
+complete -c gpudctl -l system -d 'Talk to the gpud of this machine'
+complete -c gpudctl -l json -d 'Print one JSON object, for programs'
+complete -c gpudctl -l no-color -d 'No colors, even on a terminal'
+complete -c gpudctl -s h -l help -d 'Show help'
+complete -c gpudctl -n 'not __gpudctl_command' -l version -d 'Show the version'
+
+complete -c gpudctl -n 'not __gpudctl_command' -a status -d 'Show the models, the GPUs and what is going on'
+complete -c gpudctl -n 'not __gpudctl_command' -a models -d 'List the names of the models'
+complete -c gpudctl -n 'not __gpudctl_command' -a load -d 'Load models and wait until they answer'
+complete -c gpudctl -n 'not __gpudctl_command' -a unload -d 'Unload models and give their memory back'
+complete -c gpudctl -n 'not __gpudctl_command' -a wait -d 'Wait until a model is ready, or unloaded'
+complete -c gpudctl -n 'not __gpudctl_command' -a run -d 'Run a command and keep a model loaded meanwhile'
+complete -c gpudctl -n 'not __gpudctl_command' -a cancel -d 'Give up a load or an unload that is going on'
+complete -c gpudctl -n 'not __gpudctl_command' -a reset -d 'Forget the failures of a model'
+complete -c gpudctl -n 'not __gpudctl_command' -a log -d 'Show what the journal says'
+complete -c gpudctl -n 'not __gpudctl_command' -a config -d 'Check the configuration, or show what is in effect'
+complete -c gpudctl -n 'not __gpudctl_command' -a reload -d 'Have the configuration read again'
+complete -c gpudctl -n 'not __gpudctl_command' -a doctor -d 'Look for what is wrong with this installation'
+complete -c gpudctl -n 'not __gpudctl_command' -a version -d 'Show the versions of gpudctl and of gpud'
+
+complete -c gpudctl -n '__gpudctl_is status load wait reset log' -a '(__gpudctl_ask models)' -d model
+complete -c gpudctl -n '__gpudctl_is unload' -a '(__gpudctl_ask loaded)' -d model
+complete -c gpudctl -n '__gpudctl_is cancel' -a '(__gpudctl_ask jobs)' -d job
+
+complete -c gpudctl -n '__gpudctl_is models' -l loaded -d 'Only those that are loaded'
+complete -c gpudctl -n '__gpudctl_is models' -l aliases -d 'Their aliases too'
+
+complete -c gpudctl -n '__gpudctl_is load' -l context -x -d 'Tokens of context'
+complete -c gpudctl -n '__gpudctl_is load' -l idle-timeout -x -d 'Unload it after this long without a request'
+complete -c gpudctl -n '__gpudctl_is load' -l no-evict -d 'Rather fail than unload another model'
+complete -c gpudctl -n '__gpudctl_is load unload' -l no-wait -d 'Return at once'
+
+complete -c gpudctl -n '__gpudctl_is unload' -l all -d 'Every loaded model'
+complete -c gpudctl -n '__gpudctl_is unload' -l force -d 'In spite of holds and running requests'
+
+complete -c gpudctl -n '__gpudctl_is wait' -l state -x -a 'ready unloaded' -d 'What to wait for'
+complete -c gpudctl -n '__gpudctl_is wait' -l timeout -x -d 'Give up after this long'
+
+complete -c gpudctl -n '__gpudctl_is run' -l hold -x -a '(__gpudctl_ask models)' -d 'The model to load and hold'
+complete -c gpudctl -n '__gpudctl_is run' -l why -x -d 'What others read about the hold'
+complete -c gpudctl -n '__gpudctl_is run; and contains -- -- (commandline -opc)' -F -a '(__fish_complete_command)'
+
+complete -c gpudctl -n '__gpudctl_is log' -s f -l follow -d 'Go on with what is said from now on'
+complete -c gpudctl -n '__gpudctl_is log' -s n -l lines -x -d 'Only the last messages'
+complete -c gpudctl -n '__gpudctl_is log' -l since -x -d 'Only from then on'
+complete -c gpudctl -n '__gpudctl_is log' -s x -l explain -d 'Add the explanations of the message catalog'
+
+complete -c gpudctl -n '__gpudctl_is config; and not __gpudctl_is_action check; and not __gpudctl_is_action show' -a 'check show'
+complete -c gpudctl -n '__gpudctl_is config; and __gpudctl_is_action check' -F
+complete -c gpudctl -n '__gpudctl_is config; and __gpudctl_is_action show' -a '(__gpudctl_ask keys)'
+complete -c gpudctl -n '__gpudctl_is config' -l file -r -F -d 'The file to read'
+
+complete -c gpudctl -n '__gpudctl_is doctor' -l config -r -F -d 'The configuration to look at'
+complete -c gpudctl -n '__gpudctl_is version' -l daemon -d 'Ask the running gpud too'
