@@ -60,8 +60,7 @@ def parse(text: str, name: str, *, known_engines: Collection[str] | None = None,
 def _reading(path: Path, known_engines: Collection[str] | None) -> Reading:
     # The daemon of the system has no home that an administrator would mean by "~/".
     home = "" if path.is_relative_to("/etc") else os.path.expanduser("~")  # noqa: PTH111 — Path.home() may raise
-    known = None if known_engines is None else frozenset(known_engines)
-    return Reading([], "" if home == "~" else home.rstrip("/"), known, places)
+    return Reading([], "" if home == "~" else home.rstrip("/"), known_engines, places)
 
 
 def _finish(documents: list[tuple[str, Node | None]], reading: Reading, complete: bool) -> Config:

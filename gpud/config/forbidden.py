@@ -28,6 +28,7 @@ _FLAGS: dict[str, str] = {
     "-hff": "file",
     "--models-dir": "file",
     "--models-preset": "file",
+    "--models-max": "gpud decides which models are loaded",
     "--alias": "aliases",
     "-a": "aliases",
     "--model-alias": "aliases",
@@ -47,6 +48,9 @@ _FLAGS: dict[str, str] = {
     "--slot-save-path": _DANGER,
     "--tools": _DANGER,
     "--agent": _DANGER,
+    "-ag": _DANGER,
+    "--path": _DANGER,
+    "--rpc": _DANGER,
     "--media-path": _DANGER,
     "--ctx-size": "context",
     "-c": "context",
@@ -87,6 +91,20 @@ _FLAGS: dict[str, str] = {
     "--reranking": "reranking",
 }
 
+# llama-cpp-python's names for the same things.
+_FLAGS |= {
+    "--n-ctx": "context",
+    "--n-threads": "threads",
+    "--n-batch": "batch",
+    "--n-ubatch": "micro_batch",
+    "--type-k": "cache_type_k",
+    "--type-v": "cache_type_v",
+    "--clip-model-path": "mmproj",
+    "--chat-format": "chat_template",
+    "--config-file": "gpud hands over everything that the engine is to know",
+    "--interrupt-requests": "gpud never lets one request cut another",
+}
+
 _GPU_CHOICE = 'gpud chooses the GPU; use "gpu" to choose it yourself'
 
 # Variable, or its beginning with a * → why not.
@@ -97,12 +115,20 @@ _VARIABLES: dict[str, str] = {
     "LLAMA_ARG_TOOLS*": _DANGER,
     "LLAMA_ARG_AGENT*": _DANGER,
     "LLAMA_ARG_MCP*": _DANGER,
+    "LLAMA_ARG_UI_MCP*": _DANGER,
+    "LLAMA_ARG_WEBUI_MCP*": _DANGER,
     "LLAMA_ARG_MEDIA_PATH": _DANGER,
+    "LLAMA_ARG_SLOT_SAVE*": _DANGER,
+    "LLAMA_ARG_STATIC_PATH": _DANGER,
+    "LLAMA_ARG_RPC": _DANGER,
+    "LLAMA_ARG_API_KEY*": _OWN_KEY,
     "LLAMA_ARG_HOST": _PRIVATE,
     "LLAMA_ARG_PORT": _PRIVATE,
     "LLAMA_ARG_API_PREFIX": _PRIVATE,
     "LLAMA_ARG_SSL_*": _PRIVATE,
-    "LLAMA_ARG_MODEL": 'use "file"',
+    "LLAMA_ARG_MODEL*": 'use "file"',
+    "LLAMA_ARG_HF_*": 'use "file"',
+    "LLAMA_ARG_DOCKER*": 'use "file"',
     "OLLAMA_HOST": 'use "host" and "port" of engines.ollama',
     "OLLAMA_MODELS": 'use "models_dir" of engines.ollama',
     "OLLAMA_KEEP_ALIVE": 'gpud decides when a model is idle; use "idle_timeout"',
@@ -125,7 +151,7 @@ def check_flag(flag: str) -> None:
     name = flag.partition("=")[0]
     if name.startswith("--"):
         name = name.replace("_", "-").lower()
-    reason = _DANGER if name.startswith(("--mcp-", "--ui-mcp-")) else _FLAGS.get(name)
+    reason = _DANGER if name.startswith(("--mcp-", "--ui-mcp-", "--webui-mcp-", "--tools-")) else _FLAGS.get(name)
     if reason is None:
         return
     raise Wrong(

@@ -4,7 +4,7 @@ A kind raises nothing but :class:`Wrong` and never touches the file system.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,13 +20,14 @@ class Wrong(Exception):
 class Reading:
     """One pass over a configuration: where problems are collected, and what a value may depend on.
 
-    ``home`` is what ``~/`` stands for; empty where a configuration belongs to no user. ``known_engines`` None: any.
+    ``home`` is what ``~/`` stands for; empty where a configuration belongs to no user. ``known_engines`` None: any; it
+    is walked through only for a message, for to know all engines may mean to look at all installed packages.
     ``places`` names the sections that have a key.
     """
 
     problems: list[Problem]
     home: str = ""
-    known_engines: frozenset[str] | None = None
+    known_engines: Collection[str] | None = None
     places: Callable[[str], Sequence[str]] = lambda _: ()
 
     def wrong(self, where: Where, path: str, text: str) -> None:

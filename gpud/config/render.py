@@ -201,8 +201,6 @@ def warnings(config: Config) -> tuple[str, ...]:
             path = getattr(settings, key)
             if path and not os.path.isfile(path):  # noqa: PTH113
                 said.append(f'models.{name}.{key}: there is no file "{path}" now; loading the model would fail')
-        if settings.command and not any("${port}" in one or "${socket}" in one for one in _handed(model)):
-            said.append(f"models.{name}.command: mentions neither ${{port}} nor ${{socket}}; gpud could not reach it")
         if model.size_bytes is not None and 0 < model.size_bytes < 1 << 20:
             said.append(f"models.{name}.size: is {model.size_bytes} bytes; a size without a unit is in bytes")
         if model.pinned and model.idle_timeout_s != config.idle_timeout_s:
@@ -215,7 +213,3 @@ def warnings(config: Config) -> tuple[str, ...]:
         ignored = (file for file in sorted(os.listdir(directory)) if file.endswith((".yml", ".json")))  # noqa: PTH208
         said += [f"{directory}/{file}: is not read; only names that end in .yaml are" for file in ignored]
     return tuple(said)
-
-
-def _handed(model: Model) -> list[str]:
-    return [*model.settings.command, *(value for _, value in model.settings.environment)]

@@ -1,5 +1,6 @@
 """Makes a Config of what the tables read: applies the defaults in their order and checks what spans several keys."""
 
+import os.path
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -9,7 +10,7 @@ from gpud.config.kinds import BROKEN, Percent, Reading
 from gpud.config.records import BusConfig, Config, Door, EngineConfig, HttpConfig, LoggingConfig
 from gpud.config.schema import BUSY, ENGINE, MODEL, ROOT, STOP, UNLOAD
 from gpud.config.sections import CUSTOM, LLAMA, OLLAMA, Found, Key, Section, Values
-from gpud.config.source import Node, Where, shown
+from gpud.config.source import Node, Scalar, Where, shown
 from gpud.config.texts import BUILT_IN_ENGINES
 from gpud.core.facts import BudgetLimits, BusyProbe, EngineSettings, HttpCall, Limits, Model, StopTimes
 
@@ -201,7 +202,7 @@ class _Models:
         path = f"models.{name}"
         found = own.get("engine") or self._defaults.get("engine")
         if found is None or found.value is None:
-            near = " ".join(sorted(self._reading.known_engines or BUILT_IN_ENGINES))
+            near = " ".join(self._reading.known_engines or BUILT_IN_ENGINES)
             self._reading.wrong(where, path, f'has no "engine"; add one of: {near}')
             return None
         if found.value is BROKEN:
@@ -221,6 +222,7 @@ class _Models:
             value = self._value(key, layers, engine)
             if value is not _UNSET:
                 (fields if key.model_field else settings)[key.field or key.name] = value
+        self._place_files(settings, own, engine)
         self._unload_and_busy(settings, own, path)
         if engine in OLLAMA:
             settings.setdefault("ollama_name", name)
@@ -232,6 +234,8 @@ class _Models:
                 settings.setdefault("directory", str(Path(own["command"].where.file).absolute().parent))
         if settings.get("url") and engine in CUSTOM:
             settings["environment"] = ()
+        elif engine in CUSTOM and "command" in settings:
+            self._check_reachable(path, own, settings, engine)
         fields.setdefault("idle_timeout_s", self._idle_timeout_s)
         fields["stop"] = self._stop_times(layers)
         if fields.get("gpu") == "auto":
@@ -269,6 +273,28 @@ class _Models:
             if found is not None and isinstance(found.value, dict):
                 merged |= found.value
         return StopTimes(**_Given(STOP, merged, self._reading).fields())
+
+    def _place_files(self, settings: dict[str, Any], own: Values, engine: str) -> None:
+        """Relative model files start from the engine's ``models_dir`` where it has one."""
+        directory = self._of_engine(engine, "models_dir")
+        if not directory or engine in OLLAMA:
+            return
+        for name in ("file", "mmproj", "draft_file"):
+            node = own[name].node if name in settings and name in own else None
+            if isinstance(node, Scalar) and not node.text.startswith(("/", "~")):
+                settings[name] = os.path.normpath(f"{directory}/{node.text}")
+
+    def _of_engine(self, engine: str, name: str) -> Any:
+        found = self._engines.get(engine)
+        values = found.value if found is not None and isinstance(found.value, dict) else {}
+        return values[name].value if _is_good(values.get(name)) else None
+
+    def _check_reachable(self, path: str, own: Values, settings: dict[str, Any], engine: str) -> None:
+        variables = (*settings.get("environment", ()), *(self._of_engine(engine, "environment") or ()))
+        handed = (*settings["command"], *(value for _, value in variables))
+        if not any(place in text for place in ("${port}", "${socket}") for text in handed):
+            text = "neither it nor environment mentions ${port} or ${socket}; add the one at which it is to listen"
+            self._reading.wrong(own["command"].where, f"{path}.command", f"a list: {text}")
 
     def _unload_and_busy(self, settings: dict[str, Any], own: Values, path: str) -> None:
         unload = settings.pop("unload", None)

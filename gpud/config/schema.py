@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from gpud.config.forbidden import check_flag, check_variable
 from gpud.config.kinds import Choice, Duration, Flag, Layers, PriorityName, Size, Whole, Wrong, nearest
-from gpud.config.sections import CUSTOM, LLAMA, OLLAMA, Key, Named, Section
+from gpud.config.sections import CUSTOM, LLAMA, LLAMA_SERVERS, OLLAMA, Key, Named, Section
 from gpud.config.texts import EngineName, Environment, FilePath, Json, Text, Texts, Url, check_engine
 
 # Checks of single texts -----------------------------------------------------------------------------------------------
@@ -29,12 +29,14 @@ def check_model_name(text: str) -> None:
 
 
 def check_argument(text: str) -> None:
-    for name in re.findall(r"\$\{([a-z_]+)\}", text):
+    """Raises Wrong for a placeholder that is not known; ``$$`` is a dollar sign."""
+    for name in re.findall(r"\$\{([^}]*)\}", text.replace("$$", "")):
+        if name == "key":
+            raise Wrong("has ${key}, and everybody may read command lines; hand it over in environment")
         if name not in _PLACEHOLDERS:
             known = " ".join(f"${{{one}}}" for one in _PLACEHOLDERS)
-            raise Wrong(
-                f"has the placeholder ${{{name}}}, which gpud does not know ({known}){nearest(name, _PLACEHOLDERS)}"
-            )
+            near = nearest(name, _PLACEHOLDERS) or "; write $$ for a dollar sign that is meant as one"
+            raise Wrong(f"has the placeholder ${{{name[:20]}}}, which gpud does not know ({known}){near}")
 
 
 def check_probe_field(text: str) -> None:
@@ -176,7 +178,7 @@ MODEL = Section(
             Whole(1, 256),
             "Requests that are worked on at the same time.",
             "1",
-            engines=LLAMA,
+            engines=LLAMA | OLLAMA,
             default_engines=LLAMA,
             shared=True,
             also=("n_parallel", "np", "slots"),
@@ -186,7 +188,7 @@ MODEL = Section(
             Whole(1, 65536),
             "Tokens of a prompt that are handed over at a time.",
             "2048",
-            engines=LLAMA | OLLAMA,
+            engines=LLAMA,
             default_engines=LLAMA,
             shared=True,
             also=("n_batch", "batch_size"),
@@ -205,7 +207,7 @@ MODEL = Section(
             "cache_type_k",
             _CACHE,
             "How the keys of the KV cache are stored.",
-            engines=LLAMA,
+            engines=LLAMA | OLLAMA,
             shared=True,
             absent="the engine decides (f16)",
             also=("type_k", "ctk", "kv_type", "cache_type"),
@@ -214,7 +216,7 @@ MODEL = Section(
         Key(
             "cache_type_v",
             _CACHE,
-            "How the values of the KV cache are stored.",
+            "How the values of the KV cache are stored (in Ollama, as its keys).",
             engines=LLAMA,
             shared=True,
             absent="the engine decides (f16)",
@@ -226,7 +228,7 @@ MODEL = Section(
             _SWITCH,
             "Flash attention: less memory for long contexts.",
             "auto",
-            engines=LLAMA,
+            engines=LLAMA | OLLAMA,
             default_engines=LLAMA,
             shared=True,
             also=("flash_attn", "fa"),
@@ -235,7 +237,7 @@ MODEL = Section(
             "continuous_batching",
             Flag(),
             "Take up new requests while others are being answered.",
-            engines=LLAMA,
+            engines=LLAMA_SERVERS,
             shared=True,
             absent="the engine decides (true)",
             also=("cont_batching",),
@@ -245,7 +247,7 @@ MODEL = Section(
             "cpu_moe",
             Whole(0, 999),
             "Keep the experts of this many layers in host memory.",
-            engines=LLAMA,
+            engines=LLAMA_SERVERS,
             shared=True,
             absent="none",
             also=("n_cpu_moe", "ncmoe"),
@@ -255,7 +257,7 @@ MODEL = Section(
             "override_tensor",
             Text("pattern=device, several with commas", r"[^\0\s=,][^\0\s]*=[^\0\s]+"),
             "Where tensors whose names match go, as llama.cpp writes it.",
-            engines=LLAMA,
+            engines=LLAMA_SERVERS,
             shared=True,
             absent="none",
             also=("override_tensors", "ot"),
@@ -274,14 +276,14 @@ MODEL = Section(
             "draft_file",
             FilePath(),
             "A small model that guesses ahead (speculative decoding).",
-            engines=LLAMA,
+            engines=LLAMA_SERVERS,
             absent="none",
             also=("draft", "draft_model", "model_draft"),
             example="/var/lib/ml-models/llamacpp/models/tiny-draft.gguf",
         ),
         Key(
             "chat_template",
-            Text("the name of a template, or the template itself"),
+            Text("the name of a template, the template itself, or the absolute path of one"),
             "Replaces the chat template in the file.",
             engines=LLAMA,
             shared=True,
@@ -294,15 +296,15 @@ MODEL = Section(
             Flag(),
             "Serve embeddings, and nothing else.",
             "false",
-            engines=LLAMA,
+            engines=LLAMA | OLLAMA,
             shared=True,
             also=("embedding",),
         ),
-        Key("reranking", Flag(), "Serve reranking.", "false", engines=LLAMA, shared=True, also=("rerank",)),
+        Key("reranking", Flag(), "Serve reranking.", "false", engines=LLAMA_SERVERS, shared=True, also=("rerank",)),
         Key(
             "command",
             Texts("a list: the program and its arguments; no shell reads it", check_argument, least=1),
-            "Starts a custom engine. ${port} ${socket} ${model} ${file} ${key} are filled in at each start.",
+            "Starts a custom engine. ${port} ${socket} ${model} ${file} are filled in at each start.",
             engines=CUSTOM,
             absent="`url` is required then",
             also=("cmd", "argv", "exec"),
@@ -471,9 +473,8 @@ ENGINE = Section(
         Key(
             "models_dir",
             FilePath(),
-            "The engine's own model store.",
-            engines=OLLAMA,
-            absent="the engine decides",
+            "The model store of Ollama; for other engines, where relative model files start from.",
+            absent="Ollama decides; the directory of the file that names the model file",
             also=("models_directory", "models", "store"),
             example="/var/lib/ml-models/ollama/models",
         ),

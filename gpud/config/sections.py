@@ -8,6 +8,7 @@ from gpud.config.kinds import BROKEN, Kind, Reading, Wrong, nearest
 from gpud.config.source import Node, Scalar, Table, Where, shown
 
 LLAMA = frozenset({"embedded", "llama_server", "llama_cpp"})
+LLAMA_SERVERS = frozenset({"embedded", "llama_server"})
 OLLAMA = frozenset({"ollama"})
 CUSTOM = frozenset({"custom"})
 BUILT_IN = LLAMA | OLLAMA | CUSTOM

@@ -101,14 +101,14 @@ BUILT_IN_ENGINES = ("embedded", "llama_server", "llama_cpp", "ollama", "custom")
 
 
 def check_engine(text: str, reading: Reading) -> None:
-    known = sorted(reading.known_engines) if reading.known_engines is not None else None
+    """Raises Wrong for what cannot be, or is not, the name of an engine."""
+    known = reading.known_engines
     if not re.fullmatch("[a-z][a-z0-9_]{0,63}", text):
-        raise Wrong(
-            "is not the name of an engine (a-z, 0-9 and _, beginning with a letter)"
-            + nearest(text.lower().replace("-", "_").replace(".", "_"), known or BUILT_IN_ENGINES)
-        )
+        plain = text.lower().replace("-", "_").replace(".", "_")
+        near = nearest(plain, sorted(known or BUILT_IN_ENGINES))
+        raise Wrong(f"is not the name of an engine (a-z, 0-9 and _, beginning with a letter){near}")
     if known is not None and text not in known:
-        raise Wrong(f"is not an engine that is installed here ({' '.join(known)})" + nearest(text, known))
+        raise Wrong(f"is not an engine that is installed here ({' '.join(known)}){nearest(text, sorted(known))}")
 
 
 class Texts:
@@ -146,7 +146,7 @@ class Environment:
     allowed = "a map of names (A-Z, 0-9, _) to values"
 
     def __init__(self, check: Callable[[str], None]) -> None:
-        self.check = check
+        self.check = check  # of a name
 
     def read(self, node: Node, path: str, reading: Reading) -> Any:
         if not isinstance(node, Table):

@@ -1,5 +1,7 @@
 """Each mistake gets one message (file, line, key, value, what is allowed, the nearest key), and all of them at once."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from gpud import config
@@ -193,7 +195,7 @@ def test_variables_that_gpud_owns_are_refused_and_their_values_not_shown(name: s
 def test_a_model_without_what_its_engine_needs_is_refused() -> None:
     """The llama engines need a file, custom ones a size and a command or a url."""
     assert 'models.a: has no "file", which the engine "embedded" needs' in problem("models: {a: {engine: embedded}}")
-    assert 'has no "engine"; add one of: custom embedded' in problem("models: {a: {file: /a}}")
+    assert 'has no "engine"; add one of: embedded llama_server' in problem("models: {a: {file: /a}}")
     told = problems("models: {a: {engine: custom}}")
     assert any('has no "size"' in one for one in told)
     assert any('has neither "command" nor "url"' in one for one in told)
@@ -235,14 +237,14 @@ def test_keys_that_mean_nothing_to_the_engine_are_refused() -> None:
         "  a: {engine: custom, size: 0, url: 'http://h:1', context: 4096}\n"
         "  b: {engine: ollama, file: /x}\n"
         "  c: {engine: embedded, file: /x, command: [x]}\n"
-        "engines: {custom: {binary: x}, ollama: {defaults: {parallel: 2}}}\n"
+        "engines: {custom: {binary: x}, ollama: {defaults: {batch: 2}}}\n"
     )
     assert len(told) == 5
     assert 'models.a.context: 4096: means nothing to the engine "custom"' in told[0]
     assert 'name the model in Ollama\'s store with "model"' in told[1]
     assert 'models.c.command: a list: means nothing to the engine "embedded" (only to: custom)' in told[2]
     assert "engines.custom.binary" in told[3]
-    assert "engines.ollama.defaults.parallel: 2" in told[4]
+    assert "engines.ollama.defaults.batch: 2" in told[4]
 
 
 def test_an_attached_ollama_is_not_also_configured() -> None:
@@ -276,11 +278,33 @@ def test_every_name_leads_to_one_model() -> None:
     }
 
 
-def test_an_unknown_placeholder_is_refused_and_a_shell_variable_is_not() -> None:
-    """A mistyped ${port} would be handed to the engine as it is; ${HOME} may be meant for a shell."""
-    told = problem("models: {a: {engine: custom, size: 0, command: [x, '${prot}', '${HOME}']}}")
-    assert 'command[1]: "${prot}": has the placeholder ${prot}' in told
-    assert 'did you mean "port"?' in told
+def test_placeholders_are_checked() -> None:
+    """A mistyped ${port} is told; $$ is a dollar sign; a key does not belong on a command line."""
+    told = problems("models: {a: {engine: custom, size: 0, command: [x, '${prot}', '${HOME}', '${key}', '$${HOME}']}}")
+    assert len(told) == 3
+    assert 'command[1]: "${prot}": has the placeholder ${prot}' in told[0]
+    assert 'did you mean "port"?' in told[0]
+    assert "write $$ for a dollar sign" in told[1]
+    assert "has ${key}, and everybody may read command lines" in told[2]
+
+
+def test_an_engine_that_nobody_could_reach_is_refused() -> None:
+    """Its command or its variables say where it is to listen."""
+    text = "models: {a: {engine: custom, size: 0, command: [x]MORE}}"
+    assert "models.a.command: a list: neither it nor environment mentions ${port}" in problem(text.replace("MORE", ""))
+    config.parse(text.replace("MORE", ", environment: {PORT: '${port}'}"), "x")
+    engines = "engines: {custom: {environment: {PORT: '${port}'}}}\n"
+    config.parse(engines + text.replace("MORE", ""), "x")
+
+
+def test_what_is_installed_is_looked_up_only_for_a_message() -> None:
+    """To list all engines means to look at all installed packages: a right configuration does not cause it."""
+
+    class Engines(tuple[str, ...]):
+        def __iter__(self) -> Iterator[str]:
+            raise AssertionError("the engines were listed")
+
+    config.parse("models: {a: {engine: embedded, file: /a}}", "x", known_engines=Engines(ENGINES))
 
 
 def test_an_engine_that_nobody_installed_is_refused_only_when_the_engines_are_known() -> None:

@@ -90,7 +90,7 @@ NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,20}", fullmatch=True).fi
     lambda name: name not in ("all", "default", "status", "scan", "load", "unload")
 )
 WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
-ARGUMENTS = WORDS.filter(lambda word: not word.startswith("-") and "${" not in word)
+ARGUMENTS = WORDS.filter(lambda word: not word.startswith("-") and "$" not in word)
 PATHS = st.from_regex(r"/[A-Za-z0-9 ._é-]{1,12}(/[A-Za-z0-9]{1,5})?", fullmatch=True)
 VARIABLES = st.dictionaries(st.from_regex(r"MY_[A-Z0-9_]{0,8}", fullmatch=True), WORDS, max_size=3)
 JSON = st.dictionaries(
@@ -174,7 +174,7 @@ def models(draw: st.DrawFn) -> dict[str, object]:
             needs["url"] = "http://127.0.0.1:9"
             without += ("command", "directory", "environment")
         else:
-            needs["command"] = draw(st.lists(ARGUMENTS, min_size=1, max_size=3))
+            needs["command"] = [*draw(st.lists(ARGUMENTS, min_size=1, max_size=3)), "${port}"]
             without += ("url",)
     elif engine != "ollama":
         needs["file"] = draw(PATHS)

@@ -188,6 +188,14 @@ def test_null_takes_back_what_defaults_said() -> None:
     assert one.idle_timeout_s == 300
 
 
+def test_model_files_may_start_from_the_store_of_their_engine() -> None:
+    """models_dir is where relative names of files are looked for; without it, it is beside the configuration."""
+    before = "engines: {embedded: {models_dir: /store}}"
+    one = model("engine: embedded, file: a/m.gguf, mmproj: /x/mm.gguf", before)
+    assert (one.settings.file, one.settings.mmproj) == ("/store/a/m.gguf", "/x/mm.gguf")
+    assert model("engine: llama_server, file: m.gguf", before).settings.file == "/srv/m.gguf"
+
+
 def test_how_a_custom_engine_is_asked() -> None:
     """The calls that give memory back and say whether it works."""
     one = model(
@@ -197,7 +205,9 @@ def test_how_a_custom_engine_is_asked() -> None:
     assert one.settings.unload == HttpCall("POST", "/free", {"unload_models": True, "n": [1, 2.5, None, "yes"]})
     assert one.settings.busy == BusyProbe("/q", ("a", "b.c"))
     assert one.settings.directory == ""
-    assert model("engine: custom, size: 0, command: [/x], unload: {post: /f}").settings.unload == HttpCall("POST", "/f")
+    assert model("engine: custom, size: 0, command: [/x, '${port}'], unload: {post: /f}").settings.unload == HttpCall(
+        "POST", "/f"
+    )
 
 
 def test_limits() -> None:
