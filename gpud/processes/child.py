@@ -6,7 +6,7 @@ import logging
 import os
 import select
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 
 from gpud.core.facts import Exit, StopTimes
@@ -192,23 +192,30 @@ class RunningChild:
     async def _finish(self) -> None:
         """What the main process left behind must end before its output can: it may hold the pipes open."""
         # The zombie is reaped only after the tree is gone: until then nobody else can be given its number.
-        code, oom_killed = None, False
+        ended = await self._managed(self._tree.end())
+        code = reap(self._pidfd)
+        oom_killed = self._oom_kills(not self._killed and code == -signal.SIGKILL)
+        for output in self._outputs:
+            await self._managed(output.drain())
+        self._lines.close()
+        self.close_lease()
+        if not ended:
+            # The likeliest reason was a lack of descriptors, and some have just been given back.
+            await self._managed(self._tree.end())
+        await self._managed(self._tree.remove())
+        os.close(self._pidfd)
+        self._pidfd = -1
+        self._gone(self)
+        self._exit.set_result(Exit(self._record.pid, code, self._lines.tail(), oom_killed))
+
+    async def _managed(self, step: Coroutine[None, None, object]) -> bool:
+        """Whatever goes wrong in one step, the steps after it are taken."""
         try:
-            await self._tree.end()
-            code = reap(self._pidfd)
-            oom_killed = self._oom_kills(not self._killed and code == -signal.SIGKILL)
-            for output in self._outputs:
-                await output.drain()
-            self._lines.close()
-            self.close_lease()
-            await self._tree.remove()
+            await step
         except Exception:
             log.exception("cannot clear away everything of %s", self._record.unit)
-        finally:
-            os.close(self._pidfd)
-            self._pidfd = -1
-            self._gone(self)
-            self._exit.set_result(Exit(self._record.pid, code, self._lines.tail(), oom_killed))
+            return False
+        return True
 
 
 def reap(pidfd: int) -> int | None:

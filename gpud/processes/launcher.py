@@ -190,13 +190,15 @@ class ProcessLauncher:
             # The program may have got through the gate in the last moment, and have forked.
             record = ChildRecord(unit, "", "", started.pid, started.start_time)
             tree = self._tree(record, leaf)
-            signal.pidfd_send_signal(started.pidfd, signal.SIGKILL)
-            await readable(started.pidfd)
-            await tree.end()
-            reap(started.pidfd)
-            for name in _StoredNames(unit):
-                self._fd_store.drop(name)
-            started.close()
+            try:
+                signal.pidfd_send_signal(started.pidfd, signal.SIGKILL)
+                await readable(started.pidfd)
+                await tree.end()
+            finally:
+                reap(started.pidfd)
+                for name in _StoredNames(unit):
+                    self._fd_store.drop(name)
+                started.close()
         if leaf is not None:
             await leaf.remove()
         self._sockets.forget(unit)

@@ -92,14 +92,12 @@ def start_at_gate(command: Command, environment: Mapping[str, str], *, prefix: S
         ours.callback(gate.close)
         theirs.callback(gate_end.close)
         ends = [_out_of_the_way(theirs, fd) for fd in (stdin, out_write, err_write, gate_end.fileno())]
+        _seal_descriptors()
         pid = os.posix_spawn(
             argv[0],
             argv,
             environment,
-            file_actions=[
-                *((os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(ends)),
-                *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable()),
-            ],
+            file_actions=[(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(ends)],
             setsid=True,
             setsigmask=(),
             setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
@@ -249,14 +247,10 @@ def _out_of_the_way(stack: ExitStack, fd: int) -> int:
     return fd if fd > GATE else _held(stack, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, GATE + 1))
 
 
-def _inheritable() -> list[int]:
-    """Descriptors that some library opened without close-on-exec, and the child must not have."""
-    found = []
+def _seal_descriptors() -> None:
+    """Some library may have opened a descriptor without close-on-exec; nothing of the daemon's is for a child."""
     for entry in Path("/proc/self/fd").iterdir():
-        fd = int(entry.name)
-        try:
-            if fd > GATE and os.get_inheritable(fd):
-                found.append(fd)
-        except OSError:
-            continue
-    return found
+        with suppress(OSError):
+            fd = int(entry.name)
+            if fd > 2 and os.get_inheritable(fd):
+                os.set_inheritable(fd, False)
