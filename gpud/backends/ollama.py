@@ -17,7 +17,7 @@ from pathlib import Path
 from gpud.backends import ollama_api
 from gpud.backends.call import Trouble, Unreachable
 from gpud.backends.ollama_processes import ProcessWatch
-from gpud.backends.ollama_runner import RELOAD_GRACE_S, OllamaRunner
+from gpud.backends.ollama_runner import RELOAD_GRACE_S, UNSEEN_LOOK_S, OllamaRunner
 from gpud.backends.ollama_server import CLOSE_TIMEOUT_S, ENGINE, LINGER_S, Claim, Server, ServerKey
 from gpud.backends.ollama_settings import allowed, endpoint_of, load_options, name_of, server_environment, visible
 from gpud.backends.ollama_store import BadManifest, Manifest, Name, Store
@@ -42,7 +42,7 @@ class Ollama:
     """See :class:`gpud.core.ports.Backend`.
 
     ``linger_s`` is how long a server outlives its last model, ``reload_grace_s`` how long a model that Ollama let go by
-    itself is expected back.
+    itself is expected back, ``unseen_look_s`` how often a server is asked whose processes cannot be seen.
     """
 
     name = ENGINE
@@ -54,11 +54,13 @@ class Ollama:
         *,
         linger_s: float = LINGER_S,
         reload_grace_s: float = RELOAD_GRACE_S,
+        unseen_look_s: float = UNSEEN_LOOK_S,
     ) -> None:
         self._options = options
         self._launcher = launcher
         self._linger_s = linger_s
         self._reload_grace_s = reload_grace_s
+        self._unseen_look_s = unseen_look_s
         self._servers: list[Server] = []
         self._runners: list[OllamaRunner] = []
         self._extra = allowed(options.environment)
@@ -247,7 +249,15 @@ class Ollama:
     async def _begin(self, server: Server, unit: str, model: Model, name: Name, weights: str) -> OllamaRunner:
         """A runner for a loaded model; from now on it hears of its server's end, and of its own."""
         weights = weights or await ollama_api.weights(server.endpoint, name)
-        runner = OllamaRunner(server, unit, model.name, name, weights, reload_grace_s=self._reload_grace_s)
+        runner = OllamaRunner(
+            server,
+            unit,
+            model.name,
+            name,
+            weights,
+            reload_grace_s=self._reload_grace_s,
+            unseen_look_s=self._unseen_look_s,
+        )
         server.claims[unit].on_exit = runner.finish_with
         await runner.watch()
         if server.exited is not None and server.exited.done():

@@ -44,7 +44,15 @@ class OllamaRunner:
     """See :class:`gpud.core.ports.Runner`."""
 
     def __init__(
-        self, server: Server, unit: str, model: str, name: Name, weights: str, *, reload_grace_s: float = RELOAD_GRACE_S
+        self,
+        server: Server,
+        unit: str,
+        model: str,
+        name: Name,
+        weights: str,
+        *,
+        reload_grace_s: float = RELOAD_GRACE_S,
+        unseen_look_s: float = UNSEEN_LOOK_S,
     ) -> None:
         self._server = server
         self._unit = unit
@@ -52,6 +60,7 @@ class OllamaRunner:
         self._name = name
         self._weights = weights
         self._reload_grace_s = reload_grace_s
+        self._unseen_look_s = unseen_look_s
         self._gone: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._process: RunnerProcess | None = None
         self._watches: list[ProcessWatch] = []
@@ -262,7 +271,7 @@ class OllamaRunner:
     async def _ask_now_and_then(self) -> None:
         absent = 0
         while not self._gone.done():
-            await asyncio.wait({self._gone}, timeout=UNSEEN_LOOK_S)
+            await asyncio.wait({self._gone}, timeout=self._unseen_look_s)
             if self._gone.done() or self._unloading:
                 continue
             try:

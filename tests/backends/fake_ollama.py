@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/env -S python3 -S -E
 """A stand-in for the ``ollama`` program: a real server with real runner processes, and switches for misbehaviour.
 
     fake_ollama.py serve                          honours OLLAMA_HOST and OLLAMA_MODELS
@@ -117,7 +117,7 @@ class Scheduler:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 port = probe.getsockname()[1]
-            argv = [sys.executable, __file__, "runner", "--model", blob, "--port", str(port)]
+            argv = [sys.executable, "-S", "-E", __file__, "runner", "--model", blob, "--port", str(port)]
             runner = subprocess.Popen(argv)
             deadline = time.monotonic() + RUNNER_LOADS_S
             while time.monotonic() < deadline:

@@ -76,9 +76,20 @@ class Place:
         )
 
     def backend(
-        self, options: EngineOptions | None = None, *, linger_s: float = 0.0, reload_grace_s: float = 0.3
+        self,
+        options: EngineOptions | None = None,
+        *,
+        linger_s: float = 0.0,
+        reload_grace_s: float = 0.3,
+        unseen_look_s: float = 30.0,
     ) -> Ollama:
-        made = Ollama(options or self.options(), self.launcher(), linger_s=linger_s, reload_grace_s=reload_grace_s)
+        made = Ollama(
+            options or self.options(),
+            self.launcher(),
+            linger_s=linger_s,
+            reload_grace_s=reload_grace_s,
+            unseen_look_s=unseen_look_s,
+        )
         self.backends.append(made)
         return made
 

@@ -631,6 +631,52 @@ def test_an_attached_server_that_ends_takes_its_models_along(place: Place, run: 
     run(scenario())
 
 
+def unseen(place: Place, url: str) -> EngineOptions:
+    """The same server under an address that is not the loopback's: its processes might be on another machine."""
+    return attached(place, url.replace("127.0.0.1", "0.0.0.0"))
+
+
+def test_a_server_whose_processes_cannot_be_seen_is_asked_now_and_then(place: Place, run: Run) -> None:
+    """Twice in a row without the model, and it is gone."""
+
+    async def scenario() -> None:
+        async with somebody_elses(place) as (_, url), closing(place):
+            runner = await place.backend(unseen(place, url), unseen_look_s=0.05).load(place.order(TINY))
+            assert runner.pids() == frozenset() and await runner.busy() is None
+            gone = asyncio.create_task(runner.gone())
+            await asyncio.wait({gone}, timeout=0.3)
+            assert not gone.done()
+            await ollama_api.expire(runner.endpoint, parse_name("tiny"))
+            await asyncio.wait_for(gone, 5)
+
+    run(scenario())
+
+
+def test_an_unseen_model_that_outlives_its_time_is_busy(place: Place, run: Run) -> None:
+    """Ollama was told to let it go and still lists it: a request uses it. It cannot be killed, and that is said."""
+
+    async def scenario() -> None:
+        async with somebody_elses(place) as (_, url), closing(place):
+            seen = await place.backend(attached(place, url)).load(place.order(TINY))
+            runner = await place.backend(unseen(place, url)).load(place.order(TINY))
+            process = the_pid(seen)
+            answer = asyncio.create_task(generate(runner.endpoint, "tiny"))
+            while await seen.busy() is not True:
+                await asyncio.sleep(0.01)
+            unload = asyncio.create_task(runner.unload(PATIENT))
+            while await runner.busy() is not True:
+                await asyncio.sleep(0.01)
+            assert not unload.done()
+            await runner.kill()
+            assert (await asyncio.wait_for(runner.gone(), 1)).code is None
+            await unload
+            assert alive(process)
+            await release(process)
+            await answer
+
+    run(scenario())
+
+
 def test_an_attached_server_holds_a_model_once(place: Place, run: Run) -> None:
     """Two entries for one model would unload each other's."""
 
