@@ -492,7 +492,7 @@ class Engine:
                 self._say(Kind.GPU_PROBLEM, problem, level=Level.WARNING)
         self._gpu_problems = self._gpus.problems
         looks, self._looks = self._looks, []
-        self._post(events.Sampled(samples, own, sizes, unfit))
+        self._post(events.Sampled(samples, own, sizes, unfit, action.settling))
         for look in looks:
             if not look.done():
                 look.set_result(None)

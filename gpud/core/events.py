@@ -174,13 +174,14 @@ class Sampled:
     """A fresh look at all devices, begun after it was asked for.
 
     ``own`` says which processes belong to which model. For the models that the look was asked to check, ``sizes`` has
-    what each needs and ``unfit`` those that cannot be started at all.
+    what each needs and ``unfit`` those that cannot be started at all; ``settling`` comes from the wish.
     """
 
     gpus: tuple[GpuSample, ...]
     own: Mapping[str, frozenset[int]]
     sizes: Mapping[str, int] = field(default_factory=dict)
     unfit: Mapping[str, "Unfit"] = field(default_factory=dict)
+    settling: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,12 +289,14 @@ class AskBusy:
 class Sample:
     """Look at the devices, not before ``delay_s`` from now. ``wake``: a sleeping device may be woken for it.
 
-    ``check`` names the models whose files and programs are to be looked at in the same go.
+    ``check`` names the models whose files and programs are to be looked at in the same go; ``settling`` those that are
+    ready, whose figures are therefore complete.
     """
 
     wake: bool
     delay_s: float = 0.0
     check: tuple[str, ...] = ()
+    settling: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ class Job:
     unloaded: int = 0
     freed_bytes: int = 0
     left_out: list[str] = field(default_factory=list)
+    timed_out: bool = False
 
     def status(self, stage: str, progress: float | None) -> JobStatus:
         return JobStatus(self.id, self.kind, self.model, self.caller, self.since_s, stage, progress)

@@ -27,12 +27,12 @@ class Returning:
         if size_bytes > 0:
             self._expected.append(_Expected(device, size_bytes, free_before_bytes, until_s))
 
-    def seen(self, samples: Iterable[GpuSample], now: float) -> None:
-        """Forget what a sample shows to be back, and what did not come in time."""
+    def seen(self, samples: Iterable[GpuSample], now: float) -> tuple[tuple[str, int], ...]:
+        """Forget what a sample shows to be back. Returns device and bytes of what did not come in time, once."""
         free = {sample.uuid: sample.free_bytes for sample in samples}
-        self._expected = [
-            entry for entry in self._expected if now < entry.until_s and not self._back(entry, free.get(entry.device))
-        ]
+        missing = [entry for entry in self._expected if not self._back(entry, free.get(entry.device))]
+        self._expected = [entry for entry in missing if now < entry.until_s]
+        return tuple((entry.device, entry.bytes) for entry in missing if now >= entry.until_s)
 
     @staticmethod
     def _back(entry: _Expected, free_bytes: int | None) -> bool:

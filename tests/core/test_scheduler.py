@@ -247,6 +247,7 @@ def test_memory_that_never_comes_back_ends_in_a_refusal() -> None:
     w.pass_time(w.limits.memory_wait_s + 1)
 
     assert w.result(job) is JobResult.FAILED
+    assert "6.0 GiB on Test GPU have not come back within 5 s" in w.notices(Kind.MEMORY_LATE)[0].message
 
 
 def test_a_model_without_a_gpu_goes_to_host_memory() -> None:

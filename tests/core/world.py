@@ -149,11 +149,11 @@ class World:
                     self.end(name, code=0)
             case events.AskBusy(name, generation):
                 self.post(events.BusyAnswered(name, generation, name in self.busy))
-            case events.Sample(_, _, check):
+            case events.Sample(_, _, check, settling):
                 own = {e.model: frozenset((e.pid,)) for e in self.engines.values()}
                 sizes = {name: self.sizes[name] for name in check if name not in self.unfit}
                 unfit = {name: self.unfit[name] for name in check if name in self.unfit}
-                self.post(events.Sampled(self.sample(), own, sizes, unfit))
+                self.post(events.Sampled(self.sample(), own, sizes, unfit, settling))
 
     def end(self, name: str, code: int | None = 0) -> None:
         engine = self.engines.pop(name)

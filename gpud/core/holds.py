@@ -1,0 +1,31 @@
+"""Promises that models stay: who gave them to whom. Says whether something is held; never whether it goes."""
+
+from gpud.core.facts import HoldStatus
+
+
+class Holds:
+    """All holds and inhibitors by their cookie."""
+
+    def __init__(self) -> None:
+        self._holds: dict[int, HoldStatus] = {}
+
+    def add(self, hold: HoldStatus) -> None:
+        self._holds[hold.cookie] = hold
+
+    def drop(self, cookie: int) -> HoldStatus | None:
+        return self._holds.pop(cookie, None)
+
+    def all(self) -> tuple[HoldStatus, ...]:
+        return tuple(self._holds.values())
+
+    def held(self, model: str, what: str) -> bool:
+        """Whether a hold on the model, or an inhibitor of all models, forbids ``what``."""
+        return any(hold.model in ("", model) and what in hold.what for hold in self._holds.values())
+
+    def count(self, model: str) -> int:
+        return sum(1 for hold in self._holds.values() if hold.model == model)
+
+    def holders(self, model: str, *, other_than: str) -> tuple[str, ...]:
+        """How those appear in messages who hold the model, without ``other_than``."""
+        others = (h for h in self._holds.values() if h.model == model and h.caller.owner != other_than)
+        return tuple(sorted(h.application or h.caller.label or h.caller.owner for h in others))

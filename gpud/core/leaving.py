@@ -1,0 +1,344 @@
+"""How a model goes: asked, idle, evicted, crashed. Drains before it stops, and asks the engine before that."""
+
+from gpud.core import events
+from gpud.core.budget import describe
+from gpud.core.errors import Busy, NotLoaded
+from gpud.core.events import AskBusy, Kind, Level
+from gpud.core.facts import (
+    JobKind,
+    JobResult,
+    State,
+)
+from gpud.core.instance import Failure, Instance, Job
+from gpud.core.lifecycle import Trigger
+from gpud.core.table import Table
+
+# How long after "I am busy" an engine is left in peace: llama-server starves its own checks when asked faster (0.5 Hz).
+BUSY_AGAIN_S = 2.0
+
+
+class Leaving:
+    """Everything on the way from ready to cold, and what keeps a model from going."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._books = table.books
+        self._holds = table.holds
+        self._out = table.out
+
+    def unload_asked(self, event: events.UnloadAsked) -> None:
+        job = Job(event.job, JobKind.UNLOAD, event.model, event.caller, self._table.now)
+        if event.model:
+            instance = self._table.find(event.model)
+            if instance.state is State.COLD and not instance.waiting:
+                raise NotLoaded(f'"{event.model}" is not loaded')
+            holders = self.holders(instance, event)
+            if holders:
+                raise Busy(holders, hint="ask them to release it, or use force")
+            job.remaining = {event.model}
+            self.unload(instance, job, event)
+            return
+        chosen = [i for i in self._table.instances.values() if i.state.has_engine() or i.waiting]
+        for instance in list(chosen):
+            holders = self.holders(instance, event)
+            if holders:
+                job.left_out.append(holders)
+                chosen.remove(instance)
+        job.remaining = {instance.model.name for instance in chosen}
+        if not chosen:
+            self._out.end_if_settled(job)
+        for instance in chosen:
+            self.unload(instance, job, event)
+
+    def holders(self, instance: Instance, event: events.UnloadAsked) -> str:
+        """A sentence that names those whose holds stand in the way, or nothing."""
+        holders = self._holds.holders(instance.model.name, other_than=event.caller.owner)
+        if event.others or not holders:
+            return ""
+        return f'"{instance.model.name}" is held by {", ".join(holders)}'
+
+    def unload(self, instance: Instance, job: Job, event: events.UnloadAsked) -> None:
+        """
+        1. It only waits: its loads are called off, done.
+        2. It backs off or has failed: the count is cleared, done.
+        3. It is loading: canceled at once.
+        4. It is ready: drained, or stopped at once with force.
+        5. It is going already: the wish joins, and hurries it with force.
+        """
+        by = event.caller.label or event.caller.owner
+        instance.wanted = False
+        if instance.waiting:
+            instance.waiting_since = 0
+            instance.waits_for = ""
+        self._out.end_load_jobs(instance, JobResult.SUPERSEDED, f"unloaded by {by} before it was ready")
+        if not instance.state.has_engine():
+            if instance.state is not State.COLD:
+                self.forgive(instance, "user")
+            self._out.settle(job, instance, 0)
+            return
+        instance.unload_jobs.append(job)
+        instance.force = instance.force or event.force
+        if instance.state is State.LOADING:
+            self.cancel_launch(instance, "user", f"unloaded by {by} while it was loading")
+        elif instance.state is State.READY:
+            self.drain(instance, "user", instance.model.stop.drain_s)
+        elif instance.state is State.DRAINING:
+            instance.draining_for = "user" if instance.draining_for != "shutdown" else "shutdown"
+            if event.force:
+                self.drained(instance)
+        self._out.touch()
+
+    def cancel_launch(self, instance: Instance, reason: str, text: str) -> None:
+        self._out.move(instance, Trigger.CANCEL, reason)
+        self._out.tell(Kind.LOAD_CANCELED, f'Loading "{instance.model.name}" is canceled: {text}', instance)
+        self._out.add(events.CancelLaunch(instance.model.name, instance.generation))
+
+    def drain(self, instance: Instance, why: str, bound_s: float | None) -> None:
+        """No new request from now on; stopped once the running ones are through."""
+        instance.draining_for = why
+        instance.drain_until_s = None if bound_s is None else self._table.now + bound_s
+        self._out.move(instance, Trigger.DRAIN, {"evict": "budget"}.get(why, why))
+        if instance.force:
+            self.drained(instance)
+        elif not instance.in_flight:
+            self.ask_busy(instance)
+
+    def drained(self, instance: Instance) -> None:
+        instance.drain_until_s = None
+        self._out.move(instance, Trigger.DRAINED, instance.reason)
+        self._out.add(events.Stop(instance.model.name, instance.generation))
+
+    def resume(self, instance: Instance) -> None:
+        """It is needed after all: back to work."""
+        instance.draining_for = ""
+        instance.drain_until_s = None
+        instance.force = False
+        instance.last_used_s = self._table.now
+        self._out.move(instance, Trigger.RESUME, "busy")
+        if instance.waiting:
+            instance.waiting_since = 0
+            self._out.end_load_jobs(instance, JobResult.DONE, f'"{instance.model.name}" is still loaded')
+        self._table.look = True
+
+    def kill_began(self, name: str, generation: int) -> None:
+        instance = self._table.current(name, generation)
+        if instance is None or instance.state is not State.STOPPING:
+            return
+        self._out.move(instance, Trigger.GRACE_OVER, instance.reason)
+        times = instance.model.stop
+        self._out.tell(
+            Kind.ENGINE_KILLED,
+            f'The engine of "{name}" did not end within {times.term_s + times.second_term_s:g} s of being asked twice '
+            "and is killed",
+            instance,
+            level=Level.WARNING,
+        )
+
+    def engine_gone(self, event: events.EngineGone) -> None:
+        """
+        1. It was going: it is cold now.
+        2. It was ready and ended with status 0: somebody else stopped it on purpose, it is cold now.
+        3. It was ready and crashed: back-off, and it comes back by itself.
+        """
+        instance = self._table.current(event.model, event.generation)
+        if instance is None or not instance.state.has_engine():
+            return
+        if instance.state is not State.READY:
+            self.gone(instance, _why(instance))
+            return
+        if event.exit.code == 0:
+            instance.in_flight = 0
+            self.gone(instance, "ended from outside with status 0")
+            return
+        text = f"the engine {event.exit.describe()}"
+        if instance.in_flight:
+            text += f" with {instance.in_flight} requests in flight"
+        instance.failure = Failure(text, event.hint, event.exit.tail)
+        self._books.expect_back(instance, self._table.now)
+        self._out.tell(
+            Kind.ENGINE_CRASHED,
+            f'"{event.model}": {text} (process {event.exit.pid})',
+            instance,
+            level=Level.ERROR,
+            hint=event.hint,
+            tail=event.exit.tail,
+            pid=event.exit.pid,
+            exit_code="unknown" if event.exit.code is None else event.exit.code,
+        )
+        instance.in_flight = 0
+        instance.asking = False
+        if instance.stale:
+            instance.stale = False
+        self.crashed(instance, again=not instance.removed)
+        self._out.end_unload_jobs(instance, 0)
+        self._table.drop_if_removed(instance)
+        self._table.sample()
+        self._table.look = True
+
+    def crashed(self, instance: Instance, *, again: bool) -> None:
+        """Back off, or give up after too many failures in a row. ``again``: it comes back by itself."""
+        instance.attempts = instance.crash_count(self._table.now, self._table.limits)
+        instance.ready_since_s = None
+        instance.settled = False
+        if instance.attempts >= self._table.limits.backoff_attempts:
+            instance.wanted = False
+            instance.retry_at_s = None
+            self._out.move(instance, Trigger.GIVE_UP, "crash")
+            failure = instance.failure or Failure("it failed")
+            self._out.tell(
+                Kind.ENGINE_GIVEN_UP,
+                f'"{instance.model.name}" has failed {instance.attempts} times in a row and is not tried again: '
+                f"{failure.message}",
+                instance,
+                level=Level.ERROR,
+                hint=f"{failure.hint or 'read the lines below'}; then `gpudctl unload {instance.model.name}` clears "
+                "the count",
+                tail=failure.tail,
+                attempts=instance.attempts,
+            )
+            return
+        delay_s = min(
+            self._table.limits.backoff_first_s * 2 ** (instance.attempts - 1), self._table.limits.backoff_max_s
+        )
+        instance.wanted = again
+        instance.retry_at_s = self._table.now + delay_s
+        self._out.move(instance, Trigger.CRASH, "crash")
+
+    def gone(self, instance: Instance, why: str) -> None:
+        """Its engine is no more. What it held counts as free when a sample shows it."""
+        freed_bytes = instance.need_bytes if instance.used_bytes is None else instance.used_bytes
+        self._books.expect_back(instance, self._table.now)
+        was_loaded = instance.ready_since_s is not None
+        self._out.move(instance, Trigger.GONE, instance.reason)
+        if was_loaded:
+            self._out.tell(
+                Kind.MODEL_UNLOADED,
+                f'"{instance.model.name}" is unloaded, {describe(freed_bytes)} given back: {why}',
+                instance,
+                freed_bytes=freed_bytes,
+                reason=instance.reason,
+            )
+        instance.device = ""
+        instance.context = None
+        instance.need_bytes = 0
+        instance.used_bytes = None
+        instance.settled = False
+        instance.ready_since_s = None
+        instance.stage, instance.progress = "", None
+        instance.draining_for = ""
+        instance.drain_until_s = None
+        instance.idle_timeout_s = self._table.idle_override_s
+        instance.force = instance.stale = instance.asking = False
+        instance.attempts = 0
+        instance.in_flight = 0
+        self._out.end_unload_jobs(instance, freed_bytes if was_loaded else 0)
+        if instance.waiting:
+            self._table.enqueue(instance)
+        self._table.drop_if_removed(instance)
+        self._table.sample()
+        self._table.look = True
+
+    def forgive(self, instance: Instance, reason: str) -> None:
+        instance.attempts = 0
+        instance.retry_at_s = None
+        instance.failure = None
+        instance.wanted = False
+        self._out.move(instance, Trigger.FORGIVEN, reason)
+
+    def use_began(self, name: str) -> None:
+        instance = self._table.find(name)
+        if instance.state is not State.READY:
+            raise NotLoaded(f'"{name}" is {instance.state}, not ready')
+        instance.in_flight += 1
+        instance.last_used_s = self._table.now
+        self._out.touch()
+
+    def use_ended(self, name: str) -> None:
+        instance = self._table.instances.get(name)
+        if instance is None or instance.in_flight == 0:
+            return
+        instance.in_flight -= 1
+        instance.last_used_s = self._table.now
+        self._out.touch()
+        if instance.in_flight:
+            return
+        if instance.state is State.DRAINING:
+            self.ask_busy(instance)
+        elif instance.state is State.READY and instance.stale:
+            self.drain(instance, "config", instance.model.stop.drain_s)
+
+    def ask_busy(self, instance: Instance, delay_s: float = 0.0) -> None:
+        if not instance.asking:
+            instance.asking = True
+            self._out.add(AskBusy(instance.model.name, instance.generation, delay_s))
+
+    def busy_answered(self, event: events.BusyAnswered) -> None:
+        """The engine's own word, asked once before each stop: the in-flight count knows only what went through gpud."""
+        instance = self._table.current(event.model, event.generation)
+        if instance is None:
+            return
+        instance.asking = False
+        busy = bool(event.busy) or instance.in_flight > 0
+        if busy:
+            instance.last_used_s = self._table.now
+            instance.busy_until_s = self._table.now + BUSY_AGAIN_S
+        if instance.state is State.DRAINING:
+            if instance.draining_for == "evict" and busy:
+                self.resume(instance)
+            elif instance.in_flight:
+                return
+            elif busy:
+                self.ask_busy(instance, BUSY_AGAIN_S)
+            else:
+                self.drained(instance)
+        elif instance.state is State.READY and not busy:
+            self.idle(instance)
+
+    def idle(self, instance: Instance) -> None:
+        at = instance.unload_at(held=self._holds.held(instance.model.name, "unload"))
+        if at is None or at > self._table.now:
+            return
+        idle_s = self._table.now - instance.idle_since()
+        self._out.tell(
+            Kind.IDLE,
+            f'"{instance.model.name}" has been idle for {idle_s:.0f} s and is unloaded',
+            instance,
+            idle_seconds=round(idle_s),
+        )
+        instance.draining_for = "idle"
+        self._out.move(instance, Trigger.DRAIN, "idle")
+        self.drained(instance)
+
+    def drain_over(self, instance: Instance) -> None:
+        """The bound of a drain has come: who asked learns that it is still busy; at shutdown it is stopped all the
+        same.
+        """
+        name, bound_s = instance.model.name, instance.model.stop.drain_s
+        busy = f"{instance.in_flight} requests in flight" if instance.in_flight else "its engine says that it is busy"
+        if instance.draining_for == "shutdown":
+            self._out.tell(
+                Kind.STILL_BUSY,
+                f'"{name}" is still busy ({busy}) after {self._table.limits.shutdown_drain_s:g} s and is stopped: '
+                "gpud is shutting down",
+                instance,
+                level=Level.WARNING,
+            )
+            self.drained(instance)
+            return
+        text = f'"{name}" is still busy after {bound_s:g} s ({busy}) and stays loaded'
+        self._out.tell(Kind.STILL_BUSY, text, instance, level=Level.WARNING)
+        for job in list(instance.unload_jobs):
+            instance.unload_jobs.remove(job)
+            job.timed_out = True
+            self._out.settle(job, instance, 0, left_out=f"{text}; unload it with force")
+        self.resume(instance)
+
+
+def _why(instance: Instance) -> str:
+    return {
+        "user": "somebody asked for it",
+        "evict": "its memory was needed",
+        "idle": "it was idle",
+        "config": "its configuration has changed",
+        "shutdown": "gpud is shutting down",
+    }.get(instance.draining_for, instance.reason)
