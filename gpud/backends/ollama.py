@@ -19,8 +19,16 @@ from gpud.backends.call import Trouble, Unreachable
 from gpud.backends.ollama_processes import ProcessWatch
 from gpud.backends.ollama_runner import RELOAD_GRACE_S, UNSEEN_LOOK_S, OllamaRunner
 from gpud.backends.ollama_server import CLOSE_TIMEOUT_S, ENGINE, LINGER_S, Claim, Server, ServerKey
-from gpud.backends.ollama_settings import allowed, endpoint_of, load_options, name_of, server_environment, visible
-from gpud.backends.ollama_store import BadManifest, Manifest, Name, Store
+from gpud.backends.ollama_settings import (
+    allowed,
+    check_in_store,
+    endpoint_of,
+    load_options,
+    name_of,
+    server_environment,
+    visible,
+)
+from gpud.backends.ollama_store import BadManifest, Name, Store
 from gpud.backends.options import EngineOptions
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Model
@@ -78,32 +86,7 @@ class Ollama:
         store = self._store
         if store is None or not store.readable():
             return
-        manifest = self._manifest(model, name, store)
-        pull = f"ollama pull {name}"
-        if manifest is None:
-            nearest = ", ".join(f'"{other}"' for other in store.nearest(name))
-            meant = f"; the nearest names there are {nearest}" if nearest else ""
-            raise BackendFailed(
-                f'cannot load "{model.name}": Ollama\'s store {store.folder} has no "{name}"{meant}',
-                hint=f"get it with: {pull}",
-                kind="model-missing",
-                preflight=True,
-            )
-        if not manifest.has_weights:
-            raise BackendFailed(
-                f'cannot load "{model.name}": "{name}" has no weights in {store.folder}: it runs in Ollama\'s cloud',
-                hint="choose a model that runs on this machine",
-                kind="model-missing",
-                preflight=True,
-            )
-        if manifest.missing:
-            raise BackendFailed(
-                f'cannot load "{model.name}": {len(manifest.missing)} files of "{name}" are missing in '
-                f"{store.folder}/blobs, the first is sha256-{manifest.missing[0]}",
-                hint=f"complete it with: {pull}",
-                kind="model-missing",
-                preflight=True,
-            )
+        check_in_store(model, name, store)
 
     def file_bytes(self, model: Model) -> int | None:
         try:
@@ -404,17 +387,6 @@ class Ollama:
         if os.environ.get("OLLAMA_MODELS"):
             return Store(Path(os.environ["OLLAMA_MODELS"]))
         return Store(Path(self._home) / ".ollama" / "models") if self._home else None
-
-    def _manifest(self, model: Model, name: Name, store: Store) -> Manifest | None:
-        try:
-            return store.find(name)
-        except BadManifest as problem:
-            raise BackendFailed(
-                f'cannot load "{model.name}": {problem}',
-                hint=f"get it anew with: ollama pull {name}",
-                kind="model-missing",
-                preflight=True,
-            ) from None
 
     def _weights_in_store(self, name: Name) -> str:
         try:

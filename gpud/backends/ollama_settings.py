@@ -1,4 +1,5 @@
-"""What gpud's configuration means in Ollama's words: names, addresses, options, environment. Asks nobody anything.
+"""What gpud's configuration means in Ollama's words: names, addresses, options, environment, and whether its store has
+the model. Asks no server anything.
 
 Ollama loads a model anew when a request comes with other options than those it was loaded with, and a request without
 options has the server's defaults. So whatever can be is set for the whole server: then a client that says nothing
@@ -9,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from gpud.backends.ollama_store import BadName, Name, parse_name
+from gpud.backends.ollama_store import BadManifest, BadName, Manifest, Name, Store, parse_name
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Endpoint, Model
 
@@ -129,3 +130,45 @@ def allowed(environment: tuple[tuple[str, str], ...]) -> dict[str, str]:
         else:
             allowed[key] = value
     return allowed
+
+
+def check_in_store(model: Model, name: Name, store: Store) -> None:
+    """Raises BackendFailed(preflight) when the store cannot give the model to a runner."""
+    manifest = _manifest(model, name, store)
+    pull = f"ollama pull {name}"
+    if manifest is None:
+        nearest = ", ".join(f'"{other}"' for other in store.nearest(name))
+        meant = f"; the nearest names there are {nearest}" if nearest else ""
+        raise BackendFailed(
+            f'cannot load "{model.name}": Ollama\'s store {store.folder} has no "{name}"{meant}',
+            hint=f"get it with: {pull}",
+            kind="model-missing",
+            preflight=True,
+        )
+    if not manifest.has_weights:
+        raise BackendFailed(
+            f'cannot load "{model.name}": "{name}" has no weights in {store.folder}: it runs in Ollama\'s cloud',
+            hint="choose a model that runs on this machine",
+            kind="model-missing",
+            preflight=True,
+        )
+    if manifest.missing:
+        raise BackendFailed(
+            f'cannot load "{model.name}": {len(manifest.missing)} files of "{name}" are missing in '
+            f"{store.folder}/blobs, the first is sha256-{manifest.missing[0]}",
+            hint=f"complete it with: {pull}",
+            kind="model-missing",
+            preflight=True,
+        )
+
+
+def _manifest(model: Model, name: Name, store: Store) -> Manifest | None:
+    try:
+        return store.find(name)
+    except BadManifest as problem:
+        raise BackendFailed(
+            f'cannot load "{model.name}": {problem}',
+            hint=f"get it anew with: ollama pull {name}",
+            kind="model-missing",
+            preflight=True,
+        ) from None
