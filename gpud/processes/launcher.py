@@ -93,8 +93,9 @@ class ProcessLauncher:
                 preflight=True,
             ) from None
         finally:
-            self._starting.discard(command.unit)
-            if command.unit not in self._children:
+            if command.unit in self._children:
+                self._starting.discard(command.unit)
+            else:
                 await self._clear_failed_start(command.unit, started, leaf)
 
     def _check(self, command: Command) -> None:
@@ -202,6 +203,7 @@ class ProcessLauncher:
         if leaf is not None:
             await leaf.remove()
         self._sockets.forget(unit)
+        self._starting.discard(unit)
 
     # Finding again
 
@@ -279,8 +281,7 @@ class ProcessLauncher:
         left = tuple(self._children)
         if left:
             log.warning("gpud ends while %s still runs: killed", ", ".join(left))
-        for child in tuple(self._children.values()):
-            await child.kill()
+        await asyncio.gather(*(child.kill() for child in self._children.values()))
         await asyncio.gather(*self._clearing, return_exceptions=True)
         self._sockets.close()
         return left

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import fcntl
 import os
+import re
 import shutil
 import signal
 import socket
@@ -51,6 +52,10 @@ CHILD_OOM_SCORE = 500
 """When memory runs out the kernel is to end an engine, which can be started again, before anything else."""
 
 _MACHINES = {3: "i386", 21: "ppc64", 22: "s390x", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv"}
+
+
+_LOADER = re.compile(rb"/[!-~]+/ld[!-~]+(?=\0)")
+"""The dynamic loader that an ELF file names, near its beginning."""
 
 
 @dataclass(slots=True)
@@ -190,7 +195,8 @@ def explain(command: Command, environment: Mapping[str, str], said: str) -> Back
     if not os.access(file, os.X_OK):
         hint = "make it executable (chmod +x); a file system mounted with noexec does not allow it"
         return _refused(f"{start}: it is not executable for user {os.geteuid()}", hint)
-    return _unfit(start, file) or _refused(f"{start}: {said or 'the kernel refused to execute it'}", "start it by hand")
+    reason = said.rpartition("exec: ")[2] or "the kernel refused to execute it"
+    return _unfit(start, file) or _refused(f"{start}: {reason}", "start it by hand")
 
 
 def _unfit(start: str, file: Path) -> BackendFailed | None:
@@ -212,6 +218,10 @@ def _unfit(start: str, file: Path) -> BackendFailed | None:
         if built_for != os.uname().machine:
             hint = "install the build for this machine"
             return _refused(f"{start}: it is built for {built_for}, this machine is {os.uname().machine}", hint)
+        loader = _LOADER.search(head)
+        if loader is not None and not Path(os.fsdecode(loader[0])).exists():
+            hint = "it was built for another distribution: install the build for this one"
+            return _refused(f'{start}: its loader "{os.fsdecode(loader[0])}" is not there', hint)
     else:
         return _refused(
             f"{start}: it is neither a program for this machine nor a script that names one", "reinstall it"
