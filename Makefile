@@ -1,0 +1,39 @@
+# What people and machines do with this folder. `make` lists it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check install uninstall clean
+
+# Options of the goals below; all may be given on the command line.
+export PYTHON ?= /usr/bin/python3
+export DESTDIR ?=
+export WHEELS ?=
+export EXTRAS ?= embedded
+ARGS ?=
+
+help: ## list the goals
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
+
+setup: ## make .venv with gpud, its first engine and the test tools; quick when nothing has changed
+	@tools/setup
+
+run: setup ## run gpud for yourself, with a tiny model to try it on; Ctrl-C ends it
+	@tools/run
+
+test: setup ## run all tests (make test ARGS="tests/core -k budget" runs some)
+	@tools/packages test
+	@$(if $(ARGS),true,tests/provision all >/dev/null)
+	@.venv/bin/python -m pytest $(ARGS)
+
+check: setup ## run the linters and the import rules only
+	@tools/packages test
+	@.venv/bin/python -m pytest -q tests/test_linters.py tests/test_architecture.py
+
+install: ## install to /opt/gpud and into the system, as root (DESTDIR=, WHEELS=, EXTRAS=: see tools/install)
+	@tools/install install
+
+uninstall: ## take all of that away; configuration, models and state stay
+	@tools/install uninstall
+
+clean: ## remove what was built here (.venv stays)
+	@rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	@find gpud tests -name __pycache__ -type d -prune -exec rm -rf {} +

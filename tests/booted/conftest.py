@@ -1,0 +1,55 @@
+"""The machine, as the tests of this folder get it."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from booted_machine import CONFIGURATION, MODELS, NORMAL, STUBBORN, TOP, Machine, missing_parts, provision
+
+
+@pytest.fixture(scope="session")
+def booted() -> Iterator[Machine]:
+    """A machine on which nothing of gpud is installed yet."""
+    if reason := missing_parts():
+        pytest.skip(reason)
+    folder = Path(tempfile.mkdtemp(prefix="gpud-booted-"))
+    machine = Machine(folder, provision("debian"), provision("wheels"))
+    try:
+        machine.boot()
+        yield machine
+    finally:
+        machine.halt()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def installed(booted: Machine) -> Machine:
+    """The machine after ``make install``, with three models, and gpud running."""
+    booted.run("make --directory=/src install WHEELS=/wheels", timeout_s=300)
+    models = booted.root / "var/lib/ml-models"
+    for name, seed in MODELS.items():
+        path = models / "llamacpp/models" / f"{name}.gguf"
+        maker = [sys.executable, str(TOP / "tests" / "tiny_model.py"), str(path), "--seed", str(seed), "--name", name]
+        subprocess.run(maker, check=True, stdout=subprocess.DEVNULL)
+    (models / "custom/stubborn.py").write_text(STUBBORN)
+    (booted.root / "etc/gpud/gpud.d/models.yaml").write_text(CONFIGURATION)
+    booted.run("systemctl enable --now gpud")
+    return booted
+
+
+@pytest.fixture
+def machine(installed: Machine) -> Machine:
+    """The machine with gpud running and nothing loaded."""
+    installed.run(NORMAL, check=False)
+    installed.run("gpudctl unload --all", check=False)
+    assert installed.engines() == {}
+    return installed
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> None:
+    """Processes of the machine come and go; what gpud leaves behind in it is what these tests are about."""
