@@ -44,7 +44,7 @@ class Instance:
     was
     ready when its engine crashed, and comes back by itself. ``stale``: its engine no longer matches the configuration
     and
-    goes as soon as it is idle. ``draining_for`` says why it is to go.
+    goes as soon as it is idle. ``draining_for`` says why it is to go. ``told_busy``: since then its engine has said that it works.
     """
 
     model: Model
@@ -75,6 +75,7 @@ class Instance:
     drain_until_s: float | None = None
     force: bool = False
     asking: bool = False
+    told_busy: bool = False
     busy_until_s: float = 0.0
     removed: bool = False
     failure: Failure | None = None
@@ -103,6 +104,13 @@ class Instance:
 
     def idle_since(self) -> float:
         return max(self.last_used_s or 0.0, self.ready_since_s or 0.0)
+
+    @property
+    def unheard(self) -> bool:
+        """It drains, nothing says that it is busy, and its engine is being asked: however short the drain, the answer
+        is waited for. Only the end of gpud itself waits no longer than it said.
+        """
+        return self.asking and not self.in_flight and not self.told_busy and self.draining_for != "shutdown"
 
     def unload_at(self, *, held: bool) -> float | None:
         """When it goes for idleness, or None when it does not."""

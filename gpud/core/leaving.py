@@ -96,6 +96,7 @@ class Leaving:
     def drain(self, instance: Instance, why: str, bound_s: float | None) -> None:
         """No new request from now on; stopped once the running ones are through."""
         instance.draining_for = why
+        instance.told_busy = False
         instance.drain_until_s = None if bound_s is None else self._table.now + bound_s
         self._out.move(instance, Trigger.DRAIN, {"evict": "budget"}.get(why, why))
         if instance.force:
@@ -288,6 +289,7 @@ class Leaving:
             elif instance.in_flight:
                 return
             elif busy:
+                instance.told_busy = True
                 self.ask_busy(instance, BUSY_AGAIN_S)
             else:
                 self.drained(instance)

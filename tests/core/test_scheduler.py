@@ -376,6 +376,29 @@ def test_an_unload_that_takes_too_long_gives_up_and_the_model_stays() -> None:
     assert w.state("a") is State.READY
 
 
+def test_a_drain_without_any_time_still_hears_the_engine() -> None:
+    """Whoever is not known to be busy is asked first: an idle model goes, and only a busy one stays."""
+    w = world("a")
+    w.models["a"] = model("a", stop=StopTimes(drain_s=0))
+    w.post(events.Reconfigured(w.models, w.limits, 300.0, frozenset()))
+    w.load("a")
+    w.settle()
+    w.busy.add("a")
+    job = w.unload("a")
+    w.post(events.TimePassed())
+    assert w.state("a") is State.DRAINING, "its bound has come, its answer has not"
+    w.pass_time(0.1)
+    assert w.result(job) is JobResult.TIMEOUT
+    assert w.state("a") is State.READY
+
+    w.busy.clear()
+    job = w.unload("a")
+    w.post(events.TimePassed())
+    w.pass_time(2.1)
+    assert w.result(job) is JobResult.DONE
+    assert w.state("a") is State.COLD
+
+
 def test_force_stops_a_busy_model_at_once() -> None:
     """Whoever says force means it."""
     w = loaded("a")
