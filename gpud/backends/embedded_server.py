@@ -75,6 +75,12 @@ def _cache_type(text: str) -> str:
     return text
 
 
+def _pooling(text: str) -> str:
+    if text not in ("none", "mean", "cls", "last", "rank"):
+        raise argparse.ArgumentTypeError(f"invalid value '{text}': use none, mean, cls, last or rank")
+    return text
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The flags, as data for both the parser and the help."""
     parser = _Parser(prog="gpud-embedded-server", add_help=False, allow_abbrev=False)
@@ -101,6 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
         (("-ctk", "--cache-type-k"), "TYPE", _cache_type, "KV cache data type for K (default: f16)"),
         (("-ctv", "--cache-type-v"), "TYPE", _cache_type, "KV cache data type for V (default: f16)"),
         (("-fa", "--flash-attn"), "[on|off|auto]", _on_off, "flash attention (default: auto)"),
+        (("--pooling",), "{none,mean,cls,last,rank}", _pooling, "how embeddings are pooled (default: the model's own)"),
         (("-mm", "--mmproj"), "FILE", str, "multimodal projector"),
         (("-md", "--model-draft"), "FNAME", str, "draft model for speculative decoding"),
         (("--chat-template",), "TEMPLATE", str, "name or text of the chat template (default: the model's own)"),
@@ -182,6 +189,9 @@ def _set_attention(params: Any, options: argparse.Namespace, xllamacpp: Any) -> 
     if options.reranking:
         params.embedding = True
         params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
+    elif options.pooling:
+        types = xllamacpp.llama_pooling_type
+        params.pooling_type = getattr(types, f"LLAMA_POOLING_TYPE_{options.pooling.upper()}")
     if params.embedding:
         # A text is embedded in one physical batch.
         params.n_batch = params.n_ubatch = max(params.n_ubatch, min(params.n_batch, params.n_ctx or params.n_batch))

@@ -28,7 +28,7 @@ Probe = Callable[[], Awaitable[bool]]
 FIRST_LOOK_S = 0.001
 """The first looks at a starting engine: a tiny model answers within 30 ms of its exec."""
 
-LONGEST_LOOK_S = 0.015
+LONGEST_LOOK_S = 0.01
 """No look comes later than this after the one before: with the look itself, an engine is known to be ready within
 20 ms. A look costs a fraction of a millisecond, and only engines that announce nothing are looked at."""
 

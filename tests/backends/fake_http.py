@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/env -S python3 -IS
 """A real HTTP process that behaves as it is told: an engine that is slow, silent, stubborn, broken, or another's.
 
 Switches come from the command line, where unknown ones are ignored, and from FAKE_SWITCHES. It understands
@@ -33,11 +33,15 @@ def switches() -> argparse.Namespace:
     parser.add_argument("--hang-models", action="store_true", help="do not answer /v1/models: one lock, and it is held")
     parser.add_argument("--say", action="append", default=[], help="a line for stderr")
     parser.add_argument("--print-mb", type=int, default=0, help="so many MB of output before anything else")
+    parser.add_argument("--print-binary-mb", type=int, default=0, help="the same, of every byte there is but newlines")
+    parser.add_argument("--close-output", action="store_true", help="close stdout and stderr")
+    parser.add_argument("--fork-holder", action="store_true", help="leave a process that keeps the output open")
     parser.add_argument("--exit-at-once", type=int, default=None)
     parser.add_argument("--exit-after", type=float, default=None)
     parser.add_argument("--ignore-term", action="store_true")
     parser.add_argument("--protocol", action="store_true", help="report the load to the parent as llama-server does")
     parser.add_argument("--busy", type=int, default=0, help="requests in process, for /metrics and /queue")
+    parser.add_argument("--stream-every", type=float, default=0.05, help="/stream sends a line so often, for ever")
     parser.add_argument("--no-metrics", action="store_true")
     parser.add_argument("--refuse-free", action="store_true")
     parser.add_argument("--shut-down-on", default="", help="a path whose POST ends the process")
@@ -103,6 +107,8 @@ class Server:
                     file.write(f"{method} {path} {body.decode()}\n")
             if self.options.garbage:
                 writer.write(b"220 mail.example ESMTP\r\n")
+            elif path == "/stream" and self.ready:
+                await self.stream(writer)
             else:
                 status, answer = await self.answer(method, path, headers, body)
                 data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
@@ -116,6 +122,18 @@ class Server:
             pass
         finally:
             writer.close()
+
+    async def stream(self, writer: asyncio.StreamWriter) -> None:
+        """An answer without end: busy until its client leaves."""
+        self.busy += 1
+        try:
+            writer.write(b"HTTP/1.1 200 X\r\nContent-Type: text/plain\r\n\r\n")
+            while True:
+                writer.write(b"token\n")
+                await writer.drain()
+                await asyncio.sleep(self.options.stream_every)
+        finally:
+            self.busy -= 1
 
     async def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, object]:
         options = self.options
@@ -169,10 +187,23 @@ def main() -> None:
     for _ in range(options.print_mb * 1024):
         sys.stdout.write("x" * 1023 + "\n")
     sys.stdout.flush()
+    for _ in range(options.print_binary_mb * 16):
+        sys.stdout.buffer.write(bytes(byte for byte in range(256) if byte != 10) * 257 + b"\0")
+    sys.stdout.flush()
     for line in options.say:
         print(line, file=sys.stderr, flush=True)
     if options.exit_at_once is not None:
         sys.exit(options.exit_at_once)
+    if options.fork_holder and os.fork() == 0:
+        # As a daemon does: another session, no parent. It lives for as long as nobody ends it.
+        os.setsid()
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.pause()
+        os._exit(0)
+    if options.close_output:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(1, 2)
     if options.ignore_term:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     asyncio.run(Server(options).serve())

@@ -1,13 +1,15 @@
 """A place in which a backend runs: a real launcher, and everything that the backend and its children tell."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from gpud.backends import call
 from gpud.core.facts import Model, StopTimes
-from gpud.core.ports import LoadOrder, Progress, RunnerRecord, Stream
+from gpud.core.ports import LoadOrder, Progress, Runner, RunnerRecord, Stream
 from gpud.processes.launcher import ProcessLauncher
 
 HERE = Path(__file__).parent
@@ -16,6 +18,16 @@ HELP_OLD = HERE / "help_old.txt"
 HELP_NEW = HERE / "help_new.txt"
 
 QUICK = StopTimes(drain_s=0.1, term_s=0.2, second_term_s=0.2)
+
+
+async def complete(runner: Runner, tokens: int, timeout_s: float = 60) -> Mapping[str, Any]:
+    """Let a real engine generate so many tokens."""
+    body = {"prompt": "hello", "max_tokens": tokens, "temperature": 0}
+    answer = await call.request(runner.endpoint, "POST", "/v1/completions", body=body, timeout_s=timeout_s)
+    assert answer.status == 200, answer.body
+    told: Any = answer.json()
+    assert isinstance(told, dict)
+    return told
 
 
 class NoFdStore:
