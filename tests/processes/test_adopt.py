@@ -169,6 +169,25 @@ def test_stranger_with_the_same_number_is_not_touched(
         stranger.wait()
 
 
+def test_older_session_with_the_same_number_is_not_touched(
+    inherited: Inherited, launcher: ProcessLauncher, store: MemoryFdStore, run: Run
+) -> None:
+    """A session whose leader has died keeps the leader's number; it is ours only if it is not older than our child."""
+    leader = subprocess.Popen(["sh", "-c", "sleep 1000 >&2 & echo $!"], stdout=subprocess.PIPE, start_new_session=True)
+    assert leader.stdout is not None
+    member = int(leader.stdout.read())
+    leader.stdout.close()
+    leader.wait()
+    try:
+        stat = identity.stat_of(member)
+        assert stat is not None and stat.session == leader.pid
+        record = ChildRecord("tiny-1", "tiny", "custom", leader.pid, stat.start_time + 1)
+        run(asyncio.wait_for(launcher.end(record), BOUND_S))
+        assert is_running(member)
+    finally:
+        os.kill(member, signal.SIGKILL)
+
+
 def test_record_of_a_process_that_is_gone_is_ended_quietly(
     inherited: Inherited, launcher: ProcessLauncher, store: MemoryFdStore, run: Run
 ) -> None:

@@ -1,8 +1,12 @@
 """Lines out of bytes: splitting, escaping, throttling."""
 
 import asyncio
+import fcntl
 import os
+import sys
+import termios
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,7 +15,7 @@ from hypothesis import strategies as st
 from process_parts import Lines
 
 from gpud.core.ports import Stream
-from gpud.processes.output import ChildLines, LineSplitter, OutputReader, Throttle, printable
+from gpud.processes.output import READ_BYTES, ChildLines, LineSplitter, OutputReader, Throttle, printable
 
 LIMIT = 10
 PIECES = st.lists(st.sampled_from([b"\n", b"\r", b"\r\n", b"a", b"bc", b"d" * 9, b"e" * 25, "ü".encode(), b"\0"]))
@@ -193,6 +197,25 @@ def test_dropped_lines_are_told_when_the_flood_is_over(sink: Lines, run: Callabl
         return told
 
     assert run(scene()) == "20 lines dropped: more than 50 lines/s were printed"
+
+
+def test_one_turn_of_the_loop_reads_a_bounded_amount(sink: Lines, run: Callable[..., Any]) -> None:
+    """However much waits in the pipe, the others get their turns in between."""
+    size = 200 << 10
+
+    async def scene() -> list[int]:
+        pipe = Pipe(sink)
+        fcntl.fcntl(pipe.write, fcntl.F_SETPIPE_SZ, 256 << 10)
+        os.write(pipe.write, b"x\n" * (size // 2))
+        left = []
+        while not left or left[-1]:
+            await asyncio.sleep(0)
+            left.append(int.from_bytes(fcntl.ioctl(pipe.write, termios.FIONREAD, b"\0" * 4), sys.byteorder))
+        await pipe.say(b"")
+        return left
+
+    left = [size, *run(scene())]
+    assert max(before - after for before, after in pairwise(left)) == READ_BYTES
 
 
 def test_tail_is_bounded_in_lines_and_in_length(sink: Lines, run: Callable[..., Any]) -> None:
