@@ -13,8 +13,6 @@ from gpud.cli.output import Output
 from gpud.core.errors import GpudError
 
 if TYPE_CHECKING:
-    import asyncio
-
     from gpud.cli.client import Gpud
 
 DESCRIPTION = """\
@@ -79,30 +77,37 @@ async def hold_and_run(gpud: "Gpud", arguments: Namespace, command: list[str], o
     ended = await load.wait_for(gpud, jobs, output)
     if failed := next((one for one in ended if not one.done), None):
         raise GpudError(failed.sentence("loading"), hint=f'"{command[0]}" was not started')
-    child = await asyncio.create_subprocess_exec(*command)
     watch = asyncio.ensure_future(_watch(gpud, cookies, output))
     try:
-        return await _ended(child)
+        return await _run(command)
     finally:
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
 
 
-async def _ended(child: "asyncio.subprocess.Process") -> int:
+async def _run(command: list[str]) -> int:
     """The command's status, with signals passed on to it meanwhile."""
     import asyncio
 
     loop = asyncio.get_running_loop()
+    child: asyncio.subprocess.Process | None = None
+    early: list[int] = []
 
     def pass_on(number: int) -> None:
-        if child.returncode is None:
+        if child is None:
+            early.append(number)
+        elif child.returncode is None:
             os.kill(child.pid, number)
 
+    # Before the command is there: a signal in between would end us, and leave it running without its model.
     for number in PASSED_ON:
         loop.add_signal_handler(number, pass_on, number)
     # Ctrl-C is the command's to answer: it has got it from the terminal, and may well go on.
     loop.add_signal_handler(signal.SIGINT, lambda: None)
     try:
+        child = await asyncio.create_subprocess_exec(*command)
+        for number in early:
+            pass_on(number)
         status = await child.wait()
     finally:
         for number in (*PASSED_ON, signal.SIGINT):

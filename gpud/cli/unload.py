@@ -96,8 +96,10 @@ def _named(model: str) -> str:
 
 def _report(output: Output, ended: "list[Ended]", gone: list[dict[str, Any]]) -> None:
     freed = sum(_held_bytes(record) for record in gone)
+    problems = [one.sentence("unloading") for one in ended if not one.done]
+    problems += [f"not unloaded: {left}" for one in ended if one.done and (left := _left_out(one))]
     text = f"unloaded {plural(len(gone), 'model')}, freed {mib(freed)}" if gone else ""
-    if not gone and all(one.done for one in ended):
+    if not gone and not problems:
         text = "nothing loaded"
     data = {
         "unloaded": [record["Id"] for record in gone],
@@ -105,11 +107,8 @@ def _report(output: Output, ended: "list[Ended]", gone: list[dict[str, Any]]) ->
         "results": [one.as_data() for one in ended],
     }
     output.result(text, data)
-    for one in ended:
-        if not one.done:
-            output.note(f"gpudctl: {one.sentence('unloading')}")
-        elif not one.model and (left_out := _left_out(one.message)):
-            output.note(f"gpudctl: not unloaded: {left_out}")
+    for problem in problems:
+        output.note(f"gpudctl: {problem}")
 
 
 def _held_bytes(record: dict[str, Any]) -> int:
@@ -118,7 +117,9 @@ def _held_bytes(record: dict[str, Any]) -> int:
     return int(record["VramBytes"] or promised)
 
 
-def _left_out(message: str) -> str:
+def _left_out(one: "Ended") -> str:
     """What an unload of everything has left loaded: the part of its message behind the count."""
-    counted, _, rest = message.partition("; ")
-    return rest if counted.startswith(("unloaded ", "nothing ")) else message
+    if one.model:
+        return ""
+    counted, _, rest = one.message.partition("; ")
+    return rest if counted.startswith(("unloaded ", "nothing ")) else one.message
