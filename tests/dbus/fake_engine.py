@@ -1,0 +1,185 @@
+"""An engine that only remembers what it was asked, and shows what the test sets."""
+
+import itertools
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from gpud.core.errors import ConfigInvalid, NoSuchHold, NoSuchModel
+from gpud.core.events import HoldEnded, JobEnded, LoadOptions, ModelChanged, Outcome, Touched
+from gpud.core.facts import (
+    Caller,
+    GpuProcess,
+    GpuSample,
+    GpuStatus,
+    HoldStatus,
+    JobKind,
+    JobResult,
+    JobStatus,
+    Model,
+    ModelStatus,
+    Snapshot,
+    State,
+)
+
+GIB = 1 << 30
+NO_OPTIONS = LoadOptions()
+
+
+def status(name: str, state: State = State.COLD, **changes: Any) -> ModelStatus:
+    return replace(ModelStatus(model=Model(name=name, engine="llama_server"), state=state), **changes)
+
+
+class FakeEngine:
+    """``calls`` holds what was asked, in order; ``fail`` makes the next load raise."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.models = {"tiny": status("tiny"), "big": status("big")}
+        self.gpus = (gpu(),)
+        self.jobs: dict[int, JobStatus] = {}
+        self.holds: dict[int, HoldStatus] = {}
+        self.now_s = 1000.0
+        self.state = "idle"
+        self.idle_timeout_s = 300.0
+        self.problems: list[str] = []
+        self.fail: Exception | None = None
+        self.end_loads_at_once = False
+        self._numbers = itertools.count(1)
+        self._listeners: list[Callable[[tuple[Outcome, ...]], None]] = []
+
+    # What the bus asks
+
+    def snapshot(self) -> Snapshot:
+        counts = {name: sum(hold.model == name for hold in self.holds.values()) for name in self.models}
+        return Snapshot(
+            now_s=self.now_s,
+            state=self.state,
+            degraded="",
+            models=tuple(replace(model, holds=counts[name]) for name, model in self.models.items()),
+            gpus=self.gpus,
+            jobs=tuple(self.jobs.values()),
+            holds=tuple(self.holds.values()),
+            idle_timeout_s=self.idle_timeout_s,
+        )
+
+    def load(self, model: str, caller: Caller, options: LoadOptions = NO_OPTIONS) -> int:
+        self.calls.append(("load", model, caller, options))
+        if self.fail is not None:
+            raise self.fail
+        if model not in self.models:
+            raise NoSuchModel(f'there is no model "{model}"', hint='did you mean "tiny"?')
+        job = self._job(JobKind.LOAD, model, caller)
+        if options.hold:
+            self._hold(model, caller, "loaded", "", frozenset({"unload", "evict"}))
+        if self.end_loads_at_once:
+            self.end(job)
+        return job
+
+    def unload(self, model: str, caller: Caller, *, force: bool = False, others: bool = False) -> int:
+        self.calls.append(("unload", model, caller, force, others))
+        if self.fail is not None:
+            raise self.fail
+        return self._job(JobKind.UNLOAD, model, caller)
+
+    def cancel(self, job: int, caller: Caller, *, any_owner: bool = False) -> None:
+        self.calls.append(("cancel", job, caller, any_owner))
+        self.end(job, JobResult.CANCELED, "canceled")
+
+    def job(self, job: int) -> JobStatus | None:
+        return self.jobs.get(job)
+
+    def hold(self, model: str, caller: Caller, *, reason: str, application: str) -> int:
+        self.calls.append(("hold", model, caller, reason, application))
+        return self._hold(model, caller, reason, application, frozenset({"unload", "evict"}))
+
+    def inhibit(self, what: frozenset[str], caller: Caller, *, who: str, why: str) -> int:
+        self.calls.append(("inhibit", what, caller, who, why))
+        return self._hold("", caller, why, who, what)
+
+    def release(self, cookie: int, owner: str) -> None:
+        self.calls.append(("release", cookie, owner))
+        hold = self.holds.get(cookie)
+        if hold is None or hold.caller.owner != owner:
+            raise NoSuchHold(f"{owner} has no hold {cookie}")
+        self.drop_hold(cookie, "released")
+
+    def release_owner(self, owner: str) -> None:
+        self.calls.append(("release_owner", owner))
+        for cookie in [cookie for cookie, hold in self.holds.items() if hold.caller.owner == owner]:
+            self.drop_hold(cookie, "owner gone")
+
+    def held_by_others(self, model: str, owner: str) -> bool:
+        return any(hold.model == model and hold.caller.owner != owner for hold in self.holds.values())
+
+    def set_idle_timeout(self, timeout_s: float) -> None:
+        self.calls.append(("set_idle_timeout", timeout_s))
+        self.idle_timeout_s = timeout_s
+        self.tell(Touched())
+
+    def set_budget(self, budget_bytes: int) -> None:
+        self.calls.append(("set_budget", budget_bytes))
+
+    async def reload(self) -> None:
+        self.calls.append(("reload",))
+        if self.problems:
+            raise ConfigInvalid(self.problems)
+
+    def subscribe(self, listener: Callable[[tuple[Outcome, ...]], None]) -> Callable[[], None]:
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    # What the test makes happen
+
+    def asked(self, name: str) -> list[tuple[Any, ...]]:
+        return [call for call in self.calls if call[0] == name]
+
+    def tell(self, *outcomes: Outcome) -> None:
+        for listener in list(self._listeners):
+            listener(outcomes)
+
+    def change(self, name: str, state: State, reason: str = "user", **changes: Any) -> None:
+        old = self.models[name]
+        self.models[name] = replace(old, state=state, reason=reason, **changes)
+        self.tell(ModelChanged(name, old.state, state, reason))
+
+    def touch(self, name: str, **changes: Any) -> None:
+        self.models[name] = replace(self.models[name], **changes)
+        self.tell(Touched())
+
+    def end(self, job: int, result: JobResult = JobResult.DONE, message: str = "") -> None:
+        gone = self.jobs.pop(job)
+        self.tell(JobEnded(job, gone.kind, gone.model, result, message, gone.caller))
+
+    def drop_hold(self, cookie: int, reason: str) -> None:
+        hold = self.holds.pop(cookie)
+        self.tell(HoldEnded(cookie, hold.caller.owner, reason))
+
+    def _job(self, kind: JobKind, model: str, caller: Caller) -> int:
+        job = next(self._numbers)
+        self.jobs[job] = JobStatus(job, kind, model, caller, self.now_s, "starting", 0.25)
+        return job
+
+    def _hold(self, model: str, caller: Caller, reason: str, application: str, what: frozenset[str]) -> int:
+        cookie = secrets.randbelow(0xFFFFFFFF) + 1
+        self.holds[cookie] = HoldStatus(cookie, model, caller, reason, application, what, self.now_s)
+        self.tell(Touched())
+        return cookie
+
+
+def gpu(used_bytes: int = 2 * GIB) -> GpuStatus:
+    sample = GpuSample(
+        uuid="GPU-1",
+        name="Test GPU",
+        index=0,
+        vendor="nvidia",
+        total_bytes=24 * GIB,
+        used_bytes=used_bytes,
+        free_bytes=24 * GIB - used_bytes,
+        temperature_c=41,
+        utilization_percent=7,
+        power_mw=21000,
+        processes=(GpuProcess(4711, "game", GIB), GpuProcess(4712, "driver", None)),
+    )
+    return GpuStatus(sample, 23 * GIB, GIB, 0, 20 * GIB, GIB)

@@ -1,0 +1,134 @@
+"""A real dbus-daemon of the system type with the policy that gpud ships, and polkit mocks on it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parents[2]
+POLICY = TOP / "dbus-policy" / "org.kernelcore.GpuD.conf"
+NOBODY = 65534
+
+# What a system bus allows by default, as dbus-daemon's own configuration says it, and what polkit's policy adds.
+CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>{kind}</type>
+  <auth>EXTERNAL</auth>
+  <listen>unix:path={socket}</listen>
+  <policy context="default">
+    <allow user="*"/>
+    <deny own="*"/>
+    <deny send_type="method_call"/>
+    <allow send_type="signal"/>
+    <allow send_requested_reply="true" send_type="method_return"/>
+    <allow send_requested_reply="true" send_type="error"/>
+    <allow receive_type="method_call"/>
+    <allow receive_type="method_return"/>
+    <allow receive_type="error"/>
+    <allow receive_type="signal"/>
+    <allow send_destination="org.freedesktop.DBus"/>
+    <allow send_destination="org.freedesktop.PolicyKit1"/>
+  </policy>
+  <policy user="root">
+    <allow own="org.freedesktop.PolicyKit1"/>
+  </policy>
+  <include>{policy}</include>
+  {relaxed}
+  {limits}
+</busconfig>
+"""
+RELAXED = """<policy context="mandatory">
+    <allow send_destination="*" eavesdrop="false"/>
+    <allow own="*"/>
+  </policy>"""
+
+
+class PrivateBus:
+    """Start it, kill it, start it again at the same address."""
+
+    def __init__(self, *, relaxed: bool = False, limits: dict[str, int] | None = None) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="gpud-bus-"))
+        self.directory.chmod(0o755)
+        self.address = f"unix:path={self.directory}/bus"
+        self._process: subprocess.Popen[str] | None = None
+        config = CONFIG.format(
+            kind="session" if relaxed else "system",
+            socket=self.directory / "bus",
+            policy=POLICY,
+            relaxed=RELAXED if relaxed else "",
+            limits="".join(f'<limit name="{name}">{value}</limit>' for name, value in (limits or {}).items()),
+        )
+        (self.directory / "bus.conf").write_text(config)
+
+    def start(self) -> None:
+        (self.directory / "bus").unlink(missing_ok=True)
+        self._process = subprocess.Popen(
+            ["dbus-daemon", f"--config-file={self.directory}/bus.conf", "--nofork", "--nopidfile", "--print-address=1"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline().startswith("unix:"), "dbus-daemon did not start"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def kill(self) -> None:
+        """As if it had crashed."""
+        if self._process is not None:
+            os.kill(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+            self._process = None
+
+    def close(self) -> None:
+        self.kill()
+        shutil.rmtree(self.directory)
+
+
+class MockPolkit:
+    """python-dbusmock's polkitd, a program of its own with another D-Bus library."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._process = subprocess.Popen(
+            ["/usr/bin/python3", "-m", "dbusmock", "--system", "--template", "polkitd"],
+            env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": address},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        waited = subprocess.run(
+            ["gdbus", "wait", "--system", "--timeout", "20", "org.freedesktop.PolicyKit1"],
+            env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": address},
+            check=False,
+        )
+        assert waited.returncode == 0, "the polkit mock did not come up"
+
+    def tell(self, member: str, signature: str, *values: str) -> None:
+        subprocess.run(
+            [
+                "busctl",
+                f"--address={self._address}",
+                "call",
+                "org.freedesktop.PolicyKit1",
+                "/org/freedesktop/PolicyKit1/Authority",
+                "org.freedesktop.DBus.Mock",
+                member,
+                signature,
+                *values,
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
+    def kill(self) -> None:
+        if self._process.returncode is None:
+            os.kill(self._process.pid, signal.SIGKILL)
+            self._process.wait()
