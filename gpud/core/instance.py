@@ -44,7 +44,8 @@ class Instance:
     was
     ready when its engine crashed, and comes back by itself. ``stale``: its engine no longer matches the configuration
     and
-    goes as soon as it is idle. ``draining_for`` says why it is to go. ``told_busy``: since then its engine has said that it works.
+    goes as soon as it is idle. ``draining_for`` says why it is to go, ``told_busy`` that its engine has said since then
+    that it works.
     """
 
     model: Model
@@ -106,11 +107,12 @@ class Instance:
         return max(self.last_used_s or 0.0, self.ready_since_s or 0.0)
 
     @property
-    def unheard(self) -> bool:
-        """It drains, nothing says that it is busy, and its engine is being asked: however short the drain, the answer
-        is waited for. Only the end of gpud itself waits no longer than it said.
+    def drain_can_end(self) -> bool:
+        """It drains, and its bound holds. However short that is, an engine that is not known to be busy is heard first;
+        only the end of gpud itself waits no longer than it said.
         """
-        return self.asking and not self.in_flight and not self.told_busy and self.draining_for != "shutdown"
+        unheard = self.asking and not self.in_flight and not self.told_busy and self.draining_for != "shutdown"
+        return self.state is State.DRAINING and not unheard
 
     def unload_at(self, *, held: bool) -> float | None:
         """When it goes for idleness, or None when it does not."""

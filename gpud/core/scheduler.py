@@ -110,9 +110,8 @@ class Scheduler:
             elif instance.state is State.BACKOFF and instance.retry_at_s is not None:
                 if not (instance.waiting and instance.retry_at_s <= self._table.now):
                     deadlines.append(instance.retry_at_s)
-            elif instance.state is State.DRAINING and instance.drain_until_s is not None:
-                if not instance.unheard:
-                    deadlines.append(instance.drain_until_s)
+            elif instance.drain_until_s is not None and instance.drain_can_end:
+                deadlines.append(instance.drain_until_s)
         return min(deadlines, default=None)
 
     def model_statuses(self) -> tuple[ModelStatus, ...]:
@@ -162,9 +161,8 @@ class Scheduler:
                     # Nobody waits for it. The next wish is tried at once, but the failures still count.
                     instance.attempts, instance.failure = attempts, failure
                 self._table.look = True
-            elif instance.state is State.DRAINING and instance.drain_until_s is not None:
-                if instance.drain_until_s <= self._table.now and not instance.unheard:
-                    self._leaving.drain_over(instance)
+            elif instance.drain_can_end and (instance.drain_until_s or self._table.now + 1) <= self._table.now:
+                self._leaving.drain_over(instance)
 
     def _hold_asked(self, event: events.HoldAsked) -> None:
         if event.model:
