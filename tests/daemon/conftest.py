@@ -1,0 +1,37 @@
+"""Each module's own bus, and a place of its own for each test's daemon."""
+
+from collections.abc import Iterator
+
+import pytest
+from dbus.private_bus import PrivateBus
+
+from .harness import Place, place_at
+
+
+@pytest.fixture(scope="module")
+def bus() -> Iterator[PrivateBus]:
+    """A bus that lets everything through, as a session bus does."""
+    made = PrivateBus(relaxed=True)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def mortal_bus() -> Iterator[PrivateBus]:
+    """A bus that the test may kill."""
+    made = PrivateBus(relaxed=True)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def place(bus: PrivateBus) -> Iterator[Place]:
+    """Where the test's daemon lives; at the end nothing that was started there may live on."""
+    with place_at(bus.address) as made:
+        yield made
