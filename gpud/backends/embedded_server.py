@@ -260,8 +260,5 @@ def _serve(server: object) -> int:
 
 
 if __name__ == "__main__":
-    # Not sys.exit: the wheel's threads would be torn down in an order of the interpreter's choosing.
-    status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    # An orderly exit: the wheel's log has a thread of its own, and its last words are written when that is joined.
+    sys.exit(main())

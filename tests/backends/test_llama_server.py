@@ -536,7 +536,8 @@ def test_the_real_server_is_busy_while_it_generates(run: Run, tmp_path: Path, ti
             killed: list[bool] = []
             await runner.unload(StopTimes(term_s=0.3, second_term_s=5), on_kill=lambda: killed.append(True))
             assert killed == []
-            assert (await runner.gone()).code == 1
+            # It exits with 1, and aborts on its way out when a thread of its own is in that way.
+            assert (await runner.gone()).code in (1, -6)
             with pytest.raises(call.Unreachable):
                 await answering
 
