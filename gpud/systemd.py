@@ -71,10 +71,7 @@ class Notifier:
 
 
 def watchdog_interval_s(environment: Mapping[str, str] | None = None, pid: int | None = None) -> float | None:
-    """How often to call :meth:`Notifier.watchdog`: half the time after which systemd gives up on the daemon.
-
-    None when nobody watches this process.
-    """
+    """After how long without :meth:`Notifier.watchdog` systemd gives up on the daemon; None when nobody watches it."""
     environment = os.environ if environment is None else environment
     pid = os.getpid() if pid is None else pid
     try:
@@ -84,7 +81,7 @@ def watchdog_interval_s(environment: Mapping[str, str] | None = None, pid: int |
         return None
     if limit_us <= 0 or watched != pid:
         return None
-    return limit_us / 2e6
+    return limit_us / 1e6
 
 
 def passed_descriptors(environment: MutableMapping[str, str], pid: int) -> list[tuple[str, int]]:

@@ -76,13 +76,23 @@ def test_record_cannot_name_a_foreign_cgroup(cgroup_root: Path) -> None:
     """A record is data from a file: it must not get anything outside the engines' leaves killed."""
     cgroup = Cgroup(cgroup_root)
     leaf = cgroup.make_leaf("tiny-1")
-    (cgroup_root / "supervisor").mkdir()
+    foreign = cgroup_root / "supervisor" / "engine-tiny-1"
+    foreign.mkdir(parents=True)
     found = cgroup.recorded_leaf(str(leaf.path))
     assert found is not None and found.path == leaf.path
-    for path in ("", "/", str(cgroup_root), str(cgroup_root / "supervisor"), f"{leaf.path}/..", f"{leaf.path}/a"):
+    for path in (
+        "",
+        "/",
+        str(cgroup_root),
+        str(cgroup_root / "supervisor"),
+        str(foreign),
+        f"{leaf.path}/..",
+        f"{leaf.path}/a",
+    ):
         assert cgroup.recorded_leaf(path) is None
     leaf.path.rmdir()
     assert cgroup.recorded_leaf(str(leaf.path)) is None
+    foreign.rmdir()
     (cgroup_root / "supervisor").rmdir()
 
 
