@@ -35,9 +35,6 @@ EXIT_CONFIG = 78
 EXIT_TAKEN = 75
 EXIT_FAILED = 1
 
-# systemd kills a daemon that misses the watchdog's whole interval; a third of it survives one late turn of the loop.
-WATCHDOG_SHARE = 3
-
 
 @dataclass(frozen=True, slots=True)
 class Directories:
@@ -196,7 +193,7 @@ class Daemon:
             print("READY", flush=True)  # noqa: T201 -- promised to whoever starts gpud without systemd
         interval_s = systemd.watchdog_interval_s()
         if interval_s is not None:
-            self._feed_watchdog(interval_s / WATCHDOG_SHARE)
+            self._feed_watchdog(interval_s)
 
     def _feed_watchdog(self, every_s: float) -> None:
         """From the loop itself, so that a loop that hangs starves the watchdog."""

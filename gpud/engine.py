@@ -562,7 +562,8 @@ class Engine:
             if running is None:
                 models.append(status)
             else:
-                pids = tuple(sorted(self._scheduler.pids_of(status.model.name)))
+                # Those of the last look; right after a start or a take-over there has been none.
+                pids = tuple(sorted(self._scheduler.pids_of(status.model.name) or running.runner.pids()))
                 models.append(replace(status, endpoint=running.runner.endpoint, pids=pids))
         gpus = self._scheduler.gpu_statuses()
         if any(gpu.sample.health for gpu in gpus):
