@@ -66,6 +66,7 @@ class OllamaRunner:
         self._watches: list[ProcessWatch] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._unloading = False
+        self._forgotten = False
 
     # What the engine asks --------------------------------------------------------------------------------------------
 
@@ -236,7 +237,7 @@ class OllamaRunner:
         return True
 
     def _process_has_ended(self, ended: asyncio.Future[None]) -> None:
-        if not ended.cancelled() and not self._gone.done():
+        if not ended.cancelled() and not self._gone.done() and not self._forgotten:
             self._run(self._explain_end())
 
     def _server_ended(self, ended: asyncio.Future[None]) -> None:
@@ -296,6 +297,7 @@ class OllamaRunner:
 
     def forget(self) -> None:
         """Stop watching; the model stays where it is."""
+        self._forgotten = True
         self._close_watches()
         for task in self._tasks:
             task.cancel()

@@ -2,11 +2,11 @@
 
 import asyncio
 import json
-import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from gpud.backends.call import Answer, request
+from gpud.backends.call import Answer, Unreachable, request
 from gpud.backends.ollama import Ollama
 from gpud.backends.ollama_processes import read_runner
 from gpud.backends.options import EngineOptions
@@ -17,7 +17,7 @@ from gpud.processes.launcher import ProcessLauncher
 FAKE = Path(__file__).with_name("fake_ollama.py")
 
 QUICK = StopTimes(drain_s=0.2, term_s=0.1, second_term_s=0.1)
-PATIENT = StopTimes(drain_s=30.0, term_s=0.2, second_term_s=0.1)
+PATIENT = StopTimes(drain_s=300.0, term_s=0.2, second_term_s=0.1)
 
 LOOK_S = 0.01
 """Between looks at something that announces itself to nobody, such as another program's process."""
@@ -160,9 +160,6 @@ async def generate(endpoint: Endpoint, name: str, **more: object) -> Answer:
 
 
 async def release(pid: int) -> None:
-    """Let everything end that the fake runner works on."""
-    await request(Endpoint(host="127.0.0.1", port=runner_port(pid)), "POST", "/release", timeout_s=5)
-
-
-def signal_process(pid: int, number: int) -> None:
-    os.kill(pid, number)
+    """Let everything end that the fake runner works on; it may be killed for that before it has answered."""
+    with suppress(Unreachable):
+        await request(Endpoint(host="127.0.0.1", port=runner_port(pid)), "POST", "/release", timeout_s=5)

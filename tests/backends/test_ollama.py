@@ -477,7 +477,7 @@ def test_a_model_that_ollama_lets_go_by_itself_is_gone(place: Place, run: Run) -
         async with closing(place):
             runner = await place.backend().load(place.order(TINY))
             await ollama_api.expire(runner.endpoint, parse_name("tiny"))
-            await asyncio.wait_for(runner.gone(), 5)
+            await asyncio.wait_for(runner.gone(), 30)
             await until(lambda: not alive(server_pid(place)), "the server ends with its last model")
 
     run(scenario())
@@ -508,7 +508,7 @@ def test_a_runner_that_crashes_is_gone(place: Place, run: Run) -> None:
         async with closing(place):
             runner = await place.backend(reload_grace_s=60).load(place.order(TINY))
             os.kill(the_pid(runner), signal.SIGSEGV)
-            await asyncio.wait_for(runner.gone(), 10)
+            await asyncio.wait_for(runner.gone(), 30)
 
     run(scenario())
 
@@ -522,7 +522,7 @@ def test_a_killed_server_takes_its_models_along(place: Place, run: Run) -> None:
             tiny, big = await backend.load(place.order(TINY)), await backend.load(place.order(BIG))
             processes = tiny.pids() | big.pids()
             os.kill(server_pid(place), signal.SIGKILL)
-            ends = await asyncio.wait_for(asyncio.gather(tiny.gone(), big.gone()), 10)
+            ends = await asyncio.wait_for(asyncio.gather(tiny.gone(), big.gone()), 30)
             assert [end.code for end in ends] == [-signal.SIGKILL] * 2
             assert not any(map(alive, processes))
             again = await backend.load(place.order(TINY))
@@ -611,7 +611,7 @@ def test_an_attached_model_unloaded_by_its_owner_is_gone(place: Place, run: Run)
             runner = await place.backend(attached(place, url)).load(place.order(TINY))
             asked = len(place.requests())
             await ollama_api.expire(runner.endpoint, parse_name("tiny"))
-            await asyncio.wait_for(runner.gone(), 5)
+            await asyncio.wait_for(runner.gone(), 30)
             first = place.requests()[asked]
             assert first["body"] == {"model": "tiny:latest", "keep_alive": 0, "stream": False}
 
@@ -625,7 +625,7 @@ def test_an_attached_server_that_ends_takes_its_models_along(place: Place, run: 
         async with somebody_elses(place) as (process, url), closing(place):
             runner = await place.backend(attached(place, url)).load(place.order(TINY))
             process.terminate()
-            await asyncio.wait_for(runner.gone(), 5)
+            await asyncio.wait_for(runner.gone(), 30)
             assert "does not answer" in await runner.health()
 
     run(scenario())
@@ -647,7 +647,7 @@ def test_a_server_whose_processes_cannot_be_seen_is_asked_now_and_then(place: Pl
             await asyncio.wait({gone}, timeout=0.3)
             assert not gone.done()
             await ollama_api.expire(runner.endpoint, parse_name("tiny"))
-            await asyncio.wait_for(gone, 5)
+            await asyncio.wait_for(gone, 30)
 
     run(scenario())
 

@@ -31,7 +31,7 @@ Run = Callable[[Coroutine[Any, Any, None]], None]
 
 TESTS = Path(__file__).parents[1]
 PROVISION_S = 1800.0
-TINY, OTHER = model("tiny"), model("other", ollama_name="someone/other:v1")
+TINY, OTHER = model("tiny", threads=1), model("other", ollama_name="someone/other:v1", threads=1)
 
 
 @dataclass(frozen=True)
@@ -182,12 +182,12 @@ def test_a_model_that_works_is_busy_and_is_not_cut(place: Place, run: Run) -> No
         async with closing(place):
             runner = await place.backend().load(place.order(TINY))
             process = the_pid(runner)
-            async with streaming(runner.endpoint, "tiny", 3000) as reader:
+            async with streaming(runner.endpoint, "tiny", 1500) as reader:
                 assert await runner.busy() is True
                 unload = asyncio.create_task(runner.unload(PATIENT))
                 answer = await reader.read()
                 assert b'"done":true' in answer and b'"done_reason":"length"' in answer
-                await asyncio.wait_for(unload, 20)
+                await asyncio.wait_for(unload, 40)
             assert not alive(process)
 
     run(scenario())
@@ -218,7 +218,7 @@ def test_kill_9_of_the_server_leaves_no_runner(place: Place, run: Run) -> None:
             tiny, other = await backend.load(place.order(TINY)), await backend.load(place.order(OTHER))
             pids = tiny.pids() | other.pids()
             os.kill(server_pid(place), signal.SIGKILL)
-            await asyncio.wait_for(asyncio.gather(tiny.gone(), other.gone()), 10)
+            await asyncio.wait_for(asyncio.gather(tiny.gone(), other.gone()), 40)
             assert not any(map(alive, pids))
 
     run(scenario())
@@ -232,7 +232,7 @@ def test_a_crashed_runner_is_gone_and_can_be_loaded_again(place: Place, run: Run
             backend = place.backend(linger_s=60, reload_grace_s=60)
             runner = await backend.load(place.order(TINY))
             os.kill(the_pid(runner), signal.SIGKILL)
-            await asyncio.wait_for(runner.gone(), 10)
+            await asyncio.wait_for(runner.gone(), 40)
             again = await backend.load(place.order(TINY))
             assert again.endpoint == runner.endpoint
             assert len(await generate(again.endpoint, "tiny")) > 0
@@ -262,7 +262,7 @@ def test_a_client_may_unload_a_model_behind_our_back(place: Place, run: Run) -> 
         async with closing(place):
             runner = await place.backend().load(place.order(TINY))
             await ollama_api.expire(runner.endpoint, parse_name("tiny"))
-            assert (await asyncio.wait_for(runner.gone(), 10)).code is None
+            assert (await asyncio.wait_for(runner.gone(), 40)).code is None
 
     run(scenario())
 
