@@ -24,7 +24,7 @@ from gpud.dbus.limits import CallerLimits
 from gpud.dbus.service import BusUnavailable, NameTaken, Service
 from gpud.engine import Engine
 from gpud.log import Journal, set_level, setup
-from gpud.processes.cgroup import enter_delegated_cgroup
+from gpud.processes.cgroup import Cgroup, enter_delegated_cgroup
 from gpud.processes.launcher import ProcessLauncher
 from gpud.store import FileStore
 
@@ -108,9 +108,10 @@ class Daemon:
             self._store = FileStore(
                 runtime_dir=self._directories.runtime, state_dir=self._directories.state, on_problem=self._store_problem
             )
+            self._fd_store = systemd.SystemdFdStore()
             self._launcher = ProcessLauncher(
                 runtime_dir=self._directories.runtime,
-                fd_store=systemd.SystemdFdStore(),
+                fd_store=self._fd_store,
                 sink=self._journal,
                 cgroup=enter_delegated_cgroup(),
                 lines_per_second=self._config.logging.engine_lines_per_second,
@@ -152,6 +153,8 @@ class Daemon:
     async def _serve(self, service: Service) -> None:
         """From the first engine taken over to the last one stopped."""
         await self._engine.start()
+        for name in self._fd_store.unclaimed():
+            self._fd_store.drop(name)
         try:
             await service.start()
         except NameTaken:
@@ -193,7 +196,7 @@ class Daemon:
             print("READY", flush=True)  # noqa: T201 -- promised to whoever starts gpud without systemd
         interval_s = systemd.watchdog_interval_s()
         if interval_s is not None:
-            self._feed_watchdog(interval_s)
+            self._feed_watchdog(interval_s / 2)
 
     def _feed_watchdog(self, every_s: float) -> None:
         """From the loop itself, so that a loop that hangs starves the watchdog."""
@@ -334,10 +337,15 @@ async def reap(directories: Directories, journal: Journal) -> int:
     try:
         with _alone(directories.runtime):
             store = FileStore(runtime_dir=directories.runtime, state_dir=directories.state)
+            records = store.records()
+            leaves = [Path(r.child.cgroup) for r in records if r.child is not None and r.child.cgroup]
             launcher = ProcessLauncher(
-                runtime_dir=directories.runtime, fd_store=systemd.NoFdStore(), sink=journal, cgroup=None
+                runtime_dir=directories.runtime,
+                fd_store=systemd.NoFdStore(),
+                sink=journal,
+                cgroup=Cgroup(leaves[0].parent) if leaves else None,
             )
-            for record in store.records():
+            for record in records:
                 if record.child is not None:
                     await launcher.end(record.child)
                     journal.notice(

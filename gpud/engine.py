@@ -9,7 +9,7 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -244,7 +244,11 @@ class Engine:
         start.
         """
         records = self._store.records()
-        await asyncio.gather(*(self._take_over(record) for record in records))
+        taken = await asyncio.gather(*(self._take_over(record) for record in records))
+        # Several models may share a process: it ends only when none of them was taken over.
+        kept = {r.child.pid for r, adopted in zip(records, taken, strict=True) if adopted and r.child is not None}
+        left = [record for record, adopted in zip(records, taken, strict=True) if not adopted]
+        await asyncio.gather(*(self._end_leftover(record, kept) for record in left))
         units = {running.unit for running in self._running.values()}
         for unit in await self._launcher.end_strangers(units):
             self._say(Kind.LEFTOVER_ENDED, f"Ended what was left of {unit}: no record names it", level=Level.WARNING)
@@ -446,14 +450,17 @@ class Engine:
         times = model.stop if model is not None else Model(name, running.engine).stop
         runner = running.runner
         try:
-            if kill:
-                await runner.kill()
-            else:
+            if not kill:
                 await runner.unload(times, on_kill=lambda: self._post(events.KillBegan(name, generation)))
         except Exception:
             log.exception("internal error: stopping %r failed; it is killed", name)
             self._post(events.KillBegan(name, generation))
-            await runner.kill()
+            kill = True
+        if kill:
+            try:
+                await runner.kill()
+            except Exception:
+                log.exception("internal error: killing %r failed; see what is left of it", name)
         try:
             gone = await asyncio.wait_for(runner.gone(), GONE_GRACE_S)
         except TimeoutError:
@@ -520,8 +527,8 @@ class Engine:
             return learned
         return estimate.first_guess(backend.file_bytes(model), model.settings.context)
 
-    async def _take_over(self, record: RunnerRecord) -> None:
-        """One engine of an earlier daemon: adopted when it answers, else ended."""
+    async def _take_over(self, record: RunnerRecord) -> bool:
+        """One engine of an earlier daemon: True when it was adopted because it answers."""
         model = self._models.get(record.model)
         backend = self._backends.get(record.engine)
         runner: Runner | None = None
@@ -535,23 +542,25 @@ class Engine:
             except Exception as error:
                 log.warning("Cannot take over %r: %r", record.unit, error)
         if runner is None:
-            if record.child is not None:
-                await self._launcher.end(record.child)
-            self._store.forget(record.unit)
-            text = f'Ended what was left of "{record.model}" ({record.unit}): it did not answer or is not configured'
-            self._say(Kind.LEFTOVER_ENDED, text, record.model, Level.WARNING)
-            return
+            return False
         if record.model in self._running:
             log.warning("Two records name %r; the second one is ended", record.model)
             await runner.kill()
-            self._store.forget(record.unit)
-            return
+            return False
         generation = 1
         running = _Running(generation, record.unit, runner, record.engine, record.fingerprint)
         self._running[record.model] = running
         device = record.devices[0] if record.devices else HOST
         self._post(events.Adopted(record.model, generation, device, record.reserved_bytes, record.context, stale=stale))
         self._start(self._watch(record.model, running))
+        return True
+
+    async def _end_leftover(self, record: RunnerRecord, kept: Collection[int]) -> None:
+        if record.child is not None and record.child.pid not in kept:
+            await self._launcher.end(record.child)
+        self._store.forget(record.unit)
+        text = f'Ended what was left of "{record.model}" ({record.unit}): it did not answer or is not configured'
+        self._say(Kind.LEFTOVER_ENDED, text, record.model, Level.WARNING)
 
     # The picture -----------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ Outside systemd every call does nothing. It never waits for an answer.
 import logging
 import os
 import re
+import socket
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Protocol
@@ -42,18 +43,35 @@ def notify(state: str, fds: Sequence[int] = ()) -> bool:
         return False
 
 
+def notify_if_room(state: str, fds: Sequence[int] = ()) -> bool:  # noqa: ARG001 - it takes the place of notify
+    """Like :func:`notify` for what may be lost: never waits. libsystemd's own call waits while the manager is busy (it
+    reloads its units, say) and ten messages are in its queue, and with it the whole daemon would.
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as manager:
+        try:
+            manager.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        except OSError as problem:
+            log.debug("systemd was not told %s: %s", state.replace("\n", " "), problem)
+            return False
+    return True
+
+
 class Notifier:
     """What the daemon tells systemd about itself."""
 
-    def __init__(self, send: Send = notify) -> None:
+    def __init__(self, send: Send = notify, send_if_room: Send = notify_if_room) -> None:
         self._send = send
+        self._send_if_room = send_if_room
 
     def ready(self, status: str = "") -> None:
         self._send(_with_status("READY=1", status))
 
     def status(self, text: str) -> None:
-        """One line for ``systemctl status``."""
-        self._send(_with_status("", text))
+        """One line for ``systemctl status``; lost when systemd is busy, since the next one replaces it."""
+        self._send_if_room(_with_status("", text))
 
     def reloading(self) -> None:
         """To be followed by :meth:`ready`. The time stamp is what newer systemd asks for."""

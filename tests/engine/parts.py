@@ -21,6 +21,7 @@ class FakeRunner:
         self.unloads = 0
         self.kills = 0
         self.refuses_to_unload = False
+        self.cannot_be_killed = False
         self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
     @property
@@ -47,6 +48,9 @@ class FakeRunner:
 
     async def kill(self) -> None:
         self.kills += 1
+        if self.cannot_be_killed:
+            self.end(None)
+            raise RuntimeError("it cannot")
         self.end(-9)
 
     def tail(self) -> tuple[str, ...]:

@@ -158,6 +158,36 @@ def test_an_engine_that_will_not_unload_is_killed(run: Run) -> None:
     run(work())
 
 
+def test_a_backend_that_fails_to_kill_does_not_leave_the_model_in_between(run: Run) -> None:
+    """The error is logged, the model is cold once its engine is gone."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            await bench.engine.wait(bench.engine.load("a", ALICE))
+            runner = bench.backend.runners["a"]
+            runner.refuses_to_unload = runner.cannot_be_killed = True
+            ended = await bench.engine.wait(bench.engine.unload("a", ALICE))
+            assert ended.result is JobResult.DONE
+            assert bench.engine.snapshot().models[0].state is State.COLD
+
+    run(work())
+
+
+def test_a_process_that_adopted_models_share_is_not_ended_for_another(run: Run) -> None:
+    """One server, two models: one is still loaded, the other is not."""
+
+    async def work() -> None:
+        kept = {"a-1": record("a-1"), "b-1": record("b-1", "b")}
+        bench = Bench(A, B, store=MemoryStore(kept=kept))
+        bench.backend.adoptable["a-1"] = FakeRunner(4242)
+        async with bench:
+            assert bench.engine.snapshot().models[0].state is State.READY
+            assert bench.launcher.ended == []
+            assert list(bench.store.kept) == ["a-1"]
+
+    run(work())
+
+
 def test_a_crashed_engine_is_started_again_and_forgotten_in_the_store(run: Run) -> None:
     """The record always names the engine that runs."""
 

@@ -204,3 +204,12 @@ def test_descriptors_for_another_process_are_not_ours(environment: dict[str, str
     """Only what was passed to this very process counts; the variables go in any case."""
     assert passed_descriptors(environment, 7) == found
     assert not environment
+
+
+def test_a_status_is_lost_rather_than_waited_for(manager: Manager) -> None:
+    """While systemd reads nothing, its queue is full after a few messages, and gpud goes on."""
+    notifier = Notifier()
+    for number in range(2000):
+        notifier.status(str(number))
+    assert manager.message() == "STATUS=0"
+    notifier.status("room again")
