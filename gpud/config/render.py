@@ -10,11 +10,24 @@ from gpud.config.kinds import Percent, nearest
 from gpud.config.records import Config
 from gpud.config.schema import BUS, ENGINE, GPU, HTTP, LOGGING, MODEL, RESTART, ROOT, STOP
 from gpud.config.sections import Key, Section
-from gpud.config.source import is_secret
+from gpud.config.source import Scalar, Where, is_secret
 from gpud.core.errors import InvalidArguments
 from gpud.core.facts import BudgetLimits, BusyProbe, HttpCall, Model
 
-_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_Base: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+class _Dumper(_Base):  # type: ignore[misc]
+    """Puts in quotes whatever our own reader would not take for text; YAML's versions differ about words like 1e5."""
+
+
+def _represent_text(dumper: Any, text: str) -> Any:
+    style = "'" if Scalar(Where("", 0), text).looks_like != "text" else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
 
 MASK = "********"
 
@@ -72,7 +85,7 @@ def _scalar(value: object) -> str:
 
 def _dump(data: object) -> str:
     text: str = yaml.dump(
-        data, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=110, default_flow_style=False
+        data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=False
     )
     return text
 

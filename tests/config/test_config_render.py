@@ -1,5 +1,6 @@
 """What `config show` prints and `config check` warns of."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,13 @@ def test_warnings_name_what_is_valid_and_not_meant(parsed: config.Config, tmp_pa
     assert config.warnings(config.parse(f"models: {{m: {{engine: embedded, file: {file}}}}}", "x")) == ()
     (opened,) = config.warnings(config.parse("http: {front: {host: 0.0.0.0}}", "x"))
     assert "http.front.host: 0.0.0.0 is not of this machine alone" in opened
+
+
+@pytest.mark.parametrize("text", ["0E0", "08", "1e5", "on", "null", "~", "1_0", "5.", "", "- a", "a: b", "#", "é\n b "])
+def test_text_that_looks_like_something_else_is_quoted(text: str) -> None:
+    """What was text when it was read is text when it is read again."""
+    template = text or "x"
+    before = "models: {a: {engine: embedded, file: /a, chat_template: %s, environment: {A: %s}}}"
+    parsed = config.parse(before % (json.dumps(template), json.dumps(text)), "x")
+    assert parsed.models["a"].settings.chat_template == template
+    assert config.parse(config.to_yaml(parsed), "x") == parsed
