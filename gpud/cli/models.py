@@ -17,7 +17,7 @@ about each of them."""
 EXAMPLES = (
     "gpudctl models",
     "gpudctl models --aliases",
-    "for model in $(gpudctl models --loaded); do gpudctl unload $model; done",
+    "gpudctl models --loaded | xargs -n 1 gpudctl log -n 5",
 )
 
 

@@ -91,9 +91,9 @@ async def _run(command: list[str]) -> int:
 
     loop = asyncio.get_running_loop()
     child: asyncio.subprocess.Process | None = None
-    early: list[int] = []
+    early: list[signal.Signals] = []
 
-    def pass_on(number: int) -> None:
+    def pass_on(number: signal.Signals) -> None:
         if child is None:
             early.append(number)
         elif child.returncode is None:

@@ -1,12 +1,12 @@
 # Completion of gpudctl for bash. Install as /usr/share/bash-completion/completions/gpudctl.
 
 _gpudctl_words() {
-    # Names of models may hold colons and slashes, at which readline breaks words.
-    local IFS=$'\n' found=() word
-    while IFS= read -r word; do
-        [[ $word == "$2"* ]] && found+=("$word")
-    done <<<"$1"
-    COMPREPLY=("${found[@]}")
+    local IFS=$' \t\n' word
+    COMPREPLY=()
+    for word in $1; do
+        [[ $word == "$2"* ]] && COMPREPLY+=("$word")
+    done
+    # Names of models may hold colons, at which readline breaks words: it wants what follows the last one.
     if [[ $2 == *:* && $COMP_WORDBREAKS == *:* ]]; then
         local colons=${2%"${2##*:}"} index
         for index in "${!COMPREPLY[@]}"; do
@@ -23,8 +23,8 @@ _gpudctl() {
     local current=${COMP_LINE:0:COMP_POINT}
     current=${current##*[[:space:]]}
     local -a _gpudctl_bus=()
-    local everywhere=$'--user\n--system\n--json\n--no-color\n--help'
-    local commands=$'status\nmodels\nload\nunload\nwait\nrun\ncancel\nreset\nlog\nconfig\nreload\ndoctor\nversion'
+    local everywhere='--user --system --json --no-color --help'
+    local commands='status models load unload wait run cancel reset log config reload doctor version'
     # Words as the user sees them: COMP_WORDS is broken at colons.
     local line=${COMP_LINE:0:COMP_POINT}
     local -a words
@@ -52,12 +52,12 @@ _gpudctl() {
         previous=$word
     done
     if [[ -z $command ]]; then
-        _gpudctl_words "$commands"$'\n'"$everywhere"$'\n--version' "$current"
+        _gpudctl_words "$commands $everywhere --version" "$current"
         return
     fi
     case $previous in
         --hold) _gpudctl_words "$(_gpudctl_ask models)" "$current" && return ;;
-        --state) _gpudctl_words $'ready\nunloaded' "$current" && return ;;
+        --state) _gpudctl_words 'ready unloaded' "$current" && return ;;
         --file | --config)
             COMPREPLY=($(compgen -f -- "$current"))
             return
@@ -66,18 +66,18 @@ _gpudctl() {
     esac
     local options=''
     case $command in
-        models) options=$'--loaded\n--aliases' ;;
-        load) options=$'--context\n--idle-timeout\n--no-evict\n--no-wait' ;;
-        unload) options=$'--all\n--force\n--no-wait' ;;
-        wait) options=$'--state\n--timeout' ;;
-        run) options=$'--hold\n--why\n--' ;;
-        log) options=$'--follow\n--lines\n--since\n--explain' ;;
+        models) options='--loaded --aliases' ;;
+        load) options='--context --idle-timeout --no-evict --no-wait' ;;
+        unload) options='--all --force --no-wait' ;;
+        wait) options='--state --timeout' ;;
+        run) options='--hold --why --' ;;
+        log) options='--follow --lines --since --explain' ;;
         config) options='--file' ;;
         doctor) options='--config' ;;
         version) options='--daemon' ;;
     esac
     if [[ $current == -* ]]; then
-        _gpudctl_words "$options"$'\n'"$everywhere" "$current"
+        _gpudctl_words "$options $everywhere" "$current"
         return
     fi
     case $command in
@@ -86,7 +86,7 @@ _gpudctl() {
         cancel) _gpudctl_words "$(_gpudctl_ask jobs)" "$current" ;;
         config)
             case $action in
-                '') _gpudctl_words $'check\nshow' "$current" ;;
+                '') _gpudctl_words 'check show' "$current" ;;
                 check) COMPREPLY=($(compgen -f -- "$current")) ;;
                 show) _gpudctl_words "$(_gpudctl_ask keys)" "$current" ;;
             esac

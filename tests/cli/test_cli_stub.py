@@ -1,0 +1,351 @@
+"""gpudctl against a daemon that refuses, is silent, is early, or goes away: what a healthy one rarely does."""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_place import Place, StubDaemon, error, model, nothing, private_bus, reply
+
+FREEDESKTOP = "org.freedesktop.DBus.Error"
+OWN = "org.kernelcore.GpuD.Error"
+
+INTERACTIVE = 4
+NO_AUTOSTART = 2
+
+
+def with_stub(place: Place, work: Callable[[StubDaemon], Awaitable[None]]) -> None:
+    async def main() -> None:
+        stub = await StubDaemon.on(place.environment["DBUS_SESSION_BUS_ADDRESS"])
+        try:
+            await work(stub)
+        finally:
+            await stub.leave()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "status"),
+    [
+        (f"{FREEDESKTOP}.AccessDenied", "uid 1000 may not load; ask an administrator", 4),
+        (f"{FREEDESKTOP}.InteractiveAuthorizationRequired", "a password is needed", 4),
+        (f"{FREEDESKTOP}.LimitsExceeded", "uid 1000 has 16 jobs, the limit is 16; wait", 4),
+        (f"{FREEDESKTOP}.InvalidArgs", "the model's name is empty", 2),
+        (f"{OWN}.Busy", '"tiny" is held by sam; ask', 4),
+        (f"{OWN}.BudgetExceeded", "needs 5.1 GiB, 3.2 GiB are free", 4),
+        (f"{OWN}.InvalidOption", "there is no option 'x'", 2),
+        (f"{OWN}.NoSuchModel", 'there is no model "tiny"', 1),
+        (f"{OWN}.GpuUnavailable", "the driver does not answer", 1),
+        (f"{OWN}.ShuttingDown", "gpud is shutting down", 1),
+        (f"{FREEDESKTOP}.Failed", "internal error in Load", 1),
+        ("org.example.Unheard", "what is this", 1),
+    ],
+)
+def test_errors_of_the_daemon_become_statuses(place: Place, name: str, text: str, status: int) -> None:
+    """One line with the daemon's own words, and the status of the table in gpudctl(1)."""
+
+    async def work(stub: StubDaemon) -> None:
+        stub.answers["Load"] = error(name, text)
+        assert await stub.gpudctl(place, "load", "tiny") == (status, "", f"gpudctl: {text}\n")
+
+    with_stub(place, work)
+
+
+def test_an_error_as_json(place: Place) -> None:
+    """The object says which error it is; the sentence stays on stderr."""
+
+    async def work(stub: StubDaemon) -> None:
+        stub.answers["Load"] = error(f"{OWN}.Busy", "held by sam")
+        status, out, err = await stub.gpudctl(place, "load", "--json", "tiny")
+        assert status == 4
+        assert re.sub(r"\s+", " ", out) == '{ "error": { "code": "busy", "message": "held by sam", "hint": "" } } '
+        assert err == "gpudctl: held by sam\n"
+
+    with_stub(place, work)
+
+
+def test_one_refused_model_does_not_keep_the_others_from_loading(place: Place) -> None:
+    """The worst status wins, and the loads that were begun are waited for."""
+
+    async def work(stub: StubDaemon) -> None:
+        def load(message: Any) -> list[Any]:
+            if message.body[0] == "held":
+                return error(f"{OWN}.Busy", "held by sam")(message)
+            return [*reply("u", 5)(message), stub.signal("JobRemoved", "usss", 5, message.body[0], "done", "")]
+
+        stub.answers |= {"Load": load, "ListModels": reply("aa{sv}", [model("tiny", State="ready")])}
+        status, out, err = await stub.gpudctl(place, "load", "held", "tiny")
+        assert (status, out, err) == (4, 'loaded "tiny"\n', "gpudctl: held by sam\n")
+
+    with_stub(place, work)
+
+
+def test_a_job_that_ends_at_once_is_not_missed(place: Place) -> None:
+    """The signal comes right behind the reply, in the same breath."""
+
+    async def work(stub: StubDaemon) -> None:
+        def load(message: Any) -> list[Any]:
+            end = stub.signal("JobRemoved", "usss", 9, "tiny", "done", "")
+            return [*reply("u", 9)(message), end]
+
+        stub.answers |= {"Load": load, "ListModels": reply("aa{sv}", [model("tiny", LoadUSec=1_500_000)])}
+        assert await stub.gpudctl(place, "load", "tiny") == (0, 'loaded "tiny": in 1.5 s\n', "")
+
+    with_stub(place, work)
+
+
+def test_jobs_of_others_are_not_ours(place: Place) -> None:
+    """Only the end of the job that the command has begun ends the waiting."""
+
+    async def work(stub: StubDaemon) -> None:
+        def load(message: Any) -> list[Any]:
+            others = stub.signal("JobRemoved", "usss", 8, "tiny", "failed", "not ours")
+            return [*reply("u", 9)(message), others, stub.signal("JobRemoved", "usss", 9, "tiny", "done", "")]
+
+        stub.answers |= {"Load": load, "ListModels": reply("aa{sv}", [])}
+        assert await stub.gpudctl(place, "load", "tiny") == (0, 'loaded "tiny"\n', "")
+
+    with_stub(place, work)
+
+
+@pytest.mark.parametrize(
+    ("result", "message", "told"),
+    [
+        ("failed", "", 'loading "tiny" failed; "gpudctl log tiny" shows what it said'),
+        ("failed", 'cannot load "tiny": no file; put it there', 'cannot load "tiny": no file; put it there'),
+        ("canceled", "canceled", 'loading "tiny" was canceled'),
+        ("superseded", "unloaded by sam", 'loading "tiny" was overtaken by another wish: unloaded by sam'),
+        ("timeout", "after 300 s", 'loading "tiny" took too long: after 300 s; "gpudctl log tiny" shows what it said'),
+        ("sunk", "", 'loading "tiny" sunk; "gpudctl log tiny" shows what it said'),
+    ],
+)
+def test_how_a_job_ended_is_a_sentence(place: Place, result: str, message: str, told: str) -> None:
+    """Every result of the interface has words, also one that is invented later."""
+
+    async def work(stub: StubDaemon) -> None:
+        stub.answers["Load"] = lambda call: [
+            *reply("u", 1)(call),
+            stub.signal("JobRemoved", "usss", 1, "tiny", result, message),
+        ]
+        assert await stub.gpudctl(place, "load", "tiny") == (1, "", f"gpudctl: {told}\n")
+
+    with_stub(place, work)
+
+
+def test_progress_comes_as_lines(place: Place) -> None:
+    """A line for each state and each quarter of the way, and none twice."""
+
+    async def work(stub: StubDaemon) -> None:
+        def load(message: Any) -> list[Any]:
+            from dbus_next import Message, Variant
+
+            def progress(fraction: float) -> Any:
+                models = Variant("aa{sv}", [model("tiny", State="loading", Progress=fraction)])
+                body = ["org.kernelcore.GpuD", {"Models": models}, []]
+                interface = "org.freedesktop.DBus.Properties"
+                return Message.new_signal("/org/kernelcore/GpuD", interface, "PropertiesChanged", "sa{sv}as", body)
+
+            return [
+                *reply("u", 1)(message),
+                stub.signal("ModelStateChanged", "sss", "tiny", "queued", "budget"),
+                stub.signal("ModelStateChanged", "sss", "tiny", "loading", "user"),
+                *(progress(fraction) for fraction in (0.1, 0.3, 0.4, 0.8)),
+                stub.signal("JobRemoved", "usss", 1, "tiny", "done", ""),
+            ]
+
+        stub.answers |= {"Load": load, "ListModels": reply("aa{sv}", [])}
+        _, _, err = await stub.gpudctl(place, "load", "tiny")
+        assert err.splitlines() == [
+            "tiny: waiting for memory",
+            "tiny: loading",
+            "tiny: loading, 25 %",
+            "tiny: loading, 75 %",
+        ]
+
+    with_stub(place, work)
+
+
+@pytest.mark.parametrize("words", [("load", "tiny"), ("wait", "tiny"), ("unload", "tiny")])
+def test_a_daemon_that_goes_away_ends_the_waiting(place: Place, words: tuple[str, ...]) -> None:
+    """Status 3 and a sentence, in place of waiting for ever."""
+
+    async def work(stub: StubDaemon) -> None:
+        last = {"load": "Load", "wait": "ListModels", "unload": "Unload"}[words[0]]
+        loading = reply("aa{sv}", [model("tiny", State="loading")])
+        stub.answers |= {"Load": reply("u", 1), "Unload": reply("u", 1), "ListModels": loading}
+        command = asyncio.ensure_future(stub.gpudctl(place, *words))
+        await stub.until(last)
+        await stub.leave()
+        status, out, err = await command
+        assert (status, out) == (3, "")
+        assert err.startswith("gpudctl: gpud has gone while it was being asked; ")
+
+    async def main() -> None:
+        await work(await StubDaemon.on(place.environment["DBUS_SESSION_BUS_ADDRESS"]))
+
+    asyncio.run(main())
+
+
+def test_a_daemon_that_dies_before_it_answers(place: Place) -> None:
+    """The bus answers in its place, and the command ends with 3."""
+
+    async def main() -> None:
+        stub = await StubDaemon.on(place.environment["DBUS_SESSION_BUS_ADDRESS"])
+        stub.answers["Status"] = nothing
+        command = asyncio.ensure_future(stub.gpudctl(place, "status"))
+        await stub.until("Status")
+        await stub.leave()
+        status, _, err = await command
+        assert status == 3
+        assert "gpud has gone" in err
+
+    asyncio.run(main())
+
+
+def test_unload_of_everything_by_an_old_and_a_new_word(place: Place) -> None:
+    """No name and --all are the same call; --force takes the options."""
+
+    async def work(stub: StubDaemon) -> None:
+        def unload(message: Any) -> list[Any]:
+            return [*reply("u", 3)(message), stub.signal("JobRemoved", "usss", 3, "", "done", "nothing loaded")]
+
+        stub.answers |= {"UnloadAll": unload, "UnloadWithOptions": unload, "ListModels": reply("aa{sv}", [])}
+        for words in (("unload",), ("unload", "--all"), ("unload", "--force")):
+            assert await stub.gpudctl(place, *words) == (0, "nothing loaded\n", "")
+        assert [name for name in stub.names() if name.startswith("Unload")] == [
+            "UnloadAll",
+            "UnloadAll",
+            "UnloadWithOptions",
+        ]
+
+    with_stub(place, work)
+
+
+def test_the_options_of_a_load_reach_the_bus(place: Place) -> None:
+    """Seconds become microseconds, --no-evict becomes false; without options the plain call is used."""
+
+    async def work(stub: StubDaemon) -> None:
+        stub.answers |= {"Load": reply("u", 1), "LoadWithOptions": reply("u", 2)}
+        words = ("load", "--no-wait", "--context", "8192", "--idle-timeout", "10m", "--no-evict", "tiny")
+        await stub.gpudctl(place, *words)
+        await stub.gpudctl(place, "load", "--no-wait", "tiny")
+        (with_options, plain) = (body for name, body, _ in stub.calls if name.startswith("Load"))
+        options = {key: (value.signature, value.value) for key, value in with_options[1].items()}
+        assert options == {"context-size": ("u", 8192), "idle-timeout-usec": ("t", 600_000_000), "evict": ("b", False)}
+        assert plain == ["tiny"]
+
+    with_stub(place, work)
+
+
+def test_nobody_is_asked_for_a_password_without_a_terminal(place: Place) -> None:
+    """In scripts polkit must refuse rather than put up a dialog; and no call starts a daemon behind our back."""
+
+    async def work(stub: StubDaemon) -> None:
+        stub.answers["Load"] = reply("u", 1)
+        await stub.gpudctl(place, "load", "--no-wait", "tiny")
+        assert [flags & (INTERACTIVE | NO_AUTOSTART) for _, _, flags in stub.calls] == [NO_AUTOSTART]
+
+    with_stub(place, work)
+
+
+def test_on_a_terminal_polkit_may_ask(place: Place) -> None:
+    """The flag of D-Bus that permits the question is set for what needs permission, not for looking."""
+
+    async def work(stub: StubDaemon) -> None:
+        import os
+        import pty
+
+        from cli_place import GPUDCTL
+
+        stub.answers |= {"Load": reply("u", 1), "ListModels": reply("aa{sv}", [])}
+        ours, theirs = pty.openpty()
+        try:
+            for words in (("load", "--no-wait", "tiny"), ("models",)):
+                process = await asyncio.create_subprocess_exec(
+                    *GPUDCTL, *words, env=place.environment, stdin=theirs, stdout=theirs, stderr=theirs
+                )
+                assert await asyncio.wait_for(process.wait(), 30) == 0
+        finally:
+            os.close(ours)
+            os.close(theirs)
+        assert [(name, flags & INTERACTIVE) for name, _, flags in stub.calls] == [
+            ("Load", INTERACTIVE),
+            ("ListModels", 0),
+        ]
+
+    with_stub(place, work)
+
+
+# Which bus -----------------------------------------------------------------------------------------------------------
+
+
+def test_status_does_not_start_the_daemon(place: Place, tmp_path: Path) -> None:
+    """Looking has no consequences: status 3, and how to start it; load lets the bus start it."""
+    proof = tmp_path / "started"
+    service = tmp_path / "session" / "services" / "org.kernelcore.GpuD.service"
+    service.write_text(f"[D-BUS Service]\nName=org.kernelcore.GpuD\nExec=/bin/mkdir {proof} /proc/cannot\n")
+    with private_bus(tmp_path / "session2") as address:
+        place.environment["DBUS_SESSION_BUS_ADDRESS"] = address
+        (tmp_path / "session2" / "services" / service.name).write_text(service.read_text())
+        for words in (("status",), ("models",), ("unload",), ("wait", "tiny"), ("version", "--daemon"), ("reload",)):
+            done = place.gpudctl("--user", *words)
+            assert (done.returncode, done.stdout) == (3, "")
+            assert done.stderr.startswith("gpudctl: gpud does not run on the session bus; start it with ")
+        assert not proof.exists()
+        done = place.gpudctl("--user", "load", "tiny")
+        assert done.returncode == 3
+        assert "the bus could not start it" in done.stderr
+        assert proof.exists()
+
+
+def test_the_system_bus_goes_first(place: Place, tmp_path: Path) -> None:
+    """Without an option: the machine's gpud where it runs, else the session's; options and GPUD_BUS choose."""
+
+    async def work(session: StubDaemon, system: StubDaemon) -> None:
+        for stub, name in ((session, "mine"), (system, "machine")):
+            stub.answers["ListModels"] = reply("aa{sv}", [model(name)])
+
+        async def seen(*words: str, **more: str) -> str:
+            there = Place(place.directory, place.environment | more)
+            return (await session.gpudctl(there, *words, "models"))[1].strip()
+
+        assert await seen() == "machine"
+        assert await seen("--user") == "mine"
+        assert await seen(GPUD_BUS="user") == "mine"
+        assert await seen("--system", GPUD_BUS="user") == "machine"
+        await system.leave()
+        assert await seen() == "mine"
+        assert await seen("--system") == ""
+
+    async def main() -> None:
+        system = await StubDaemon.on(place.environment["DBUS_SYSTEM_BUS_ADDRESS"])
+        session = await StubDaemon.on(place.environment["DBUS_SESSION_BUS_ADDRESS"])
+        try:
+            await work(session, system)
+        finally:
+            await session.leave()
+
+    with private_bus(tmp_path / "system") as address:
+        place.environment["DBUS_SYSTEM_BUS_ADDRESS"] = address
+        asyncio.run(main())
+
+
+def test_a_nonsensical_bus_is_a_wrong_command_line(place: Place) -> None:
+    """GPUD_BUS=maybe is a mistake, and said to be one."""
+    done = place.gpudctl("status", GPUD_BUS="maybe")
+    assert (done.returncode, done.stderr) == (
+        2,
+        'gpudctl: GPUD_BUS is "maybe"; it can be user, system or auto; correct or unset it\n',
+    )
+
+
+def test_a_bus_that_is_not_there(place: Place) -> None:
+    """The reason is in the line: which bus, and why not."""
+    done = place.gpudctl("--system", "status")
+    assert done.returncode == 3
+    assert "the system bus cannot be reached (No such file or directory)" in done.stderr
+    done = place.gpudctl("--user", "status", DBUS_SESSION_BUS_ADDRESS="nonsense:")
+    assert (done.returncode, len(done.stderr.splitlines())) == (3, 1)

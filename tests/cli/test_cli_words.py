@@ -1,0 +1,190 @@
+"""The command line itself: help, mistakes, durations, and what must not be imported."""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_place import Place
+
+from gpud.cli import COMMANDS, load_command, parser_for
+from gpud.cli.arguments import duration, whole
+from gpud.cli.output import span, table
+from gpud.cli.status import snake
+
+SHOWN = [name for name, command in COMMANDS.items() if not command.hidden]
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Place:
+    """No bus at all."""
+    return Place(tmp_path)
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_every_command_explains_itself(name: str) -> None:
+    """Each has a description, examples, and words for each argument; each example is a right command line."""
+    module = load_command(name)
+    parser = parser_for(name, module)
+    assert module.DESCRIPTION.strip().endswith(".")
+    for action in parser._actions:
+        assert action.help, f"{name}: {action.option_strings or action.dest} has no help"
+    assert module.EXAMPLES
+    mine = 0
+    for example in module.EXAMPLES:
+        for words in commands_in(example):
+            command = next(word for word in words if word in COMMANDS)
+            words.remove(command)
+            parsed = parser_for(command).parse(words)
+            assert isinstance(parsed, argparse.Namespace)
+            mine += command == name
+    assert mine, f"{name}: no example shows the command itself"
+
+
+def commands_in(example: str) -> list[list[str]]:
+    """The command lines of gpudctl in an example, each without its first word."""
+    found: list[list[str]] = []
+    current: list[str] | None = None
+    lexer = shlex.shlex(example, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    for word in lexer:
+        if word in ("&&", "|", ";", ")", "&", "$("):
+            current = None
+        elif word == "gpudctl":
+            current = []
+            found.append(current)
+        elif current is not None:
+            current.append(word)
+    return found
+
+
+def test_the_overview_names_every_command(alone: Place) -> None:
+    """gpudctl --help and gpudctl help list the commands, the options of all, and the statuses."""
+    text = alone.gpudctl("--help").stdout
+    assert alone.gpudctl("help").stdout == text == alone.gpudctl("-h").stdout
+    for name in SHOWN:
+        assert f"\n  {name} " in text
+    assert "_complete" not in text
+    for word in ("--user", "--system", "--json", "--no-color", "GPUD_BUS", "NO_COLOR", "Exit status"):
+        assert word in text
+
+
+def test_help_of_a_command_in_three_ways(alone: Place) -> None:
+    """help COMMAND, COMMAND --help and --json COMMAND -h say the same and need no daemon."""
+    texts = {alone.gpudctl(*words).stdout for words in (("help", "load"), ("load", "--help"), ("--json", "load", "-h"))}
+    (text,) = texts
+    assert text.startswith("usage: gpudctl load")
+    assert "Examples:\n  gpudctl load " in text
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("lod",), 'there is no command "lod"; did you mean "gpudctl load"?'),
+        (("load",), 'load: the following arguments are required: MODEL; "gpudctl load --help" explains it'),
+        (("load", "--contxt", "5", "x"), "load: unrecognized arguments: --contxt"),
+        (("load", "--context", "many", "x"), 'load: argument --context: "many" is not a whole number from 1 to'),
+        (("load", "--idle-timeout", "soon", "x"), 'load: argument --idle-timeout: "soon" is not a duration; write 90,'),
+        (("unload", "--all", "x"), "unload: --all leaves no model to name; leave out either --all or the names"),
+        (("wait", "--state", "asleep", "x"), "wait: argument --state: invalid choice"),
+        (("run", "--hold", "x"), "run: there is no command to run; write it behind --"),
+        (("run", "--", "ls"), "run: the following arguments are required: --hold"),
+        (("--user", "--system", "status"), "status: argument --system: not allowed with argument --user"),
+        (("--frobnicate", "status"), '"--frobnicate" needs a command before it'),
+        (("config", "mend"), "config: argument action: invalid choice: 'mend'"),
+    ],
+)
+def test_a_wrong_command_line(alone: Place, words: tuple[str, ...], told: str) -> None:
+    """Status 2, one line that says what is wrong, and where to read on."""
+    done = alone.gpudctl(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"gpudctl: {told}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_options_may_stand_on_either_side(alone: Place) -> None:
+    """Global options before the command and behind it mean the same."""
+    assert alone.gpudctl("--json", "version").stdout == alone.gpudctl("version", "--json").stdout
+
+
+def test_a_json_of_the_command_that_is_run_is_not_ours(alone: Place) -> None:
+    """What stands behind -- belongs to the other command, --json and --help included."""
+    parsed = parser_for("run").parse(["--hold", "x", "--", "tool", "--json", "--help"])
+    assert isinstance(parsed, argparse.Namespace)
+    assert (parsed.json, parsed.command[-3:]) == (False, ["tool", "--json", "--help"])
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("10m", 600),
+        ("1h30m", 5400),
+        ("1h 30m", 5400),
+        ("100ms", 0.1),
+        ("2d", 172800),
+        ("never", 0),
+    ],
+)
+def test_durations_as_people_write_them(text: str, seconds: float) -> None:
+    """Plain seconds and units, alone or together."""
+    assert duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "m", "10x", "-5", "5m3", "1.2.3", "10 m x", "inf"])
+def test_durations_that_are_none(text: str) -> None:
+    """Anything else is refused rather than guessed at."""
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a duration"):
+        duration(text)
+
+
+def test_whole_numbers_within_bounds() -> None:
+    """The bounds are part of what is allowed."""
+    read = whole(1, 10)
+    assert (read("1"), read("10")) == (1, 10)
+    for text in ("0", "11", "1.5", "x"):
+        with pytest.raises(argparse.ArgumentTypeError, match="from 1 to 10"):
+            read(text)
+
+
+def test_spans_have_two_units_at_most() -> None:
+    """Short enough for a table."""
+    assert [span(s) for s in (0, 59, 60, 3725, 90061, -3)] == ["0s", "59s", "1m", "1h 2m", "1d 1h", "0s"]
+
+
+def test_empty_columns_are_left_out() -> None:
+    """A table has no column in which nobody has anything."""
+    from gpud.cli.output import Output
+
+    lines = table(Output(), ("A", "B", "C"), [[("1", ""), ("", ""), ("long", "")], [("22", ""), ("", ""), ("", "")]])
+    assert lines == ["A   C", "1   long", "22"]
+
+
+def test_keys_of_the_bus_in_snake_case() -> None:
+    """As gpudctl(1) documents them."""
+    words = ("VramBytes", "LastUsedUSec", "IdleTimeoutUSec", "Id", "PowerMilliWatt", "UsedBytes")
+    assert [snake(word) for word in words] == [
+        "vram_bytes",
+        "last_used_usec",
+        "idle_timeout_usec",
+        "id",
+        "power_milli_watt",
+        "used_bytes",
+    ]
+
+
+def imported(*words: str) -> set[str]:
+    """The modules that a command line has imported at its end."""
+    code = "import sys; from gpud.cli import main; main(sys.argv[1:]); print('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=30, check=True)
+    return set(done.stdout.split())
+
+
+def test_a_quick_command_imports_little() -> None:
+    """version and help need neither a bus nor asyncio nor the daemon's records; status needs no rich in a pipe."""
+    for words in (("version",), ("--help",), ("load", "--help")):
+        assert not imported(*words) & {"asyncio", "dbus_next", "rich", "yaml", "gpud.core.facts", "dataclasses"}
+    assert not imported("--user", "status") & {"rich", "yaml", "gpud.config", "gpud.core.facts", "psutil"}
