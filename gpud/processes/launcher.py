@@ -1,6 +1,7 @@
 """Starts engines, finds those that an earlier daemon started, and ends what nobody answers for."""
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -240,7 +241,8 @@ class ProcessLauncher:
                 self._fd_store.drop(name)
 
     async def end_strangers(self, known_units: Collection[str]) -> tuple[str, ...]:
-        """End what an earlier daemon started and no record names; returns the units that were still alive.
+        """End what an earlier daemon started and no record names, and remove the sockets of what has ended; returns the
+        units that were still alive.
 
         To be called at the start, before anything is spawned.
         """
@@ -259,6 +261,8 @@ class ProcessLauncher:
         while strangers := await asyncio.to_thread(self._marked_strangers, known, refused):
             ended.update(strangers.values())
             refused |= await kill_and_wait(strangers)
+        with contextlib.suppress(OSError):
+            self._sockets.sweep((*known_units, *self._children, *self._starting))
         return tuple(sorted(ended))
 
     def _marked_strangers(self, known: Collection[str], refused: Collection[int]) -> dict[identity.ProcessStat, str]:

@@ -5,7 +5,7 @@ import logging
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from gpud.core.errors import BackendFailed
@@ -50,6 +50,14 @@ class SocketDirectory:
         if path is not None:
             path.unlink(missing_ok=True)
 
+    def sweep(self, known_units: Collection[str]) -> None:
+        """Remove what killed engines of an earlier daemon left: the sockets of all units but these."""
+        known = {name for unit in known_units for name in (f"{safe_name(unit)}{SUFFIX}", f"{_checksum(unit)}{SUFFIX}")}
+        for directory in self._places():
+            for path in directory.glob(f"*{SUFFIX}") if _is_private(directory) else ():
+                if path.name not in known:
+                    path.unlink(missing_ok=True)
+
     def close(self) -> None:
         for unit in tuple(self._paths):
             self.forget(unit)
@@ -60,17 +68,24 @@ class SocketDirectory:
                 log.debug('"%s" is left behind: %s', self._directory, problem)
             self._directory = None
 
+    def _places(self) -> tuple[Path, ...]:
+        """Where sockets may lie. The same after a restart, so that nothing piles up."""
+        below = self._runtime_dir.absolute() / "engines"
+        if _fits(below):
+            return (below,)
+        name = f"gpud-{os.geteuid()}-{_checksum(str(below))}"
+        parents = (self._environment.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir())
+        return tuple(Path(parent, name) for parent in parents if parent and _fits(Path(parent, name)))
+
     def _find(self) -> Path:
         below = self._runtime_dir.absolute() / "engines"
         if _fits(below):
             below.mkdir(mode=0o700, parents=True, exist_ok=True)
             below.chmod(0o700)
             return below
-        # The same place after a restart, so that nothing piles up.
-        name = f"gpud-{os.geteuid()}-{_checksum(str(below))}"
-        for parent in (self._environment.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir()):
-            if parent and _fits(Path(parent, name)) and _make_private(Path(parent, name)):
-                return Path(parent, name)
+        for place in self._places():
+            if _make_private(place):
+                return place
         raise BackendFailed(
             f'cannot make a place for engines\' sockets: the path "{below}" has {len(os.fsencode(below))} bytes, '
             f"{PATH_LIMIT_BYTES - NAME_BYTES - 1} are possible, and no other directory can be used",
@@ -88,6 +103,13 @@ def _make_private(directory: Path) -> bool:
     """In a directory where anybody may write: what is there already must be ours, and closed to others."""
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
+    except OSError:
+        return False
+    return _is_private(directory)
+
+
+def _is_private(directory: Path) -> bool:
+    try:
         found = directory.lstat()
     except OSError:
         return False

@@ -42,6 +42,20 @@ def test_stale_socket_is_removed(tmp_path: Path) -> None:
     sockets.close()
 
 
+def test_only_sockets_of_known_units_stay(tmp_path: Path) -> None:
+    """Killed engines leave theirs behind; those that were taken over, with whatever name, keep them."""
+    sockets = SocketDirectory(tmp_path, {})
+    long = "m" * 200
+    paths = {unit: Path(sockets.path(unit)) for unit in ("taken-over", long, "killed", "n" * 200)}
+    for path in paths.values():
+        path.touch()
+    record = paths["killed"].with_name("killed.json")
+    record.touch()
+    sockets.sweep(("taken-over", long))
+    assert [unit for unit, path in paths.items() if path.exists()] == ["taken-over", long]
+    assert record.exists()
+
+
 def test_long_unit_gets_a_short_socket(tmp_path: Path) -> None:
     """Units that differ at their ends only still get sockets of their own."""
     sockets = SocketDirectory(tmp_path, {})
