@@ -1,6 +1,7 @@
 """The daemon's command line. Parses arguments and nothing else."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    # Until the loop takes them over: a reload that comes too early must not end the daemon, and Ctrl-C ends it without
+    # a traceback. There is nothing yet that would have to be ended in order.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Imported here: --help and --version need nothing of it.
     from gpud import daemon
 

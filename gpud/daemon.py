@@ -35,6 +35,8 @@ EXIT_CONFIG = 78
 EXIT_TAKEN = 75
 EXIT_FAILED = 1
 
+STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+
 
 @dataclass(frozen=True, slots=True)
 class Directories:
@@ -131,7 +133,7 @@ class Daemon:
                 reload=self.reload,
             )
             self._engine.subscribe(self._listen)
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in STOP_SIGNALS:
                 loop.add_signal_handler(number, self._stop)
             loop.add_signal_handler(signal.SIGHUP, self._hang_up)
             service = Service(
@@ -148,6 +150,8 @@ class Daemon:
             finally:
                 if self._watchdog is not None:
                     self._watchdog.cancel()
+                # Everything has ended. A signal that comes after the loop let go of them must not change the status.
+                signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {signal.SIGHUP})
         return 0
 
     async def _serve(self, service: Service) -> None:
@@ -367,8 +371,6 @@ async def reap(directories: Directories, journal: Journal) -> int:
 
 def run(*, user: bool, config_path: Path | None) -> int:
     """Run gpud in the foreground until it is told to end. Returns the exit status."""
-    # Until the loop takes them over: a reload that comes too early must not end the daemon.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     path = config_path or config.default_path(user)
     try:
         first = config.load(path, known_engines=KnownEngines())
@@ -390,8 +392,6 @@ def run(*, user: bool, config_path: Path | None) -> int:
     except GpudError as error:
         journal.say(Level.ERROR, f"cannot start: {error.text}")
         return EXIT_FAILED
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     finally:
         sys.stdout.flush()
         journal.close()
