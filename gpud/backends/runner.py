@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from gpud.backends import call, failures
+from gpud.backends import call, devices, failures
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Endpoint, Exit, Model, StopTimes
 from gpud.core.ports import Child, Command, Launcher, LineReader
@@ -246,13 +246,10 @@ class ProcessRunner:
         return failures.crash_hint(ended)
 
 
-def inherited_environment() -> dict[str, str]:
-    """What a probe of a binary gets from gpud's own environment: nothing that would change what it says."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PYTHON", "LLAMA_", "GGML_", "NOTIFY_", "LISTEN_", "WATCHDOG_"))
-    }
+def _probe_environment() -> dict[str, str]:
+    """What a probe of a program gets of gpud's own environment, and no GPU: it must not wake one up."""
+    kept = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "TMPDIR")
+    return {**{name: os.environ[name] for name in kept if name in os.environ}, **devices.NOTHING_VISIBLE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +267,7 @@ async def ask_program(argv: tuple[str, ...], environment: Mapping[str, str], tim
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env={**inherited_environment(), **environment},
+        env={**_probe_environment(), **environment},
     )
     try:
         async with asyncio.timeout(timeout_s):

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import socket
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -79,7 +80,7 @@ def test_a_start_is_recorded_before_it_is_ready(run: Run, tmp_path: Path, tiny: 
 def test_readiness_is_seen_within_20_ms(
     run: Run, tmp_path: Path, tiny: str, switches: tuple[str, ...], environment: tuple[tuple[str, str], ...]
 ) -> None:
-    """An engine that announces nothing, on a socket or a port: the best of four starts.
+    """An engine that announces nothing, on a socket or a port: the median of five starts.
 
     On a machine with more to do than processors the bound grows with the load.
     """
@@ -88,14 +89,14 @@ def test_readiness_is_seen_within_20_ms(
         lags = []
         async with Place(tmp_path) as place:
             backend = fake(place, environment)
-            for _ in range(4):
+            for _ in range(5):
                 ready = tmp_path / "ready"
                 model = told(tiny, "--ready-file", str(ready), *switches)
                 runner = await loaded(backend, place, model)
                 lags.append(time.monotonic() - float(ready.read_text()))
                 await runner.unload(QUICK)
         print("readiness lag in ms:", ", ".join(f"{lag * 1000:.1f}" for lag in sorted(lags)))
-        assert min(lags) <= 0.020 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+        assert statistics.median(lags) <= 0.020 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
     run(work())
 
