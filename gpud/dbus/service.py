@@ -50,7 +50,7 @@ class NameTaken(GpudError):
 
 
 class Service:
-    """Call :meth:`start`, then :meth:`run` in a task, and :meth:`close` at the end; all on one loop."""
+    """Make it on the running loop, call :meth:`start`, then :meth:`run` in a task, and :meth:`close` at the end."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Service:
         self._address = address
         self._on_bus = on_bus
         self._connection: Connection | None = None
-        self._closing = False
+        self._closing = asyncio.Event()
         self._queued = False
         self._acquired = False
         self._clock = WallClock()
@@ -113,14 +113,16 @@ class Service:
     async def run(self) -> None:
         """Serve until :meth:`close`; reconnects for as long as that takes."""
         delay_s = RECONNECT_FIRST_S
-        while not self._closing:
+        while not self._closing.is_set():
             if self._connection is not None:
                 reason = await asyncio.shield(self._connection.closed)
-                if self._closing:
+                if self._closing.is_set():
                     return
                 self._lost(reason)
                 delay_s = RECONNECT_FIRST_S
-            await asyncio.sleep(delay_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), delay_s)
+                return
             delay_s = min(delay_s * 2, RECONNECT_MAX_S)
             try:
                 await self._connect(queue=True)
@@ -129,7 +131,7 @@ class Service:
 
     async def close(self) -> None:
         """Answer what is open, say what is to be said, let go of the name. The engine is not touched."""
-        self._closing = True
+        self._closing.set()
         self._unsubscribe()
         await self._dispatcher.close()
         self._announcer.flush()

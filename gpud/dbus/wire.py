@@ -1,8 +1,8 @@
 """Messages as gpud sees them, and the frame around them; owns no socket and knows no D-Bus library.
 
-The header is taken apart here, in place of the libraries' own readers: those give up the whole connection over one
-message whose header carries a field that they do not know (which the specification tells them to ignore), so that any
-local program could cut the daemon off.
+The header is taken apart here, in place of the libraries' own readers: it says how long a message is and how many
+descriptors are its own before anything is made of it, and what it does not know it passes over, as the specification
+demands (dbus-next would end the connection over a field from the future).
 """
 
 import struct
@@ -131,7 +131,7 @@ def parse_header(data: bytes | bytearray | memoryview) -> tuple[Message, int]:
                 found[name], position = _value(data, position, signature, order)
             else:
                 position, _ = _skip(data, position, signature, 0, order)
-    except (IndexError, struct.error, UnicodeDecodeError) as problem:
+    except (IndexError, struct.error, UnicodeDecodeError, RecursionError) as problem:
         raise MalformedMessage(f"a message header cannot be read: {problem}") from None
     fd_count = found.pop("fd_count", 0)
     kind = Kind(raw_kind) if raw_kind <= Kind.SIGNAL else Kind.OTHER

@@ -132,7 +132,7 @@ def test_big_endian_messages_are_understood(run: Any, library: str) -> None:
     ids=["string", "number", "array", "variant", "struct", "wrong type"],
 )
 def test_a_header_field_that_is_not_known_is_passed_over(run: Any, library: str, field: bytes) -> None:
-    """A future client, or a malicious one, does not cost the daemon its connection: the specification says ignore."""
+    """A bus that hands a future client's fields on does not cost the daemon its connection: they are to be ignored."""
 
     async def scenario() -> None:
         async with wire(library) as it:
@@ -183,6 +183,59 @@ def test_a_body_that_is_too_large_is_passed_over_without_being_kept(run: Any, li
             assert (first.serial, first.oversize, first.body) == (1, True, [])
             assert (second.serial, second.oversize) == (2, False)
             assert len(it.connection._inbox) <= limits.READ_BYTES
+
+    run(scenario())
+
+
+def test_a_header_that_is_too_large_is_passed_over_with_its_descriptors(run: Any) -> None:
+    """A path may be megabytes long: the bus lets it through, and it must neither fill our memory nor end us."""
+
+    async def scenario() -> None:
+        async with wire() as it:
+            fd = os.open("/dev/null", os.O_RDONLY)
+            asked = asyncio.create_task(it.connection.call(call(0)))
+            await asyncio.sleep(0)
+            long = call(1, "h", [0], fds=[fd])
+            long.path = "/a" * limits.MAX_HEADER_BYTES
+            data = LIBRARY.encode(long)
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+            sent = it.far.sendmsg([data[:1000]], rights)
+            await it.put(data[sent:])
+            os.close(fd)
+            own = os.open("/dev/zero", os.O_RDONLY)
+            reply = LIBRARY.encode(Message(Kind.RETURN, serial=9, reply_serial=1, signature="h", body=[0], fds=[own]))
+            it.far.sendmsg([reply], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [own]))])
+            os.close(own)
+            answer = await asyncio.wait_for(asked, 10)
+            assert os.readlink(f"/proc/self/fd/{answer.fds[0]}") == "/dev/zero"
+            os.close(answer.fds[0])
+            assert it.received.empty()
+
+    run(scenario())
+
+
+def test_a_descriptor_among_the_credentials_is_closed(run: Any) -> None:
+    """Newer buses answer GetConnectionCredentials with one; the test would find it."""
+
+    async def scenario() -> None:
+        async with wire() as it:
+            asked = asyncio.create_task(it.connection.call_bus("GetConnectionCredentials", "s", [":1.5"]))
+            await asyncio.sleep(0)
+            fd = os.open("/dev/null", os.O_RDONLY)
+            reply = LIBRARY.encode(
+                Message(
+                    Kind.RETURN,
+                    serial=9,
+                    reply_serial=1,
+                    signature="a{sv}",
+                    body=[{"UnixUserID": Variant("u", 7), "ProcessFD": Variant("h", 0)}],
+                    fds=[fd],
+                )
+            )
+            data = with_field(reply, sender("org.freedesktop.DBus"))
+            it.far.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
+            os.close(fd)
+            assert (await asyncio.wait_for(asked, 10))["UnixUserID"] == Variant("u", 7)
 
     run(scenario())
 

@@ -10,11 +10,12 @@ import pytest
 
 from gpud.dbus.bus import load_library
 from gpud.dbus.limits import CallerLimits
-from gpud.dbus.wire import Kind, Message
+from gpud.dbus.wire import Kind, Message, parse_header, sizes
 
 from .fake_engine import FakeEngine, status
 from .peers import PATH, connected_socket, peer, serving
 from .private_bus import PrivateBus
+from .test_connection import with_field
 
 LIBRARY = load_library()
 CALLS = 20_000
@@ -190,3 +191,42 @@ def test_memory_does_not_grow_with_senders(run: Any, private_bus: PrivateBus, en
             assert service._dispatcher._tasks == set()
 
     run(scenario())
+
+
+def test_a_message_of_the_future_passes_a_real_bus_and_is_answered(
+    run: Any, private_bus: PrivateBus, engine: FakeEngine, library: str
+) -> None:
+    """Whether the bus hands a header field on that nobody knows or strips it: the call is a call."""
+
+    async def scenario() -> None:
+        async with serving(private_bus.address, engine, library=library) as service:
+            sock = connected_socket(private_bus.address)
+            sock.setblocking(False)
+            loop = asyncio.get_running_loop()
+            ping = Message(
+                Kind.CALL,
+                serial=77,
+                destination="org.kernelcore.GpuD",
+                path=PATH,
+                interface="org.freedesktop.DBus.Peer",
+                member="Ping",
+            )
+            strange = with_field(LIBRARY.encode(ping), b"\xc8\x01s\0\x02\0\0\0hi\0")
+            await loop.sock_sendall(sock, LIBRARY.encode(_hello()) + strange)
+            data = b""
+            async with asyncio.timeout(10):
+                while not any(message.reply_serial == 77 for message in messages(data)):
+                    data += await loop.sock_recv(sock, 65536)
+            sock.close()
+            assert service.connected
+
+    run(scenario())
+
+
+def messages(data: bytes) -> list[Message]:
+    """The headers of the whole messages in these bytes."""
+    found = []
+    while len(data) >= 16 and len(data) >= sum(sizes(data)[1:]):
+        found.append(parse_header(data)[0])
+        data = data[sum(sizes(data)[1:]) :]
+    return found

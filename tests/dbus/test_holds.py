@@ -94,16 +94,20 @@ def test_only_the_holder_can_release(run: Any, private_bus: PrivateBus, library:
 
     async def scenario() -> None:
         engine = ObservedEngine()
-        async with serving(private_bus.address, engine, library=library) as service, polkit.on(private_bus.address):
-            async with peer(private_bus.address, NOBODY) as holder, peer(private_bus.address) as other:
-                cookie = await holder.call("Hold", "sss", "tiny", "why", "app")
-                polkit.answer = (False, False)
-                assert (await other.refused("Release", "u", cookie)).name == OWN + "NoSuchHold"
-                assert list(engine.holds) == [cookie]
-                await holder.call("Release", "u", cookie)
-                assert engine.holds == {}
-                assert (await holder.refused("Release", "u", cookie)).name == OWN + "NoSuchHold"
-                assert len(service._watches) == 0, "who holds nothing is not watched"
+        async with (
+            serving(private_bus.address, engine, library=library) as service,
+            polkit.on(private_bus.address),
+            peer(private_bus.address, NOBODY) as holder,
+            peer(private_bus.address) as other,
+        ):
+            cookie = await holder.call("Hold", "sss", "tiny", "why", "app")
+            polkit.answer = (False, False)
+            assert (await other.refused("Release", "u", cookie)).name == OWN + "NoSuchHold"
+            assert list(engine.holds) == [cookie]
+            await holder.call("Release", "u", cookie)
+            assert engine.holds == {}
+            assert (await holder.refused("Release", "u", cookie)).name == OWN + "NoSuchHold"
+            assert len(service._watches) == 0, "who holds nothing is not watched"
 
     run(scenario())
 
@@ -155,21 +159,23 @@ def test_holds_are_bounded_and_their_texts_are_made_safe(run: Any, private_bus: 
 
     async def scenario() -> None:
         engine = ObservedEngine()
-        async with serving(private_bus.address, engine, limits=CallerLimits(holds=2)):
-            async with peer(private_bus.address) as client:
-                long = await client.refused("Hold", "sss", "tiny", "x" * 129, "app")
-                assert long.name == STANDARD + "InvalidArgs" and "129 characters, the limit is 128" in long.text
-                await client.call("Hold", "sss", "tiny", "red \x1b[31m\n", "app")
-                assert next(iter(engine.holds.values())).reason == "red  [31m"
-                await client.call("LoadWithOptions", "sa{sv}", "tiny", {"hold": ("b", True)})
-                for member, signature, arguments in (
-                    ("Hold", "sss", ("tiny", "", "")),
-                    ("Inhibit", "sss", ("unload", "", "")),
-                    ("LoadWithOptions", "sa{sv}", ("tiny", {"hold": ("b", True)})),
-                ):
-                    refused = await client.refused(member, signature, *arguments)
-                    assert refused.name == STANDARD + "LimitsExceeded"
-                    assert "2 holds, the limit is 2" in refused.text
+        async with (
+            serving(private_bus.address, engine, limits=CallerLimits(holds=2)),
+            peer(private_bus.address) as client,
+        ):
+            long = await client.refused("Hold", "sss", "tiny", "x" * 129, "app")
+            assert long.name == STANDARD + "InvalidArgs" and "129 characters, the limit is 128" in long.text
+            await client.call("Hold", "sss", "tiny", "red \x1b[31m\n", "app")
+            assert next(iter(engine.holds.values())).reason == "red  [31m"
+            await client.call("LoadWithOptions", "sa{sv}", "tiny", {"hold": ("b", True)})
+            for member, signature, arguments in (
+                ("Hold", "sss", ("tiny", "", "")),
+                ("Inhibit", "sss", ("unload", "", "")),
+                ("LoadWithOptions", "sa{sv}", ("tiny", {"hold": ("b", True)})),
+            ):
+                refused = await client.refused(member, signature, *arguments)
+                assert refused.name == STANDARD + "LimitsExceeded"
+                assert "2 holds, the limit is 2" in refused.text
 
     run(scenario())
 

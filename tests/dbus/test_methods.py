@@ -180,15 +180,17 @@ def test_a_real_polkit_mock_decides_action_by_action(
     async def scenario() -> None:
         polkit = await asyncio.to_thread(MockPolkit, mortal_bus.address)
         try:
-            async with serving(mortal_bus.address, engine, library=library, notices=notices):
-                async with peer(mortal_bus.address, NOBODY) as client:
-                    refused = await client.refused("Load", "s", "tiny")
-                    assert refused.name == STANDARD + "AccessDenied"
-                    assert f"({NAME}.load)" in refused.text and "50-gpud.rules" in refused.text
-                    await asyncio.to_thread(polkit.tell, "SetAllowed", "as", "1", f"{NAME}.load")
-                    assert await client.call("Load", "s", "tiny") == 1
-                    assert (await client.refused("Unload", "s", "tiny")).name == STANDARD + "AccessDenied"
-                    assert (await client.refused("Reload")).name == STANDARD + "AccessDenied"
+            async with (
+                serving(mortal_bus.address, engine, library=library, notices=notices),
+                peer(mortal_bus.address, NOBODY) as client,
+            ):
+                refused = await client.refused("Load", "s", "tiny")
+                assert refused.name == STANDARD + "AccessDenied"
+                assert f"({NAME}.load)" in refused.text and "50-gpud.rules" in refused.text
+                await asyncio.to_thread(polkit.tell, "SetAllowed", "as", "1", f"{NAME}.load")
+                assert await client.call("Load", "s", "tiny") == 1
+                assert (await client.refused("Unload", "s", "tiny")).name == STANDARD + "AccessDenied"
+                assert (await client.refused("Reload")).name == STANDARD + "AccessDenied"
         finally:
             polkit.kill()
 
@@ -226,15 +228,18 @@ def test_each_method_asks_for_its_own_action_about_the_callers_connection(
     polkit.answer = (False, False)
 
     async def scenario() -> None:
-        async with serving(private_bus.address, engine), polkit.on(private_bus.address):
-            async with peer(private_bus.address, NOBODY) as client:
-                refused = await client.refused(member, signature, *arguments)
-                assert refused.name == STANDARD + "AccessDenied"
-                question = polkit.asked.get_nowait()
-                subject, asked, details, flags, _ = question.body
-                assert subject == ["system-bus-name", {"name": ("s", client.name)}]
-                assert (asked, details, flags) == (f"{NAME}.{action}", {"model": model}, 0)
-                assert engine.calls == []
+        async with (
+            serving(private_bus.address, engine),
+            polkit.on(private_bus.address),
+            peer(private_bus.address, NOBODY) as client,
+        ):
+            refused = await client.refused(member, signature, *arguments)
+            assert refused.name == STANDARD + "AccessDenied"
+            question = polkit.asked.get_nowait()
+            subject, asked, details, flags, _ = question.body
+            assert subject == ["system-bus-name", {"name": ("s", client.name)}]
+            assert (asked, details, flags) == (f"{NAME}.{action}", {"model": model}, 0)
+            assert engine.calls == []
 
     run(scenario())
 
@@ -245,14 +250,17 @@ def test_the_callers_wish_for_a_dialog_is_honoured(run: Any, private_bus: Privat
     polkit.answer = (False, True)
 
     async def scenario() -> None:
-        async with serving(private_bus.address, engine), polkit.on(private_bus.address):
-            async with peer(private_bus.address, NOBODY) as client:
-                refused = await client.refused("Load", "s", "tiny")
-                assert refused.name == STANDARD + "InteractiveAuthorizationRequired"
-                assert polkit.asked.get_nowait().body[3] == 0
-                flags = MessageFlag.allow_interactive_authorization
-                assert (await client.refused("Load", "s", "tiny", flags=flags)).name == STANDARD + "AccessDenied"
-                assert polkit.asked.get_nowait().body[3] == 1
+        async with (
+            serving(private_bus.address, engine),
+            polkit.on(private_bus.address),
+            peer(private_bus.address, NOBODY) as client,
+        ):
+            refused = await client.refused("Load", "s", "tiny")
+            assert refused.name == STANDARD + "InteractiveAuthorizationRequired"
+            assert polkit.asked.get_nowait().body[3] == 0
+            flags = MessageFlag.allow_interactive_authorization
+            assert (await client.refused("Load", "s", "tiny", flags=flags)).name == STANDARD + "AccessDenied"
+            assert polkit.asked.get_nowait().body[3] == 1
 
     run(scenario())
 
@@ -265,15 +273,18 @@ def test_polkit_that_dies_while_it_is_asked_means_no(
     polkit.answer = None
 
     async def scenario() -> None:
-        async with serving(private_bus.address, engine, library=library), polkit.on(private_bus.address):
-            async with peer(private_bus.address, NOBODY) as client:
-                call = asyncio.create_task(client.refused("Load", "s", "tiny"))
-                await asyncio.wait_for(polkit.asked.get(), 10)
-                polkit.leave()
-                refused = await call
-                assert refused.name == STANDARD + "AccessDenied"
-                assert "cannot ask polkit" in refused.text and "nothing was done" in refused.text
-                assert engine.calls == []
+        async with (
+            serving(private_bus.address, engine, library=library),
+            polkit.on(private_bus.address),
+            peer(private_bus.address, NOBODY) as client,
+        ):
+            call = asyncio.create_task(client.refused("Load", "s", "tiny"))
+            await asyncio.wait_for(polkit.asked.get(), 10)
+            polkit.leave()
+            refused = await call
+            assert refused.name == STANDARD + "AccessDenied"
+            assert "cannot ask polkit" in refused.text and "nothing was done" in refused.text
+            assert engine.calls == []
 
     run(scenario())
 
@@ -285,15 +296,19 @@ def test_questions_to_polkit_are_bounded_for_each_user(run: Any, private_bus: Pr
 
     async def scenario() -> None:
         limits = CallerLimits(polkit=2)
-        async with serving(private_bus.address, engine, limits=limits), polkit.on(private_bus.address):
-            async with peer(private_bus.address, NOBODY) as client, peer(private_bus.address) as root:
-                calls = [asyncio.create_task(client.call("Load", "s", "tiny")) for _ in range(2)]
-                questions = [await asyncio.wait_for(polkit.asked.get(), 10) for _ in range(2)]
-                assert (await client.refused("Load", "s", "tiny")).name == STANDARD + "LimitsExceeded"
-                assert await root.call("Load", "s", "tiny") == 1
-                for question in questions:
-                    polkit.answer_to(question, True)
-                assert sorted(await asyncio.gather(*calls)) == [2, 3]
+        async with (
+            serving(private_bus.address, engine, limits=limits),
+            polkit.on(private_bus.address),
+            peer(private_bus.address, NOBODY) as client,
+            peer(private_bus.address) as root,
+        ):
+            calls = [asyncio.create_task(client.call("Load", "s", "tiny")) for _ in range(2)]
+            questions = [await asyncio.wait_for(polkit.asked.get(), 10) for _ in range(2)]
+            assert (await client.refused("Load", "s", "tiny")).name == STANDARD + "LimitsExceeded"
+            assert await root.call("Load", "s", "tiny") == 1
+            for question in questions:
+                polkit.answer_to(question, True)
+            assert sorted(await asyncio.gather(*calls)) == [2, 3]
 
     run(scenario())
 
@@ -324,17 +339,21 @@ def test_jobs_of_ones_own_user_are_canceled_without_asking(
     polkit = Polkit()
 
     async def scenario() -> None:
-        async with serving(private_bus.address, engine), polkit.on(private_bus.address):
-            async with peer(private_bus.address) as root, peer(private_bus.address, NOBODY) as client:
-                job = await client.call("Load", "s", "tiny")
-                theirs = await root.call("Load", "s", "big")
-                polkit.answer = (False, False)
-                async with peer(private_bus.address, NOBODY) as same_user:
-                    await same_user.call("CancelJob", "u", job)
-                assert (await client.refused("CancelJob", "u", theirs)).name == STANDARD + "AccessDenied"
-                assert (await client.refused("CancelJob", "u", job)).name == OWN + "NoSuchJob"
-                assert [call[1] for call in engine.asked("cancel")] == [job]
-                assert list(engine.jobs) == [theirs]
+        async with (
+            serving(private_bus.address, engine),
+            polkit.on(private_bus.address),
+            peer(private_bus.address) as root,
+            peer(private_bus.address, NOBODY) as client,
+        ):
+            job = await client.call("Load", "s", "tiny")
+            theirs = await root.call("Load", "s", "big")
+            polkit.answer = (False, False)
+            async with peer(private_bus.address, NOBODY) as same_user:
+                await same_user.call("CancelJob", "u", job)
+            assert (await client.refused("CancelJob", "u", theirs)).name == STANDARD + "AccessDenied"
+            assert (await client.refused("CancelJob", "u", job)).name == OWN + "NoSuchJob"
+            assert [call[1] for call in engine.asked("cancel")] == [job]
+            assert list(engine.jobs) == [theirs]
 
     run(scenario())
 
@@ -360,14 +379,17 @@ def test_a_load_goes_on_when_its_caller_has_left(run: Any, private_bus: PrivateB
     """Only holds die with their caller."""
 
     async def scenario() -> None:
-        async with serving(private_bus.address, engine), peer(private_bus.address) as watcher:
-            async with watcher.signals() as signals:
-                async with peer(private_bus.address) as client:
-                    job = await client.call("Load", "s", "tiny")
-                assert (await busctl(private_bus.address, "status"))[0] == 0
-                assert list(engine.jobs) == [job]
-                engine.end(job)
-                assert await signals.next("JobRemoved") == ("JobRemoved", (job, "tiny", "done", ""))
+        async with (
+            serving(private_bus.address, engine),
+            peer(private_bus.address) as watcher,
+            watcher.signals() as signals,
+        ):
+            async with peer(private_bus.address) as client:
+                job = await client.call("Load", "s", "tiny")
+            assert (await busctl(private_bus.address, "status"))[0] == 0
+            assert list(engine.jobs) == [job]
+            engine.end(job)
+            assert await signals.next("JobRemoved") == ("JobRemoved", (job, "tiny", "done", ""))
 
     run(scenario())
 

@@ -41,29 +41,32 @@ def test_a_load_is_told_from_queued_to_busy_in_the_words_of_the_interface(
     """Each state once, in order, with its reason; the scheduler's own words stay inside."""
 
     async def scenario() -> None:
-        async with serving(private_bus.address, engine, library=library), peer(private_bus.address) as client:
-            async with client.signals() as signals:
-                engine.touch("tiny", waiting=True)
-                assert await signals.next("ModelStateChanged") == ("ModelStateChanged", ("tiny", "queued", "budget"))
-                engine.change("tiny", State.LOADING, waiting=False)
-                engine.change("tiny", State.READY)
-                engine.change("tiny", State.DRAINING, "idle")
-                engine.change("tiny", State.STOPPING, "idle")
-                engine.change("tiny", State.KILLING, "idle")
-                engine.change("tiny", State.COLD, "idle")
-                engine.change("tiny", State.LOADING, "request")
-                engine.change("tiny", State.BACKOFF, "crash")
-                expected = [
-                    ("loading", "user"),
-                    ("ready", "user"),
-                    ("unloading", "idle"),
-                    ("unloaded", "idle"),
-                    ("loading", "request"),
-                    ("failed", "crash"),
-                ]
-                for state, reason in expected:
-                    _, told = await signals.next("ModelStateChanged")
-                    assert told == ("tiny", state, reason)
+        async with (
+            serving(private_bus.address, engine, library=library),
+            peer(private_bus.address) as client,
+            client.signals() as signals,
+        ):
+            engine.touch("tiny", waiting=True)
+            assert await signals.next("ModelStateChanged") == ("ModelStateChanged", ("tiny", "queued", "budget"))
+            engine.change("tiny", State.LOADING, waiting=False)
+            engine.change("tiny", State.READY)
+            engine.change("tiny", State.DRAINING, "idle")
+            engine.change("tiny", State.STOPPING, "idle")
+            engine.change("tiny", State.KILLING, "idle")
+            engine.change("tiny", State.COLD, "idle")
+            engine.change("tiny", State.LOADING, "request")
+            engine.change("tiny", State.BACKOFF, "crash")
+            expected = [
+                ("loading", "user"),
+                ("ready", "user"),
+                ("unloading", "idle"),
+                ("unloaded", "idle"),
+                ("loading", "request"),
+                ("failed", "crash"),
+            ]
+            for state, reason in expected:
+                _, told = await signals.next("ModelStateChanged")
+                assert told == ("tiny", state, reason)
 
     run(scenario())
 
@@ -75,15 +78,18 @@ def test_job_removed_comes_after_the_reply_that_named_the_job(
     engine.end_loads_at_once = True
 
     async def scenario() -> None:
-        async with serving(private_bus.address, engine, library=library), peer(private_bus.address) as client:
-            async with client.signals():
-                came: asyncio.Queue[Any] = asyncio.Queue()
-                with client.router.filter(Anything(), queue=came):
-                    await client.router.send(new_method_call(DBusAddress(PATH, NAME, NAME), "Load", "s", ("tiny",)))
-                    reply, signal = [await asyncio.wait_for(came.get(), 10) for _ in range(2)]
-                assert reply.header.message_type is MessageType.method_return
-                assert signal.header.fields[HeaderFields.member] == "JobRemoved"
-                assert signal.body == (reply.body[0], "tiny", "done", "")
+        async with (
+            serving(private_bus.address, engine, library=library),
+            peer(private_bus.address) as client,
+            client.signals(),
+        ):
+            came: asyncio.Queue[Any] = asyncio.Queue()
+            with client.router.filter(Anything(), queue=came):
+                await client.router.send(new_method_call(DBusAddress(PATH, NAME, NAME), "Load", "s", ("tiny",)))
+                reply, signal = [await asyncio.wait_for(came.get(), 10) for _ in range(2)]
+            assert reply.header.message_type is MessageType.method_return
+            assert signal.header.fields[HeaderFields.member] == "JobRemoved"
+            assert signal.body == (reply.body[0], "tiny", "done", "")
 
     run(scenario())
 
@@ -92,11 +98,14 @@ def test_a_failed_job_says_why(run: Any, private_bus: PrivateBus, engine: FakeEn
     """The result is a word for programs, the message a sentence for people."""
 
     async def scenario() -> None:
-        async with serving(private_bus.address, engine), peer(private_bus.address) as client:
-            async with client.signals() as signals:
-                job = await client.call("Load", "s", "tiny")
-                engine.end(job, JobResult.FAILED, "the file is not a GGUF")
-                assert (await signals.next("JobRemoved"))[1] == (job, "tiny", "failed", "the file is not a GGUF")
+        async with (
+            serving(private_bus.address, engine),
+            peer(private_bus.address) as client,
+            client.signals() as signals,
+        ):
+            job = await client.call("Load", "s", "tiny")
+            engine.end(job, JobResult.FAILED, "the file is not a GGUF")
+            assert (await signals.next("JobRemoved"))[1] == (job, "tiny", "failed", "the file is not a GGUF")
 
     run(scenario())
 
@@ -107,17 +116,20 @@ def test_properties_that_change_in_one_turn_come_in_one_signal_with_their_values
     """State, LoadedModels, ActiveModel and Models together; what did not change is not in it, nor what never tells."""
 
     async def scenario() -> None:
-        async with serving(private_bus.address, engine, library=library), peer(private_bus.address) as client:
-            async with client.signals() as signals:
-                engine.state = "active"
-                engine.gpus = (replace(gpu(), sample=replace(gpu().sample, utilization_percent=99)),)
-                engine.change("tiny", State.LOADING)
-                engine.change("tiny", State.READY, last_used_s=990.0)
-                values = await changed(signals)
-                assert set(values) == {"State", "LoadedModels", "ActiveModel", "Models"}
-                assert (values["State"], values["LoadedModels"], values["ActiveModel"]) == ("active", ["tiny"], "tiny")
-                assert "PropertiesChanged" not in await settle(client, signals)
-                assert await client.get("Utilization") == 99
+        async with (
+            serving(private_bus.address, engine, library=library),
+            peer(private_bus.address) as client,
+            client.signals() as signals,
+        ):
+            engine.state = "active"
+            engine.gpus = (replace(gpu(), sample=replace(gpu().sample, utilization_percent=99)),)
+            engine.change("tiny", State.LOADING)
+            engine.change("tiny", State.READY, last_used_s=990.0)
+            values = await changed(signals)
+            assert set(values) == {"State", "LoadedModels", "ActiveModel", "Models"}
+            assert (values["State"], values["LoadedModels"], values["ActiveModel"]) == ("active", ["tiny"], "tiny")
+            assert "PropertiesChanged" not in await settle(client, signals)
+            assert await client.get("Utilization") == 99
 
     run(scenario())
 
@@ -128,24 +140,27 @@ def test_vram_is_told_when_it_moved_far_enough_and_once_a_second(
     """A small move is silent; a large one comes at once; a second one within the second waits, with the last value."""
 
     async def scenario() -> None:
-        async with serving(private_bus.address, engine) as service, peer(private_bus.address) as client:
-            async with client.signals() as signals:
-                engine.gpus = (gpu(2 * GIB + (63 << 20)),)
+        async with (
+            serving(private_bus.address, engine) as service,
+            peer(private_bus.address) as client,
+            client.signals() as signals,
+        ):
+            engine.gpus = (gpu(2 * GIB + (63 << 20)),)
+            engine.tell(Touched())
+            assert await settle(client, signals) == []
+            assert service._announcer._later is None, "nothing waits for a change that nobody hears of"
+            service._announcer._told_at_s -= 10
+            engine.gpus = (gpu(2 * GIB + (64 << 20)),)
+            engine.tell(Touched())
+            assert await changed(signals) == {"VramUsed": 2 * GIB + (64 << 20)}
+            began = asyncio.get_running_loop().time()
+            for step in range(1, 6):
+                engine.gpus = (gpu((2 + step) * GIB),)
                 engine.tell(Touched())
                 assert await settle(client, signals) == []
-                assert service._announcer._later is None, "nothing waits for a change that nobody hears of"
-                service._announcer._told_at_s -= 10
-                engine.gpus = (gpu(2 * GIB + (64 << 20)),)
-                engine.tell(Touched())
-                assert await changed(signals) == {"VramUsed": 2 * GIB + (64 << 20)}
-                began = asyncio.get_running_loop().time()
-                for step in range(1, 6):
-                    engine.gpus = (gpu((2 + step) * GIB),)
-                    engine.tell(Touched())
-                    assert await settle(client, signals) == []
-                assert await changed(signals) == {"VramUsed": 7 * GIB}
-                assert asyncio.get_running_loop().time() - began > 0.8
-                assert service._announcer._later is None and service._announcer._due is None
+            assert await changed(signals) == {"VramUsed": 7 * GIB}
+            assert asyncio.get_running_loop().time() - began > 0.8
+            assert service._announcer._later is None and service._announcer._due is None
 
     run(scenario())
 
@@ -155,18 +170,21 @@ def test_a_request_more_or_less_is_no_news_but_busy_is(run: Any, private_bus: Pr
     engine.models["tiny"] = status("tiny", State.READY)
 
     async def scenario() -> None:
-        async with serving(private_bus.address, engine), peer(private_bus.address) as client:
-            async with client.signals() as signals:
-                await asyncio.sleep(1.05)  # The first second after connecting counts as told.
-                engine.touch("tiny", in_flight=1)
-                assert (await signals.next("ModelStateChanged"))[1] == ("tiny", "busy", "request")
-                await settle(client, signals)
-                for number in range(1000):
-                    engine.touch("tiny", in_flight=number % 2, last_used_s=1000.0 + number)
-                assert await settle(client, signals) == []
-                engine.touch("tiny", in_flight=0)
-                assert (await signals.next("ModelStateChanged"))[1][:2] == ("tiny", "ready")
-                assert await settle(client, signals) in ([], ["PropertiesChanged"])
+        async with (
+            serving(private_bus.address, engine),
+            peer(private_bus.address) as client,
+            client.signals() as signals,
+        ):
+            await asyncio.sleep(1.05)  # The first second after connecting counts as told.
+            engine.touch("tiny", in_flight=1)
+            assert (await signals.next("ModelStateChanged"))[1] == ("tiny", "busy", "request")
+            await settle(client, signals)
+            for number in range(1000):
+                engine.touch("tiny", in_flight=number % 2, last_used_s=1000.0 + number)
+            assert await settle(client, signals) == []
+            engine.touch("tiny", in_flight=0)
+            assert (await signals.next("ModelStateChanged"))[1][:2] == ("tiny", "ready")
+            assert await settle(client, signals) in ([], ["PropertiesChanged"])
 
     run(scenario())
 
@@ -177,16 +195,20 @@ def test_hold_released_goes_to_the_holder_alone(
     """When somebody else ends the hold; one's own Release is not told."""
 
     async def scenario() -> None:
-        async with serving(private_bus.address, engine, library=library):
-            async with peer(private_bus.address) as holder, peer(private_bus.address) as other:
-                async with holder.signals() as heard, other.signals() as overheard:
-                    cookie = await holder.call("Hold", "sss", "tiny", "why", "app")
-                    engine.drop_hold(cookie, "suspend")
-                    assert (await heard.next("HoldReleased"))[1] == (cookie, "suspend")
-                    again = await holder.call("Hold", "sss", "tiny", "why", "app")
-                    await holder.call("Release", "u", again)
-                    assert "HoldReleased" not in await settle(holder, heard)
-                    assert "HoldReleased" not in await settle(other, overheard)
+        async with (
+            serving(private_bus.address, engine, library=library),
+            peer(private_bus.address) as holder,
+            peer(private_bus.address) as other,
+            holder.signals() as heard,
+            other.signals() as overheard,
+        ):
+            cookie = await holder.call("Hold", "sss", "tiny", "why", "app")
+            engine.drop_hold(cookie, "suspend")
+            assert (await heard.next("HoldReleased"))[1] == (cookie, "suspend")
+            again = await holder.call("Hold", "sss", "tiny", "why", "app")
+            await holder.call("Release", "u", again)
+            assert "HoldReleased" not in await settle(holder, heard)
+            assert "HoldReleased" not in await settle(other, overheard)
 
     run(scenario())
 
