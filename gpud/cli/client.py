@@ -11,13 +11,9 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from dbus_next.aio.message_bus import MessageBus
-from dbus_next.constants import MessageFlag, MessageType
-from dbus_next.message import Message
-from dbus_next.signature import Variant
-
 from gpud.cli import agent
 from gpud.cli.exits import BusError, NotRunning, Usage
+from gpud.cli.library import Message, MessageBus, MessageFlag, MessageType, Variant
 from gpud.core.errors import GpudError
 
 log = logging.getLogger(__name__)

@@ -1,14 +1,12 @@
 """``gpudctl _complete``: words for the completion of shells, one a line. Silent whatever is wrong."""
 
 from argparse import Namespace
-from typing import TYPE_CHECKING
+from typing import Any
 
 from gpud.cli.arguments import Parser
 from gpud.cli.output import Output
+from gpud.cli.unload import LOADED
 from gpud.core.errors import GpudError
-
-if TYPE_CHECKING:
-    from gpud.cli.client import Gpud
 
 DESCRIPTION = "Words for the completion of shells, one a line. Nothing is printed where gpud does not run."
 
@@ -36,19 +34,27 @@ def run(arguments: Namespace, output: Output) -> int:
 
 def _of_daemon(arguments: Namespace) -> list[str]:
     import asyncio
+    import logging
+
+    logging.disable(logging.CRITICAL)
+    status = asyncio.run(_status(arguments.bus))
+    if arguments.kind == "jobs":
+        return [str(job["Id"]) for job in status["Jobs"]]
+    wanted = [m for m in status["Models"] if arguments.kind == "models" or m["State"] in LOADED]
+    return [name for model in wanted for name in (model["Id"], *model["Aliases"])]
+
+
+async def _status(bus: str) -> dict[str, Any]:
+    import asyncio
 
     from gpud.cli import client
-    from gpud.cli.unload import LOADED
 
-    async def work(gpud: "Gpud") -> list[str]:
-        async with asyncio.timeout(BOUND_S):
-            status = await gpud.status()
-        if arguments.kind == "jobs":
-            return [str(job["Id"]) for job in status.get("Jobs", ())]
-        wanted = [m for m in status["Models"] if arguments.kind == "models" or m["State"] in LOADED]
-        return [name for model in wanted for name in (model["Id"], *model.get("Aliases", ()))]
-
-    return client.run(work, arguments.bus)
+    async with asyncio.timeout(BOUND_S):
+        gpud = await client.connect(bus)
+        try:
+            return await gpud.status()
+        finally:
+            gpud.close()
 
 
 def _keys() -> list[str]:

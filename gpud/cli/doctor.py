@@ -14,8 +14,7 @@ from gpud.cli.output import Output, plural
 from gpud.core.errors import ConfigInvalid, GpudError
 
 if TYPE_CHECKING:
-    from dbus_next.aio.message_bus import MessageBus
-
+    from gpud.cli.library import MessageBus
     from gpud.config import Config
 
 DESCRIPTION = """\

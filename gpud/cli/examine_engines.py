@@ -151,6 +151,11 @@ def _file(model: str, what: str, path: Path, account: Account, *, is_gguf: bool)
             with part.open("rb") as stream:
                 start = stream.read(len(MAGIC))
             total += part.stat().st_size
+        except PermissionError:
+            if account.uid == os.geteuid():
+                return Finding("model", f"{which}: it cannot be opened", f'see "namei -l {part}"')
+            # gpud may read it and we may not: that is how it should be for other people's models.
+            return Finding("model", f"{which}: {account.name} may read it, but you may not; root sees what is inside")
         except OSError as problem:
             remedy = f"put the file there, or correct it in models.{model}"
             return Finding("model", f"{which}: {problem.strerror}", remedy)

@@ -48,7 +48,7 @@ def run(arguments: Namespace, output: Output) -> int:
 
 def options_of(arguments: Namespace) -> dict[str, Any]:
     """The options of LoadWithOptions; empty when Load says it all."""
-    from dbus_next.signature import Variant
+    from gpud.cli.library import Variant
 
     options = {}
     if arguments.context is not None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from gpud.cli.arguments import Parser
 from gpud.cli.exits import DONE, FAILED, BusError, Usage, exit_status
 from gpud.cli.output import Output, mib, plural
+from gpud.core.errors import Canceled
 
 if TYPE_CHECKING:
     from gpud.cli.client import Gpud
@@ -43,6 +44,8 @@ def run(arguments: Namespace, output: Output) -> int:
 
 
 async def unload(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
+    import asyncio
+
     from gpud.cli import jobs as waiting
 
     await gpud.subscribe()
@@ -63,7 +66,11 @@ async def unload(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
         lines = [f"unloading {_named(model)} (job {job})" for job, model in jobs.items()] or ["nothing loaded"]
         output.result("\n".join(lines), {"jobs": [{"job": job, "model": model} for job, model in jobs.items()]})
         return worst
-    ended = await waiting.finish(gpud, jobs)
+    try:
+        ended = await waiting.finish(gpud, jobs)
+    except asyncio.CancelledError:
+        output.error(Canceled(f"interrupted: no longer unloading {', '.join(map(_named, jobs.values()))}"))
+        raise
     after = {record["Id"]: record for record in await gpud.models()}
     gone = [name for name, record in before.items() if record["State"] in LOADED and _is_gone(after.get(name))]
     named = set(arguments.models)
@@ -75,7 +82,7 @@ async def unload(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
 
 async def _start(gpud: "Gpud", model: str, *, force: bool) -> int:
     if force:
-        from dbus_next.signature import Variant
+        from gpud.cli.library import Variant
 
         options = {"force": Variant("b", True)}
         (job,) = await gpud.call("UnloadWithOptions", "sa{sv}", model, options, asks=True)

@@ -273,7 +273,7 @@ def test_run_holds_the_model_while_the_command_runs(gpud: RealDaemon, tmp_path: 
 
 
 def test_force_unloads_what_others_hold(gpud: RealDaemon, tmp_path: Path) -> None:
-    """The holder is told by its command, which goes on."""
+    """The model goes, the command that runs with it goes on to its end."""
     go = tmp_path / "go"
     os.mkfifo(go)
     running = gpud.place.start("run", "--hold", "tiny", "--", "sh", "-c", f"echo on; cat {go}")

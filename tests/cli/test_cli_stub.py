@@ -349,3 +349,145 @@ def test_a_bus_that_is_not_there(place: Place) -> None:
     assert "the system bus cannot be reached (No such file or directory)" in done.stderr
     done = place.gpudctl("--user", "status", DBUS_SESSION_BUS_ADDRESS="nonsense:")
     assert (done.returncode, len(done.stderr.splitlines())) == (3, 1)
+
+
+# What is rare --------------------------------------------------------------------------------------------------------
+
+
+def held(stub: StubDaemon) -> None:
+    """The model is held and loaded at once."""
+    stub.answers |= {
+        "Hold": reply("u", 77),
+        "Load": lambda call: [*reply("u", 1)(call), stub.signal("JobRemoved", "usss", 1, "tiny", "done", "")],
+    }
+
+
+def test_a_hold_that_ends_early_is_told(place: Place, tmp_path: Path) -> None:
+    """The command goes on, and whoever reads its output learns that the model may go."""
+
+    async def work(stub: StubDaemon) -> None:
+        import os
+
+        held(stub)
+        os.mkfifo(tmp_path / "on")
+        os.mkfifo(tmp_path / "go")
+        script = f"echo > {tmp_path / 'on'}; cat {tmp_path / 'go'}; exit 5"
+        words = ("run", "--hold", "tiny", "--", "sh", "-c", script)
+        command = asyncio.ensure_future(stub.gpudctl(place, *words))
+        await asyncio.to_thread((tmp_path / "on").read_text)
+        assert stub.calls[0][:2] == ("Hold", ["tiny", "runs sh", "gpudctl run"])
+        stub.bus.send(stub.signal("HoldReleased", "us", 76, "not ours"))
+        stub.bus.send(stub.signal("HoldReleased", "us", 77, "tiny is no longer configured"))
+        await ask(stub, "GetId")  # All of it is with the bus now.
+        await stub.leave()
+        (tmp_path / "go").write_text("")
+        status, _, err = await command
+        assert status == 5
+        assert err.splitlines() == [
+            'gpudctl: "tiny" is held no longer (tiny is no longer configured); the command goes on',
+            "gpudctl: gpud has gone while it was being asked: nothing is held any longer; the command goes on",
+        ]
+
+    async def main() -> None:
+        await work(await StubDaemon.on(place.environment["DBUS_SESSION_BUS_ADDRESS"]))
+
+    asyncio.run(main())
+
+
+def test_a_signal_from_somebody_else_is_not_believed(place: Place) -> None:
+    """Only the owner of the name can end a job; another client's word is worth nothing."""
+
+    async def main() -> None:
+        address = place.environment["DBUS_SESSION_BUS_ADDRESS"]
+        stub = await StubDaemon.on(address)
+        liar = await StubDaemon.on(address)
+        stub.answers |= {"Load": reply("u", 1), "ListModels": reply("aa{sv}", [])}
+        command = asyncio.ensure_future(stub.gpudctl(place, "load", "tiny"))
+        await stub.until("Load")
+        lie = stub.signal("JobRemoved", "usss", 1, "tiny", "failed", "a lie")
+        listening = (await ask(stub, "ListNames"))[0]
+        for name in (name for name in listening if name.startswith(":")):
+            lie.destination = name
+            lie.serial = 0
+            await liar.bus.send(lie)
+        await ask(liar, "GetId")  # All of it is with the bus now.
+        stub.bus.send(stub.signal("JobRemoved", "usss", 1, "tiny", "done", ""))
+        assert await command == (0, 'loaded "tiny"\n', "")
+        await liar.leave()
+        await stub.leave()
+
+    asyncio.run(main())
+
+
+async def ask(stub: StubDaemon, member: str) -> list[Any]:
+    from dbus_next import Message
+
+    bus = "org.freedesktop.DBus"
+    answer = await stub.bus.call(Message(destination=bus, path="/org/freedesktop/DBus", interface=bus, member=member))
+    assert answer is not None
+    return list(answer.body)
+
+
+def test_waiting_for_a_model_that_was_given_up(place: Place) -> None:
+    """It ends with the reason, now rather than never; one that is tried again is waited for."""
+
+    async def work(stub: StubDaemon) -> None:
+        failed = model("tiny", State="failed", Error="exited with status 1", ErrorHint="lower its context")
+        stub.answers["ListModels"] = reply("aa{sv}", [failed])
+        status, _, err = await stub.gpudctl(place, "wait", "tiny")
+        assert (status, err) == (1, 'gpudctl: "tiny" has failed: exited with status 1; lower its context\n')
+        again = model("tiny", State="failed", Error="exited with status 1", RetryAtUSec=1)
+        stub.answers["ListModels"] = reply("aa{sv}", [again])
+        command = asyncio.ensure_future(stub.gpudctl(place, "wait", "tiny"))
+        stub.arrived = asyncio.Queue()
+        await stub.until("ListModels")
+        stub.answers["ListModels"] = reply("aa{sv}", [model("tiny", State="busy")])
+        stub.bus.send(stub.signal("ModelStateChanged", "sss", "other", "failed", "crash"))
+        stub.bus.send(stub.signal("ModelStateChanged", "sss", "tiny", "busy", "request"))
+        assert await command == (0, '"tiny" is busy\n', "")
+
+    with_stub(place, work)
+
+
+def test_the_other_library_does_as_well(place: Place) -> None:
+    """Where dbus-next does not load, dbus-fast takes its place."""
+    import subprocess
+    import sys
+
+    pytest.importorskip("dbus_fast")
+
+    async def work(stub: StubDaemon) -> None:
+        def load(message: Any) -> list[Any]:
+            return [*reply("u", 9)(message), stub.signal("JobRemoved", "usss", 9, "tiny", "done", "")]
+
+        stub.answers |= {"LoadWithOptions": load, "ListModels": reply("aa{sv}", [model("tiny", LoadUSec=2_000_000)])}
+        code = "import sys; sys.modules['dbus_next'] = None; from gpud.cli import main; sys.exit(main(sys.argv[1:]))"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", code, "load", "--no-evict", "tiny"),
+            env=place.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert await asyncio.wait_for(process.communicate(), 30) == (b'loaded "tiny": in 2.0 s\n', b"")
+
+    with_stub(place, work)
+
+
+def test_polkits_agent_is_started_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told which process asks, it is waited for until it has registered, and it goes when we do."""
+    from gpud.cli import agent
+
+    said = tmp_path / "said"
+    program = tmp_path / "pkttyagent"
+    # Says how it was called, tells that it is ready by closing the descriptor, and stays.
+    program.write_text(f'#!/bin/bash\necho "$@" > {said}\neval "exec $4>&-"\nexec sleep 60\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    started = agent.start()
+    assert started is not None
+    words = said.read_text().split()
+    assert (words[0], words[2], words[4]) == ("--process", "--notify-fd", "--fallback")
+    agent.stop(started)
+    assert started.returncode is not None
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert agent.start() is None
