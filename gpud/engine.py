@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coro
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 
 from gpud.core import estimate, events
 from gpud.core.errors import BackendFailed, GpudError, NoSuchHold, NoSuchJob, NoSuchModel
@@ -319,6 +320,7 @@ class Engine:
         match action:
             case events.Launch():
                 task = self._start(self._load(action))
+                task.add_done_callback(partial(self._never_began, action))
                 self._loading[action.model.name] = (action.generation, task)
             case events.CancelLaunch(model, generation):
                 started = self._loading.get(model)
@@ -386,6 +388,13 @@ class Engine:
 
     # Carrying out ----------------------------------------------------------------------------------------------------
 
+    def _never_began(self, action: events.Launch, task: asyncio.Task[None]) -> None:
+        """A load that is canceled in the turn in which it was ordered has not taken its first step, and says nothing."""
+        if task.cancelled():
+            if self._loading.get(action.model.name) == (action.generation, task):
+                del self._loading[action.model.name]
+            self._post(events.LoadEnded(action.model.name, action.generation))
+
     async def _load(self, action: events.Launch) -> None:
         model, generation = action.model, action.generation
         name = model.name
@@ -439,8 +448,7 @@ class Engine:
             return
         del self._running[name]
         self._store.forget(running.unit)
-        hint = "lower its context or its layers, or give it more memory" if gone.oom_killed else ""
-        self._post(events.EngineGone(name, running.generation, gone, hint))
+        self._post(events.EngineGone(name, running.generation, gone, running.runner.crash_hint(gone)))
 
     async def _stop(self, name: str, generation: int, *, kill: bool) -> None:
         running = self._running.get(name)

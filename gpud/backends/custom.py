@@ -242,6 +242,9 @@ class AttachedRunner:
     async def kill(self) -> None:
         await self.unload(StopTimes())
 
+    def crash_hint(self, ended: Exit) -> str:  # noqa: ARG002 - nothing of it can be read
+        return ""
+
     def tail(self) -> tuple[str, ...]:
         return ()
 

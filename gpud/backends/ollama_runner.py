@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 
-from gpud.backends import ollama_api
+from gpud.backends import failures, ollama_api
 from gpud.backends.call import Unreachable, describe
 from gpud.backends.ollama_processes import ProcessWatch, RunnerProcess
 from gpud.backends.ollama_server import Server
@@ -78,6 +78,9 @@ class OllamaRunner:
         if self._process is None or not self._watches or self._watches[0].ended.done():
             return frozenset()
         return frozenset({self._process.pid})
+
+    def crash_hint(self, ended: Exit) -> str:
+        return failures.crash_hint(ended)
 
     def tail(self) -> tuple[str, ...]:
         return self._server.tail()

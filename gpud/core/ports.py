@@ -199,6 +199,9 @@ class Runner(Protocol):
 
     def tail(self) -> tuple[str, ...]: ...
 
+    def crash_hint(self, ended: Exit) -> str:
+        """What to do about this end, read from its last words; empty where they say nothing."""
+
 
 class Backend(Protocol):
     """One kind of engine. Mostly data: argv, environment, how to see that it is ready, how it says that it is busy."""

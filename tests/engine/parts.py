@@ -56,6 +56,9 @@ class FakeRunner:
     def tail(self) -> tuple[str, ...]:
         return ()
 
+    def crash_hint(self, ended: Exit) -> str:
+        return "mend it" if ended.code else ""
+
     def end(self, code: int | None) -> None:
         if not self.ended.done():
             self.ended.set_result(Exit(self.pid, code))
