@@ -1,9 +1,10 @@
 """One connection to the bus: whole messages in and out, calls that are answered or time out, and nothing about gpud.
 
 dbus-next's own connection (and dbus-fast's) is not fit for a daemon that strangers may call: a full socket buffer ends
-it, it reads as long as there is something to read and starves every timer meanwhile, its queue of answers has no end, it
-keeps whatever a peer sends, its calls have no time-out, and the descriptors that it receives leak into children. This one never blocks the loop and gives it air, is bounded in memory in both directions, and is ended
-by the bus or by us, never by a peer.
+it, it reads as long as there is something to read and starves every timer meanwhile, its queue of answers has no end,
+it keeps whatever a peer sends, its calls have no time-out, and descriptors that it receives leak into children. This
+one never blocks the loop and gives it air, is bounded in memory in both directions, and is ended by the bus or by us,
+never by a peer.
 """
 
 import array
