@@ -389,7 +389,7 @@ class Engine:
     # Carrying out ----------------------------------------------------------------------------------------------------
 
     def _never_began(self, action: events.Launch, task: asyncio.Task[None]) -> None:
-        """A load that is canceled in the turn in which it was ordered has not taken its first step, and says nothing."""
+        """A load canceled in the turn in which it was ordered has not taken its first step: it says nothing itself."""
         if task.cancelled():
             if self._loading.get(action.model.name) == (action.generation, task):
                 del self._loading[action.model.name]

@@ -75,6 +75,29 @@ def test_an_unknown_name_gets_the_nearest(run: Run) -> None:
     run(work())
 
 
+@pytest.mark.parametrize("how", ["unload", "shutdown"])
+def test_a_load_is_canceled_in_the_turn_in_which_it_was_ordered(how: str, run: Run) -> None:
+    """Before it took its first step: its end is heard of all the same."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+
+            def at_once(outcomes: tuple[Outcome, ...]) -> None:
+                if any(isinstance(o, Notice) and o.kind.value == "load-started" for o in outcomes):
+                    if how == "unload":
+                        bench.engine.unload("a", BOB)
+                    else:
+                        bench.engine.shutdown()
+
+            bench.engine.subscribe(at_once)
+            ended = await bench.engine.wait(bench.engine.load("a", ALICE))
+            assert ended.result is (JobResult.SUPERSEDED if how == "unload" else JobResult.CANCELED)
+            await until(bench, "a", State.COLD)
+            assert bench.backend.orders == []
+
+    run(work(), timeout_s=10)
+
+
 def test_use_loads_the_model_and_keeps_it_while_it_lasts(run: Run) -> None:
     """An unload waits until the block is left."""
 
