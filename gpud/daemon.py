@@ -100,6 +100,7 @@ class Daemon:
         self._status = ""
         self._reloads: set[asyncio.Task[None]] = set()
         self._watchdog: asyncio.TimerHandle | None = None
+        self._started = False
         self._stop_asked = False
 
     # Life ------------------------------------------------------------------------------------------------------------
@@ -157,6 +158,9 @@ class Daemon:
     async def _serve(self, service: Service) -> None:
         """From the first engine taken over to the last one stopped."""
         await self._engine.start()
+        self._started = True
+        if self._stop_asked:
+            self._engine.shutdown()
         for name in self._fd_store.unclaimed():
             self._fd_store.drop(name)
         try:
@@ -180,7 +184,7 @@ class Daemon:
     async def _end(self, service: Service) -> None:
         if not self._stop_asked:
             self._engine.shutdown()
-            await self._engine.finished()
+        await self._engine.finished()
         await service.close()
         await self._engine.close()
         await self._launcher.close()
@@ -210,11 +214,15 @@ class Daemon:
     def _stop(self) -> None:
         self._stop_asked = True
         self._notifier.stopping("stopping the engines")
-        self._engine.shutdown()
+        # What is just being taken over can be stopped only once it is: then _serve does it.
+        if self._started:
+            self._engine.shutdown()
 
     # Configuration ---------------------------------------------------------------------------------------------------
 
     def _hang_up(self) -> None:
+        if self._stop_asked:
+            return
         task = asyncio.get_running_loop().create_task(self._reload_quietly())
         self._reloads.add(task)
         task.add_done_callback(self._reloads.discard)
