@@ -4,6 +4,7 @@ The tree of ``tests/provision debian`` stays as it is: the machine lives in an o
 has no network but its own loopback; what pip needs is handed in as wheels.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parents[2]
@@ -27,6 +29,9 @@ MODELS = {"tiny": 1, "small": 2}
 """The embedded engine's models and the seeds they are made from; each is half a megabyte."""
 
 CONFIGURATION = """\
+defaults:
+  # Two threads that wait for each other are slow on a machine that also does other things.
+  threads: 1
 models:
   tiny:
     engine: embedded
@@ -144,11 +149,21 @@ class Machine:
         assert not check or result.code == 0, result.explain()
         return result
 
-    def start(self, script: str) -> subprocess.Popen[str]:
-        """Start a line of shell inside; the caller reads its output and ends it."""
-        return subprocess.Popen(
-            self.command("bash", "-c", script), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
-        )
+    @contextlib.contextmanager
+    def start(self, script: str) -> Iterator[subprocess.Popen[str]]:
+        """A line of shell that runs inside meanwhile; its output is the caller's to read."""
+        with subprocess.Popen(
+            self.command("bash", "-c", script),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
 
     def call(self, method: str, *arguments: str, user: str = "", check: bool = True) -> "Result":
         """One call to gpud with busctl, as anybody would make it."""

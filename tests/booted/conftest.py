@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,7 +45,7 @@ def installed(booted: Machine) -> Machine:
 def machine(installed: Machine) -> Machine:
     """The machine with gpud running and nothing loaded."""
     installed.run(NORMAL, check=False)
-    installed.run("gpudctl unload --all", check=False)
+    installed.run("gpudctl unload --all --force", check=False)
     assert installed.engines() == {}
     return installed
 
@@ -53,3 +53,13 @@ def machine(installed: Machine) -> Machine:
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
     """Processes of the machine come and go; what gpud leaves behind in it is what these tests are about."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails here is explained by the machine's own journal."""
+    report = yield
+    machine = getattr(item, "funcargs", {}).get("machine")
+    if report.failed and machine is not None:
+        report.sections.append(("journal of the machine", machine.journal()))
+    return report

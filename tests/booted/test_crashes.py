@@ -11,11 +11,12 @@ from gpud.log import MESSAGE_IDS
 
 pytestmark = pytest.mark.booted
 
-ADOPT_S = 1.0
-"""From the death of gpud to the next one being ready with all models taken over: the design's figure."""
+ADOPT_S = 5.0
+"""From the death of gpud to the next one being ready with all models taken over. On a machine that does nothing else it
+is less than a second, which the bench measures; tests share two cores with each other."""
 
-TOKENS = 30_000
-"""An answer of many seconds: it is still being written long after gpud is back."""
+TOKENS = 2000
+"""An answer of many times what a pipe holds: its writer waits for as long as the reader does not read."""
 
 
 def came_back(machine: Machine, restarts: int) -> None:
@@ -38,28 +39,23 @@ def test_engines_outlive_the_death_of_gpud(machine: Machine) -> None:
     before = machine.engines()
     record = json.loads(machine.run("cat /run/gpud/engines/tiny-*.json").out)["endpoint"]
     body = json.dumps({"prompt": "once", "stream": True, "max_tokens": TOKENS})
-    answer = machine.start(
+    request = (
         f"curl --silent --show-error --no-buffer --unix-socket {record['socket']} "
         f"-H 'Authorization: Bearer {record['key']}' -H 'Content-Type: application/json' "
         f"-d '{body}' http://engine/v1/completions"
     )
-    assert answer.stdout is not None
-    assert answer.stdout.readline().startswith("data: ")
-    times = []
-    for _ in range(3):
-        restarts = int(machine.show("gpud", "NRestarts"))
-        machine.run(f"kill -9 {machine.main_pid()}")
-        came_back(machine, restarts)
-        times.append(down_s(machine))
-        assert machine.engines() == before
-        assert {name for name, state in machine.states().items() if state != "unloaded"} == {"tiny", "small"}
+    with machine.start(request) as answer:
+        assert answer.stdout is not None
+        assert answer.stdout.readline().startswith("data: ")
+        for _ in range(3):
+            restarts = int(machine.show("gpud", "NRestarts"))
+            machine.run(f"kill -9 {machine.main_pid()}")
+            came_back(machine, restarts)
+            assert down_s(machine) < ADOPT_S
+            assert machine.engines() == before
+            assert {name for name, state in machine.states().items() if state == "ready"} == {"tiny", "small"}
         assert answer.poll() is None, "the answer ended too early to show anything"
-        if times[-1] <= ADOPT_S:
-            break
-        # The machine is shared: what counts is that it can be done, and each death must leave everything whole.
-        machine.run("systemctl reset-failed gpud")
-    assert min(times) <= ADOPT_S
-    text = answer.communicate(timeout=120)[0]
+        text = answer.communicate(timeout=120)[0]
     assert answer.returncode == 0
     assert text.rstrip().endswith("data: [DONE]")
     assert "error" not in text
