@@ -124,7 +124,7 @@ def examine(arguments: Namespace, kind: str) -> Findings:
     yield from _guarded("cgroup", lambda: examine_machine.cgroups(on_bus.pid, UNITS if kind == "system" else ()))
     if config is not None:
         doors = wanted_ports(config)
-        yield from _guarded("port", lambda: examine_machine.ports(doors, running=on_bus.pid is not None))
+        yield from _guarded("port", lambda: examine_machine.ports(doors, on_bus.pid))
 
 
 def _guarded(topic: str, look: Callable[[], Findings]) -> Findings:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
+from gpud.cli.ancestry import belongs_to, lives_in_unit
 from gpud.cli.findings import READ, WRITE, Account, Finding, Findings, group_of, may
 
 PACKAGES = ("dbus-next", "httptools", "nvidia-ml-py", "psutil", "pyyaml", "rich")
@@ -180,21 +181,23 @@ def _delegated(pid: int, root: Path) -> Finding:
     return Finding("cgroup", f"{path} does not belong to gpud", "set Delegate=yes in gpud.service and restart it")
 
 
-def ports(doors: Mapping[str, tuple[str, int]], *, running: bool) -> Findings:
-    """Whether the addresses that gpud wants to listen on are free, or its own."""
+def ports(doors: Mapping[str, tuple[str, int]], daemon_pid: int | None) -> Findings:
+    """Whether the addresses that gpud and its engines want to listen on are free, or theirs."""
     for name, (host, port) in doors.items():
         problem = _listen(host, port)
         if problem is None:
             yield Finding("port", f"{name}: {host} port {port} is free")
-        elif problem.errno == errno.EADDRINUSE and (who := _listener(port)) is not None and running and "gpud" in who:
-            yield Finding("port", f"{name}: {host} port {port} is gpud's")
-        elif problem.errno == errno.EADDRINUSE:
-            holder = _listener(port) or "another program"
-            remedy = f"stop it, or choose another port for {name} in gpud.yaml"
-            yield Finding("port", f"{name}: {host} port {port} is taken by {holder}", remedy)
-        else:
+            continue
+        if problem.errno != errno.EADDRINUSE:
             remedy = f"correct the address for {name} in gpud.yaml"
             yield Finding("port", f"{name}: cannot listen on {host} port {port}: {problem.strerror}", remedy)
+            continue
+        pid, holder = _listener(port)
+        if daemon_pid is not None and (belongs_to(pid, (daemon_pid,)) or lives_in_unit(pid, "gpud.service")):
+            yield Finding("port", f"{name}: {host} port {port} is used by gpud ({holder})")
+        else:
+            remedy = f"stop it, or choose another port for {name} in gpud.yaml"
+            yield Finding("port", f"{name}: {host} port {port} is taken by {holder}", remedy)
 
 
 def _listen(host: str, port: int) -> OSError | None:
@@ -209,15 +212,15 @@ def _listen(host: str, port: int) -> OSError | None:
     return None
 
 
-def _listener(port: int) -> str | None:
-    """Who listens there: the program and its PID, as far as we may know."""
+def _listener(port: int) -> tuple[int, str]:
+    """Who listens there: the process, 0 where we may not know, and words for it."""
     import psutil
 
     try:
         for connection in psutil.net_connections("tcp"):
             here = connection.laddr
             if here and here.port == port and connection.status == psutil.CONN_LISTEN and connection.pid:
-                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+                return connection.pid, f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
     except psutil.Error:
-        return None
-    return None
+        return 0, "a process that has just ended"
+    return 0, "another user's program (root sees which)"

@@ -2,9 +2,9 @@
 
 import re
 from argparse import Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpud.cli.ancestry import belongs_to
 from gpud.cli.arguments import Parser
 from gpud.cli.output import Output, mib, since, size, span, table, until
 
@@ -40,9 +40,6 @@ DEGRADED = {
     "gpu-unavailable": "a GPU does not answer",
     "state-not-kept": "the state directory cannot be written: engines cannot be found again after a restart",
 }
-
-ANCESTORS = 16
-"""How many parents of a process are looked at: engines do not nest deeper."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -206,21 +203,6 @@ def others(gpu: dict[str, Any], records: list[dict[str, Any]]) -> list[str]:
         return []
     total = f" {mib(foreign)}" if foreign else ""
     return [f"  other programs{total}" + (f": {', '.join(named)}" if named else "")]
-
-
-def belongs_to(pid: int, pids: set[int]) -> bool:
-    """Whether a process is one of these or descends from one."""
-    for _ in range(ANCESTORS):
-        if pid in pids:
-            return True
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        except OSError:
-            return False
-        pid = int(fields[1])
-        if pid <= 1:
-            return False
-    return False
 
 
 def job(record: dict[str, Any]) -> str:

@@ -373,11 +373,15 @@ def test_ports_that_are_taken() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        (finding,) = examine_machine.ports({"engines.ollama": ("127.0.0.1", port)}, running=False)
+        (finding,) = examine_machine.ports({"engines.ollama": ("127.0.0.1", port)}, None)
         assert finding.is_problem
         assert f"port {port} is taken by" in finding.text
         assert f"(pid {os.getpid()})" in finding.text
-    (finding,) = examine_machine.ports({"engines.ollama": ("127.0.0.1", port)}, running=False)
+        # The same port in the hands of gpud, or of what it started, is as it should be.
+        for daemon in (os.getpid(), os.getppid()):
+            (finding,) = examine_machine.ports({"engines.ollama": ("127.0.0.1", port)}, daemon)
+            assert (finding.is_problem, "is used by gpud" in finding.text) == (False, True)
+    (finding,) = examine_machine.ports({"engines.ollama": ("127.0.0.1", port)}, None)
     assert finding == Finding("port", f"engines.ollama: 127.0.0.1 port {port} is free")
 
 
