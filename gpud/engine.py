@@ -45,6 +45,8 @@ ADOPT_S = 5.0
 GONE_GRACE_S = 5.0
 # Whoever asks for fresh figures gets the last known ones when the devices take longer than this.
 REFRESH_S = 1.0
+# Figures of this age may be shown: a program that asks all the time has the devices looked at no more often.
+FRESH_S = 1.0
 
 
 @dataclass(slots=True)
@@ -90,6 +92,7 @@ class Engine:
         self._listeners: list[Listener] = []
         self._waiters: dict[int, list[asyncio.Future[JobEnded]]] = {}
         self._looks: list[asyncio.Future[None]] = []
+        self._looked_at_s: float | None = None
         self._jobs = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
         self._snapshot: Snapshot | None = None
@@ -104,6 +107,14 @@ class Engine:
         if self._snapshot is None:
             self._snapshot = self._look_at_everything()
         return replace(self._snapshot, now_s=self._loop.time())
+
+    def is_fresh(self) -> bool:
+        """Whether the figures may be shown as they are. With nothing loaded any look will do: a driver that was let go
+        is not taken up again because somebody watches.
+        """
+        if self._looked_at_s is None:
+            return False
+        return not self._running or self._loop.time() - self._looked_at_s < FRESH_S
 
     async def refresh(self) -> None:
         """Have the devices looked at again, without waking one that sleeps; returns early when they take too long."""
@@ -502,6 +513,7 @@ class Engine:
             if model is not None:
                 await asyncio.to_thread(self._check, model, sizes, unfit)
         samples = await self._gpus.sample(pids, wake=action.wake)
+        self._looked_at_s = self._loop.time()
         for problem in self._gpus.problems:
             if problem not in self._gpu_problems:
                 self._say(Kind.GPU_PROBLEM, problem, level=Level.WARNING)

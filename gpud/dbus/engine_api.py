@@ -12,6 +12,12 @@ class EngineApi(Protocol):
 
     def snapshot(self) -> Snapshot: ...
 
+    def is_fresh(self) -> bool:
+        """Whether the figures of the snapshot may be shown as they are."""
+
+    async def refresh(self) -> None:
+        """Returns when the devices have been looked at again, or take too long."""
+
     def load(self, model: str, caller: Caller, options: LoadOptions = ...) -> int:
         """Returns the job. Raises for what is known at once."""
 

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from gpud.core.errors import (
@@ -96,14 +96,22 @@ class Methods:
 
     # Seeing: everybody may ------------------------------------------------------------------------------------------
 
-    def status(self, _request: Request) -> Reply:
-        return Reply((status_values(self._look(), self._clock, self._version),))
+    def status(self, _request: Request) -> Reply | Awaitable[Reply]:
+        return self._fresh(lambda: status_values(self._look(), self._clock, self._version))
 
     def list_models(self, _request: Request) -> Reply:
         return Reply(([model_record(status, self._clock) for status in self._look().models],))
 
-    def list_gpus(self, _request: Request) -> Reply:
-        return Reply(([gpu_record(status) for status in self._look().gpus],))
+    def list_gpus(self, _request: Request) -> Reply | Awaitable[Reply]:
+        return self._fresh(lambda: [gpu_record(status) for status in self._look().gpus])
+
+    def _fresh(self, show: Callable[[], object]) -> Reply | Awaitable[Reply]:
+        """An answer with the figures of the devices: at once while they are fresh, else after a look."""
+        return Reply((show(),)) if self._engine.is_fresh() else self._after_a_look(show)
+
+    async def _after_a_look(self, show: Callable[[], object]) -> Reply:
+        await self._engine.refresh()
+        return Reply((show(),))
 
     # Loading and unloading ------------------------------------------------------------------------------------------
 

@@ -46,10 +46,18 @@ class FakeEngine:
         self.problems: list[str] = []
         self.fail: Exception | None = None
         self.end_loads_at_once = False
+        self.fresh_gpus: tuple[GpuStatus, ...] | None = None
         self._numbers = itertools.count(1)
         self._listeners: list[Callable[[tuple[Outcome, ...]], None]] = []
 
     # What the bus asks
+
+    def is_fresh(self) -> bool:
+        return self.fresh_gpus is None
+
+    async def refresh(self) -> None:
+        assert self.fresh_gpus is not None
+        self.gpus, self.fresh_gpus = self.fresh_gpus, None
 
     def snapshot(self) -> Snapshot:
         counts = {name: sum(hold.model == name for hold in self.holds.values()) for name in self.models}

@@ -10,7 +10,7 @@ from jeepney import MessageFlag
 from gpud.core.events import Kind, LoadOptions, Notice
 from gpud.dbus.limits import CallerLimits
 
-from .fake_engine import FakeEngine, status
+from .fake_engine import FakeEngine, gpu, status
 from .peers import NAME, PATH, Polkit, busctl, peer, serving, tool
 from .private_bus import NOBODY, MockPolkit, PrivateBus
 
@@ -425,5 +425,21 @@ def test_status_shows_everything_at_one_moment(
             assert (job["Progress"], job["Uid"]) == (("d", 0.25), ("u", 0))
             assert shown["Models"][1] == await client.call("ListModels")
             assert shown["Gpus"][1] == await client.call("ListGpus")
+
+    run(scenario())
+
+
+def test_old_figures_are_looked_at_again_before_they_are_shown(
+    run: Any, private_bus: PrivateBus, engine: FakeEngine, library: str
+) -> None:
+    """Whoever asks what holds the GPU gets what holds it now."""
+
+    async def scenario() -> None:
+        async with serving(private_bus.address, engine, library=library), peer(private_bus.address) as client:
+            for method in ("Status", "ListGpus"):
+                engine.gpus, engine.fresh_gpus = (gpu(2 << 30),), (gpu(5 << 30),)
+                shown = await client.call(method)
+                device = (shown["Gpus"][1] if method == "Status" else shown)[0]
+                assert device["VramUsed"] == ("t", 5 << 30)
 
     run(scenario())

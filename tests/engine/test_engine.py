@@ -10,6 +10,7 @@ from gpud.core.errors import BackendFailed, NoSuchHold, NoSuchJob, NoSuchModel
 from gpud.core.events import JobEnded, LoadOptions, ModelChanged, Notice, Outcome
 from gpud.core.facts import Caller, Endpoint, JobResult, Model, State
 from gpud.core.ports import ChildRecord, RunnerRecord
+from gpud.engine import FRESH_S
 
 from .parts import GIB, Bench, FakeRunner, MemoryStore
 
@@ -403,6 +404,29 @@ def test_with_nothing_loaded_nothing_is_armed_and_the_devices_are_let_go(run: Ru
                 await asyncio.wait(bench.engine._tasks)
             assert bench.engine._timer is None
             assert bench.gpus.releases >= 1
+
+    run(work())
+
+
+def test_figures_are_fresh_for_a_while_and_always_with_nothing_loaded(run: Run) -> None:
+    """Before the first look they are not; with a model loaded they grow old within a second."""
+
+    async def work() -> None:
+        bench = Bench(A)
+        assert not bench.engine.is_fresh()
+        async with bench:
+            await bench.engine.refresh()
+            assert bench.engine.is_fresh()
+            await bench.engine.wait(bench.engine.load("a", ALICE))
+            await bench.engine.refresh()
+            assert bench.engine.is_fresh()
+            aged = asyncio.Event()
+            asyncio.get_running_loop().call_later(FRESH_S, aged.set)
+            await aged.wait()
+            assert not bench.engine.is_fresh()
+            await bench.engine.refresh()
+            assert bench.engine.is_fresh()
+            await bench.engine.wait(bench.engine.unload("a", ALICE))
 
     run(work())
 
