@@ -120,7 +120,9 @@ class Engine:
         """Have the devices looked at again, without waking one that sleeps; returns early when they take too long."""
         seen: asyncio.Future[None] = self._loop.create_future()
         self._looks.append(seen)
-        self._post(events.LookAsked())
+        # The first look is under way since the start. One more behind it would find the drivers let go, and know less.
+        if self._looked_at_s is not None:
+            self._post(events.LookAsked())
         try:
             await asyncio.wait_for(seen, REFRESH_S)
         except TimeoutError:
