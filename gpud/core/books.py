@@ -1,6 +1,7 @@
 """The account of every device: the last look, what is promised, what is on its way back. Decides nothing."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from gpud.core import admission, budget, eviction
 from gpud.core.facts import HOST, BudgetLimits, GpuSample, GpuStatus, Limits, State
@@ -105,9 +106,18 @@ class Books:
         return tuple(statuses)
 
     def _limits_of(self, sample: GpuSample) -> BudgetLimits:
-        return self.limits.host if sample.is_host else self.limits.gpu
+        """The GPUs' budget is the host's where there is no GPU, unless the host has one of its own."""
+        host, gpu = self.limits.host, self.limits.gpu
+        if not sample.is_host:
+            return gpu
+        if not self._is_for(sample) or host.budget_bytes is not None or host.budget_percent is not None:
+            return host
+        return replace(host, budget_bytes=gpu.budget_bytes, budget_percent=gpu.budget_percent)
 
     def _override_of(self, sample: GpuSample) -> int:
         """A budget that was set at run time is for the GPUs, or for the host where there is none."""
-        for_this = not sample.is_host or all(other.is_host for other in self.samples)
-        return self.override_bytes if for_this else 0
+        return self.override_bytes if self._is_for(sample) else 0
+
+    def _is_for(self, sample: GpuSample) -> bool:
+        """Whether what is said of the GPUs holds for this device."""
+        return not sample.is_host or all(other.is_host for other in self.samples)

@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpud.core import budget, eviction
+from gpud.core.books import Books
 from gpud.core.budget import Charge, describe
-from gpud.core.facts import HOST, BudgetLimits, GpuProcess, GpuSample
+from gpud.core.facts import HOST, BudgetLimits, GpuProcess, GpuSample, Limits
 
 GIB = 1 << 30
 sizes = st.integers(0, 64 * GIB)
@@ -30,6 +31,22 @@ def test_a_budget_set_at_run_time_wins_but_never_exceeds_the_device() -> None:
     """An override cannot promise memory that is not there."""
     assert budget.capacity(8 * GIB, BudgetLimits(budget_bytes=GIB), 3 * GIB) == 3 * GIB
     assert budget.capacity(8 * GIB, BudgetLimits(), 30 * GIB) == 8 * GIB
+
+
+def test_without_a_gpu_the_gpus_budget_is_the_hosts() -> None:
+    """As the manual says of gpu.budget; a budget of the host's own wins, and beside a GPU the host is unlimited."""
+    gpu, host = sample(8 * GIB), sample(16 * GIB, 16 * GIB, uuid=HOST)
+
+    def capacity(of: GpuSample, *samples: GpuSample, **own: int) -> int | None:
+        books = Books(Limits(gpu=BudgetLimits(budget_bytes=2 * GIB), host=BudgetLimits(**own)))
+        books.seen(samples, {}, 0.0)
+        return books.account(of, ()).capacity_bytes
+
+    assert capacity(host, host) == 2 * GIB
+    assert capacity(host, host, budget_bytes=4 * GIB) == 4 * GIB
+    assert capacity(host, host, reserve_bytes=15 * GIB) == GIB
+    assert capacity(host, gpu, host) == 16 * GIB
+    assert capacity(gpu, gpu, host) == 2 * GIB
 
 
 def test_other_programs_count_because_free_memory_is_measured() -> None:
