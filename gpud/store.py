@@ -7,6 +7,7 @@ written
 is said once, in ``problem``, and work goes on.
 """
 
+import contextlib
 import json
 import logging
 import threading
@@ -31,14 +32,15 @@ class FileStore:
         self._records_dir = runtime_dir / "engines"
         self._measurements_file = state_dir / "measurements.json"
         self._on_problem = on_problem or (lambda problem: log.error("%s", problem))
-        self._problem = ""
+        # By directory: that records can be written again says nothing of measurements.
+        self._problems: dict[Path, str] = {}
         # Learned sizes are read by checks that run in threads.
         self._lock = threading.Lock()
         self._measurements = self._read_measurements()
 
     @property
     def problem(self) -> str:
-        return self._problem
+        return "; ".join(self._problems.values())
 
     # Engines ---------------------------------------------------------------------------------------------------------
 
@@ -47,7 +49,9 @@ class FileStore:
         try:
             paths = sorted(self._records_dir.glob("*.json"))
         except OSError as error:
-            self._complain(f"cannot read the records of running engines in {self._records_dir}: {error}")
+            self._complain(
+                self._records_dir, f"cannot read the records of running engines in {self._records_dir}: {error}"
+            )
             return ()
         for path in paths:
             try:
@@ -65,7 +69,7 @@ class FileStore:
         try:
             self._path(unit).unlink(missing_ok=True)
         except OSError as error:
-            self._complain(f"cannot remove the record of {unit}: {error}")
+            self._complain(self._records_dir, f"cannot remove the record of {unit}: {error}")
 
     def _path(self, unit: str) -> Path:
         return self._records_dir / f"{unit}.json"
@@ -94,7 +98,7 @@ class FileStore:
         except FileNotFoundError:
             return {}
         except OSError as error:
-            self._complain(f"cannot read {self._measurements_file}: {error}")
+            self._complain(self._measurements_file.parent, f"cannot read {self._measurements_file}: {error}")
             return {}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             log.error("Measured sizes in %s are unreadable and are measured anew: %s", self._measurements_file, error)
@@ -112,16 +116,19 @@ class FileStore:
             beside.write_text(text)
             beside.replace(path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
             self._complain(
+                path.parent,
                 f"cannot write {path}: {error.strerror or error}; "
-                "what is loaded works, but a restarted gpud may not know it"
+                "what is loaded works, but a restarted gpud may not know it",
             )
         else:
-            self._problem = ""
+            self._problems.pop(path.parent, None)
 
-    def _complain(self, problem: str) -> None:
-        if problem != self._problem:
-            self._problem = problem
+    def _complain(self, directory: Path, problem: str) -> None:
+        if problem != self._problems.get(directory):
+            self._problems[directory] = problem
             self._on_problem(problem)
 
 
