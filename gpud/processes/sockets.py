@@ -35,12 +35,20 @@ class SocketDirectory:
         self._paths: dict[str, Path] = {}
 
     def path(self, unit: str) -> str:
-        if self._directory is None:
-            self._directory = self._find()
-        path = self._directory / f"{safe_name(unit)}{SUFFIX}"
-        if len(os.fsencode(path)) > PATH_LIMIT_BYTES:
-            path = self._directory / f"{_checksum(unit)}{SUFFIX}"
-        path.unlink(missing_ok=True)
+        try:
+            if self._directory is None:
+                self._directory = self._find()
+            path = self._directory / f"{safe_name(unit)}{SUFFIX}"
+            if len(os.fsencode(path)) > PATH_LIMIT_BYTES:
+                path = self._directory / f"{_checksum(unit)}{SUFFIX}"
+            path.unlink(missing_ok=True)
+        except OSError as problem:
+            raise BackendFailed(
+                f'cannot make a place for engines\' sockets in "{self._runtime_dir}": {problem.strerror}',
+                hint="make room there, or correct its permissions",
+                kind="no-resources",
+                preflight=True,
+            ) from problem
         self._paths[unit] = path
         return str(path)
 
