@@ -504,6 +504,18 @@ def script(text: str, *, size: str = "10MiB", **settings: object) -> dict[str, o
     return {"engine": "custom", "command": command, "health": "/health", "size": size, **settings}
 
 
+def embedded(path: Path, **settings: object) -> dict[str, object]:
+    """The real engine that gpud brings."""
+    return {"engine": "embedded", "file": str(path), "context": 256, "threads": 1, **settings}
+
+
+def tiny(path: Path, *, broken: str = "") -> Path:
+    """A model file that it loads in milliseconds, or a broken one."""
+    command = [PYTHON, str(TOP / "tests" / "tiny_model.py"), str(path), *(["--broken", broken] if broken else [])]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return path
+
+
 class Stream:
     """A request to an engine by its own socket, past the daemon, whose answer is read as it comes."""
 

@@ -1,4 +1,4 @@
-"""Engines that fail in every way that engines fail: what the caller learns, what is left, whether the next load works."""
+"""Engines that fail in every way there is: what the caller learns, what is left, whether the next load works."""
 
 import time
 from itertools import pairwise
