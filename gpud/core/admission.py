@@ -64,7 +64,7 @@ def devices_for(model: Model, devices: Sequence[Device]) -> Sequence[Device] | G
     if not host:
         return GpuUnavailable(f'cannot load "{model.name}": the memory of this machine cannot be read')
     if model.gpu == HOST or model.settings.layers == "0":
-        return host
+        return _readable(model, host)
     if model.gpu:
         named = [d for d in gpus if model.gpu in (d.sample.uuid, str(d.sample.index))]
         if not named:
@@ -75,7 +75,7 @@ def devices_for(model: Model, devices: Sequence[Device]) -> Sequence[Device] | G
             )
         gpus = named
     if not gpus:
-        return host
+        return _readable(model, host)
     well = [device for device in gpus if not device.sample.health and device.account.available_bytes is not None]
     if not well:
         reasons = "; ".join(f"{d.sample.name}: {d.sample.health or 'does not tell its free memory'}" for d in gpus)
@@ -84,6 +84,14 @@ def devices_for(model: Model, devices: Sequence[Device]) -> Sequence[Device] | G
             hint="see gpudctl doctor; gpu: host in its configuration keeps it off the GPU",
         )
     return sorted(well, key=lambda d: -(d.account.available_bytes or 0))
+
+
+def _readable(model: Model, host: Sequence[Device]) -> Sequence[Device] | GpudError:
+    for device in host:
+        if device.account.available_bytes is None:
+            reason = device.sample.health or "it does not tell how much is free"
+            return GpuUnavailable(f'cannot load "{model.name}": {device.sample.name}: {reason}')
+    return host
 
 
 def decide(
