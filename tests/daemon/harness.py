@@ -148,6 +148,7 @@ class Place:
         self.config = self.root / "gpud.yaml"
         self.runtime.mkdir(mode=0o700)
         self.environment: dict[str, str] = {}
+        self.sections: dict[str, object] = {}
         self.daemons: list[Daemon] = []
         self._clients: list[Client] = []
 
@@ -159,7 +160,7 @@ class Place:
     def configure(self, models: Mapping[str, object], **sections: object) -> None:
         settings = {"restart": {"first": 0.1, "max": 0.2}, "stop": {"drain": 5, "term": 2, "second_term": 2}}
         fresh = self.config.with_suffix(".new")
-        fresh.write_text(yaml.safe_dump({**settings, **sections, "models": dict(models)}))
+        fresh.write_text(yaml.safe_dump({**settings, **self.sections, **sections, "models": dict(models)}))
         fresh.replace(self.config)
 
     def start(self, *, wait: bool = True) -> "Daemon":
