@@ -1,0 +1,82 @@
+"""What ``make run`` starts and prints, in a folder of its own."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from daemon.harness import TOP, settle
+
+BOUND_S = 30
+
+
+@pytest.fixture
+def clone() -> Iterator[Path]:
+    """The repository as the script sees it, and a folder that it may fill."""
+    folder = Path(tempfile.mkdtemp(prefix="gpud-r-"))
+    (folder / "tools").mkdir()
+    (folder / "tools" / "run").symlink_to(TOP / "tools" / "run")
+    for name in (".venv", "tests"):
+        (folder / name).symlink_to(TOP / name)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def of(folder: Path) -> list[str]:
+    """Every process that runs in or from the folder."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            try:
+                words = Path(entry.path, "environ").read_bytes() + Path(entry.path, "cmdline").read_bytes()
+            except OSError:
+                continue
+            if os.fsencode(folder) in words:
+                found.append(Path(entry.path, "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_prints_what_works(clone: Path, number: signal.Signals) -> None:
+    """gpud becomes ready on a tiny model of its own making; the printed commands, typed as they are, work; Ctrl-C ends
+    everything that was started."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(clone), "LANG": "C.UTF-8"}
+    with subprocess.Popen(
+        [clone / "tools" / "run"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            printed = ""
+            while not printed.endswith("READY\n"):
+                line = process.stdout.readline()
+                assert line, printed
+                printed += line
+            commands = re.findall(r"^  (\S.*)$", printed, re.M)
+            assert [Path(command.split()[0]).name for command in commands] == [
+                "export",
+                "gpudctl",
+                "gpudctl",
+                "busctl",
+                "gpudctl",
+            ]
+            done = subprocess.run(
+                ["bash", "-euxc", "\n".join(commands)],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=BOUND_S,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert re.search(r"^tiny +embedded", done.stdout, re.M)
+            assert "unloaded 1 model" in done.stdout + done.stderr
+            process.send_signal(number)
+            assert process.wait(BOUND_S) == 0
+        finally:
+            process.kill()
+    settle(lambda: not of(clone), "nothing is left", lambda: str(of(clone)))
