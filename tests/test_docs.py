@@ -17,6 +17,10 @@ import yaml
 from daemon.harness import TOP, Daemon, Place, engine, place_at, settle
 from dbus.private_bus import PrivateBus
 
+from gpud.backends import names
+from gpud.config import load
+from gpud.core.errors import ConfigInvalid
+
 PAGES = (TOP / "README.md", *sorted((TOP / "docs").glob("*.md")))
 SHELL = ("", "sh", "console")
 PROGRAMS = frozenset(
@@ -213,6 +217,40 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} points to {target}"
+
+
+def told(page: str) -> Iterator[tuple[str, str]]:
+    """Every setting in the right-hand column of a page's tables, and what stands to its left."""
+    for line in (TOP / "docs" / page).read_text().splitlines():
+        found = re.fullmatch(r"\| (.+) \| `([^`]+: [^`]+)` \|", line)
+        if found is not None:
+            yield found[1], found[2]
+
+
+@pytest.mark.parametrize(("old", "new"), list(told("migration.md")), ids=lambda text: text.split(",")[0])
+def test_every_setting_to_come_to_is_one(tmp_path: Path, old: str, new: str) -> None:
+    """What is said to take the place of an old setting is a valid configuration as it is written."""
+    said = new if new.startswith("{") else f"{{{new}}}"
+    if "top level" in old:
+        text = said
+    else:
+        given = yaml.safe_load(said)
+        whole = {"engine": "llama_server", **({} if given.get("engine") == "ollama" else {"file": "m.gguf"}), **given}
+        text = yaml.safe_dump({"models": {"m": whole}})
+    path = tmp_path / "gpud.yaml"
+    path.write_text(text)
+    load(path, known_engines=names())
+
+
+@pytest.mark.parametrize(
+    "name", ["n_ctx", "n_gpu_layers", "n_threads", "n_parallel", "n_batch", "extraFlags", "model_path"]
+)
+def test_an_old_name_is_answered_with_ours(tmp_path: Path, name: str) -> None:
+    """As the page promises."""
+    path = tmp_path / "gpud.yaml"
+    path.write_text(f"models: {{m: {{engine: llama_server, {name}: 1}}}}\n")
+    with pytest.raises(ConfigInvalid, match="did you mean"):
+        load(path, known_engines=names())
 
 
 def test_the_configuration_in_the_readme_is_valid(daemon: Daemon) -> None:
