@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpud import __version__, backends, config, gpus, systemd
@@ -264,7 +264,7 @@ class Daemon:
         made: dict[str, Backend] = {}
         options: dict[str, EngineOptions] = {}
         for name in dict.fromkeys(model.engine for model in wanted.models.values()):
-            options[name] = _options(wanted, name)
+            options[name] = engine_options(wanted, name, service=not self._user)
             if self._options.get(name) == options[name] and name in self._backends:
                 made[name] = self._backends[name]
                 continue
@@ -301,20 +301,25 @@ class Daemon:
         return f"{text} ({snapshot.degraded})" if snapshot.degraded else text
 
 
-def _options(wanted: Config, name: str) -> EngineOptions:
+def engine_options(wanted: Config, name: str, *, service: bool) -> EngineOptions:
+    """What a backend gets. The Ollama of the machine's own gpud keeps its models where the machine's models are."""
     engine = wanted.engines.get(name)
-    if engine is None:
-        return EngineOptions()
-    return EngineOptions(
-        binary=engine.binary,
-        environment=engine.environment,
-        url=engine.url,
-        host=engine.host,
-        port=engine.port,
-        models_dir=engine.models_dir,
-        python=engine.python,
-        keep_running=engine.keep_running,
-    )
+    options = EngineOptions()
+    if engine is not None:
+        options = EngineOptions(
+            binary=engine.binary,
+            environment=engine.environment,
+            url=engine.url,
+            host=engine.host,
+            port=engine.port,
+            models_dir=engine.models_dir,
+            python=engine.python,
+            keep_running=engine.keep_running,
+        )
+    said = options.url or options.models_dir or os.environ.get("OLLAMA_MODELS")
+    if name == "ollama" and service and not said:
+        return replace(options, models_dir=str(Path(wanted.base_directory) / "ollama" / "models"))
+    return options
 
 
 @contextlib.contextmanager

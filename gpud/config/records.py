@@ -72,6 +72,7 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     idle_timeout_s: float = 300.0
     stop: StopTimes = field(default_factory=StopTimes)
+    base_directory: str = "/var/lib/ml-models"
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     http: HttpConfig = field(default_factory=HttpConfig)
     bus: BusConfig = field(default_factory=BusConfig)

@@ -110,6 +110,7 @@ def _data(config: Config, *, secrets: bool) -> dict[str, object]:
         "models": {name: _model(model, secrets=secrets) for name, model in config.models.items()},
         "engines": {name: _of_record(ENGINE, engine, name, secrets=secrets) for name, engine in config.engines.items()},
         "idle": {"timeout": _written(_key(ROOT, "idle", "timeout"), config.idle_timeout_s)},
+        "storage": {"base_directory": config.base_directory},
         "gpu": {key.name: _written(key, gpu[key.name]) for key in GPU.keys if gpu[key.name] is not None},
         "stop": _of_record(STOP, config.stop, "", secrets=secrets),
         "restart": {key.name: _written(key, restart[key.name]) for key in RESTART.keys},

@@ -40,6 +40,7 @@ def build(root: Node, reading: Reading, *, complete: bool, sources: tuple[str, .
         limits=_limits(top, reading),
         idle_timeout_s=idle_timeout_s,
         stop=StopTimes(**top.section("stop").fields()),
+        base_directory=top.section("storage")["base_directory"],
         logging=LoggingConfig(**top.section("logging").fields()),
         http=_http(top.section("http"), reading),
         bus=BusConfig(**top.section("bus").fields()),

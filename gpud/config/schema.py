@@ -474,7 +474,7 @@ ENGINE = Section(
             "models_dir",
             FilePath(),
             "The model store of Ollama; for other engines, where relative model files start from.",
-            absent="Ollama decides; the directory of the file that names the model file",
+            absent="below storage.base_directory; for others the directory of the file that names the model file",
             also=("models_directory", "models", "store"),
             example="/var/lib/ml-models/ollama/models",
         ),
@@ -565,6 +565,18 @@ RESTART = Section(
     )
 )
 
+STORAGE = Section(
+    (
+        Key(
+            "base_directory",
+            FilePath(),
+            "Models are below it: in ollama/models those of an Ollama that gpud.service (not gpud --user) starts.",
+            "/var/lib/ml-models",
+            also=("base_dir", "models_path"),
+        ),
+    )
+)
+
 LOGGING = Section(
     (
         Key("level", Choice(("debug", "info", "warning", "error")), "What is logged.", "info", also=("log_level",)),
@@ -602,6 +614,7 @@ ROOT = Section(
         Key("defaults", DEFAULTS, "What every model has unless it, or its engine's defaults, say otherwise."),
         Key("engines", ENGINES, "What all models of one engine share.", also=("backends", "engine")),
         Key("idle", IDLE, "Idleness."),
+        Key("storage", STORAGE, "Where models are kept."),
         Key("gpu", GPU, "How much memory gpud may take.", also=("vram", "gpus", "limits")),
         Key("stop", STOP, "How engines are stopped."),
         Key("restart", RESTART, "What happens after an engine crashed.", also=("backoff",)),
