@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from gpud.cli.arguments import Parser, duration, whole
-from gpud.cli.exits import DONE, FAILED, exit_status
+from gpud.cli.exits import DONE, FAILED, STATUSES, exit_status
 from gpud.cli.output import Output, mib, plural, span
 from gpud.core.errors import Canceled, GpudError
 
@@ -79,9 +79,17 @@ async def load(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
         output.result("\n".join(lines), {"jobs": [{"job": job, "model": model} for job, model in jobs.items()]})
         return max((exit_status(error) for error in refused.values()), default=DONE)
     ended = await wait_for(gpud, jobs, output)
-    report(output, ended, await gpud.models() if any(one.done for one in ended) else [])
+    records = {name: record for record in await gpud.models() for name in (record["Id"], *record.get("Aliases", ()))}
+    report(output, ended, records)
     statuses = [exit_status(error) for error in refused.values()]
-    return max([*statuses, *(DONE if one.done else FAILED for one in ended)], default=DONE)
+    return max([*statuses, *(status_of(one, records.get(one.model, {})) for one in ended)], default=DONE)
+
+
+def status_of(ended: "Ended", record: dict[str, Any]) -> int:
+    """The exit status for one job: a load that gpud refused for lack of memory is refused, not failed."""
+    if ended.done:
+        return DONE
+    return STATUSES.get(record.get("ErrorCode", ""), FAILED) if ended.result == "failed" else FAILED
 
 
 async def start(gpud: "Gpud", model: str, options: dict[str, Any]) -> int:
@@ -109,9 +117,8 @@ async def wait_for(gpud: "Gpud", jobs: dict[int, str], output: Output) -> "list[
         raise
 
 
-def report(output: Output, ended: "list[Ended]", models: list[dict[str, Any]]) -> None:
+def report(output: Output, ended: "list[Ended]", records: dict[str, dict[str, Any]]) -> None:
     """What became of each load."""
-    records = {name: record for record in models for name in (record["Id"], *record.get("Aliases", ()))}
     if output.wants_json:
         output.json({"results": [one.as_data() for one in ended]})
     for one in ended:

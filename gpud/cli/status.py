@@ -4,7 +4,6 @@ import re
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from gpud.cli.ancestry import belongs_to
 from gpud.cli.arguments import Parser
 from gpud.cli.output import Output, mib, since, size, span, table, until
 
@@ -191,8 +190,8 @@ def device(gpu: dict[str, Any], records: list[dict[str, Any]], output: Output) -
 
 def others(gpu: dict[str, Any], records: list[dict[str, Any]]) -> list[str]:
     """What other programs hold, with the names of those that the driver tells."""
-    pids = {record["Pid"] for record in records if record["Pid"]}
-    strangers = [one for one in gpu["Processes"] if not belongs_to(one["Pid"], pids)]
+    own = {pid for record in records for pid in record.get("Pids", ())}
+    strangers = [one for one in gpu["Processes"] if one["Pid"] not in own]
     strangers.sort(key=lambda one: -one.get("UsedBytes", 0))
     named = [
         f"{one['Name'] or 'unknown'} (pid {one['Pid']})" + (f" {mib(one['UsedBytes'])}" if "UsedBytes" in one else "")

@@ -267,6 +267,7 @@ class ModelStatus:
     restarts: int = 0
     load_seconds: float | None = None
     error: str = ""
+    error_code: str = ""
     error_hint: str = ""
     error_tail: tuple[str, ...] = ()
     endpoint: Endpoint | None = None

@@ -33,6 +33,7 @@ class Failure:
 
     message: str
     hint: str = ""
+    code: str = ""
     tail: tuple[str, ...] = ()
 
 
@@ -41,11 +42,9 @@ class Instance:
     """One model's life.
 
     ``generation`` counts starts: an answer that carries an older one is about an engine that is gone. ``wanted``: it
-    was
-    ready when its engine crashed, and comes back by itself. ``stale``: its engine no longer matches the configuration
-    and
-    goes as soon as it is idle. ``draining_for`` says why it is to go, ``told_busy`` that its engine has said since then
-    that it works.
+    was ready when its engine crashed, and comes back by itself. ``stale``: its engine no longer matches the
+    configuration and goes as soon as it is idle. ``draining_for`` says why it is to go; ``told_busy``: since then its
+    engine has said that it works.
     """
 
     model: Model
@@ -129,7 +128,7 @@ class Instance:
     def status(self, holds: int, *, held: bool) -> ModelStatus:
         failure = self.failure or Failure("")
         return ModelStatus(
-            model=self.model,
+            model=self.launchable() if self.state.has_engine() else self.model,
             state=self.state,
             reason=self.reason,
             progress=self.progress if self.state is State.LOADING else None,
@@ -147,6 +146,7 @@ class Instance:
             restarts=self.restarts,
             load_seconds=self.load_seconds,
             error=failure.message,
+            error_code=failure.code,
             error_hint=failure.hint,
             error_tail=failure.tail,
         )

@@ -154,7 +154,7 @@ class Leaving:
         text = f"the engine {event.exit.describe()}"
         if instance.in_flight:
             text += f" with {instance.in_flight} requests in flight"
-        instance.failure = Failure(text, event.hint, event.exit.tail)
+        instance.failure = Failure(text, event.hint, "crashed", event.exit.tail)
         self._books.expect_back(instance, self._table.now)
         self._out.tell(
             Kind.ENGINE_CRASHED,

@@ -140,7 +140,7 @@ class Loading:
             self._out.move(instance, Trigger.CANCEL, "user")
             self._leaving.gone(instance, "canceled while it was loading")
             return
-        instance.failure = Failure(event.error, event.hint, event.tail)
+        instance.failure = Failure(event.error, event.hint, event.kind or "failed", event.tail)
         self._out.tell(
             Kind.LOAD_FAILED,
             f'Loading "{event.model}" failed: {event.error}',
@@ -173,7 +173,7 @@ class Loading:
         instance.context = None
         if instance.state is State.BACKOFF:
             self._leaving.forgive(instance, "budget")
-        instance.failure = Failure(error.message, error.hint)
+        instance.failure = Failure(error.message, error.hint, error.code)
         instance.wanted = False
         self._out.end_load_jobs(instance, JobResult.FAILED, error.text)
 
@@ -182,7 +182,7 @@ class Loading:
         instance.waits_for = ""
         instance.wanted = False
         instance.context = None
-        instance.failure = Failure(unfit.error, unfit.hint)
+        instance.failure = Failure(unfit.error, unfit.hint, unfit.kind or "failed")
         if instance.state is not State.FAILED:
             self._out.move(instance, Trigger.GIVE_UP, "config")
         self._out.tell(

@@ -109,7 +109,9 @@ def model_record(status: ModelStatus, clock: WallClock) -> Record:
         "LoadUSec": number("t", (status.load_seconds or 0) * 1_000_000),
         "Port": number("q", status.endpoint.port if status.endpoint else 0),
         "Pid": number("u", min(status.pids, default=0)),
+        "Pids": Variant("au", sorted(status.pids)),
         "Error": text(status.error),
+        "ErrorCode": text(status.error_code),
         "ErrorHint": text(status.error_hint),
     }
     if status.progress is not None:
@@ -142,7 +144,6 @@ def gpu_record(status: GpuStatus) -> Record:
         "VramForeign": ("t", status.foreign_bytes),
         "Budget": ("t", status.budget_bytes),
         "Available": ("t", status.available_bytes),
-        "Foreign": ("t", status.foreign_bytes),
         "Utilization": ("u", sample.utilization_percent),
         "PowerMilliWatt": ("u", sample.power_mw),
     }

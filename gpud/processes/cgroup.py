@@ -176,7 +176,11 @@ class Cgroup:
         return Leaf(recorded) if recorded.is_dir() else None
 
     def leaves(self) -> tuple[Leaf, ...]:
-        found = (entry for entry in self.root.iterdir() if entry.name.startswith(LEAF_PREFIX) and entry.is_dir())
+        try:
+            found = [entry for entry in self.root.iterdir() if entry.name.startswith(LEAF_PREFIX) and entry.is_dir()]
+        except FileNotFoundError:
+            # systemd removes the cgroup of a unit that has ended together with the last process in it.
+            return ()
         return tuple(Leaf(path) for path in sorted(found))
 
     def oom_kills(self) -> int | None:

@@ -36,7 +36,7 @@ _gpudctl() {
             --user | --system) _gpudctl_bus=("$word") ;;
             --)
                 if [[ $command == run ]]; then
-                    COMPREPLY=($(compgen -c -f -- "$current"))
+                    mapfile -t COMPREPLY < <(compgen -c -f -- "$current")
                     return
                 fi
                 ;;
@@ -59,7 +59,7 @@ _gpudctl() {
         --hold) _gpudctl_words "$(_gpudctl_ask models)" "$current" && return ;;
         --state) _gpudctl_words 'ready unloaded' "$current" && return ;;
         --file | --config)
-            COMPREPLY=($(compgen -f -- "$current"))
+            mapfile -t COMPREPLY < <(compgen -f -- "$current")
             return
             ;;
         --context | --idle-timeout | --timeout | --why | --since | --lines | -n) return ;;
@@ -87,7 +87,7 @@ _gpudctl() {
         config)
             case $action in
                 '') _gpudctl_words 'check show' "$current" ;;
-                check) COMPREPLY=($(compgen -f -- "$current")) ;;
+                check) mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
                 show) _gpudctl_words "$(_gpudctl_ask keys)" "$current" ;;
             esac
             ;;
