@@ -115,7 +115,7 @@ class Custom:
         async with runner.ended_unless_ready(child, plan.endpoint, model.stop):
             order.record(self._record(order, plan.endpoint, child))
             order.report(Progress("starting"))
-            await runner.until_ready(child, model, plan.argv[0], lambda: _is_ready(model, child, plan))
+            await runner.until_ready(child, model, plan.argv[0], _Readiness(model, child, plan).look)
         return _child_runner(child, plan)
 
     async def _attach(self, order: LoadOrder) -> Runner:
@@ -285,28 +285,46 @@ def _child_runner(child: Child, plan: _Plan) -> ProcessRunner:
     )
 
 
-async def _is_ready(model: Model, child: Child, plan: _Plan) -> bool:
-    try:
-        answer = await call.request(plan.health_endpoint, "GET", plan.health or "/", timeout_s=PROBE_S)
-    except call.Unreachable:
-        return False
-    where = call.describe(plan.health_endpoint)
-    if plan.endpoint.key and answer.status in (401, 403):
-        raise BackendFailed(
-            f'cannot load "{model.name}": what answers at {where} refuses the key of this start ({answer.status})',
-            hint="hand ${key} to the engine in environment, under the name that it reads its key from",
-            kind="key-refused",
-        )
-    if not _is_well(plan, answer):
-        return False
-    stranger = None if plan.endpoint.socket else await asyncio.to_thread(_stranger, plan.endpoint, child)
-    if stranger is not None:
-        raise BackendFailed(
-            f'cannot load "{model.name}": process {stranger}, which is not of this engine, answers at {where}',
-            hint="end it, or let the command use ${port} or ${socket}",
-            kind="port-in-use",
-        )
-    return True
+class _Readiness:
+    """Whether an engine that was started answers as it should.
+
+    Who it is that answers is looked up at the first answer of any kind, while the engine still loads: the look takes
+    longer than a question, and at the last answer everybody would wait for it.
+    """
+
+    def __init__(self, model: Model, child: Child, plan: _Plan) -> None:
+        self._model = model
+        self._child = child
+        self._plan = plan
+        self._is_ours = bool(plan.endpoint.socket)
+
+    async def look(self) -> bool:
+        plan = self._plan
+        try:
+            answer = await call.request(plan.health_endpoint, "GET", plan.health or "/", timeout_s=PROBE_S)
+        except call.Unreachable:
+            return False
+        if not self._is_ours:
+            await self._insist_on_ours()
+        if plan.endpoint.key and answer.status in (401, 403):
+            raise BackendFailed(
+                f'cannot load "{self._model.name}": what answers at {call.describe(plan.health_endpoint)} refuses the '
+                f"key of this start ({answer.status})",
+                hint="hand ${key} to the engine in environment, under the name that it reads its key from",
+                kind="key-refused",
+            )
+        return _is_well(plan, answer)
+
+    async def _insist_on_ours(self) -> None:
+        stranger = await asyncio.to_thread(_stranger, self._plan.endpoint, self._child)
+        if stranger is not None:
+            raise BackendFailed(
+                f'cannot load "{self._model.name}": process {stranger}, which is not of this engine, answers at '
+                f"{call.describe(self._plan.health_endpoint)}",
+                hint="end it, or let the command use ${port} or ${socket}",
+                kind="port-in-use",
+            )
+        self._is_ours = True
 
 
 def _stranger(endpoint: Endpoint, child: Child) -> int | None:
