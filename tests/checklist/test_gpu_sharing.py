@@ -78,7 +78,9 @@ def test_each_child_sees_the_gpu_that_it_was_given_by_uuid(place: Place, gpus: G
 
 
 def test_variables_of_the_engine_and_of_the_model_reach_the_child(place: Place, gpus: Gpus) -> None:
-    """What all models of an engine share, what one model adds, and what one model says otherwise."""
+    """What all models of an engine share, what one model adds, what one model says otherwise; and of gpud's own where
+    caches are, but no secret."""
+    place.environment |= {"HF_HOME": "/data/hub", "HF_TOKEN": "secret"}
     own, shared = place.root / "own.json", place.root / "shared.json"
     place.configure(
         {
@@ -93,6 +95,8 @@ def test_variables_of_the_engine_and_of_the_model_reach_the_child(place: Place, 
     wanted = ("CUDA_ALLOW_TF32", "NVIDIA_TF32_OVERRIDE", "GGML_CUDA_NO_PINNED")
     assert [json.loads(own.read_text()).get(name) for name in wanted] == ["0", "1", "1"]
     assert [json.loads(shared.read_text()).get(name) for name in wanted] == ["1", "1", None]
+    assert json.loads(shared.read_text())["HF_HOME"] == "/data/hub"
+    assert "HF_TOKEN" not in json.loads(shared.read_text())
     daemon.aftermath()
 
 

@@ -1,0 +1,208 @@
+"""What people were promised, by the number of each promise, and the tests that show that it is kept."""
+
+CHECK = "tests/checklist/"
+BY_HAND = CHECK + "test_by_hand.py::"
+SHARING = CHECK + "test_gpu_sharing.py::"
+SERVICES = CHECK + "test_services.py::"
+STORE = CHECK + "test_model_store.py::"
+FAILING = "tests/daemon/test_failing_engines.py::"
+KILLED = "tests/daemon/test_killed_daemon.py::"
+IDLE = "tests/daemon/test_idle.py::"
+CRASHES = "tests/booted/test_crashes.py::"
+SERVICE = "tests/booted/test_service.py::"
+SCHEDULER = "tests/core/test_scheduler.py::"
+FLAGS = "tests/backends/test_llama_flags.py::"
+OLLAMA = "tests/backends/test_ollama_real.py::"
+VALUES = "tests/config/test_config_values.py::"
+MESSAGES = "tests/config/test_config_messages.py::"
+OFFLINE = "tests/cli/test_cli_offline.py::"
+LINTERS = "tests/test_linters.py::"
+DOCS = "tests/test_docs.py::"
+METHODS = "tests/dbus/test_methods.py::"
+
+ROWS: dict[str, tuple[str, ...]] = {
+    # One service, its engines, their settings
+    "S0-01": (
+        IDLE + "test_idle_ollama_models_are_unloaded_by_name",
+        SERVICE + "test_the_service_runs_and_owns_its_name",
+    ),
+    "S0-02": (SHARING + "test_a_model_is_shown_with_what_the_driver_says_it_holds",),
+    "S0-04": (
+        MESSAGES + "test_a_model_without_what_its_engine_needs_is_refused",
+        OFFLINE + "test_config_check_warns_of_what_is_allowed",
+        BY_HAND + "test_each_cause_of_a_failed_load_has_words_of_its_own",
+    ),
+    "S0-05": (
+        VALUES + "test_nothing_means_all_defaults",
+        "tests/backends/test_llama_server.py::test_only_gpud_may_use",
+    ),
+    "S0-06": (VALUES + "test_nothing_means_all_defaults", MESSAGES + "test_doors_do_not_share_an_address"),
+    "S0-07": (FLAGS + "test_a_new_build_gets_every_setting_by_its_own_name",),
+    "S0-08": (FLAGS + "test_layers_follow_the_build", VALUES + "test_layers"),
+    "S0-09": (FLAGS + "test_a_new_build_gets_every_setting_by_its_own_name",),
+    "S0-10": (FLAGS + "test_a_model_without_settings_has_its_context_and_layers_pinned",),
+    "S0-11": (FLAGS + "test_a_new_build_gets_every_setting_by_its_own_name",),
+    "S0-12": (
+        FLAGS + "test_extra_flags_come_last_and_unchanged",
+        FLAGS + "test_flags_that_are_not_the_users_are_refused",
+        MESSAGES + "test_flags_that_gpud_owns_are_refused",
+    ),
+    "S0-19": (LINTERS + "test_the_service_is_in_a_sandbox", LINTERS + "test_the_unit_keeps_its_promises"),
+    "S0-20": (
+        KILLED + "test_a_signal_stops_every_engine",
+        FAILING + "test_an_engine_that_ignores_signals_is_killed",
+        SERVICE + "test_stopping_leaves_no_engine",
+    ),
+    "S0-21": (
+        OLLAMA + "test_it_loads_answers_and_gives_the_memory_back",
+        DOCS + "test_every_setting_to_come_to_is_one",
+    ),
+    "S0-22": (DOCS + "test_every_setting_to_come_to_is_one", SCHEDULER + "test_zero_means_never"),
+    "S0-24": (
+        SCHEDULER + "test_an_idle_model_is_unloaded_after_its_time_and_not_before",
+        SCHEDULER + "test_zero_means_never",
+        BY_HAND + "test_an_idle_model_goes_and_a_working_one_stays",
+    ),
+    # Nothing looks every 30 s: one timer is armed for the earliest time at which something is to happen.
+    "S0-25": (
+        SCHEDULER + "test_an_idle_model_is_unloaded_after_its_time_and_not_before",
+        "tests/engine/test_engine.py::test_with_nothing_loaded_nothing_is_armed_and_the_devices_are_let_go",
+    ),
+    "S0-26": (
+        "tests/backends/test_ollama.py::test_a_model_is_loaded_to_stay_and_unloaded_by_its_name",
+        IDLE + "test_idle_ollama_models_are_unloaded_by_name",
+    ),
+    "S0-28": (
+        SCHEDULER + "test_a_request_in_flight_is_not_idleness_however_long_it_takes",
+        IDLE + "test_the_real_llama_server_is_unloaded_when_idle_and_never_while_it_answers",
+    ),
+    "S0-37": (
+        SHARING + "test_a_model_is_shown_with_what_the_driver_says_it_holds",
+        SHARING + "test_the_status_says_who_holds_the_gpu_now",
+    ),
+    "S0-39": (
+        FAILING + "test_the_whole_life_of_a_failing_engine_is_in_the_log",
+        CRASHES + "test_an_engines_death_is_not_gpuds",
+    ),
+    "S0-40": (OFFLINE + "test_device_nodes_that_gpud_may_not_use", OFFLINE + "test_an_amd_gpu"),
+    "S0-41": (OFFLINE + "test_model_files_are_looked_into",),
+    # One owner of the GPU
+    "S1-06": (
+        SHARING + "test_two_models_that_exceed_the_gpu_are_never_both_there",
+        "tests/core/test_scheduler_properties.py::TestAnything",
+    ),
+    "S1-07": (
+        SHARING + "test_each_child_sees_the_gpu_that_it_was_given_by_uuid",
+        SHARING + "test_variables_of_the_engine_and_of_the_model_reach_the_child",
+    ),
+    "S1-13": (
+        "tests/backends/test_registry.py::test_the_built_in_engines_come_in_order",
+        OFFLINE + "test_the_version_of",
+    ),
+    "S1-23": (STORE + "test_the_base_directory_is_shown",),
+    "S1-24": (SERVICES + "test_three_keys_are_enough_for_a_daemon_with_a_model",),
+    "S1-26": (STORE + "test_the_service_keeps_its_state_in_a_directory_of_its_own",),
+    "S1-30": (SHARING + "test_whoever_does_not_fit_beside_a_held_model_is_refused_with_numbers",),
+    "S1-31": (
+        FLAGS + "test_a_new_build_gets_every_setting_by_its_own_name",
+        VALUES + "test_nothing_means_all_defaults",
+    ),
+    "S1-32": (
+        IDLE + "test_idle_ollama_models_are_unloaded_by_name",
+        OLLAMA + "test_it_loads_answers_and_gives_the_memory_back",
+    ),
+    "S1-70": (
+        SERVICES + "test_a_service_is_added_by_configuration_alone",
+        SERVICES + "test_the_configurations_of_the_page_are_valid",
+    ),
+    "S1-71": (SERVICES + "test_a_package_brings_an_engine", SERVICES + "test_the_package_of_the_page_fulfils"),
+    "S1-74": (
+        OLLAMA + "test_force_ends_a_model_that_works",
+        OLLAMA + "test_a_model_that_works_is_busy_and_is_not_cut",
+        SCHEDULER + "test_an_unload_that_takes_too_long_gives_up_and_the_model_stays",
+    ),
+    "S2-01": (SERVICES + "test_engines_of_two_kinds_obey_one_scheduler",),
+    "S2-07": (
+        FAILING + "test_a_killed_idle_engine_comes_back_by_itself",
+        SCHEDULER + "test_back_off_grows_and_is_capped",
+    ),
+    "S2-18": (
+        LINTERS + "test_the_user_and_the_directories_can_be_made",
+        SERVICE + "test_it_runs_as_its_own_user_in_a_sandbox",
+    ),
+    "S2-19": (STORE + "test_gpud_needs_no_web_framework",),
+    # What a container had
+    "S3-17": (DOCS + "test_every_setting_to_come_to_is_one",),
+    "S3-18": (DOCS + "test_every_setting_to_come_to_is_one", VALUES + "test_nothing_means_all_defaults"),
+    "S3-19": (DOCS + "test_every_setting_to_come_to_is_one",),
+    "S3-20": (FLAGS + "test_layers_follow_the_build", DOCS + "test_every_setting_to_come_to_is_one"),
+    "S3-21": (SHARING + "test_variables_of_the_engine_and_of_the_model_reach_the_child",),
+    "S3-22": (FLAGS + "test_a_new_build_gets_every_setting", SCHEDULER + "test_what_does_not_fit_is_refused_with_need"),
+    "S3-23": (FLAGS + "test_layers_follow_the_build", FLAGS + "test_a_new_build_gets_every_setting_by_its_own_name"),
+    "S3-31": ("tests/log/test_log.py::test_a_line_of_an_engine_is_found_by_engine_and_by_model",),
+    "S3-32": (SHARING + "test_variables_of_the_engine_and_of_the_model_reach_the_child",),
+    # What goes wrong
+    "S4-28": (FLAGS + "test_layers_follow_the_build", VALUES + "test_layers"),
+    "S4-46": (
+        BY_HAND + "test_a_refusal_has_a_name_and_says_what_to_do",
+        BY_HAND + "test_each_cause_of_a_failed_load_has_words_of_its_own",
+    ),
+    "S4-49": (
+        BY_HAND + "test_each_cause_of_a_failed_load_has_words_of_its_own",
+        "tests/backends/test_files.py::test_another_format_says_what_the_file_starts_with",
+    ),
+    "S4-57": (
+        FAILING + "test_a_killed_idle_engine_comes_back_by_itself",
+        CRASHES + "test_an_engines_death_is_not_gpuds",
+    ),
+    "S4-58": (
+        FAILING + "test_an_engine_that_is_killed_again_and_again_is_given_up",
+        "tests/cli/test_cli_daemon.py::test_reset_forgets_failures",
+    ),
+    "RX-15": (
+        FAILING + "test_an_engine_killed_while_it_answers_ends_the_answer",
+        "tests/processes/test_stop.py::test_what_holds_the_pipe_open_is_ended_with_the_main_process",
+    ),
+    "RX-18": (
+        FLAGS + "test_a_new_build_gets_every_setting_by_its_own_name",
+        FLAGS + "test_an_old_build_gets_the_same_in_its_own_way",
+        "tests/engine/test_engine.py::test_a_model_goes_by_its_name_its_aliases_and_with_its_suffix",
+    ),
+    "RX-24": (SERVICE + "test_memory_can_be_limited_as_the_example_says",),
+    # What it is
+    "DC-01": (KILLED + "test_a_second_daemon_gives_way", SERVICE + "test_a_second_gpud_gives_way"),
+    "DC-02": (
+        FAILING + "test_a_killed_idle_engine_comes_back_by_itself",
+        IDLE + "test_a_killed_ollama_takes_its_models_with_it_and_comes_back",
+        CRASHES + "test_engines_outlive_the_death_of_gpud",
+        KILLED + "test_engines_end_with_a_killed_daemon_in_the_foreground",
+    ),
+    "DC-03": (BY_HAND + "test_an_idle_model_goes_and_a_working_one_stays",),
+    "DC-04": (
+        SHARING + "test_a_configured_budget_is_the_most_that_is_taken",
+        "tests/core/test_scheduler_properties.py::TestAnything",
+    ),
+    "DC-05": (
+        CRASHES + "test_the_journal_explains_what_happened",
+        "tests/log/test_log.py::test_a_notice_becomes_a_message_with_fields",
+        "tests/log/test_log.py::test_every_kind_has_its_own_id_and_an_explanation",
+    ),
+    "DC-06": (BY_HAND + "test_load_status_and_unload_with_busctl", SERVICE + "test_root_loads_and_unloads_with_busctl"),
+    "DC-07": (BY_HAND + "test_all_models_go_by_one_word",),
+    "DC-08": (
+        BY_HAND + "test_load_status_and_unload_with_busctl",
+        BY_HAND + "test_a_desktop_is_told_without_asking",
+        DOCS + "test_the_commands_of_a_block_work[dbus.md",
+    ),
+    "DC-09": (
+        METHODS + "test_without_polkit_only_root_may_and_the_refusal_says_so",
+        "tests/dbus/test_installed_files.py::test_the_bus_policy_opens_exactly_the_interfaces_that_the_object_has",
+        "tests/dbus/test_installed_files.py::test_bus_activation_goes_through_systemd",
+        SERVICE + "test_a_stranger_may_look_but_not_touch",
+    ),
+    "DC-12": (STORE + "test_the_top_level_is_as_people_expect_it",),
+    "DC-13": (
+        "tests/dbus/test_dispatch.py::test_a_call_without_interface_finds_its_method[dbus_fast]",
+        "tests/systemd/test_service_manager.py::test_outside_systemd_its_library_is_not_loaded",
+    ),
+}

@@ -1,0 +1,53 @@
+"""The table of what shows what does not rot: every test that it names is there."""
+
+import subprocess
+import sys
+
+from daemon.harness import TOP
+
+from .rows import ROWS
+
+WANTED = """
+    S0: 01 02 04-12 19-22 24-26 28 37 39-41
+    S1: 06 07 13 23 24 26 30-32 70 71 74
+    S2: 01 07 18 19
+    S3: 17-23 31 32
+    S4: 28 46 49 57 58
+    RX: 15 18 24
+    DC: 01-09 12 13
+"""
+
+
+def wanted() -> set[str]:
+    found = set()
+    for line in WANTED.split("\n"):
+        group, _, numbers = line.strip().partition(":")
+        for part in numbers.split():
+            first, _, last = part.partition("-")
+            found |= {f"{group}-{number:02}" for number in range(int(first), int(last or first) + 1)}
+    return found
+
+
+def test_every_promise_is_in_the_table() -> None:
+    """All that the core owes, and nothing twice."""
+    assert wanted() == set(ROWS)
+    assert all(ROWS.values())
+
+
+def test_every_test_that_is_named_exists() -> None:
+    """Each entry is the beginning of the name of a test that pytest finds."""
+    collected = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests"],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert collected.returncode == 0, collected.stdout[-3000:]
+    nodes = [line for line in collected.stdout.splitlines() if "::" in line]
+    missing = [f"{row}: {name}" for row, names in ROWS.items() for name in names if not _is_there(name, nodes)]
+    assert not missing, "\n".join(missing)
+
+
+def _is_there(name: str, nodes: list[str]) -> bool:
+    return any(node.startswith(name) for node in nodes)
