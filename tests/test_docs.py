@@ -219,6 +219,16 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} points to {target}"
 
 
+def test_the_map_of_the_architecture_is_true() -> None:
+    """Whoever wants to change something is sent to a file that is there."""
+    text = (TOP / "docs" / "ARCHITECTURE.md").read_text()
+    table = text[text.index("## To change this") : text.index("## States")]
+    paths = re.findall(r"`((?:\w+/)+(?:[\w.]+)?)`", table)
+    assert len(paths) > 15
+    for path in paths:
+        assert (TOP / "gpud" / path).exists() or (TOP / path).exists(), path
+
+
 def told(page: str) -> Iterator[tuple[str, str]]:
     """Every setting in the right-hand column of a page's tables, and what stands to its left."""
     for line in (TOP / "docs" / page).read_text().splitlines():

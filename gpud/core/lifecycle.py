@@ -1,7 +1,7 @@
 """The states of a model's instance and the one table of its transitions.
 
-An illegal transition raises: it is a bug of the scheduler, never a user's mistake. docs/ARCHITECTURE.md has a picture of
-it, and a test finds every arrow of that picture here.
+An illegal transition raises: it is a bug of the scheduler, never a user's mistake. The table in docs/ARCHITECTURE.md is
+held to this one by a test.
 """
 
 from enum import StrEnum

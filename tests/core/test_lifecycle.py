@@ -1,5 +1,7 @@
 """The transition table by itself."""
 
+from pathlib import Path
+
 import pytest
 
 from gpud.core.facts import State
@@ -36,3 +38,13 @@ def test_an_illegal_transition_names_both() -> None:
     """A bug of the scheduler says what it tried."""
     with pytest.raises(IllegalTransition, match="cold instance cannot take drain"):
         next_state(State.COLD, Trigger.DRAIN)
+
+
+def test_the_table_of_the_documentation_is_this_one() -> None:
+    """Every transition, and no other."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "ARCHITECTURE.md").read_text()
+    shown = [line for line in page.splitlines() if line.startswith("| `") and " → " in line]
+    leads = {
+        state: [f"{trigger} → {new}" for (old, trigger), new in TRANSITIONS.items() if old is state] for state in State
+    }
+    assert shown == [f"| `{state}` | {', '.join(leads[state])} |" for state in State]
