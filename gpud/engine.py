@@ -56,6 +56,7 @@ class _Running:
     generation: int
     unit: str
     runner: Runner
+    backend: Backend
     engine: str
     fingerprint: str
 
@@ -98,6 +99,7 @@ class Engine:
         self._snapshot: Snapshot | None = None
         self._gpu_problems: tuple[str, ...] = ()
         self._finished = asyncio.Event()
+        self._starting: dict[str, Backend] = {}
         self._retired: list[Backend] = []
 
     # What can be asked -----------------------------------------------------------------------------------------------
@@ -315,6 +317,17 @@ class Engine:
         self._backends = dict(backends)
         self._idle_timeout_s = idle_timeout_s
         self._post(events.Reconfigured(models, limits, idle_timeout_s, changed | loading))
+        self._close_retired()
+
+    def _close_retired(self) -> None:
+        """A backend that was replaced by a reload ends what it shares between models once its last one is gone."""
+        used = [*(running.backend for running in self._running.values()), *self._starting.values()]
+        for backend in [b for b in self._retired if not any(b is other for other in used)]:
+            self._retired.remove(backend)
+            self._start(self._close_backend(backend))
+
+    async def _close_backend(self, backend: Backend) -> None:
+        await backend.close()
 
     # The writer ------------------------------------------------------------------------------------------------------
 
@@ -425,7 +438,7 @@ class Engine:
         devices = () if action.device == HOST else (action.device,)
         ended: Event
         try:
-            backend = self._backends[model.engine]
+            backend = self._starting[unit] = self._backends[model.engine]
             fingerprint = await asyncio.to_thread(backend.fingerprint, model)
             runner = await backend.load(LoadOrder(model, unit, devices, action.vendor, report, record))
         except asyncio.CancelledError:
@@ -440,16 +453,18 @@ class Engine:
             log.exception("internal error: loading %r failed", name)
             ended = events.LoadEnded(name, generation, f"internal error: {error!r}", kind="internal")
         else:
-            running = _Running(generation, unit, runner, model.engine, fingerprint)
+            running = _Running(generation, unit, runner, backend, model.engine, fingerprint)
             self._running[name] = running
             self._start(self._watch(name, running))
             ended = events.BecameReady(name, generation)
         started = self._loading.get(name)
         if started is not None and started[0] == generation:
             del self._loading[name]
+        self._starting.pop(unit, None)
         if isinstance(ended, events.LoadEnded):
             self._store.forget(unit)
         self._post(ended)
+        self._close_retired()
 
     async def _watch(self, name: str, running: _Running) -> None:
         """An engine's end, whatever brought it about, is noticed here and only here."""
@@ -462,6 +477,7 @@ class Engine:
         del self._running[name]
         self._store.forget(running.unit)
         self._post(events.EngineGone(name, running.generation, gone, running.runner.crash_hint(gone)))
+        self._close_retired()
 
     async def _stop(self, name: str, generation: int, *, kill: bool) -> None:
         running = self._running.get(name)
@@ -563,14 +579,14 @@ class Engine:
                 runner = await asyncio.wait_for(backend.adopt(record, model), ADOPT_S)
             except Exception as error:
                 log.warning("Cannot take over %r: %r", record.unit, error)
-        if runner is None:
+        if runner is None or backend is None:
             return False
         if record.model in self._running:
             log.warning("Two records name %r; the second one is ended", record.model)
             await runner.kill()
             return False
         generation = 1
-        running = _Running(generation, record.unit, runner, record.engine, record.fingerprint)
+        running = _Running(generation, record.unit, runner, backend, record.engine, record.fingerprint)
         self._running[record.model] = running
         device = record.devices[0] if record.devices else HOST
         self._post(events.Adopted(record.model, generation, device, record.reserved_bytes, record.context, stale=stale))

@@ -12,7 +12,7 @@ from gpud.core.facts import Caller, Endpoint, JobResult, Model, State
 from gpud.core.ports import ChildRecord, RunnerRecord
 from gpud.engine import FRESH_S
 
-from .parts import GIB, Bench, FakeRunner, MemoryStore
+from .parts import GIB, Bench, FakeBackend, FakeRunner, MemoryStore
 
 Run = Callable[..., Any]
 ALICE = Caller("alice", 1000, label="alice")
@@ -95,6 +95,27 @@ def test_a_load_is_canceled_in_the_turn_in_which_it_was_ordered(how: str, run: R
             assert ended.result is (JobResult.SUPERSEDED if how == "unload" else JobResult.CANCELED)
             await until(bench, "a", State.COLD)
             assert bench.backend.orders == []
+
+    run(work(), timeout_s=10)
+
+
+def test_a_replaced_backend_is_closed_when_its_last_model_has_gone(run: Run) -> None:
+    """Not before: what answers is not cut by a reload."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            old, new = bench.backend, FakeBackend()
+            new.version = "2"
+            async with bench.engine.use("a", ALICE):
+                await bench.engine.apply(
+                    models=bench.models, limits=bench.limits, idle_timeout_s=300.0, backends={"fake": new}
+                )
+                assert not old.closed
+            await until(bench, "a", State.COLD)
+            await asyncio.sleep(0)
+            assert old.closed and not new.closed
+            await bench.engine.wait(bench.engine.load("a", ALICE))
+            assert list(new.runners) == ["a"]
 
     run(work(), timeout_s=10)
 
