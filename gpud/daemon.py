@@ -99,6 +99,7 @@ class Daemon:
         self._notifier = systemd.Notifier()
         self._status = ""
         self._reloads: set[asyncio.Task[None]] = set()
+        self._reloading = asyncio.Lock()
         self._watchdog: asyncio.TimerHandle | None = None
         self._started = False
         self._stop_asked = False
@@ -232,7 +233,14 @@ class Daemon:
             await self.reload()
 
     async def reload(self) -> None:
-        """Read the configuration again. A bad one is refused with every problem, and the old one stays."""
+        """Read the configuration again. A bad one is refused with every problem, and the old one stays.
+
+        One after the other: what was read first must not be applied last.
+        """
+        async with self._reloading:
+            await self._reload()
+
+    async def _reload(self) -> None:
         self._notifier.reloading()
         try:
             new = await asyncio.to_thread(config.load, self._config_path, known_engines=KnownEngines())
