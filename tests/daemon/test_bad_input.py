@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import CallFailed, Place, embedded, engine, gone, settle, tiny
+from .harness import CallFailed, Daemon, Place, embedded, engine, gone, settle, tiny
 
 # Configurations ----------------------------------------------------------------------------------------------------
 
@@ -321,3 +321,28 @@ def test_unreadable_measurements_are_measured_anew(place: Place) -> None:
         assert daemon.load("model").result == "done"
         assert daemon.stop() == 0
     place.check_empty()
+
+
+def test_two_reloads_at_once_end_with_the_newer_file(place: Place) -> None:
+    """The first one still works through a long file when it is replaced and the second one is asked for: what was read
+    first does not win because it took longer."""
+    place.configure({"spare": engine()})
+    daemon = place.start()
+    place.configure({f"m{number}": engine() for number in range(400)} | {"spare": engine()})
+    client = place.client()
+    client.send("Reload")
+    settle(lambda: _pool_works(daemon), "the first reload is under way")
+    place.configure({"spare": engine(), "added": engine()})
+    client.send("Reload")
+    daemon.wait_log("The configuration was reloaded", count=2)
+    assert {record["Id"][1] for record in daemon.call("ListModels")} == {"spare", "added"}
+    daemon.aftermath()
+
+
+def _pool_works(daemon: Daemon) -> bool:
+    """A thread other than the loop's is busy."""
+    for task in os.listdir(f"/proc/{daemon.pid}/task"):
+        state = Path(f"/proc/{daemon.pid}/task/{task}/stat").read_bytes().rpartition(b")")[2].split()[0]
+        if int(task) != daemon.pid and state == b"R":
+            return True
+    return False

@@ -272,3 +272,26 @@ def test_a_killed_daemon_leaves_no_ollama(place: Place) -> None:
     settle(lambda: all(gone(pid) for pid in before), f"nothing is left of {before}")
     assert again.load("one").result == "done"
     again.aftermath()
+
+
+def test_a_reload_ends_an_ollama_server_that_nobody_is_configured_for(place: Place) -> None:
+    """Its options have changed, and it was to be kept running: the old server goes with its last model, the new one is
+    started when it is needed."""
+    _with_ollama(place)
+    engines = place.sections["engines"]
+    assert isinstance(engines, dict)
+    engines["ollama"]["keep_running"] = True
+    models = {name: {"engine": "ollama", "model": name, "size": "50MiB"} for name in ("one", "two")}
+    place.configure({**models, "spare": engine()})
+    daemon = place.start()
+    assert daemon.load("one").result == "done"
+    before = set(place.children())
+    engines["ollama"]["environment"]["OLLAMA_FLASH_ATTENTION"] = "1"
+    place.configure({**models, "spare": engine()})
+    daemon.reload()
+    daemon.wait_state("one", "unloaded")
+    settle(lambda: all(gone(pid) for pid in before), "the old server is gone")
+    assert daemon.load("one").result == "done", daemon.log()
+    assert daemon.unload().result == "done"
+    assert daemon.stop() == 0
+    place.check_empty()
