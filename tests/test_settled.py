@@ -1,16 +1,21 @@
-"""The check that a test leaves nothing behind, itself checked: each kind of leftover is found."""
+"""The checks that hold every test to account, themselves checked: leftovers are found, and so is what is missing."""
 
 import asyncio
 import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 Leftovers = Callable[[], list[str]]
+
+OPTIONS = "-q -p conftest -p no:cacheprovider --continue-on-collection-errors"
+PYTEST = (sys.executable, "-m", "pytest", *OPTIONS.split())
 
 
 def test_a_socket_left_open_is_found(leftovers: Leftovers) -> None:
@@ -75,3 +80,27 @@ def test_a_stuck_coroutine_is_bounded(run: Callable[..., Any]) -> None:
     """What never ends is ended."""
     with pytest.raises(TimeoutError):
         run(asyncio.Event().wait(), timeout_s=0.05)
+
+
+@pytest.mark.parametrize("in_ci", [True, False])
+def test_nothing_is_skipped_in_silence_where_everything_has_to_be_there(tmp_path: Path, in_ci: bool) -> None:
+    """With CI set a missing program or module fails its tests and is named; otherwise they are skipped."""
+    (tmp_path / "test_program.py").write_text("import pytest\ndef test_it():\n    pytest.skip('no systemd-nspawn')\n")
+    (tmp_path / "test_module.py").write_text("import pytest\npytest.importorskip('no_such_module')\n")
+    (tmp_path / "test_machine.py").write_text(
+        "import pytest\n@pytest.mark.skipif(True, reason='this machine has no journal')\ndef test_it(): pass\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    tests = Path(__file__).parent
+    done = subprocess.run(
+        [*PYTEST, f"--rootdir={tmp_path}", f"--confcutdir={tmp_path}", str(tmp_path)],
+        env={**environment, "PYTHONPATH": str(tests), **({"CI": "true"} if in_ci else {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if in_ci:
+        assert "no systemd-nspawn: with CI set" in done.stdout and "no_such_module" in done.stdout
+        assert "1 failed, 1 skipped, 1 error" in done.stdout, done.stdout
+    else:
+        assert "3 skipped" in done.stdout and done.returncode in (0, 5), done.stdout
