@@ -146,27 +146,27 @@ def test_a_reload_keeps_a_removed_model_that_answers(place: Place) -> None:
 # Model files -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        ("empty", "is empty"),
-        ("wrong-magic", "GGUF"),
-        ("truncated-header", "ends within its header"),
-        ("truncated-tensors", "ends before"),
-        ("unknown-architecture", "does not know the architecture"),
-        ("missing-tensor", "lacks a tensor"),
-    ],
-)
-def test_a_broken_model_file_is_named_with_what_is_wrong(place: Place, kind: str, words: str) -> None:
+BROKEN = {
+    "empty": "is empty",
+    "wrong-magic": "GGUF",
+    "truncated-header": "ends within its header",
+    "truncated-tensors": "ends before",
+    "unknown-architecture": "does not know the architecture",
+    "missing-tensor": "lacks a tensor",
+}
+
+
+def test_a_broken_model_file_is_named_with_what_is_wrong(place: Place) -> None:
     """The real embedded engine's own words, as a sentence and a hint."""
-    path = tiny(place.root / "broken.gguf", broken=kind)
-    place.configure({"broken": embedded(path), "spare": engine()})
+    models = {kind: embedded(tiny(place.root / f"{kind}.gguf", broken=kind), size="64MiB") for kind in BROKEN}
+    place.configure({**models, "spare": engine()})
     daemon = place.start()
-    ended = daemon.load("broken")
-    assert ended.result == "failed"
-    assert words in ended.message, ended.message
-    assert daemon.model("broken")["Error"] and daemon.model("broken")["ErrorHint"]
-    daemon.unload("broken")
+    for kind, words in BROKEN.items():
+        ended = daemon.load(kind)
+        assert ended.result == "failed"
+        assert words in ended.message, ended.message
+        assert daemon.model(kind)["Error"] and daemon.model(kind)["ErrorHint"]
+        daemon.unload(kind)
     daemon.aftermath()
 
 

@@ -80,15 +80,44 @@ def test_a_killed_daemon_frees_its_lock_and_its_name(place: Place) -> None:
     daemon.aftermath()
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"unit": 1}', "", "\0\1\2"])
-def test_an_unreadable_record_does_not_keep_the_daemon_from_starting(place: Place, content: str) -> None:
-    """It is set aside, and that is said."""
+def test_a_daemon_killed_at_any_moment_leaves_a_clean_start(place: Place) -> None:
+    """While it starts, loads, stops and forgets engines of every kind: the next one begins with nothing, and works."""
+    place.configure(
+        {
+            "quick": engine(),
+            "slow": engine("--ready-after", "0.3", preload=True),
+            "deaf": engine("--ignore-term", stop={"drain": 1, "term": "100ms", "second_term": "100ms"}),
+            "parent": engine("--fork-holder"),
+            "spare": engine(),
+        }
+    )
+    moments = random.Random(9)
+    for _ in range(5):
+        daemon = place.start()
+        client = place.client()
+        for _ in range(moments.randrange(1, 6)):
+            client.send(moments.choice(["Load", "Load", "Unload"]), "s", moments.choice(["quick", "deaf", "parent"]))
+            time.sleep(moments.uniform(0.0, 0.2))
+        daemon.kill9()
+    daemon = place.start()
+    daemon.wait_state("slow", "ready")
+    settle(lambda: len(place.children()) == 1, f"only the new engine lives, of {place.children()}")
+    assert set(place.records()) == {"slow"}
+    assert len(place.left_files()) == 2, f"one record and one socket: {place.left_files()}"
+    daemon.aftermath()
+
+
+def test_unreadable_records_do_not_keep_the_daemon_from_starting(place: Place) -> None:
+    """They are set aside, and that is said of each."""
     place.configure({"spare": engine()})
     place.engines.mkdir(parents=True)
-    (place.engines / "tiny-1.json").write_text(content)
+    contents = ["{", "[]", '{"unit": 1}', "", "\0\1\2"]
+    for number, content in enumerate(contents):
+        (place.engines / f"tiny-{number}.json").write_text(content)
     daemon = place.start()
-    daemon.wait_log("unreadable engine record")
-    (place.engines / "tiny-1.unreadable").unlink()
+    daemon.wait_log("unreadable engine record", count=len(contents))
+    for number in range(len(contents)):
+        (place.engines / f"tiny-{number}.unreadable").unlink()
     daemon.aftermath()
 
 
@@ -318,7 +347,7 @@ def test_a_signal_during_the_start_leaves_nothing(place: Place, number: int) -> 
     has taken a signal over, TERM and INT have their usual effect; hangup never ends it once it is there."""
     place.configure({"eager": engine(preload=True), "stubborn": engine("--never-healthy", preload=True)})
     moments = random.Random(4711)
-    for _ in range(8):
+    for _ in range(6):
         daemon, status = _signal_at(place, number, moments.uniform(0.2, 1.2))
         assert status in (0, -number), f"{status}\n{daemon.log()}"
         assert status == 0 or "Loading" not in daemon.log(), "once there is something to be ended, it ends in order"
@@ -337,7 +366,7 @@ def test_signals_at_random_moments_leave_nothing(place: Place) -> None:
         }
     )
     moments = random.Random(30)
-    for _ in range(10):
+    for _ in range(8):
         daemon = place.start()
         other = Client(place.address)
         try:
