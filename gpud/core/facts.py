@@ -247,7 +247,11 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """One model as every surface shows it. Deadlines are on the scheduler's clock (seconds, monotonic)."""
+    """One model as every surface shows it. Deadlines are on the scheduler's clock (seconds, monotonic).
+
+    ``retry_at_s`` is when a failed model may be tried again; ``retries`` says that it will be, without anybody's asking
+    anew.
+    """
 
     model: Model
     state: State
@@ -263,6 +267,7 @@ class ModelStatus:
     ready_since_s: float | None = None
     unload_at_s: float | None = None
     retry_at_s: float | None = None
+    retries: bool = False
     attempts: int = 0
     restarts: int = 0
     load_seconds: float | None = None

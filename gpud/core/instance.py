@@ -9,7 +9,11 @@ from gpud.core.lifecycle import Trigger, next_state
 
 @dataclass(slots=True)
 class Job:
-    """Somebody's wish. ``remaining`` is for an unload of all models: those that are not gone yet."""
+    """Somebody's wish.
+
+    ``remaining`` is for an unload: the models that are not gone yet. ``forgiven`` are those that were not loaded, and
+    whose failures or waiting it ended.
+    """
 
     id: int
     kind: JobKind
@@ -21,6 +25,7 @@ class Job:
     unloaded: int = 0
     freed_bytes: int = 0
     left_out: list[str] = field(default_factory=list)
+    forgiven: list[str] = field(default_factory=list)
     timed_out: bool = False
 
     def status(self, stage: str, progress: float | None) -> JobStatus:
@@ -133,7 +138,7 @@ class Instance:
             reason=self.reason,
             progress=self.progress if self.state is State.LOADING else None,
             device=self.device if self.state.has_engine() else "",
-            need_bytes=self.need_bytes,
+            need_bytes=self.need_bytes if self.state.has_engine() else 0,
             used_bytes=self.used_bytes if self.state.has_engine() else None,
             in_flight=self.in_flight,
             holds=holds,
@@ -142,6 +147,7 @@ class Instance:
             ready_since_s=self.ready_since_s if self.state.has_engine() else None,
             unload_at_s=self.unload_at(held=held),
             retry_at_s=self.retry_at_s,
+            retries=self.wanted or self.waiting,
             attempts=self.attempts,
             restarts=self.restarts,
             load_seconds=self.load_seconds,

@@ -30,7 +30,7 @@ class Leaving:
         job = Job(event.job, JobKind.UNLOAD, event.model, event.caller, self._table.now)
         if event.model:
             instance = self._table.find(event.model)
-            if instance.state is State.COLD and not instance.waiting:
+            if instance.state is State.COLD and not instance.waiting and not instance.attempts:
                 raise NotLoaded(f'"{event.model}" is not loaded')
             holders = self.holders(instance, event)
             if holders:
@@ -60,7 +60,7 @@ class Leaving:
     def unload(self, instance: Instance, job: Job, event: events.UnloadAsked) -> None:
         """
         1. It only waits: its loads are called off, done.
-        2. It backs off or has failed: the count is cleared, done.
+        2. It backs off or has failed: its failures are forgiven, done.
         3. It is loading: canceled at once.
         4. It is ready: drained, or stopped at once with force.
         5. It is going already: the wish joins, and hurries it with force.
@@ -72,9 +72,10 @@ class Leaving:
             instance.waits_for = ""
         self._out.end_load_jobs(instance, JobResult.SUPERSEDED, f"unloaded by {by} before it was ready")
         if not instance.state.has_engine():
-            if instance.state is not State.COLD:
-                self.forgive(instance, "user")
-            self._out.settle(job, instance, 0)
+            self.forgive(instance, "user")
+            job.forgiven.append(instance.model.name)
+            job.remaining.discard(instance.model.name)
+            self._out.end_if_settled(job)
             return
         instance.unload_jobs.append(job)
         instance.force = instance.force or event.force
@@ -240,11 +241,13 @@ class Leaving:
         self._table.look = True
 
     def forgive(self, instance: Instance, reason: str) -> None:
+        """Its failures count no longer, and it is cold; with no engine, whatever its state."""
         instance.attempts = 0
         instance.retry_at_s = None
         instance.failure = None
         instance.wanted = False
-        self._out.move(instance, Trigger.FORGIVEN, reason)
+        if instance.state is not State.COLD:
+            self._out.move(instance, Trigger.FORGIVEN, reason)
 
     def use_began(self, name: str) -> None:
         instance = self._table.find(name)

@@ -80,5 +80,6 @@ class Outbox:
             text = f"unloaded {models}, freed {describe(job.freed_bytes)}"
         else:
             text = "" if job.left_out else "nothing loaded"
+        forgiven = [f'"{name}" no longer waits and its failures are forgotten' for name in job.forgiven]
         result = JobResult.TIMEOUT if job.timed_out and not job.unloaded else JobResult.DONE
-        self.end_job(job, result, "; ".join(part for part in (text, *job.left_out) if part))
+        self.end_job(job, result, "; ".join(part for part in (text, *job.left_out, *forgiven) if part))

@@ -103,7 +103,7 @@ def model_record(status: ModelStatus, clock: WallClock) -> Record:
         "Pinned": truth(model.pinned),
         "LastUsedUSec": number("t", clock.usec(status.last_used_s)),
         "UnloadAtUSec": number("t", clock.usec(status.unload_at_s)),
-        "RetryAtUSec": number("t", clock.usec(status.retry_at_s)),
+        "RetryAtUSec": number("t", clock.usec(status.retry_at_s if status.retries else None)),
         "Attempts": number("u", status.attempts),
         "Restarts": number("u", status.restarts),
         "LoadUSec": number("t", (status.load_seconds or 0) * 1_000_000),

@@ -596,6 +596,7 @@ def test_a_crashed_engine_comes_back_after_its_back_off() -> None:
     w.settle()
     assert w.state("a") is State.BACKOFF
     assert "was ended by signal 9" in w.notices(Kind.ENGINE_CRASHED)[0].message
+    assert w.status("a").retries
     w.pass_time(4.9)
     assert w.state("a") is State.BACKOFF
 
@@ -626,7 +627,7 @@ def failed(*names: str, **more: object) -> World:
 
 
 def test_a_failed_load_ends_its_jobs_with_the_reason() -> None:
-    """And the next wish waits for the back-off."""
+    """It is not repeated by itself, and the next wish waits for the back-off."""
     w = world("a", broken={"a"})
     job = w.load("a")
     w.settle()
@@ -634,6 +635,10 @@ def test_a_failed_load_ends_its_jobs_with_the_reason() -> None:
     assert "exited with status 1" in w.jobs[job].message
     assert w.state("a") is State.BACKOFF
     assert w.notices(Kind.LOAD_FAILED)[0].detail == ("last line",)
+    assert not w.status("a").retries
+    w.load("a")
+    w.settle()
+    assert w.status("a").retries
 
 
 def test_fifty_loads_of_an_engine_that_exits_at_once_are_bounded_by_the_back_off() -> None:
@@ -680,6 +685,19 @@ def test_unloading_a_failed_model_clears_the_count() -> None:
     w.settle()
 
     assert w.result(job) is JobResult.DONE
+
+
+def test_a_failure_that_nobody_waits_for_is_forgotten_on_request() -> None:
+    """Its back-off is over and it is cold, but the failures still count until somebody forgives them."""
+    w = world("a", broken={"a"})
+    w.load("a")
+    w.pass_time(100)
+    assert (w.state("a"), w.status("a").attempts) == (State.COLD, 1)
+    job = w.unload("a")
+
+    assert w.status("a").attempts == 0
+    assert w.status("a").error == ""
+    assert w.jobs[job].message == 'nothing loaded; "a" no longer waits and its failures are forgotten'
 
 
 def test_success_for_a_while_forgives_earlier_crashes() -> None:
