@@ -352,12 +352,20 @@ def test_reset_forgets_failures(gpud: RealDaemon) -> None:
 
 
 def test_a_failed_model_says_why_and_when_it_is_tried_again(gpud: RealDaemon) -> None:
-    """status has the error, the advice and the next attempt."""
+    """status has the error, the advice and the next attempt, where there will be one: after a crash, not after a load
+    that failed."""
     gpud.place.gpudctl("load", "broken")
     text = gpud.place.gpudctl("status").stdout
     assert re.search(r"^broken: cannot load .*status 1", text, re.M)
-    assert re.search(r"^  attempt 2 in \ds$", text, re.M)
+    assert re.search(r"^  not tried again by itself", text, re.M)
+    assert gpud.place.gpudctl("wait", "broken").returncode == 1
     gpud.place.gpudctl("reset", "broken")
+    gpud.place.gpudctl("load", "tiny")
+    os.kill(gpud.place.json("status", "tiny")["pid"], signal.SIGKILL)
+    gpud.place.gpudctl("wait", "--state", "unloaded", "tiny")
+    text = gpud.place.gpudctl("status").stdout
+    assert re.search(r"^tiny: the engine was ended by signal 9$", text, re.M)
+    assert re.search(r"^  attempt 2 in \ds$", text, re.M)
 
 
 # reload, version, the daemon's end -----------------------------------------------------------------------------------

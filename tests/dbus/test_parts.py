@@ -269,3 +269,12 @@ def test_importing_the_room_brings_no_heavy_stranger() -> None:
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "dbus_next" in shown
     assert not {"dbus_fast", "rich", "jeepney", "psutil", "yaml"} & set(shown)
+
+
+def test_a_failed_model_tells_when_it_is_tried_again_only_if_it_is() -> None:
+    """What waits for nobody's wish has no time."""
+    clock = WallClock(lambda: 1000.0)
+    clock.see(0.0)
+    crashed = status("tiny", State.BACKOFF, retry_at_s=5.0, retries=True)
+    assert model_record(crashed, clock)["RetryAtUSec"].value == 1_005_000_000
+    assert model_record(replace(crashed, retries=False), clock)["RetryAtUSec"].value == 0
