@@ -130,6 +130,7 @@ def test_how_a_job_ended_is_a_sentence(place: Place, result: str, message: str, 
             *reply("u", 1)(call),
             stub.signal("JobRemoved", "usss", 1, "tiny", result, message),
         ]
+        stub.answers["ListModels"] = reply("aa{sv}", [])
         assert await stub.gpudctl(place, "load", "tiny") == (1, "", f"gpudctl: {told}\n")
 
     with_stub(place, work)
