@@ -44,7 +44,7 @@ def _unloads_when_idle_but_never_while_it_answers(place: Place, model: dict[str,
 
 
 def test_the_embedded_engine_is_unloaded_when_idle_and_never_while_it_answers(place: Place) -> None:
-    """A stream more than twice as long as the idle time, straight to the engine: gpud sees it only by asking the engine."""
+    """A stream of more than twice the idle time, straight to the engine: gpud sees it only by asking the engine."""
     model = embedded(tiny(place.root / "tiny.gguf"), context=32768, size="200MiB")
     _unloads_when_idle_but_never_while_it_answers(place, model)
 
