@@ -62,7 +62,7 @@ STOP = Section(
         Key(
             "drain",
             Duration(),
-            "How long running requests may take to end before the engine is stopped all the same.",
+            "How long an unload waits for running requests; after that the model stays, unless it was forced.",
             "300",
             field="drain_s",
         ),

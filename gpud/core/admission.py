@@ -15,14 +15,15 @@ from gpud.core.facts import HOST, GpuSample, Model
 class Device:
     """One device as admission sees it.
 
-    ``coming_bytes`` are promised back: engines that are stopping, and memory of engines just gone that no sample
-    shows yet.
-    ``movable`` are the models that may be unloaded to make room.
+    ``coming_bytes`` are promised back: engines that are stopping, and memory of engines just gone that no sample shows
+    yet. ``starting_bytes`` belong to models that are loading and may be asked to go once they are ready.
+    ``movable are the models that may be unloaded to make room.
     """
 
     sample: GpuSample
     account: Account
     coming_bytes: int = 0
+    starting_bytes: int = 0
     movable: Sequence[eviction.Candidate] = ()
 
 
@@ -109,7 +110,8 @@ def decide(
     3. One of its devices is taken: waits for those before it.
     4. It will fit when what is already on its way back has come: waits.
     5. It will fit when idle models go: evicts, where the fewest bytes have to go.
-    6. Else refused, with need and available and what stands in the way.
+    6. It will fit when models that are loading are ready and can go: waits.
+    7. Else refused, with need and available and what stands in the way.
     """
     if need_bytes == 0:
         usable = devices_for(model, devices)
@@ -148,6 +150,13 @@ def decide(
             available = device.account.available_bytes or 0
             text = f"needs {describe(need_bytes)}, {describe(available)} available on {device.sample.name}"
             return Evicts(device.sample.uuid, tuple(victim.model for victim in victims), text)
+
+        for device in possible:
+            idle_bytes = sum(candidate.bytes for candidate in device.movable)
+            available = (device.account.available_bytes or 0) + device.coming_bytes
+            if available + idle_bytes + device.starting_bytes >= need_bytes:
+                text = f"waiting for models that are loading on {device.sample.name}, to see whether they can make room"
+                return Waits(device.sample.uuid, text)
 
     return Refused(_refusal(model, need_bytes, usable, may_evict=may_evict))
 

@@ -74,7 +74,9 @@ class Books:
     def devices(
         self, instances: Collection[Instance], movable: Callable[[Instance], bool]
     ) -> Sequence[admission.Device]:
-        """Every device as admission wants to see it. ``instances`` are those with an engine."""
+        """Every device as admission wants to see it. ``instances`` are those with an engine; ``movable`` says of one
+        that is ready whether it may go now, of one that is loading whether it may once it is ready.
+        """
         devices = []
         for sample in self.samples:
             here = [instance for instance in instances if instance.device == sample.uuid]
@@ -82,10 +84,13 @@ class Books:
             candidates = tuple(
                 eviction.Candidate(i.model.name, i.idle_since(), i.charge().bytes, int(i.model.priority))
                 for i in here
-                if movable(i)
+                if i.state is State.READY and movable(i)
             )
+            starting = sum(i.charge().bytes for i in here if i.state is State.LOADING and movable(i))
             account = self.account(sample, here)
-            devices.append(admission.Device(sample, account, coming + self._returning.bytes(sample.uuid), candidates))
+            devices.append(
+                admission.Device(sample, account, coming + self._returning.bytes(sample.uuid), starting, candidates)
+            )
         return devices
 
     def statuses(self, instances: Collection[Instance]) -> tuple[GpuStatus, ...]:

@@ -136,8 +136,7 @@ class Memory:
 
     def movable(self, instance: Instance) -> bool:
         return (
-            instance.state is State.READY
-            and not instance.in_flight
+            not instance.in_flight
             and not instance.model.pinned
             and not self._holds.held(instance.model.name, "evict")
             and instance.busy_until_s <= self._table.now

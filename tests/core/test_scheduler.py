@@ -203,6 +203,27 @@ def test_held_and_pinned_models_are_never_evicted(protection: str) -> None:
     assert w.state("a") is State.READY
 
 
+def test_a_load_waits_for_models_that_are_loading_and_can_go_afterwards() -> None:
+    """Many at once: all are served one after the other, nobody is refused because the others are not up yet."""
+    w = world("a", "b", "c", "d", size=5 * GIB)
+    jobs = [w.load(name) for name in ("a", "b", "c", "d")]
+    w.settle()
+
+    assert [w.result(job) for job in jobs] == [JobResult.DONE] * 4
+    assert w.launches() == ["a", "b", "c", "d"]
+
+
+def test_a_load_does_not_wait_for_a_loading_model_that_is_held() -> None:
+    """It will not be able to go."""
+    w = world("a", "b", size=5 * GIB)
+    w.post(events.HoldAsked(7, "a", BOB, "", "app", frozenset(("unload", "evict"))))
+    w.load("a")
+    job = w.load("b")
+    w.settle()
+
+    assert w.result(job) is JobResult.FAILED
+
+
 def test_a_load_that_may_not_evict_is_refused_and_says_what_would_help() -> None:
     """evict false."""
     w = loaded("a", size=6 * GIB)
