@@ -407,4 +407,5 @@ class Touched:
 
 
 Outcome = Notice | ModelChanged | JobEnded | HoldEnded | Touched
-Action = Launch | CancelLaunch | Stop | AskBusy | Sample | ReleaseGpus | Learn | Finish | Outcome
+Work = Launch | CancelLaunch | Stop | AskBusy | Sample | ReleaseGpus | Learn
+Action = Work | Finish | Outcome

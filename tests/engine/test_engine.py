@@ -10,7 +10,7 @@ from gpud.core.errors import BackendFailed, NoSuchHold, NoSuchJob, NoSuchModel
 from gpud.core.events import JobEnded, LoadOptions, ModelChanged, Notice, Outcome
 from gpud.core.facts import Caller, Endpoint, JobResult, Model, State
 from gpud.core.ports import ChildRecord, RunnerRecord
-from gpud.engine import FRESH_S
+from gpud.engine.writer import FRESH_S
 
 from .parts import GIB, Bench, FakeBackend, FakeRunner, MemoryStore
 
@@ -421,8 +421,8 @@ def test_with_nothing_loaded_nothing_is_armed_and_the_devices_are_let_go(run: Ru
             await bench.engine.wait(bench.engine.load("a", ALICE, LoadOptions(idle_timeout_s=100)))
             assert bench.engine._timer is not None
             await bench.engine.wait(bench.engine.unload("a", ALICE))
-            while bench.engine._tasks:
-                await asyncio.wait(bench.engine._tasks)
+            while bench.engine._work._tasks:
+                await asyncio.wait(bench.engine._work._tasks)
             assert bench.engine._timer is None
             assert bench.gpus.releases >= 1
 

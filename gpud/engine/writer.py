@@ -1,0 +1,360 @@
+"""The one writer. Events go in one at a time, the scheduler decides, and what it decided is begun.
+
+Owns the scheduler and the one timer; what takes time is begun in ``work`` and comes back as another event. Nothing here
+waits for an adapter before the next event is taken.
+"""
+
+import asyncio
+import itertools
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from difflib import get_close_matches
+
+from gpud.core import events
+from gpud.core.errors import BackendFailed, NoSuchHold, NoSuchJob, NoSuchModel
+from gpud.core.events import Event, JobEnded, Kind, Level, LoadOptions, Notice, Outcome
+from gpud.core.facts import (
+    Caller,
+    Endpoint,
+    JobResult,
+    JobStatus,
+    Limits,
+    Model,
+    Snapshot,
+    State,
+)
+from gpud.core.ports import Backend, Gpus, Launcher, Store
+from gpud.core.scheduler import Scheduler
+from gpud.engine.work import Work
+
+log = logging.getLogger(__name__)
+
+Listener = Callable[[tuple[Outcome, ...]], None]
+
+# Whoever asks for fresh figures gets the last known ones when the devices take longer than this.
+REFRESH_S = 1.0
+# Figures of this age may be shown: a program that asks all the time has the devices looked at no more often.
+FRESH_S = 1.0
+
+
+class Engine:
+    """What the edges talk to. All methods are for the event loop's thread; only the ``async`` ones wait."""
+
+    def __init__(
+        self,
+        *,
+        models: Mapping[str, Model],
+        limits: Limits,
+        idle_timeout_s: float,
+        backends: Mapping[str, Backend],
+        gpus: Gpus,
+        store: Store,
+        launcher: Launcher,
+        version: str,
+        reload: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._store = store
+        self._version = version
+        self._reload = reload
+        self._idle_timeout_s = idle_timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._scheduler = Scheduler(models, limits)
+        self._work = Work(
+            post=self._post,
+            say=self._say,
+            models=models,
+            backends=backends,
+            gpus=gpus,
+            store=store,
+            launcher=launcher,
+        )
+        self._listeners: list[Listener] = []
+        self._waiters: dict[int, list[asyncio.Future[JobEnded]]] = {}
+        self._jobs = itertools.count(1)
+        self._timer: asyncio.TimerHandle | None = None
+        self._snapshot: Snapshot | None = None
+        self._finished = asyncio.Event()
+
+    # What can be asked -----------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """Everything visible, put together once for each change."""
+        if self._snapshot is None:
+            self._snapshot = self._look_at_everything()
+        return replace(self._snapshot, now_s=self._loop.time())
+
+    def is_fresh(self) -> bool:
+        """Whether the figures may be shown as they are. With nothing loaded any look will do: a driver that was let go
+        is not taken up again because somebody watches.
+        """
+        if self._work.looked_at_s is None:
+            return False
+        return not self._work.running or self._loop.time() - self._work.looked_at_s < FRESH_S
+
+    async def refresh(self) -> None:
+        """Have the devices looked at again, without waking one that sleeps; returns early when they take too long."""
+        seen: asyncio.Future[None] = self._loop.create_future()
+        self._work.looks.append(seen)
+        # The first look is under way since the start. One more behind it would find the drivers let go, and know less.
+        if self._work.looked_at_s is not None:
+            self._post(events.LookAsked())
+        try:
+            await asyncio.wait_for(seen, REFRESH_S)
+        except TimeoutError:
+            log.debug("The devices have not been looked at within %g s", REFRESH_S)
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Be told after each event what happened; returns how to stop that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def resolve(self, name: str) -> str:
+        """The configured name that a user means: the name itself, an alias, or either with ``.gguf`` behind it."""
+        for candidate in (name, name.removesuffix(".gguf")):
+            if candidate in self._work.models:
+                return candidate
+            for model in self._work.models.values():
+                if candidate in model.aliases:
+                    return model.name
+        known = list(self._work.models)
+        near = get_close_matches(name, [*known, *(a for m in self._work.models.values() for a in m.aliases)], 1, 0.5)
+        if not known:
+            hint = "no model is configured: add one under models: in gpud.yaml"
+        elif near:
+            hint = f'did you mean "{near[0]}"?'
+        else:
+            hint = f"configured are {', '.join(known[:10])}" + (", …" if len(known) > 10 else "")
+        raise NoSuchModel(f'there is no model "{name}"', hint=hint)
+
+    # What can be wished ----------------------------------------------------------------------------------------------
+
+    def load(self, model: str, caller: Caller, options: LoadOptions | None = None) -> int:
+        """Returns the job at once; what can be refused at once is raised."""
+        options = options or LoadOptions()
+        name = self.resolve(model)
+        job = next(self._jobs)
+        self._post(events.LoadAsked(job, name, caller, options))
+        if options.hold:
+            self.hold(name, caller, reason="loaded with hold", application=caller.label)
+        return job
+
+    def unload(self, model: str, caller: Caller, *, force: bool = False, others: bool = False) -> int:
+        """``model`` empty: every model that is loaded and that nobody else holds."""
+        name = self.resolve(model) if model else ""
+        job = next(self._jobs)
+        self._post(events.UnloadAsked(job, name, caller, force, others))
+        return job
+
+    def cancel(self, job: int, caller: Caller, *, any_owner: bool = False) -> None:
+        status = self.job(job)
+        # Somebody else's job is not admitted to exist, unless the caller may manage.
+        if status is None or not (any_owner or status.caller.uid == caller.uid):
+            raise NoSuchJob(f"there is no job {job} of yours", hint="it may have ended already; see gpudctl status")
+        self._post(events.CancelAsked(job))
+
+    def job(self, job: int) -> JobStatus | None:
+        return next((status for status in self._scheduler.job_statuses() if status.id == job), None)
+
+    async def wait(self, job: int) -> JobEnded:
+        """How a job ended. It must be asked for before the loop has run again, or while the job is still there."""
+        future: asyncio.Future[JobEnded] = self._loop.create_future()
+        self._waiters.setdefault(job, []).append(future)
+        return await future
+
+    def hold(self, model: str, caller: Caller, *, reason: str, application: str) -> int:
+        name = self.resolve(model)
+        return self._hold(name, caller, reason, application, frozenset(("unload", "evict")))
+
+    def inhibit(self, what: frozenset[str], caller: Caller, *, who: str, why: str) -> int:
+        """No model is unloaded for idleness (``unload``) or for another's sake (``evict``) while this lasts."""
+        return self._hold("", caller, why, who, what)
+
+    def _hold(self, model: str, caller: Caller, reason: str, application: str, what: frozenset[str]) -> int:
+        taken = {hold.cookie for hold in self._scheduler.hold_statuses()}
+        # A cookie that cannot be guessed: nobody releases another's hold by counting.
+        cookie = next(c for c in iter(lambda: secrets.randbits(32), None) if c and c not in taken)
+        self._post(events.HoldAsked(cookie, model, caller, reason, application, what))
+        return cookie
+
+    def release(self, cookie: int, owner: str) -> None:
+        for hold in self._scheduler.hold_statuses():
+            if hold.cookie == cookie and hold.caller.owner == owner:
+                self._post(events.HoldDropped(cookie, "released"))
+                return
+        raise NoSuchHold(f"there is no hold {cookie} of yours", hint="it may have been released already")
+
+    def release_owner(self, owner: str) -> None:
+        """Its owner is gone: whatever it held is held no longer."""
+        for hold in self._scheduler.hold_statuses():
+            if hold.caller.owner == owner:
+                self._post(events.HoldDropped(hold.cookie, "its holder has gone"))
+
+    def held_by_others(self, model: str, owner: str) -> bool:
+        return self._scheduler.held_by_others(self.resolve(model), owner)
+
+    def set_idle_timeout(self, timeout_s: float) -> None:
+        self._idle_timeout_s = timeout_s
+        self._post(events.IdleTimeoutSet(timeout_s))
+
+    def set_budget(self, budget_bytes: int) -> None:
+        self._post(events.BudgetSet(budget_bytes))
+
+    async def reload(self) -> None:
+        """Read the configuration again; raises ConfigInvalid and keeps the old one when it cannot be used."""
+        if self._reload is not None:
+            await self._reload()
+
+    @asynccontextmanager
+    async def use(self, model: str, caller: Caller) -> AsyncIterator[Endpoint]:
+        """An engine that answers, for as long as the block lasts: loaded if need be, and never stopped meanwhile."""
+        name = self.resolve(model)
+        while self._scheduler.state_of(name) is not State.READY or name not in self._work.running:
+            job = self.load(name, caller)
+            try:
+                ended = await self.wait(job)
+            except asyncio.CancelledError:
+                if self.job(job) is not None:
+                    self._post(events.CancelAsked(job))
+                raise
+            if ended.result is not JobResult.DONE:
+                raise BackendFailed(ended.message)
+        self._post(events.UseBegan(name))
+        running = self._work.running[name]
+        try:
+            yield running.runner.endpoint
+        finally:
+            if self._work.running.get(name) is running:
+                self._post(events.UseEnded(name))
+
+    # Beginning and end -----------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take over what an earlier daemon left, end what cannot be taken over, load what is to be there from the
+        start.
+        """
+        await self._work.take_over()
+        caller = Caller("gpud", 0, label="the configuration")
+        for model in self._work.models.values():
+            if (model.preload or model.pinned) and model.name not in self._work.running:
+                self._post(events.LoadAsked(next(self._jobs), model.name, caller))
+        self._post(events.LookAsked())
+
+    def shutdown(self) -> None:
+        """Drain within the bound, then stop every engine. Called a second time: no longer wait for anything."""
+        self._post(events.ShutdownAsked())
+
+    async def finished(self) -> None:
+        """Returns when every engine has been stopped after :meth:`shutdown`."""
+        await self._finished.wait()
+
+    async def close(self) -> None:
+        """After :meth:`finished`: let go of everything."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        await self._work.close()
+        for waiter in itertools.chain.from_iterable(self._waiters.values()):
+            waiter.cancel()
+
+    async def apply(
+        self, *, models: Mapping[str, Model], limits: Limits, idle_timeout_s: float, backends: Mapping[str, Backend]
+    ) -> None:
+        """Take a new configuration. Engines that still match it are not touched."""
+        changed = await self._work.changed(models, backends)
+        self._work.reconfigure(models, backends)
+        self._idle_timeout_s = idle_timeout_s
+        self._post(events.Reconfigured(models, limits, idle_timeout_s, changed))
+        self._work.close_retired()
+
+    # The writer ------------------------------------------------------------------------------------------------------
+
+    def _post(self, event: Event) -> None:
+        actions = self._scheduler.handle(event, self._loop.time())
+        self._snapshot = None
+        outcomes: list[Outcome] = []
+        for action in actions:
+            if isinstance(action, events.Finish):
+                self._finished.set()
+            elif isinstance(action, Outcome):
+                outcomes.append(action)
+            else:
+                self._work.begin(action)
+        self._rearm()
+        told = tuple(outcomes)
+        if told:
+            self._tell(told)
+
+    def _tell(self, outcomes: tuple[Outcome, ...]) -> None:
+        for outcome in outcomes:
+            if isinstance(outcome, JobEnded):
+                for future in self._waiters.pop(outcome.job, ()):
+                    if not future.done():
+                        future.set_result(outcome)
+        for listener in tuple(self._listeners):
+            try:
+                listener(outcomes)
+            except Exception:
+                log.exception("internal error: a listener failed")
+
+    def _say(self, kind: Kind, message: str, model: str = "", level: Level = Level.INFO) -> None:
+        self._tell((Notice(kind, message, model, level),))
+
+    def _rearm(self) -> None:
+        """One timer for the earliest deadline, none when there is none."""
+        deadline = self._scheduler.next_deadline()
+        if self._timer is not None:
+            if deadline == self._timer.when():
+                return
+            self._timer.cancel()
+            self._timer = None
+        if deadline is not None:
+            self._timer = self._loop.call_at(deadline, self._time_passed)
+
+    def _time_passed(self) -> None:
+        self._timer = None
+        self._post(events.TimePassed())
+
+    # The picture -----------------------------------------------------------------------------------------------------
+
+    def _look_at_everything(self) -> Snapshot:
+        models = []
+        for status in self._scheduler.model_statuses():
+            running = self._work.running.get(status.model.name)
+            if running is None:
+                models.append(status)
+            else:
+                # Those of the last look; right after a start or a take-over there has been none.
+                pids = tuple(sorted(self._scheduler.pids_of(status.model.name) or running.runner.pids()))
+                models.append(replace(status, endpoint=running.runner.endpoint, pids=pids))
+        gpus = self._scheduler.gpu_statuses()
+        if any(gpu.sample.health for gpu in gpus):
+            degraded = "gpu-unavailable"
+        elif self._store.problem:
+            degraded = "state-not-kept"
+        else:
+            degraded = ""
+        states = {model.state for model in models}
+        if State.LOADING in states:
+            state = "loading"
+        elif states & {State.DRAINING, State.STOPPING, State.KILLING}:
+            state = "unloading"
+        elif State.READY in states:
+            state = "active"
+        elif degraded == "gpu-unavailable":
+            state = "unavailable"
+        else:
+            state = "idle"
+        return Snapshot(
+            now_s=0.0,
+            state=state,
+            degraded=degraded,
+            models=tuple(models),
+            gpus=gpus,
+            jobs=self._scheduler.job_statuses(),
+            holds=self._scheduler.hold_statuses(),
+            idle_timeout_s=self._idle_timeout_s,
+            version=self._version,
+        )
