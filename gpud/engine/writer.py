@@ -36,6 +36,8 @@ Listener = Callable[[tuple[Outcome, ...]], None]
 
 # Whoever asks for fresh figures gets the last known ones when the devices take longer than this.
 REFRESH_S = 1.0
+# How many jobs that have ended can still be asked about.
+ENDED_KEPT = 256
 # Figures of this age may be shown: a program that asks all the time has the devices looked at no more often.
 FRESH_S = 1.0
 
@@ -74,6 +76,7 @@ class Engine:
         self._listeners: list[Listener] = []
         self._waiters: dict[int, list[asyncio.Future[JobEnded]]] = {}
         self._jobs = itertools.count(1)
+        self._ended: dict[int, JobEnded] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._snapshot: Snapshot | None = None
         self._finished = asyncio.Event()
@@ -159,7 +162,12 @@ class Engine:
         return next((status for status in self._scheduler.job_statuses() if status.id == job), None)
 
     async def wait(self, job: int) -> JobEnded:
-        """How a job ended. It must be asked for before the loop has run again, or while the job is still there."""
+        """How a job ended, or will end. Raises NoSuchJob when there is none, or it ended long ago."""
+        ended = self._ended.get(job)
+        if ended is not None:
+            return ended
+        if self.job(job) is None:
+            raise NoSuchJob(f"there is no job {job}", hint="it may have ended long ago")
         future: asyncio.Future[JobEnded] = self._loop.create_future()
         self._waiters.setdefault(job, []).append(future)
         return await future
@@ -290,6 +298,9 @@ class Engine:
     def _tell(self, outcomes: tuple[Outcome, ...]) -> None:
         for outcome in outcomes:
             if isinstance(outcome, JobEnded):
+                self._ended[outcome.job] = outcome
+                if len(self._ended) > ENDED_KEPT:
+                    del self._ended[next(iter(self._ended))]
                 for future in self._waiters.pop(outcome.job, ()):
                     if not future.done():
                         future.set_result(outcome)

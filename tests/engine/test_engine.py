@@ -53,6 +53,21 @@ def test_a_load_is_told_step_by_step(run: Run) -> None:
     run(work())
 
 
+def test_a_job_that_has_ended_can_still_be_waited_for(run: Run) -> None:
+    """Whoever loads what is loaded already gets a job that is over when it comes to wait."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            await bench.engine.wait(bench.engine.load("a", ALICE))
+            job = bench.engine.load("a", BOB)
+            await asyncio.sleep(0)
+            assert (await bench.engine.wait(job)).message == '"a" is already loaded'
+            with pytest.raises(NoSuchJob):
+                await bench.engine.wait(job + 1)
+
+    run(work())
+
+
 @pytest.mark.parametrize("name", ["a", "a.gguf", "first", "first.gguf"])
 def test_a_model_goes_by_its_name_its_aliases_and_with_its_suffix(name: str, run: Run) -> None:
     """Clients send all of these."""

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import pytest
-
 from daemon.conftest import bus, place
 
 __all__ = ["bus", "gpu", "place"]

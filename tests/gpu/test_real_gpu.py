@@ -3,7 +3,6 @@
 ``GPUD_CUDA_LLAMA_SERVER`` names a llama-server that was built with CUDA; without it only the figures are compared.
 """
 
-import asyncio
 import csv
 import os
 import subprocess
@@ -13,8 +12,8 @@ from typing import Any
 
 import pytest
 import tiny_model
-
 from daemon.harness import Place
+
 from gpud import gpus
 
 pytestmark = pytest.mark.gpu
