@@ -116,7 +116,7 @@ class Leaving:
         instance.drain_until_s = None
         instance.force = False
         instance.last_used_s = self._table.now
-        self._out.move(instance, Trigger.RESUME, "busy")
+        self._out.move(instance, Trigger.RESUME, "request")
         if instance.waiting:
             instance.waiting_since = 0
             self._out.end_load_jobs(instance, JobResult.DONE, f'"{instance.model.name}" is still loaded')
