@@ -17,7 +17,7 @@ class Device:
 
     ``coming_bytes`` are promised back: engines that are stopping, and memory of engines just gone that no sample shows
     yet. ``starting_bytes`` belong to models that are loading and may be asked to go once they are ready.
-    ``movable are the models that may be unloaded to make room.
+    ``movable`` are the models that may be unloaded to make room.
     """
 
     sample: GpuSample

@@ -11,8 +11,9 @@ from gpud.core.lifecycle import Trigger, next_state
 class Job:
     """Somebody's wish.
 
-    ``remaining`` is for an unload: the models that are not gone yet. ``forgiven`` are those that were not loaded, and
-    whose failures or waiting it ended.
+    ``evict``, ``context`` and ``idle_timeout_s`` belong to a load, and hold when its engine is started. ``remaining``
+    is for an unload: the models that are not gone yet. ``forgiven`` are those that were not loaded, and whose failures
+    or waiting it ended.
     """
 
     id: int
@@ -21,6 +22,8 @@ class Job:
     caller: Caller
     since_s: float
     evict: bool = True
+    context: int | None = None
+    idle_timeout_s: float | None = None
     remaining: set[str] = field(default_factory=set)
     unloaded: int = 0
     freed_bytes: int = 0

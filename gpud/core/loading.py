@@ -54,23 +54,30 @@ class Loading:
                     f'"{event.model}" is {instance.state} with a context of {current}, not {context}',
                     hint="unload it first",
                 )
-        if event.options.idle_timeout_s is not None:
-            instance.idle_timeout_s = event.options.idle_timeout_s
-        job = Job(event.job, JobKind.LOAD, event.model, event.caller, self._table.now, evict=event.options.evict)
+            if event.options.idle_timeout_s is not None:
+                instance.idle_timeout_s = event.options.idle_timeout_s
+        job = Job(
+            event.job,
+            JobKind.LOAD,
+            event.model,
+            event.caller,
+            self._table.now,
+            evict=event.options.evict,
+            context=context,
+            idle_timeout_s=event.options.idle_timeout_s,
+        )
         if instance.state is State.READY:
             instance.last_used_s = self._table.now
             self._out.end_job(job, JobResult.DONE, f'"{event.model}" is already loaded')
             return
         instance.load_jobs.append(job)
         self._out.touch()
-        if instance.state is State.LOADING:
-            return
-        if context is not None or not instance.waiting:
-            instance.context = context
-        self._table.enqueue(instance)
+        if instance.state is not State.LOADING:
+            self._table.enqueue(instance)
 
     def launch(self, instance: Instance, granted: admission.Granted, need_bytes: int) -> None:
         restarted = instance.wanted or instance.attempts > 0
+        self.take_wishes(instance)
         instance.waiting_since = 0
         instance.waits_for = ""
         instance.generation += 1
@@ -95,10 +102,22 @@ class Loading:
             device=granted.device,
             need_bytes=need_bytes,
         )
-        self._table.gpus_held = True
         self._out.add(
             events.Launch(instance.launchable(), instance.generation, granted.device, granted.vendor, need_bytes)
         )
+
+    def take_wishes(self, instance: Instance) -> None:
+        """What those who wait asked of this one load, the latest first; an engine that comes back by itself is as it
+        was.
+        """
+        if not instance.wanted:
+            instance.context = None
+            instance.idle_timeout_s = self._table.idle_override_s
+        for job in instance.load_jobs:
+            if job.context is not None:
+                instance.context = job.context
+            if job.idle_timeout_s is not None:
+                instance.idle_timeout_s = job.idle_timeout_s
 
     def progressed(self, event: events.Progressed) -> None:
         instance = self._table.current(event.model, event.generation)
@@ -170,7 +189,6 @@ class Loading:
         )
         instance.waiting_since = 0
         instance.waits_for = ""
-        instance.context = None
         if instance.state is State.BACKOFF:
             self._leaving.forgive(instance, "budget")
         instance.failure = Failure(error.message, error.hint, error.code)
@@ -181,7 +199,6 @@ class Loading:
         instance.waiting_since = 0
         instance.waits_for = ""
         instance.wanted = False
-        instance.context = None
         instance.failure = Failure(unfit.error, unfit.hint, unfit.kind or "failed")
         if instance.state is not State.FAILED:
             self._out.move(instance, Trigger.GIVE_UP, "config")
@@ -207,7 +224,6 @@ class Loading:
         instance.ready_since_s = instance.last_used_s = self._table.now
         instance.idle_timeout_s = self._table.idle_override_s
         self._out.move(instance, Trigger.ADOPT, "adopt")
-        self._table.gpus_held = True
         self._out.tell(
             Kind.MODEL_ADOPTED,
             f'"{event.model}" was loaded by an earlier gpud and is taken over as it is',

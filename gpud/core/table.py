@@ -15,7 +15,7 @@ class Table:
     """Everything that the scheduler knows. Only its parts write here, while they handle one event at ``now``.
 
     ``look``: somebody waits for memory, and the devices are to be looked at after this event. ``gpus_held``: drivers
-    may be open since something was loaded.
+    may be open since a look that was allowed to wake them.
     """
 
     def __init__(self, models: Mapping[str, Model], limits: Limits) -> None:
@@ -85,6 +85,7 @@ class Table:
         settling = frozenset(i.model.name for i in self.with_engine() if i.state is State.READY)
         check = tuple(instance.model.name for instance in self.queue())
         wake = bool(check) or bool(self.with_engine())
+        self.gpus_held = self.gpus_held or wake
         self.out.add(events.Sample(wake, delay_s, check, settling))
 
     def drop_if_removed(self, instance: Instance) -> None:

@@ -124,6 +124,31 @@ def test_a_callers_context_lasts_for_one_load() -> None:
 # Budget
 
 
+def test_what_a_caller_wants_of_a_load_outlives_the_end_of_the_engine_before() -> None:
+    """Asked for while the old engine still stops: the new one has the context and the idle time-out."""
+    w = loaded("a")
+    w.unload("a", force=True)
+    w.load("a", context=8192, idle_timeout_s=7.0)
+    w.settle()
+
+    assert w.status("a").model.settings.context == 8192
+    w.pass_time(8)
+    assert w.state("a") is State.COLD
+
+
+def test_an_idle_time_out_that_was_asked_of_a_refused_load_does_not_stay() -> None:
+    """The next one, which asks for nothing, has what is configured."""
+    w = world("a", size=3 * GIB, foreign_bytes=7 * GIB)
+    w.load("a", idle_timeout_s=7.0)
+    w.settle()
+    w.foreign_bytes = 0
+    w.load("a")
+    w.settle()
+
+    w.pass_time(8)
+    assert w.state("a") is State.READY
+
+
 def test_what_does_not_fit_is_refused_with_need_and_available() -> None:
     """Numbers and a hint."""
     w = world("a", size=9 * GIB)
@@ -602,6 +627,16 @@ def test_the_devices_are_let_go_when_nothing_is_loaded() -> None:
     w.settle()
     w.pass_time(10)
 
+    assert w.released == 1
+
+
+def test_the_drivers_are_let_go_after_a_load_that_was_refused() -> None:
+    """The look that said no has woken the GPU: nothing keeps it awake afterwards."""
+    w = world("a", size=9 * GIB)
+    job = w.load("a")
+    w.settle()
+
+    assert w.result(job) is JobResult.FAILED
     assert w.released == 1
     assert w.pending == []
     assert w.scheduler.next_deadline() is None
