@@ -140,9 +140,10 @@ class RunningChild:
             self._terminate()
             if not await self._ends_within(times.second_term_s):
                 log.debug("%s did not end on two signals: it is killed", self._record.unit)
+                # First the kill: nothing that goes wrong in whoever is told may keep it from happening.
+                self.kill_now()
                 for listener in self._kill_listeners:
                     listener()
-                self.kill_now()
 
     async def _first_rung(self, term_s: float, ask: Callable[[], Awaitable[None]] | None) -> bool:
         """Ask, or TERM; True when that was enough."""
@@ -205,8 +206,11 @@ class RunningChild:
         await self._managed(self._tree.remove())
         os.close(self._pidfd)
         self._pidfd = -1
-        self._gone(self)
-        self._exit.set_result(Exit(self._record.pid, code, self._lines.tail(), oom_killed))
+        try:
+            self._gone(self)
+        finally:
+            # Whatever else fails: those who wait for the end must not wait for ever.
+            self._exit.set_result(Exit(self._record.pid, code, self._lines.tail(), oom_killed))
 
     async def _managed(self, step: Coroutine[None, None, object]) -> bool:
         """Whatever goes wrong in one step, the steps after it are taken."""

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from gpud.core.ports import ChildRecord, Command, FdStore, LineReader, OutputSin
 from gpud.processes import identity
 from gpud.processes.cgroup import Cgroup, Leaf
 from gpud.processes.child import Connections, RunningChild, reap
+from gpud.processes.clearing import CLEARING_LIMIT_S, Clearing
 from gpud.processes.environment import child_environment
-from gpud.processes.names import safe_name
+from gpud.processes.names import StoredNames, safe_name
 from gpud.processes.output import ChildLines, OutputReader, Throttle
 from gpud.processes.sockets import SocketDirectory
 from gpud.processes.start import CHILD_OOM_SCORE, START_LIMIT_S, Started, explain, let_go, start_at_gate
@@ -51,18 +52,21 @@ class ProcessLauncher:
         environment: Mapping[str, str] | None = None,
         lines_per_second: float = 200.0,
         burst_lines: int = 1000,
+        clearing_limit_s: float = CLEARING_LIMIT_S,
     ) -> None:
-        """``environment`` is what children's environments are drawn from: the daemon's own, unless another is given."""
+        """``environment`` is what children's environments are drawn from: the daemon's own, unless another is given.
+        ``lines_per_second`` may be changed at any time, and holds for what is started afterwards.
+        """
         self._runtime_dir = str(runtime_dir.absolute())
         self._fd_store = fd_store
         self._sink = sink
         self._cgroup = cgroup
         self._environment = dict(os.environ if environment is None else environment)
-        self._lines_per_second = lines_per_second
+        self.lines_per_second = lines_per_second
         self._burst_lines = burst_lines
         self._children: dict[str, RunningChild] = {}
         self._starting: set[str] = set()
-        self._clearing: set[asyncio.Task[None]] = set()
+        self._clearing = Clearing(clearing_limit_s)
         self._sockets = SocketDirectory(runtime_dir, self._environment)
         self._oom_kills_told = 0
         self._dies_with_us = () if fd_store.lasting else _death_signal()
@@ -150,7 +154,7 @@ class ProcessLauncher:
                     preflight=True,
                 ) from problem
         _raise_oom_score(started.pid)
-        names = _StoredNames(command.unit)
+        names = StoredNames(command.unit)
         self._fd_store.put(names.out, started.out)
         self._fd_store.put(names.err, started.err)
         if started.lease >= 0:
@@ -181,11 +185,8 @@ class ProcessLauncher:
         return child
 
     async def _clear_failed_start(self, unit: str, started: Started | None, leaf: Leaf | None) -> None:
-        """Shielded: whoever cancels a start gets nothing left behind, however often it is canceled."""
-        clearing = asyncio.get_running_loop().create_task(self._clear(unit, started, leaf))
-        self._clearing.add(clearing)
-        clearing.add_done_callback(self._clearing.discard)
-        await asyncio.shield(clearing)
+        """Whoever cancels a start gets nothing left behind, however often it is canceled."""
+        await self._clearing.see_through(unit, self._clear(unit, started, leaf))
 
     async def _clear(self, unit: str, started: Started | None, leaf: Leaf | None) -> None:
         if started is not None:
@@ -198,7 +199,7 @@ class ProcessLauncher:
                 await tree.end()
             finally:
                 reap(started.pidfd)
-                for name in _StoredNames(unit):
+                for name in StoredNames(unit):
                     self._fd_store.drop(name)
                 started.close()
         if leaf is not None:
@@ -220,7 +221,7 @@ class ProcessLauncher:
         if not identity.lives(record.pid, record.start_time):
             os.close(pidfd)
             return None
-        names = _StoredNames(record.unit)
+        names = StoredNames(record.unit)
         pipes = {Stream.OUT: (self._take(names.out), b""), Stream.ERR: (self._take(names.err), b"")}
         leaf = self._recorded_leaf(record)
         lease = self._take(names.lease)
@@ -233,11 +234,9 @@ class ProcessLauncher:
             return
         # The name of a unit may be in use again; its cgroup is then another's.
         leaf = self._recorded_leaf(record) if child is None else None
-        tree = self._tree(record, leaf)
-        await tree.end()
-        await tree.remove()
+        await self._clearing.see_through(record.unit, _end(self._tree(record, leaf)))
         if child is None:
-            for name in _StoredNames(record.unit):
+            for name in StoredNames(record.unit):
                 self._fd_store.drop(name)
 
     async def end_strangers(self, known_units: Collection[str]) -> tuple[str, ...]:
@@ -248,22 +247,33 @@ class ProcessLauncher:
         """
         known = {safe_name(unit) for unit in (*known_units, *self._children, *self._starting)}
         ended: set[str] = set()
+        clearing: list[Coroutine[None, None, None]] = []
         for leaf in self._cgroup.leaves() if self._cgroup is not None else ():
             if leaf.name in known:
                 continue
             if leaf.is_populated():
                 ended.add(leaf.name)
-            tree = CgroupTree(leaf.name, leaf)
-            await tree.end()
-            await tree.remove()
+            clearing.append(self._clearing.see_through(leaf.name, _end(CgroupTree(leaf.name, leaf))))
         # Those without a cgroup carry our mark in their environment.
-        refused: set[int] = set()
-        while strangers := await asyncio.to_thread(self._marked_strangers, known, refused):
-            ended.update(strangers.values())
-            refused |= await kill_and_wait(strangers)
+        await asyncio.gather(*clearing, self._end_marked(known, ended))
         with contextlib.suppress(OSError):
             self._sockets.sweep((*known_units, *self._children, *self._starting))
         return tuple(sorted(ended))
+
+    async def _end_marked(self, known: Collection[str], ended: set[str]) -> None:
+        """Not a moment beyond the limit: what is spawned later carries a mark that ``known`` does not have."""
+        refused: set[int] = set()
+        try:
+            async with asyncio.timeout(self._clearing.limit_s):
+                while strangers := await asyncio.to_thread(self._marked_strangers, known, refused):
+                    ended.update(strangers.values())
+                    refused |= await kill_and_wait(strangers)
+        except TimeoutError:
+            log.warning(
+                "what an earlier gpud started has not ended %g s after it was killed: gpud goes on without (%s)",
+                self._clearing.limit_s,
+                ", ".join(sorted(ended)),
+            )
 
     def _marked_strangers(self, known: Collection[str], refused: Collection[int]) -> dict[identity.ProcessStat, str]:
         found = {}
@@ -285,8 +295,8 @@ class ProcessLauncher:
         left = tuple(self._children)
         if left:
             log.warning("gpud ends while %s still runs: killed", ", ".join(left))
-        await asyncio.gather(*(child.kill() for child in self._children.values()))
-        await asyncio.gather(*self._clearing, return_exceptions=True)
+        await asyncio.gather(*(self._clearing.see_through(unit, _kill(self._children[unit])) for unit in left))
+        await self._clearing.close()
         self._sockets.close()
         return left
 
@@ -302,14 +312,14 @@ class ProcessLauncher:
         lease: int,
     ) -> RunningChild:
         loop = asyncio.get_running_loop()
-        names = _StoredNames(record.unit)
+        names = StoredNames(record.unit)
         lines = ChildLines(
             model=record.model,
             engine=record.engine,
             pid=record.pid,
             sink=self._sink,
             on_line=on_line,
-            throttle=Throttle(self._lines_per_second, self._burst_lines, loop.time()),
+            throttle=Throttle(self.lines_per_second, self._burst_lines, loop.time()),
             loop=loop,
         )
         outputs = tuple(
@@ -371,20 +381,13 @@ class ProcessLauncher:
         return killed_by_kernel
 
 
-class _StoredNames:
-    """Under which names the descriptors of a unit are kept. systemd allows no colon and 255 characters."""
+async def _kill(child: RunningChild) -> None:
+    await child.kill()
 
-    def __init__(self, unit: str) -> None:
-        name = safe_name(unit)
-        self.out = f"{name}.out"
-        self.err = f"{name}.err"
-        self.lease = f"{name}.in"
 
-    def of(self, stream: Stream) -> str:
-        return self.out if stream is Stream.OUT else self.err
-
-    def __iter__(self) -> Iterator[str]:
-        return iter((self.out, self.err, self.lease))
+async def _end(tree: Tree) -> None:
+    await tree.end()
+    await tree.remove()
 
 
 def _raise_oom_score(pid: int) -> None:

@@ -56,7 +56,10 @@ class SocketDirectory:
         """The engine is gone: so is its socket."""
         path = self._paths.pop(unit, None)
         if path is not None:
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as problem:
+                log.debug('the socket "%s" is left to the next start: %s', path, problem)
 
     def sweep(self, known_units: Collection[str]) -> None:
         """Remove what killed engines of an earlier daemon left: the sockets of all units but these."""

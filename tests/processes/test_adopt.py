@@ -18,7 +18,7 @@ from process_parts import BOUND_S, PATIENT, SHORT, Lines, MemoryFdStore, command
 from gpud.core.facts import Exit
 from gpud.core.ports import ChildRecord, Stream
 from gpud.processes import identity
-from gpud.processes.cgroup import Cgroup
+from gpud.processes.cgroup import Cgroup, Leaf
 from gpud.processes.launcher import ProcessLauncher
 
 Run = Callable[..., Any]
@@ -306,3 +306,45 @@ def test_first_record_says_who_the_child_is(
         await child.kill()
 
     run(scene())
+
+
+class Hanging(Leaf):
+    """What lives here hangs in the kernel: a kill shows no effect."""
+
+    def is_populated(self) -> bool:
+        return True
+
+    def kill(self) -> None:
+        """It takes no signal."""
+
+    def pids(self) -> frozenset[int]:
+        return frozenset({4194304})
+
+    async def emptied(self) -> None:
+        await asyncio.Event().wait()
+
+
+class CgroupThatHangs(Cgroup):
+    def leaves(self) -> tuple[Leaf, ...]:
+        return (Hanging(self.root / "engine-old-1"),)
+
+    def recorded_leaf(self, path: str) -> Leaf | None:
+        return Hanging(Path(path))
+
+
+def test_what_hangs_in_the_kernel_keeps_no_daemon_from_its_start(
+    make_launcher: Callable[..., ProcessLauncher], tmp_path: Path, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither a recorded engine nor an unknown one is waited for beyond the limit; both are named."""
+
+    async def scene() -> None:
+        launcher = make_launcher(cgroup=CgroupThatHangs(tmp_path), clearing_limit_s=0.05)
+        record = ChildRecord("old-2", "tiny", "custom", 4194304, 1, cgroup=str(tmp_path / "engine-old-2"))
+        await asyncio.wait_for(launcher.end(record), BOUND_S)
+        assert await asyncio.wait_for(launcher.end_strangers(()), BOUND_S) == ("old-1",)
+        await asyncio.wait_for(launcher.close(), BOUND_S)
+
+    run(scene())
+    assert [record.getMessage() for record in caplog.records] == [
+        f'"{unit}" has not ended 0.05 s after it was killed: gpud goes on without' for unit in ("old-2", "old-1")
+    ]

@@ -42,6 +42,23 @@ def test_stale_socket_is_removed(tmp_path: Path) -> None:
     sockets.close()
 
 
+def test_socket_that_cannot_be_removed_keeps_nobody_waiting(
+    make_launcher: Callable[..., ProcessLauncher], run: Run
+) -> None:
+    """The end of an engine is told all the same."""
+
+    async def scene() -> None:
+        launcher = make_launcher()
+        path = Path(launcher.socket_path("tiny-1"))
+        path.mkdir()
+        child = await launcher.spawn(shell("exit 3"))
+        assert (await child.wait()).code == 3
+        path.rmdir()
+        await launcher.close()
+
+    run(scene())
+
+
 def test_only_sockets_of_known_units_stay(tmp_path: Path) -> None:
     """Killed engines leave theirs behind; those that were taken over, with whatever name, keep them."""
     sockets = SocketDirectory(tmp_path, {})

@@ -81,6 +81,25 @@ def test_second_stop_joins_the_first(launcher: ProcessLauncher, sink: Lines, run
     run(scene())
 
 
+def test_a_failure_of_whoever_is_told_does_not_spare_the_engine(
+    launcher: ProcessLauncher, sink: Lines, run: Run
+) -> None:
+    """It is killed first, and told of then."""
+
+    def fail() -> None:
+        raise RuntimeError("a defect in the listener")
+
+    async def scene() -> None:
+        unheard: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+        child = await launcher.spawn(shell(DEAF))
+        await told(sink)
+        ended = await asyncio.wait_for(child.stop(SHORT, on_kill=fail), BOUND_S)
+        assert ended.code == -signal.SIGKILL
+
+    run(scene())
+
+
 def test_kill_cuts_the_ladder_short(launcher: ProcessLauncher, sink: Lines, run: Run) -> None:
     """A kill during a patient stop takes effect at once."""
 
