@@ -40,6 +40,8 @@ DROPPED = [
     "LD_PRELOAD",
     "LD_AUDIT",
     "HF_TOKEN",
+    "NVIDIA_API_KEY",
+    "AMD_CLOUD_SECRET",
     "DBUS_SESSION_BUS_ADDRESS",
     "GPUD_FDSTORE",
     "BASH_ENV",
