@@ -4,13 +4,12 @@ nothing.
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import signal
 import sys
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from gpud import __version__, backends, config, gpus, systemd
@@ -22,6 +21,7 @@ from gpud.core.facts import State
 from gpud.core.ports import Backend
 from gpud.dbus.limits import CallerLimits
 from gpud.dbus.service import BusUnavailable, NameTaken, Service
+from gpud.directories import AlreadyRunning, Directories, alone
 from gpud.engine import Engine
 from gpud.log import Journal, set_level, setup
 from gpud.processes.cgroup import Cgroup, enter_delegated_cgroup
@@ -35,32 +35,10 @@ EXIT_CONFIG = 78
 EXIT_TAKEN = 75
 EXIT_FAILED = 1
 
+SERVE_AGAIN_S = 5.0
+"""After a defect has ended the service on the bus: soon enough for whoever waits, too seldom to flood the log."""
+
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
-
-
-@dataclass(frozen=True, slots=True)
-class Directories:
-    """Where gpud keeps what: systemd's directories, else the user's, else the system's."""
-
-    runtime: Path
-    state: Path
-
-    @classmethod
-    def find(cls, environment: Mapping[str, str], *, user: bool) -> "Directories":
-        runtime = environment.get("RUNTIME_DIRECTORY", "").split(":")[0]
-        state = environment.get("STATE_DIRECTORY", "").split(":")[0]
-        if user:
-            home = Path(environment.get("HOME") or f"/tmp/gpud-{os.getuid()}")  # noqa: S108
-            runtime_base = environment.get("XDG_RUNTIME_DIR") or f"/tmp/gpud-{os.getuid()}"  # noqa: S108
-            state_base = environment.get("XDG_STATE_HOME") or home / ".local/state"
-            return cls(Path(runtime or Path(runtime_base) / "gpud"), Path(state or Path(state_base) / "gpud"))
-        return cls(Path(runtime or "/run/gpud"), Path(state or "/var/lib/gpud"))
-
-
-class AlreadyRunning(GpudError):
-    """Another gpud works in the same runtime directory."""
-
-    code = "already-running"
 
 
 class KnownEngines(Collection[str]):
@@ -108,7 +86,7 @@ class Daemon:
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
-        with _alone(self._directories.runtime):
+        with alone(self._directories.runtime):
             self._store = FileStore(
                 runtime_dir=self._directories.runtime, state_dir=self._directories.state, on_problem=self._store_problem
             )
@@ -172,7 +150,7 @@ class Daemon:
             raise
         except BusUnavailable as problem:
             log.error("%s", problem)
-        serving = asyncio.create_task(service.run())
+        serving = asyncio.create_task(_keep_serving(service))
         self._ready()
         try:
             await self._engine.finished()
@@ -191,13 +169,11 @@ class Daemon:
         await self._launcher.close()
 
     def _ready(self) -> None:
-        count = len(self._config.models)
         self._journal.notice(
             Notice(
                 Kind.STARTED,
-                f"gpud {__version__} is ready: {count} {'model' if count == 1 else 'models'} configured in "
-                f"{', '.join(self._config.sources) or 'no file'}",
-                fields={"models": count, "version": __version__},
+                f"gpud {__version__} is ready: {_models(self._config)} configured in {', '.join(self._config.sources)}",
+                fields={"models": len(self._config.models), "version": __version__},
             )
         )
         self._notifier.ready(self._status_text())
@@ -258,13 +234,14 @@ class Daemon:
             raise
         finally:
             self._notifier.ready(self._status_text())
-        restart = [name for name in ("http", "bus") if getattr(new, name) != getattr(self._config, name)]
+        restart = new.bus != self._config.bus
         self._config, self._backends = new, made
+        self._launcher.lines_per_second = new.logging.engine_lines_per_second
         set_level(self._journal, Level(new.logging.level))
         await self._engine.apply(models=new.models, limits=new.limits, idle_timeout_s=new.idle_timeout_s, backends=made)
-        text = f"The configuration was reloaded: {len(new.models)} models in {', '.join(new.sources) or 'no file'}"
+        text = f"The configuration was reloaded: {_models(new)} in {', '.join(new.sources)}"
         if restart:
-            text += f"; {', '.join(restart)} takes effect after a restart of gpud"
+            text += "; its section bus takes effect after a restart of gpud"
         self._journal.notice(Notice(Kind.CONFIG_RELOADED, text, fields={"models": len(new.models)}))
 
     def _make_backends(self, wanted: Config) -> dict[str, Backend]:
@@ -309,6 +286,21 @@ class Daemon:
         return f"{text} ({snapshot.degraded})" if snapshot.degraded else text
 
 
+async def _keep_serving(service: Service) -> None:
+    """Without the bus nobody could ask for anything any more: a defect there must not be its end."""
+    while True:
+        try:
+            return await service.run()
+        except Exception:
+            log.exception("internal error: the service on the bus has ended; it is taken up again")
+            await asyncio.sleep(SERVE_AGAIN_S)
+
+
+def _models(configured: Config) -> str:
+    count = len(configured.models)
+    return f"{count} {'model' if count == 1 else 'models'}"
+
+
 def engine_options(wanted: Config, name: str, *, service: bool) -> EngineOptions:
     """What a backend gets. The Ollama of the machine's own gpud keeps its models where the machine's models are."""
     engine = wanted.engines.get(name)
@@ -330,37 +322,10 @@ def engine_options(wanted: Config, name: str, *, service: bool) -> EngineOptions
     return options
 
 
-@contextlib.contextmanager
-def _alone(runtime: Path) -> Iterator[None]:
-    """Nobody else adopts, ends or starts engines in this runtime directory while we do. Let go even by kill -9."""
-    try:
-        runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(runtime / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise GpudError(
-            f"cannot use the runtime directory {runtime}: {error.strerror}",
-            hint="run gpud --user as a user, or as root for the whole system",
-        ) from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
-            raise AlreadyRunning(
-                f"org.kernelcore.GpuD is already owned by another gpud (process {owner}), which uses {runtime}",
-                hint="use that one, or stop it first",
-            ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
-        yield
-    finally:
-        os.close(lock)
-
-
 async def reap(directories: Directories, journal: Journal) -> int:
     """End every recorded engine: for the day when gpud itself cannot be started any more."""
     try:
-        with _alone(directories.runtime):
+        with alone(directories.runtime):
             store = FileStore(runtime_dir=directories.runtime, state_dir=directories.state)
             records = store.records()
             leaves = [Path(r.child.cgroup) for r in records if r.child is not None and r.child.cgroup]

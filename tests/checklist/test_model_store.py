@@ -9,7 +9,8 @@ from daemon.harness import TOP
 
 from gpud.backends import names
 from gpud.config import load, render
-from gpud.daemon import Directories, engine_options
+from gpud.daemon import engine_options
+from gpud.directories import Directories
 
 
 def of_ollama(tmp_path: Path, text: str, *, service: bool) -> str:
