@@ -1,15 +1,16 @@
 """What survives the daemon: a record of each running engine, and what models were measured to hold.
 
 Records are about living processes. They live in the runtime directory, in memory, so that they are gone after a
-reboot and
-a full disk cannot lose them. Measurements live in the state directory. Neither ever stops a load: what cannot be
-written
-is said once, in ``problem``, and work goes on.
+reboot and a full disk cannot lose them. Measurements live in the state directory. Neither ever stops a load: what
+cannot be written is said once, in ``problem``, and work goes on.
+
+:meth:`FileStore.learned` and :meth:`FileStore.learn` may be called from threads.
 """
 
 import contextlib
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 # What is kept of measurements: the latest of this many settings. A laboratory has hundreds of models, not thousands.
 MEASUREMENTS_KEPT = 2000
 
+_ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+
 
 class FileStore:
     """The Store of ``core/ports.py`` on plain files, each written beside and renamed."""
@@ -34,7 +37,6 @@ class FileStore:
         self._on_problem = on_problem or (lambda problem: log.error("%s", problem))
         # By directory: that records can be written again says nothing of measurements.
         self._problems: dict[Path, str] = {}
-        # Learned sizes are read by checks that run in threads.
         self._lock = threading.Lock()
         self._measurements = self._read_measurements()
 
@@ -56,10 +58,11 @@ class FileStore:
         for path in paths:
             try:
                 found.append(_record_from(json.loads(path.read_text())))
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 # Nothing can be adopted by it. What it was about is found as a stranger in its cgroup leaf.
-                log.error("Setting aside the unreadable engine record %s: %s", path, error)
-                path.rename(path.with_suffix(".unreadable"))
+                log.error("Setting aside the unreadable engine record %s: %r", path, error)
+                with contextlib.suppress(OSError):
+                    path.rename(path.with_suffix(".unreadable"))
         return tuple(found)
 
     def keep(self, record: RunnerRecord) -> None:
@@ -89,7 +92,7 @@ class FileStore:
             while len(self._measurements) > MEASUREMENTS_KEPT:
                 del self._measurements[next(iter(self._measurements))]
             text = json.dumps({"version": 1, "used_bytes": self._measurements})
-        self._write(self._measurements_file, text)
+            self._write(self._measurements_file, text)
 
     def _read_measurements(self) -> dict[str, int]:
         try:
@@ -100,7 +103,7 @@ class FileStore:
         except OSError as error:
             self._complain(self._measurements_file.parent, f"cannot read {self._measurements_file}: {error}")
             return {}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             log.error("Measured sizes in %s are unreadable and are measured anew: %s", self._measurements_file, error)
             return {}
         return measured
@@ -112,8 +115,8 @@ class FileStore:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Records carry the engines' keys: nobody else may read them.
-            beside.touch(mode=0o600)
-            beside.write_text(text)
+            with os.fdopen(os.open(beside, _ANEW, 0o600), "w", encoding="utf-8") as file:
+                file.write(text)
             beside.replace(path)
         except OSError as error:
             with contextlib.suppress(OSError):
