@@ -1,6 +1,7 @@
 """AMD's GPUs, read from sysfs and from the fdinfo of the processes that use them; /dev/dri is never opened.
 
-Sensors resume a suspended card, so its runtime status is read first; its identity and sizes may be read in any state.
+Sensors resume a suspended card and put off the sleep of one that is awake, so its power state is read first; its
+identity and its memory may be read in any state.
 """
 
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from gpud.core.facts import GpuProcess, GpuSample
 from gpud.gpus.host import machine_memory
-from gpud.gpus.sysfs import driver_of, entries, is_suspended, process_name, read_int, read_text
+from gpud.gpus.sysfs import driver_of, entries, is_suspended, process_name, read_int, read_text, stays_awake
 
 VENDOR = "amd"
 PCI_VENDOR = "0x1002"
@@ -47,7 +48,7 @@ class AmdGpuProbe:
         looked_at = [card for card in self._cards if wake or not is_suspended(card.directory)]
         held = self._held(looked_at) if looked_at else {}
         return tuple(
-            self._measure(index, card, held.get(card.address, {}))
+            self._measure(index, card, held.get(card.address, {}), sensors=wake or stays_awake(card.directory))
             if card in looked_at
             else replace(self._blank(index, card), asleep=True)
             for index, card in enumerate(self._cards)
@@ -113,7 +114,7 @@ class AmdGpuProbe:
     def _blank(index: int, card: Card) -> GpuSample:
         return GpuSample(card.uuid, card.name, index, VENDOR, total_bytes=card.total_bytes)
 
-    def _measure(self, index: int, card: Card, held: dict[int, int | None]) -> GpuSample:
+    def _measure(self, index: int, card: Card, held: dict[int, int | None], *, sensors: bool) -> GpuSample:
         directory = card.directory
         used_bytes = read_int(directory / "mem_info_vram_used")
         free_bytes = None
@@ -126,15 +127,15 @@ class AmdGpuProbe:
                 f"the driver amdgpu does not tell the memory of {card.address}; "
                 "look at: journalctl -k | grep amdgpu, and reload the driver or reboot"
             )
-        sensors = entries(directory / "hwmon")
-        milli_c = _first(read_int(sensor / "temp1_input") for sensor in sensors)
-        power_uw = _first(read_int(sensor / name) for sensor in sensors for name in ("power1_average", "power1_input"))
+        places = entries(directory / "hwmon") if sensors else []
+        milli_c = _first(read_int(place / "temp1_input") for place in places)
+        power_uw = _first(read_int(place / name) for place in places for name in ("power1_average", "power1_input"))
         return replace(
             self._blank(index, card),
             used_bytes=used_bytes if free_bytes is not None else None,
             free_bytes=free_bytes,
             temperature_c=None if milli_c is None else round(milli_c / 1000),
-            utilization_percent=read_int(directory / "gpu_busy_percent"),
+            utilization_percent=read_int(directory / "gpu_busy_percent") if sensors else None,
             power_mw=None if power_uw is None else power_uw // 1000,
             processes=tuple(GpuProcess(pid, process_name(self._root, pid), held[pid]) for pid in sorted(held)),
             health=health,

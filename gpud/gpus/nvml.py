@@ -78,8 +78,9 @@ class NvmlProbe:
     """All NVIDIA GPUs that the driver shows. ``calls`` counts what NVML was asked.
 
     NVML is initialised by the first look that may wake the GPUs. A look that may not leaves alone what sleeps, and
-    everything while NVML is let go; only when nothing was ever learnt about GPUs that are all awake, it asks once and
-    lets go again, so that a machine is known from the start.
+    everything while NVML is let go, because each question puts off the sleep of a GPU that could fall asleep. It asks
+    and lets go again only where no GPU is ever suspended, and once where all are awake and nothing was learnt yet, so
+    that a machine is known from the start.
     """
 
     source = "NVML"
@@ -104,7 +105,7 @@ class NvmlProbe:
     def look(self, own: frozenset[int], wake: bool) -> tuple[GpuSample, ...]:  # noqa: ARG002 — the driver lists everybody
         self._devices = tuple(display_devices(self._root, PCI_VENDOR))
         sleeping = frozenset(device.address for device in self._devices if device.suspended)
-        if not wake and not self._ready and (sleeping or self._asked):
+        if not wake and not self._ready and (sleeping or (self._asked and not self._stay_awake())):
             return self._left_alone()
         for_once = not wake and not self._ready
         try:
@@ -117,6 +118,10 @@ class NvmlProbe:
         finally:
             if for_once:
                 self.release()
+
+    def _stay_awake(self) -> bool:
+        """True where there are GPUs and no look can do harm to the sleep of any."""
+        return bool(self._devices) and all(device.stays_awake for device in self._devices)
 
     def recall(self, health: str) -> tuple[GpuSample, ...]:
         return tuple(known.left_alone(health=health) for known in self._known or self._provisional())

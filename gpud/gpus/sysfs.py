@@ -9,12 +9,15 @@ DISPLAY_CLASS = "0x03"
 
 @dataclass(frozen=True, slots=True)
 class PciDevice:
-    """A display controller as the kernel sees it, found without waking it. ``driver`` is empty where none is bound."""
+    """A display controller as the kernel sees it, found without waking it. ``driver`` is empty where none is bound;
+    ``stays_awake``: it is never suspended, so that no look can keep it from its sleep.
+    """
 
     address: str
     directory: Path
     driver: str
     suspended: bool
+    stays_awake: bool
 
 
 def read_text(path: Path) -> str | None:
@@ -43,6 +46,11 @@ def is_suspended(device: Path) -> bool:
     return read_text(device / "power/runtime_status") == "suspended"
 
 
+def stays_awake(device: Path) -> bool:
+    """Whether the kernel was told not to suspend it, as most desktops are: reading that touches nothing either."""
+    return read_text(device / "power/control") == "on" and not is_suspended(device)
+
+
 def driver_of(device: Path) -> str:
     try:
         return (device / "driver").readlink().name
@@ -53,7 +61,7 @@ def driver_of(device: Path) -> str:
 def display_devices(root: Path, vendor: str) -> list[PciDevice]:
     """The display controllers of one vendor (``0x10de``), in the order of their addresses."""
     return [
-        PciDevice(directory.name, directory, driver_of(directory), is_suspended(directory))
+        PciDevice(directory.name, directory, driver_of(directory), is_suspended(directory), stays_awake(directory))
         for directory in entries(root / "sys/bus/pci/devices")
         if read_text(directory / "vendor") == vendor
         and (read_text(directory / "class") or "").startswith(DISPLAY_CLASS)

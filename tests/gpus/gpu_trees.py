@@ -34,7 +34,9 @@ def lay_out(listing: str, root: Path) -> Path:
     return root
 
 
-def nvidia_card(root: Path, address: str = "0000:01:00.0", *, driver: str = "nvidia", status: str = "active") -> Path:
+def nvidia_card(
+    root: Path, address: str = "0000:01:00.0", *, driver: str = "nvidia", status: str = "active", control: str = "auto"
+) -> Path:
     """An NVIDIA GPU as sysfs has it; the machine's real /proc and meminfo stay visible under ``root``."""
     directory = root / "sys/bus/pci/devices" / address
     (directory / "power").mkdir(parents=True)
@@ -43,6 +45,7 @@ def nvidia_card(root: Path, address: str = "0000:01:00.0", *, driver: str = "nvi
     if driver:
         (directory / "driver").symlink_to(f"../../../../bus/pci/drivers/{driver}")
     set_status(directory, status)
+    (directory / "power/control").write_text(f"{control}\n")
     if not (root / "proc").exists():
         (root / "proc").symlink_to("/proc")
     return directory

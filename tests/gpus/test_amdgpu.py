@@ -1,5 +1,6 @@
 """AMD's GPUs from recorded trees of /sys and /proc."""
 
+import os
 from pathlib import Path
 
 from gpu_trees import lay_out, recorded
@@ -18,7 +19,7 @@ def held(sample: GpuSample) -> dict[int, int | None]:
 
 def test_a_card_of_its_own_memory(tmp_path: Path) -> None:
     """Name by libdrm's list, uuid as ROCm writes it, figures in our units; the GTT of a card is not its memory."""
-    (sample,) = AmdGpuProbe(recorded("rx7900", tmp_path)).look(NOBODY, wake=False)
+    (sample,) = AmdGpuProbe(recorded("rx7900", tmp_path)).look(NOBODY, wake=True)
     assert (sample.name, sample.vendor, sample.uuid) == ("AMD Radeon RX 7900 XTX", "amd", "GPU-7d3d1b2f6a0c9e41")
     assert sample.total_bytes == 25753026560
     assert sample.used_bytes == 7 * GIB
@@ -69,6 +70,18 @@ def test_a_suspended_card_is_left_alone(tmp_path: Path) -> None:
     assert (sample.asleep, sample.uuid) == (True, "GPU-1f9a30c2d4e5b687")
     assert sample.total_bytes == 8573157376
     assert (sample.used_bytes, sample.free_bytes, sample.temperature_c) == (None, None, None)
+
+
+def test_a_card_that_may_fall_asleep_is_not_kept_from_it(tmp_path: Path) -> None:
+    """Its sensors would put its sleep off each time (here: hang the test) and are not read; its memory may be."""
+    root = recorded("rx7900", tmp_path)
+    device = root / "sys/bus/pci/devices/0000:03:00.0"
+    for sensor in (device / "gpu_busy_percent", device / "hwmon/hwmon4/temp1_input"):
+        sensor.unlink()
+        os.mkfifo(sensor)
+    (sample,) = AmdGpuProbe(root).look(NOBODY, wake=False)
+    assert (sample.asleep, sample.used_bytes) == (False, 7 * GIB)
+    assert (sample.temperature_c, sample.utilization_percent, sample.power_mw) == (None, None, None)
 
 
 def test_a_suspended_card_is_measured_when_it_may_be_woken(tmp_path: Path) -> None:

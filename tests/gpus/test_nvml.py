@@ -312,6 +312,28 @@ def test_gpus_that_are_awake_are_met_once_and_then_let_go(machine: Machine) -> N
     assert machine.calls() == before
 
 
+def test_gpus_that_are_never_suspended_are_looked_at_and_let_go_each_time(machine: Machine) -> None:
+    """As on a desktop: nothing can be kept from its sleep, so that whoever asks sees what is so now."""
+    nvidia_card(machine.root, control="on")
+    machine.sample(wake=False)
+    machine.gpus(FakeGpu(used_mib=1000))
+    (sample,) = machine.sample(wake=False)
+    assert (sample["asleep"], sample["used_bytes"]) == (False, 1000 * MIB)
+    assert machine.calls()[-1] == "nvmlShutdown"
+    assert machine.ask("threads") == []
+
+
+def test_one_gpu_that_may_fall_asleep_keeps_all_from_being_asked(machine: Machine) -> None:
+    """NVML is let go or not, for all together: a laptop's GPU beside one that never sleeps goes before figures."""
+    nvidia_card(machine.root, FIRST.pci, control="on")
+    nvidia_card(machine.root, SECOND.pci, control="auto")
+    machine.gpus(FIRST, SECOND)
+    machine.sample(wake=False)
+    before = machine.calls()
+    assert [sample["asleep"] for sample in machine.sample(wake=False)] == [True, True]
+    assert machine.calls() == before
+
+
 def test_release_closes_the_driver_and_ends_the_thread(machine: Machine) -> None:
     """No descriptor of the device and no thread is left; looks that may not wake cost nothing; the next begins anew."""
     machine.sample()
