@@ -216,7 +216,9 @@ def warnings(config: Config) -> tuple[str, ...]:
             if path and not os.path.isfile(path):  # noqa: PTH113
                 said.append(f'models.{name}.{key}: there is no file "{path}" now; loading the model would fail')
         if model.size_bytes is not None and 0 < model.size_bytes < 1 << 20:
-            said.append(f"models.{name}.size: is {model.size_bytes} bytes; a size without a unit is in bytes")
+            said.append(
+                f"models.{name}.size: is {model.size_bytes} bytes, less than 1 MiB; a size without a unit is in bytes"
+            )
         if model.pinned and model.idle_timeout_s != config.idle_timeout_s:
             said.append(f"models.{name}.idle_timeout: has no effect, for the model is pinned")
     for door in HTTP.keys:

@@ -70,6 +70,10 @@ class _Given:
         key = self._keys[name]
         return _UNSET if key.default is None else key.default_value(self._reading)
 
+    def is_refused(self, *names: str) -> bool:
+        """Whether one of these keys has a value that was refused: what it is compared with is not to blame then."""
+        return any(name in self.values and self.values[name].value is BROKEN for name in names)
+
     def section(self, name: str) -> "_Given":
         kind = self._keys[name].kind
         found = self.values.get(name)
@@ -86,7 +90,7 @@ class _Given:
 def _limits(top: _Given, reading: Reading) -> Limits:
     gpu = top.section("gpu")
     restart = top.section("restart")
-    if restart["max"] < restart["first"]:
+    if not restart.is_refused("first", "max") and restart["max"] < restart["first"]:
         found = restart.values.get("max") or restart.values["first"]
         reading.wrong(
             found.where,
@@ -115,7 +119,7 @@ def _http(http: _Given, reading: Reading) -> HttpConfig:
     doors = {key: Door(**http.section(key).fields()) for key in ("front", "management", "ollama")}
     taken: dict[tuple[str, int], str] = {}
     for name, door in doors.items():
-        if not door.enable:
+        if not door.enable or http.section(name).is_refused("enable", "host", "port"):
             continue
         other = taken.setdefault((door.host, door.port), name)
         if other != name:

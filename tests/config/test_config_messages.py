@@ -332,6 +332,20 @@ def test_waits_between_restarts_are_in_order() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("restart: {first: 0, max: 2}", "restart.first"),
+        ("restart: {first: 100, max: 1000d}", "restart.max"),
+        ("http: {front: {port: 99999}, management: {port: 8080}}", "http.front.port"),
+        ("http: {front: {enable: maybe, port: 9000}}", "http.front.enable"),
+    ],
+)
+def test_what_was_refused_is_not_compared_with_anything(text: str, key: str) -> None:
+    """The default that stands in for it would be told of as if somebody had written it."""
+    assert problem(text).startswith(f"gpud.yaml:1: {key}: ")
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("- a\n- b\n", "gpud.yaml:1: the file holds a list; a configuration is a map, like models:"),
