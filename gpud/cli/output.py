@@ -84,11 +84,13 @@ def one_line(text: str) -> str:
 
 
 def size(size_bytes: int) -> str:
-    """GiB from one GiB on, else MiB."""
-    return f"{size_bytes / GIB:.1f} GiB" if size_bytes >= GIB else f"{size_bytes / MIB:.0f} MiB"
+    """GiB from one GiB on, else MiB; what is less than one MiB in KiB."""
+    return f"{size_bytes / GIB:.1f} GiB" if size_bytes >= GIB else mib(size_bytes)
 
 
 def mib(size_bytes: int) -> str:
+    if 0 < size_bytes < MIB:
+        return f"{max(1, size_bytes >> 10)} KiB"
     return f"{size_bytes / MIB:.0f} MiB"
 
 

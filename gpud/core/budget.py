@@ -10,11 +10,13 @@ GIB = 1 << 30
 
 
 def describe(size_bytes: int | None) -> str:
-    """A size as a user reads it: GiB from one GiB on, else MiB; ``unknown`` where nobody knows."""
+    """A size as a user reads it: GiB from one GiB on, else MiB, KiB below one; ``unknown`` where nobody knows."""
     if size_bytes is None:
         return "unknown"
     if abs(size_bytes) >= GIB:
         return f"{size_bytes / GIB:.1f} GiB"
+    if 0 < size_bytes < MIB:
+        return f"{max(1, size_bytes >> 10)} KiB"
     return f"{size_bytes / MIB:.0f} MiB"
 
 

@@ -11,7 +11,7 @@ from cli_place import Place
 
 from gpud.cli import COMMANDS, load_command, parser_for
 from gpud.cli.arguments import duration, whole
-from gpud.cli.output import span, table
+from gpud.cli.output import mib, size, span, table
 from gpud.cli.status import snake
 
 SHOWN = [name for name, command in COMMANDS.items() if not command.hidden]
@@ -153,6 +153,13 @@ def test_whole_numbers_within_bounds() -> None:
 def test_spans_have_two_units_at_most() -> None:
     """Short enough for a table."""
     assert [span(s) for s in (0, 59, 60, 3725, 90061, -3)] == ["0s", "59s", "1m", "1h 2m", "1d 1h", "0s"]
+
+
+def test_sizes_have_the_unit_that_shows_them() -> None:
+    """A small file is not shown as nothing."""
+    sizes = (0, 1, 700 << 10, 1 << 20, 1536 << 20)
+    assert [size(one) for one in sizes] == ["0 MiB", "1 KiB", "700 KiB", "1 MiB", "1.5 GiB"]
+    assert mib(700 << 10) == "700 KiB"
 
 
 def test_empty_columns_are_left_out() -> None:

@@ -111,6 +111,7 @@ def test_sizes_are_read_in_gib_and_mib() -> None:
     """As nvidia-smi's readers expect them."""
     assert describe(5 * GIB + GIB // 2) == "5.5 GiB"
     assert describe(300 << 20) == "300 MiB"
+    assert [describe(size) for size in (0, 1, 700 << 10, 1 << 20)] == ["0 MiB", "1 KiB", "700 KiB", "1 MiB"]
     assert describe(None) == "unknown"
 
 
