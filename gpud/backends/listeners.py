@@ -7,12 +7,14 @@ from pathlib import Path
 _LISTENING = "0A"
 
 
-def sockets_at(port: int) -> frozenset[str]:
-    """The listening sockets at a TCP port, as the links in ``/proc/PID/fd`` name them."""
+def sockets_at(port: int, tables: str = "/proc/net") -> frozenset[str]:
+    """The listening sockets at a TCP port, as the links in ``/proc/PID/fd`` name them. ``tables`` are those of the
+    network that is meant.
+    """
     found = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+    for table in ("tcp", "tcp6"):
         try:
-            lines = Path(table).read_text().splitlines()[1:]
+            lines = Path(tables, table).read_text().splitlines()[1:]
         except OSError:
             continue
         for line in lines:

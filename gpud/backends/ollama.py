@@ -9,14 +9,12 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Coroutine
 from contextlib import suppress
-from pathlib import Path
 
 from gpud.backends import ollama_api
 from gpud.backends.call import Trouble, Unreachable
-from gpud.backends.ollama_processes import ProcessWatch
+from gpud.backends.ollama_processes import watch_runner
 from gpud.backends.ollama_runner import RELOAD_GRACE_S, UNSEEN_LOOK_S, OllamaRunner
 from gpud.backends.ollama_server import CLOSE_TIMEOUT_S, ENGINE, LINGER_S, Claim, Server, ServerKey
 from gpud.backends.ollama_settings import (
@@ -25,10 +23,12 @@ from gpud.backends.ollama_settings import (
     endpoint_of,
     load_options,
     name_of,
+    server_base,
     server_environment,
+    store_of,
     visible,
 )
-from gpud.backends.ollama_store import BadManifest, Name, Store
+from gpud.backends.ollama_store import BadManifest, Name
 from gpud.backends.options import EngineOptions
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Model
@@ -41,9 +41,6 @@ ABORT_TIMEOUT_S = 5.0
 
 ADOPT_WINDOW_S = 5.0
 """How long an adopted server without a model waits for the next record that names it: all are read at the start."""
-
-_SERVICE_STORE = "/usr/share/ollama/.ollama/models"
-"""Where Ollama's own installer lets its service keep the models."""
 
 
 class Ollama:
@@ -73,7 +70,7 @@ class Ollama:
         self._runners: list[OllamaRunner] = []
         self._extra = allowed(options.environment)
         self._home = os.environ.get("HOME") or os.environ.get("STATE_DIRECTORY", "").split(":")[0]
-        self._store = self._find_store()
+        self._store = store_of(options, self._extra, self._home)
 
     # What can be known without a server ------------------------------------------------------------------------------
 
@@ -134,8 +131,14 @@ class Ollama:
                 record()
             else:
                 order.report(Progress("starting Ollama"))
-                environment = self._environment(server.key, order.vendor)
-                binary, host = self._binary(model), self._options.host or "127.0.0.1"
+                environment = {
+                    **server_base(self._home, self._store),
+                    **visible(server.key.devices, order.vendor),
+                    **dict(server.key.environment),
+                    **self._extra,
+                }
+                binary = await asyncio.to_thread(self._binary, model)
+                host = self._options.host or "127.0.0.1"
                 await server.ready(self._launcher, binary, environment, host, self._port())
             order.report(Progress("loading"))
             asked = True
@@ -222,7 +225,7 @@ class Ollama:
                 "process %d still loads %s %g s after it was told to stop: killed", process.pid, name, ABORT_TIMEOUT_S
             )
             with suppress(OSError):
-                watch = ProcessWatch(process.pid)
+                watch = watch_runner(process)
                 try:
                     watch.send_kill()
                     await asyncio.wait({watch.ended}, timeout=ABORT_TIMEOUT_S)
@@ -340,28 +343,6 @@ class Ollama:
         taken = any(server.usable and server.endpoint.port == self._options.port for server in self._servers)
         return 0 if taken else self._options.port
 
-    def _environment(self, key: ServerKey, vendor: str) -> dict[str, str]:
-        store = {"OLLAMA_MODELS": str(self._store.folder)} if self._store is not None else {}
-        return {
-            # Ollama writes an identity key there, and ends at once without a home.
-            "HOME": self._home or tempfile.gettempdir(),
-            "OLLAMA_KEEP_ALIVE": "-1",
-            # Without it, every start deletes from the store what no manifest names: another program's download.
-            "OLLAMA_NOPRUNE": "1",
-            "OLLAMA_NO_CLOUD": "1",
-            # gpud decides how many models there are.
-            "OLLAMA_MAX_LOADED_MODELS": "1000",
-            # A crashing runner would start a debugger on itself.
-            "GGML_NO_BACKTRACE": "1",
-            # A proxy for plain HTTP comes between Ollama and its own runners.
-            "HTTP_PROXY": "",
-            "http_proxy": "",
-            **store,
-            **visible(key.devices, vendor),
-            **dict(key.environment),
-            **self._extra,
-        }
-
     def _binary(self, model: Model) -> str:
         wanted = self._options.binary or "ollama"
         found = shutil.which(wanted)
@@ -375,18 +356,6 @@ class Ollama:
         return found
 
     # The store and the record ----------------------------------------------------------------------------------------
-
-    def _find_store(self) -> Store | None:
-        """The store that the server uses too; an attached server's can only be guessed."""
-        configured = self._options.models_dir or self._extra.get("OLLAMA_MODELS", "")
-        if configured:
-            return Store(Path(configured).expanduser())
-        if self._options.url:
-            store = Store(Path(_SERVICE_STORE))
-            return store if store.readable() else None
-        if os.environ.get("OLLAMA_MODELS"):
-            return Store(Path(os.environ["OLLAMA_MODELS"]))
-        return Store(Path(self._home) / ".ollama" / "models") if self._home else None
 
     def _weights_in_store(self, name: Name) -> str:
         try:

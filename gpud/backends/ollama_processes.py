@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpud.backends import listeners
 from gpud.backends.ollama_store import Name, same_name
 
 _BLOB = re.compile(r"sha256[:-]([0-9a-fA-F]{64})")
-_LISTENING = "0A"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +69,8 @@ def _value(argv: list[str], flag: str) -> str:
 
 def listens(pid: int, port: int) -> bool | None:
     """Whether that process owns a listening TCP socket on ``port``; None where that may not be seen (blocking)."""
-    sockets = set()
+    sockets = listeners.sockets_at(port, f"/proc/{pid}/net")
     try:
-        for table in ("tcp", "tcp6"):
-            path = Path(f"/proc/{pid}/net/{table}")
-            # A kernel without IPv6 has only the first table.
-            lines = path.read_text().splitlines()[1:] if path.exists() else []
-            for line in lines:
-                fields = line.split()
-                if fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
-                    sockets.add(f"socket:[{fields[9]}]")
         return any(_target(entry) in sockets for entry in Path(f"/proc/{pid}/fd").iterdir())
     except PermissionError:
         return None
@@ -131,3 +123,14 @@ class ProcessWatch:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
             self._fd = -1
+
+
+def watch_runner(process: RunnerProcess) -> ProcessWatch:
+    """Watch this very runner. Raises OSError when it is gone, or when its number belongs to another process by now."""
+    watch = ProcessWatch(process.pid)
+    # The descriptor first, then the look: from here on the number cannot come to mean another process unnoticed.
+    again = read_runner(process.pid)
+    if again is None or (again.model, again.port) != (process.model, process.port):
+        watch.close()
+        raise ProcessLookupError(f"process {process.pid} is not the runner any more")
+    return watch

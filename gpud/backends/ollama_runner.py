@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from gpud.backends import failures, ollama_api
 from gpud.backends.call import Unreachable, describe
-from gpud.backends.ollama_processes import ProcessWatch, RunnerProcess
+from gpud.backends.ollama_processes import ProcessWatch, RunnerProcess, watch_runner
 from gpud.backends.ollama_server import Server
 from gpud.backends.ollama_store import Name
 from gpud.core.errors import BackendFailed
@@ -226,7 +226,7 @@ class OllamaRunner:
     def _watch_process(self, process: RunnerProcess) -> bool:
         self._close_watches()
         try:
-            self._watches.append(ProcessWatch(process.pid))
+            self._watches.append(watch_runner(process))
             if self._server.child is None:
                 # Somebody else's server: when it is gone, so is the model for everyone who would ask for it.
                 self._watches.append(ProcessWatch(process.parent))
@@ -253,6 +253,7 @@ class OllamaRunner:
         end_s = loop.time() + self._reload_grace_s
         look_s = FIRST_LOOK_S
         listed_since: float | None = None
+        let_go = False
         while not self._gone.done() and loop.time() < end_s:
             if self._unloading:
                 end_s = loop.time() + self._reload_grace_s
@@ -264,27 +265,32 @@ class OllamaRunner:
                 with suppress(Unreachable):
                     listed = await ollama_api.find(self.endpoint, self._name) is not None
                     listed_since = (listed_since or loop.time()) if listed else None
+                    let_go = not listed
                 if listed_since is not None and loop.time() - listed_since >= CRASH_LOOK_S:
                     with suppress(Unreachable, BackendFailed):
                         await ollama_api.expire(self.endpoint, self._name)
                     break
             await asyncio.wait({self._gone}, timeout=look_s)
             look_s = min(look_s * 1.6, SLOWEST_LOOK_S)
-        self.finish(None)
+        # Status 0 says that somebody wanted it so: a client's "keep_alive: 0", "ollama stop".
+        self.finish(0 if let_go else None)
 
     async def _ask_now_and_then(self) -> None:
         absent = 0
+        answers = True
         while not self._gone.done():
             await asyncio.wait({self._gone}, timeout=self._unseen_look_s)
             if self._gone.done() or self._unloading:
                 continue
             try:
                 absent = 0 if await ollama_api.find(self.endpoint, self._name) is not None else absent + 1
+                answers = True
             except Unreachable:
                 absent += 1
+                answers = False
             # A model that is being reloaded is not listed for a while; twice in a row it is gone.
             if absent >= 2:
-                self.finish(None)
+                self.finish(0 if answers else None)
 
     def finish(self, code: int | None) -> None:
         """The model is no longer loaded."""
@@ -308,7 +314,13 @@ class OllamaRunner:
     def _run(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(work, name=f"ollama-watch-{self._unit}")
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._has_watched)
+
+    def _has_watched(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            log.error('internal error: "%s" cannot be watched and counts as gone', self._model, exc_info=problem)
+            self.finish(None)
 
     def _close_watches(self) -> None:
         for watch in self._watches:

@@ -7,10 +7,14 @@ changes nothing.
 """
 
 import logging
+import os
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from gpud.backends.ollama_store import BadManifest, BadName, Manifest, Name, Store, parse_name
+from gpud.backends.options import EngineOptions
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Endpoint, Model
 
@@ -22,6 +26,9 @@ ALL_LAYERS = 999
 
 NO_DEVICE = "-1"
 """As a list of visible devices: none."""
+
+_SERVICE_STORE = "/usr/share/ollama/.ollama/models"
+"""Where Ollama's own installer lets its service keep the models."""
 
 _RESERVED = frozenset({"OLLAMA_HOST", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"})
 """gpud decides where a server listens and which devices it sees."""
@@ -98,6 +105,39 @@ def server_environment(model: Model) -> tuple[tuple[str, str], ...]:
     if settings.flash_attention in ("on", "off"):
         environment["OLLAMA_FLASH_ATTENTION"] = "1" if settings.flash_attention == "on" else "0"
     return tuple(sorted(environment.items()))
+
+
+def server_base(home: str, store: Store | None) -> dict[str, str]:
+    """What every server of gpud's is started with, whatever its models are."""
+    return {
+        # Ollama writes an identity key there, and ends at once without a home.
+        "HOME": home or tempfile.gettempdir(),
+        "OLLAMA_KEEP_ALIVE": "-1",
+        # Without it, every start deletes from the store what no manifest names: another program's download.
+        "OLLAMA_NOPRUNE": "1",
+        "OLLAMA_NO_CLOUD": "1",
+        # gpud decides how many models there are.
+        "OLLAMA_MAX_LOADED_MODELS": "1000",
+        # A crashing runner would start a debugger on itself.
+        "GGML_NO_BACKTRACE": "1",
+        # A proxy for plain HTTP comes between Ollama and its own runners.
+        "HTTP_PROXY": "",
+        "http_proxy": "",
+        **({"OLLAMA_MODELS": str(store.folder)} if store is not None else {}),
+    }
+
+
+def store_of(options: EngineOptions, extra: Mapping[str, str], home: str) -> Store | None:
+    """The store that the server uses too; an attached server's can only be guessed."""
+    configured = options.models_dir or extra.get("OLLAMA_MODELS", "")
+    if configured:
+        return Store(Path(configured).expanduser())
+    if options.url:
+        store = Store(Path(_SERVICE_STORE))
+        return store if store.readable() else None
+    if os.environ.get("OLLAMA_MODELS"):
+        return Store(Path(os.environ["OLLAMA_MODELS"]))
+    return Store(Path(home) / ".ollama" / "models") if home else None
 
 
 def visible(devices: tuple[str, ...], vendor: str) -> Mapping[str, str]:

@@ -25,6 +25,7 @@ from ollama_place import (
 
 from gpud.backends import ollama_api
 from gpud.backends.call import request
+from gpud.backends.ollama_processes import RunnerProcess, watch_runner
 from gpud.backends.ollama_store import parse_name
 from gpud.backends.options import EngineOptions
 from gpud.core.errors import BackendFailed
@@ -471,13 +472,13 @@ def test_kill_ends_the_model_and_spares_its_neighbour(place: Place, run: Run) ->
 
 
 def test_a_model_that_ollama_lets_go_by_itself_is_gone(place: Place, run: Run) -> None:
-    """A client said ``keep_alive: 0``: the memory is free and must not be claimed any longer."""
+    """A client said ``keep_alive: 0``: the memory is free and must not be claimed any longer; that was no crash."""
 
     async def scenario() -> None:
         async with closing(place):
             runner = await place.backend().load(place.order(TINY))
             await ollama_api.expire(runner.endpoint, parse_name("tiny"))
-            await asyncio.wait_for(runner.gone(), 30)
+            assert (await asyncio.wait_for(runner.gone(), 30)).code == 0
             await until(lambda: not alive(server_pid(place)), "the server ends with its last model")
 
     run(scenario())
@@ -508,7 +509,7 @@ def test_a_runner_that_crashes_is_gone(place: Place, run: Run) -> None:
         async with closing(place):
             runner = await place.backend(reload_grace_s=60).load(place.order(TINY))
             os.kill(the_pid(runner), signal.SIGSEGV)
-            await asyncio.wait_for(runner.gone(), 30)
+            assert (await asyncio.wait_for(runner.gone(), 30)).code is None
 
     run(scenario())
 
@@ -527,6 +528,21 @@ def test_a_killed_server_takes_its_models_along(place: Place, run: Run) -> None:
             assert not any(map(alive, processes))
             again = await backend.load(place.order(TINY))
             assert alive(the_pid(again))
+
+    run(scenario())
+
+
+def test_a_number_that_another_process_was_given_is_not_watched(run: Run) -> None:
+    """Between the look and the watch a runner may end: what has its number then must never be killed."""
+
+    async def scenario() -> None:
+        stranger = await asyncio.create_subprocess_exec("sleep", "1000")
+        try:
+            with pytest.raises(ProcessLookupError):
+                watch_runner(RunnerProcess(stranger.pid, os.getpid(), "/blobs/sha256-" + "a" * 64, "a" * 64, 4711))
+        finally:
+            stranger.kill()
+            await stranger.wait()
 
     run(scenario())
 
@@ -647,7 +663,7 @@ def test_a_server_whose_processes_cannot_be_seen_is_asked_now_and_then(place: Pl
             await asyncio.wait({gone}, timeout=0.3)
             assert not gone.done()
             await ollama_api.expire(runner.endpoint, parse_name("tiny"))
-            await asyncio.wait_for(gone, 30)
+            assert (await asyncio.wait_for(gone, 30)).code == 0
 
     run(scenario())
 
