@@ -6,18 +6,17 @@ whether it works and to give its memory back, and never starts or stops it.
 
 import asyncio
 import logging
-import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from gpud.backends import call, devices, files, listeners, runner
+from gpud.backends.custom_plan import Plan, make_plan, unfit
 from gpud.backends.options import EngineOptions
 from gpud.backends.runner import ProcessRunner
 from gpud.core.errors import BackendFailed
-from gpud.core.facts import HOST, BusyProbe, Endpoint, Exit, HttpCall, Model, StopTimes
+from gpud.core.facts import HOST, Endpoint, Exit, Model, StopTimes
 from gpud.core.ports import Child, Command, Launcher, LoadOrder, Progress, Runner, RunnerRecord
 
 log = logging.getLogger(__name__)
@@ -30,10 +29,6 @@ ADOPT_S = 2.0
 UNLOAD_S = 30.0
 """Giving many GiB back takes an engine seconds; one that needs longer than this is not going to."""
 
-_NAME = re.compile(r"\$(?:\$|\{(\w*)\})")
-
-NAMES = ("port", "socket", "key", "model", "file")
-
 
 class Custom:
     """The backend."""
@@ -45,37 +40,40 @@ class Custom:
         self._launcher = launcher
 
     def check(self, model: Model) -> None:
+        model = self._located(model)
         settings = model.settings
-        plan = self._plan(model, "", 0, "")
+        plan = make_plan(model, self._options)
         if not settings.command:
             return
         if settings.directory and not Path(settings.directory).is_dir():
-            raise _unfit(model, f"directory {settings.directory} is not there", "correct or make it", "file-missing")
+            raise unfit(model, f"directory {settings.directory} is not there", "correct or make it", "file-missing")
         program = plan.argv[0]
         # A relative program lies in the directory that the command runs in, as a shell would have it.
         place = Path(settings.directory, program) if "/" in program else Path(program)
         if shutil.which(str(place)) is None:
             why = "cannot be executed" if place.is_file() else "is not there"
-            raise _unfit(
-                model, f'the program "{program}" of its command {why}', "correct the command", "binary-missing"
-            )
+            raise unfit(model, f'the program "{program}" of its command {why}', "correct the command", "binary-missing")
         if settings.file:
-            _check_readable(files.located(model, self._options.models_dir))
+            _check_readable(model)
 
     def file_bytes(self, model: Model) -> int | None:
-        return files.bytes_of(files.located(model, self._options.models_dir))
+        return files.bytes_of(self._located(model))
 
     def fingerprint(self, model: Model) -> str:
-        return files.fingerprint(self.name, self._options, files.located(model, self._options.models_dir))
+        return files.fingerprint(self.name, self._options, self._located(model))
 
     async def load(self, order: LoadOrder) -> Runner:
-        if not order.model.settings.command:
-            return await self._attach(order)
-        return await runner.on_another_port(lambda: self._start(order))
+        model, fingerprint = await asyncio.to_thread(files.prepared, self.name, self._options, order.model)
+        placed = replace(order, model=model)
+        if not model.settings.command:
+            return await self._attach(placed, fingerprint)
+        return await runner.on_another_port(lambda: self._start(placed, fingerprint))
 
     async def adopt(self, record: RunnerRecord, model: Model) -> Runner | None:
-        plan = self._plan(model, record.endpoint.socket, record.endpoint.port, record.endpoint.key)
-        plan = replace(plan, endpoint=record.endpoint)
+        model = await asyncio.to_thread(self._located, model)
+        at = record.endpoint
+        plan = make_plan(model, self._options, socket_path=at.socket, port=at.port, key=at.key)
+        plan = replace(plan, endpoint=at)
         child = None
         if record.child is not None:
             child = self._launcher.adopt(record.child)
@@ -90,11 +88,11 @@ class Custom:
     async def close(self) -> None:
         """Nothing is shared between models."""
 
-    async def _start(self, order: LoadOrder) -> Runner:
+    async def _start(self, order: LoadOrder, fingerprint: str) -> Runner:
         model = order.model
-        key = runner.new_key()
         socket_path = self._launcher.socket_path(order.unit)
-        plan = self._plan(model, socket_path, runner.free_port(), key)
+        port, key = runner.free_port(), runner.new_key()
+        plan = make_plan(model, self._options, socket_path=socket_path, port=port, key=key)
         if not plan.endpoint.socket and await _is_taken(plan.endpoint):
             raise BackendFailed(
                 f'cannot load "{model.name}": something listens at {call.describe(plan.endpoint)} already',
@@ -113,14 +111,14 @@ class Custom:
         )
         child = await runner.spawn(self._launcher, command)
         async with runner.ended_unless_ready(child, plan.endpoint, model.stop):
-            order.record(self._record(order, plan.endpoint, child))
+            order.record(_record(order, fingerprint, plan.endpoint, child))
             order.report(Progress("starting"))
             await runner.until_ready(child, model, plan.argv[0], _Readiness(model, child, plan).look)
         return _child_runner(child, plan)
 
-    async def _attach(self, order: LoadOrder) -> Runner:
+    async def _attach(self, order: LoadOrder, fingerprint: str) -> Runner:
         model = order.model
-        plan = self._plan(model, "", 0, "")
+        plan = make_plan(model, self._options)
         trouble = await _unhealthy(plan, runner.ANSWER_S)
         if trouble:
             raise BackendFailed(
@@ -129,101 +127,40 @@ class Custom:
                 kind="unreachable",
                 preflight=True,
             )
-        order.record(self._record(order, plan.endpoint, None))
+        order.record(_record(order, fingerprint, plan.endpoint, None))
         return AttachedRunner(plan, await asyncio.to_thread(_listener, plan.endpoint))
 
-    def _record(self, order: LoadOrder, endpoint: Endpoint, child: Child | None) -> RunnerRecord:
-        return RunnerRecord(
-            unit=order.unit,
-            model=order.model.name,
-            engine=self.name,
-            fingerprint=self.fingerprint(order.model),
-            endpoint=endpoint,
-            devices=order.devices,
-            child=None if child is None else child.record,
-        )
-
-    def _plan(self, model: Model, socket_path: str, port: int, key: str) -> "_Plan":
-        """Everything with its names filled in. Raises BackendFailed(preflight) for a description that cannot work."""
-        settings = files.located(model, self._options.models_dir).settings
-        values = {
-            "port": str(port),
-            "socket": socket_path,
-            "key": key,
-            "model": model.name,
-            "file": settings.file,
-        }
-        used: set[str] = set()
-
-        def fill(text: str, where: str) -> str:
-            def one(match: re.Match[str]) -> str:
-                name = match[1]
-                if match[0] == "$$":
-                    return "$"
-                if name not in values:
-                    known = ", ".join(f"${{{known}}}" for known in NAMES)
-                    raise _unfit(model, f"{where} uses ${{{name}}}, which is not known", f"known are {known}")
-                used.add(name)
-                return values[name]
-
-            return _NAME.sub(one, text)
-
-        argv = tuple(fill(part, "command") for part in settings.command)
-        if "key" in used:
-            raise _unfit(
-                model, "command uses ${key}, and everybody may read command lines", "hand it over in environment"
-            )
-        url = settings.url or self._options.url
-        environment = {
-            name: fill(value, f"environment {name}")
-            for name, value in (*self._options.environment, *settings.environment)
-        }
-        endpoint = _endpoint(model, fill(url, "url")) if url else None
-        if endpoint is None:
-            if "socket" in used:
-                endpoint = Endpoint(socket=socket_path)
-            elif "port" in used:
-                endpoint = Endpoint(host="127.0.0.1", port=port)
-            elif settings.command:
-                hint = "use ${port} or ${socket} in it, or say with url where it listens"
-                raise _unfit(model, "nothing says where its command listens", hint)
-            else:
-                raise _unfit(model, "it has neither a command nor a url", "set one of them")
-        if "key" in used:
-            endpoint = replace(endpoint, key=key)
-        health = fill(settings.health, "health")
-        asked = endpoint
-        if "://" in health:
-            asked = replace(_endpoint(model, health), key=endpoint.key)
-            health, asked = asked.base_path or "/", replace(asked, base_path="")
-        return _Plan(model.name, argv, environment, endpoint, asked, health, settings.unload, settings.busy)
+    def _located(self, model: Model) -> Model:
+        return files.located(model, self._options.models_dir)
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """One engine with every name filled in."""
-
-    model: str
-    argv: tuple[str, ...]
-    environment: Mapping[str, str]
-    endpoint: Endpoint
-    health_endpoint: Endpoint
-    health: str
-    unload: HttpCall | None
-    busy: BusyProbe | None
+def _record(order: LoadOrder, fingerprint: str, endpoint: Endpoint, child: Child | None) -> RunnerRecord:
+    return RunnerRecord(
+        unit=order.unit,
+        model=order.model.name,
+        engine=Custom.name,
+        fingerprint=fingerprint,
+        endpoint=endpoint,
+        devices=order.devices,
+        child=None if child is None else child.record,
+    )
 
 
 class AttachedRunner:
     """A model in an engine that somebody else runs. It is gone when gpud let go of it, and never by itself."""
 
-    def __init__(self, plan: _Plan, pid: int | None) -> None:
+    def __init__(self, plan: Plan, pid: int | None) -> None:
         self._plan = plan
         self._pid = pid
+        self._started = None if pid is None else listeners.started_at(pid)
         self._let_go = asyncio.Event()
         self.endpoint = plan.endpoint
 
     def pids(self) -> frozenset[int]:
-        return frozenset() if self._pid is None else listeners.family(self._pid)
+        # Its number may have been given to another process: whose memory is then not this model's.
+        if self._pid is None or listeners.started_at(self._pid) != self._started:
+            return frozenset()
+        return listeners.family(self._pid)
 
     async def gone(self) -> Exit:
         await self._let_go.wait()
@@ -269,7 +206,7 @@ class AttachedRunner:
             )
 
 
-def _child_runner(child: Child, plan: _Plan) -> ProcessRunner:
+def _child_runner(child: Child, plan: Plan) -> ProcessRunner:
     asked = plan.unload
 
     async def ask_to_end() -> None:
@@ -292,7 +229,7 @@ class _Readiness:
     longer than a question, and at the last answer everybody would wait for it.
     """
 
-    def __init__(self, model: Model, child: Child, plan: _Plan) -> None:
+    def __init__(self, model: Model, child: Child, plan: Plan) -> None:
         self._model = model
         self._child = child
         self._plan = plan
@@ -343,7 +280,7 @@ def _stranger(endpoint: Endpoint, child: Child) -> int | None:
     return other if started is not None and started < child.record.start_time else None
 
 
-async def _unhealthy(plan: _Plan, timeout_s: float) -> str:
+async def _unhealthy(plan: Plan, timeout_s: float) -> str:
     """Empty when the engine answers as it should: 2xx where a health path is configured, else anything below 500."""
     where = call.describe(plan.health_endpoint)
     try:
@@ -355,11 +292,11 @@ async def _unhealthy(plan: _Plan, timeout_s: float) -> str:
     return f"GET {plan.health or '/'} at {where} answered with status {answer.status}"
 
 
-def _is_well(plan: _Plan, answer: call.Answer) -> bool:
+def _is_well(plan: Plan, answer: call.Answer) -> bool:
     return 200 <= answer.status < 300 if plan.health else answer.status < 500
 
 
-async def _busy(plan: _Plan) -> bool | None:
+async def _busy(plan: Plan) -> bool | None:
     """What the configured fields say; None where there are none, or the engine does not answer with them."""
     probe = plan.busy
     if probe is None:
@@ -389,23 +326,6 @@ async def _is_taken(endpoint: Endpoint) -> bool:
         return False
     writer.transport.abort()
     return True
-
-
-def _endpoint(model: Model, url: str) -> Endpoint:
-    parts = urlsplit(url)
-    if parts.scheme == "unix" and parts.path:
-        return Endpoint(socket=parts.path)
-    try:
-        port = parts.port
-    except ValueError:
-        raise _unfit(model, f'the port of url "{url}" is not a number up to 65535', "correct it") from None
-    if parts.scheme != "http" or not parts.hostname:
-        raise _unfit(model, f'url "{url}" cannot be used', "give it as http://HOST:PORT or unix:///PATH.sock")
-    return Endpoint(host=parts.hostname, port=80 if port is None else port, base_path=parts.path.rstrip("/"))
-
-
-def _unfit(model: Model, what: str, hint: str, kind: str = "bad-setting") -> BackendFailed:
-    return BackendFailed(f'cannot load "{model.name}": {what}', hint=hint, kind=kind, preflight=True)
 
 
 def _check_readable(model: Model) -> None:

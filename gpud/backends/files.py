@@ -34,6 +34,14 @@ def located(model: Model, models_dir: str) -> Model:
     )
 
 
+def prepared(engine: str, options: EngineOptions, model: Model) -> tuple[Model, str]:
+    """The located model and its fingerprint. Files may lie on a disk that sleeps or a server that hangs: for a thread,
+    like everything here.
+    """
+    placed = located(model, options.models_dir)
+    return placed, fingerprint(engine, options, placed)
+
+
 def check(model: Model) -> None:
     """Raises BackendFailed(preflight) when a file that a located model names cannot be what it is meant to be."""
     settings = model.settings

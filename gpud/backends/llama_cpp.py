@@ -4,8 +4,10 @@ It answers one request at a time behind one lock and has no health route, no gau
 ``serial``, and whether it works is told by how fast it answers. The package is never imported here.
 """
 
+import asyncio
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -73,10 +75,12 @@ class LlamaCpp:
 
     async def load(self, order: LoadOrder) -> Runner:
         await self._see_that_it_imports(order.model)
-        return await runner.on_another_port(lambda: self._start(order))
+        model, fingerprint = await asyncio.to_thread(files.prepared, self.name, self._options, order.model)
+        placed = replace(order, model=model)
+        return await runner.on_another_port(lambda: self._start(placed, fingerprint))
 
-    async def _start(self, order: LoadOrder) -> Runner:
-        model = self._located(order.model)
+    async def _start(self, order: LoadOrder, fingerprint: str) -> Runner:
+        model = order.model
         endpoint = Endpoint(host="127.0.0.1", port=runner.free_port(), key=runner.new_key())
         gpus = tuple(device for device in order.devices if device != HOST)
         command = Command(
@@ -103,7 +107,7 @@ class LlamaCpp:
                     unit=order.unit,
                     model=model.name,
                     engine=self.name,
-                    fingerprint=self.fingerprint(order.model),
+                    fingerprint=fingerprint,
                     endpoint=endpoint,
                     devices=order.devices,
                     child=child.record,

@@ -3,6 +3,7 @@
 Starts it, knows when it is ready, asks it whether it works, stops it. Never relays a request.
 """
 
+import asyncio
 import json
 import os
 import re
@@ -70,12 +71,14 @@ class LlamaServer:
     # Loading
 
     async def load(self, order: LoadOrder) -> Runner:
-        argv = self._program.argv(order.model)
+        argv = await asyncio.to_thread(self._program.argv, order.model)
         flags = await self._flags(order.model, argv)
-        return await runner.on_another_port(lambda: self._start(order, argv, flags))
+        model, fingerprint = await asyncio.to_thread(files.prepared, self.name, self._options, order.model)
+        placed = replace(order, model=model)
+        return await runner.on_another_port(lambda: self._start(placed, fingerprint, argv, flags))
 
-    async def _start(self, order: LoadOrder, program: tuple[str, ...], flags: Flags) -> Runner:
-        model = self._located(order.model)
+    async def _start(self, order: LoadOrder, fingerprint: str, program: tuple[str, ...], flags: Flags) -> Runner:
+        model = order.model
         socket_path = self._launcher.socket_path(order.unit)
         if not (flags.says("--host", ".sock") and socket_path.endswith(".sock")):
             socket_path = ""
@@ -101,14 +104,14 @@ class LlamaServer:
                 unit=order.unit,
                 model=model.name,
                 engine=self.name,
-                fingerprint=self.fingerprint(order.model),
+                fingerprint=fingerprint,
                 endpoint=endpoint,
                 devices=order.devices,
                 child=child.record,
             )
             order.record(record)
             await runner.until_ready(
-                child, model, self._program.title, lambda: self._is_ready(order.model, endpoint), listener.announcement
+                child, model, self._program.title, lambda: self._is_ready(model, endpoint), listener.announcement
             )
             if listener.sizes:
                 order.record(replace(record, extra={"sizes": json.dumps(listener.sizes)}))
@@ -156,7 +159,7 @@ class LlamaServer:
 
     async def _flags(self, model: Model, argv: tuple[str, ...]) -> Flags:
         """What the installed build understands; asked once for each build that is met."""
-        identity = tuple(_file_identity(part) for part in argv if part.startswith("/"))
+        identity = await asyncio.to_thread(_identity, argv)
         known = self._known.get(identity)
         if known is not None:
             return known
@@ -233,6 +236,10 @@ async def health(endpoint: Endpoint, title: str) -> str:
 
 def _gpus(order: LoadOrder) -> tuple[str, ...]:
     return tuple(device for device in order.devices if device != HOST)
+
+
+def _identity(argv: tuple[str, ...]) -> tuple[object, ...]:
+    return tuple(_file_identity(part) for part in argv if part.startswith("/"))
 
 
 def _file_identity(path: str) -> tuple[object, ...]:
