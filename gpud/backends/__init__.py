@@ -44,8 +44,20 @@ def names() -> tuple[str, ...]:
 
 def make(name: str, options: EngineOptions, launcher: Launcher) -> Backend:
     """The backend for an engine. Raises BackendFailed when neither gpud nor an installed package has it."""
-    factory = BACKENDS.get(name) or _from_outside(name)
-    return factory(options, launcher)
+    factory = BACKENDS.get(name)
+    if factory is not None:
+        return factory(options, launcher)
+    try:
+        return _from_outside(name)(options, launcher)
+    except BackendFailed:
+        raise
+    except Exception as problem:
+        raise BackendFailed(
+            f'cannot use engine "{name}": its package cannot make it: {type(problem).__name__}: {problem}',
+            hint=f'see its manual, or take "{name}" out of the configuration',
+            kind="engine-broken",
+            preflight=True,
+        ) from problem
 
 
 def _from_outside(name: str) -> Factory:

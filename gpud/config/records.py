@@ -21,7 +21,7 @@ class EngineConfig:
     models_dir: str = ""
     keep_running: bool = False
     url: str = ""
-    environment: tuple[tuple[str, str], ...] = ()
+    environment: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)

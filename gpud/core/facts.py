@@ -107,7 +107,7 @@ class EngineSettings:
     health: str = ""
     unload: HttpCall | None = None
     busy: BusyProbe | None = None
-    environment: tuple[tuple[str, str], ...] = ()
+    environment: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     extra_flags: tuple[str, ...] = ()
 
 

@@ -37,7 +37,7 @@ class Command:
     model: str
     engine: str
     argv: tuple[str, ...]
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     directory: str = ""
     lease: bool = False
 

@@ -8,8 +8,10 @@ import pytest
 from place import Journal, NoFdStore
 
 from gpud.backends import EngineOptions, make, names
+from gpud.config.records import EngineConfig
 from gpud.core.errors import BackendFailed
-from gpud.core.ports import Launcher
+from gpud.core.facts import EngineSettings, Model
+from gpud.core.ports import Command, Launcher
 from gpud.processes.launcher import ProcessLauncher
 
 
@@ -26,12 +28,14 @@ def package(tmp_path: Path) -> str:
         "    name = 'turbo'\n"
         "    def __init__(self, options, launcher):\n"
         "        self.options, self.launcher = options, launcher\n"
+        "def fail(options, launcher):\n"
+        "    raise ValueError('no license')\n"
     )
     info = tmp_path / "acme_engine-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-engine\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[gpud.backends]\nturbo = acme_engine:Turbo\nbroken = acme_missing:Nothing\n"
+        "[gpud.backends]\nturbo = acme_engine:Turbo\nbroken = acme_missing:Nothing\nfailing = acme_engine:fail\n"
     )
     return str(tmp_path)
 
@@ -77,6 +81,25 @@ def test_a_broken_package_is_named(package: str, launcher: Launcher, monkeypatch
     assert failure.value.preflight
 
 
+def test_a_package_that_cannot_make_its_engine_is_named(
+    package: str, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it raises becomes a sentence: it must not end the daemon."""
+    monkeypatch.syspath_prepend(package)
+    with pytest.raises(BackendFailed, match=r'cannot use engine "failing": .* ValueError: no license') as failure:
+        make("failing", EngineOptions(), launcher)
+    assert failure.value.preflight
+
+
+def test_no_environment_shows_in_a_message() -> None:
+    """It may hold keys."""
+    environment = (("HF_TOKEN", "secret"),)
+    command = Command("tiny-1", "tiny", "custom", ("/bin/true",), dict(environment))
+    model = Model("tiny", "custom", EngineSettings(environment=environment))
+    for shown in (EngineOptions(environment=environment), EngineConfig(environment=environment), command, model):
+        assert "secret" not in repr(shown)
+
+
 def test_an_unknown_engine_names_those_that_exist(
     package: str, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,7 +108,8 @@ def test_an_unknown_engine_names_those_that_exist(
     with pytest.raises(BackendFailed) as failure:
         make("tubro", EngineOptions(), launcher)
     assert failure.value.message == (
-        'there is no engine "tubro"; engines are embedded, llama_server, llama_cpp, ollama, custom, broken, turbo'
+        'there is no engine "tubro"; engines are embedded, llama_server, llama_cpp, ollama, custom, broken, failing, '
+        "turbo"
     )
 
 
