@@ -57,7 +57,10 @@ class FileStore:
             return ()
         for path in paths:
             try:
-                found.append(_record_from(json.loads(path.read_text())))
+                record = _record_from(json.loads(path.read_text()))
+                if record.unit != path.stem:
+                    raise ValueError(f'it is of "{record.unit}"')
+                found.append(record)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 # Nothing can be adopted by it. What it was about is found as a stranger in its cgroup leaf.
                 log.error("Setting aside the unreadable engine record %s: %r", path, error)

@@ -55,6 +55,15 @@ def test_a_record_that_cannot_be_read_is_set_aside(tmp_path: Path, content: str)
     assert not bad.exists() and bad.with_suffix(".unreadable").exists()
 
 
+def test_a_record_under_another_name_is_set_aside(tmp_path: Path) -> None:
+    """Its own name is a path when it is forgotten: it must not lead anywhere else."""
+    store(tmp_path).keep(RECORD)
+    good, bad = tmp_path / "run/engines/tiny-1.json", tmp_path / "run/engines/bad-1.json"
+    bad.write_text(good.read_text().replace('"tiny-1", "model"', '"../../tiny-1", "model"'))
+    assert store(tmp_path).records() == (RECORD,)
+    assert not bad.exists()
+
+
 @pytest.mark.parametrize("content", ["", "null", "[]", '{"used_bytes": 7}', '{"used_bytes": {"a": "x"}}', "[" * 5000])
 def test_measurements_that_cannot_be_read_are_made_anew(tmp_path: Path, content: str) -> None:
     """Nothing is known then, and what is learnt is kept again."""
