@@ -173,7 +173,7 @@ def _refusal(model: Model, need_bytes: int, usable: Sequence[Device], *, may_evi
             f'cannot load "{model.name}": it needs {describe(need_bytes)}, the whole budget of {where} is '
             f"{describe(capacity)}"
         )
-        hint = "lower its context or layers, take a smaller quantisation, or raise gpu.budget"
+        hint = "lower its context or layers, take a smaller quantization, or raise gpu.budget"
     else:
         movable = sum(candidate.bytes for candidate in device.movable)
         message = (

@@ -193,7 +193,7 @@ class Leaving:
                 f"{failure.message}",
                 instance,
                 level=Level.ERROR,
-                hint=f"{failure.hint or 'read the lines below'}; then `gpudctl unload {instance.model.name}` clears "
+                hint=f"{failure.hint or 'read the lines below'}; then `gpudctl reset {instance.model.name}` clears "
                 "the count",
                 tail=failure.tail,
                 attempts=instance.attempts,

@@ -43,7 +43,7 @@ class Loading:
             failure = instance.failure or Failure("it failed")
             raise BackendFailed(
                 f'cannot load "{event.model}": {instance.attempts} attempts have failed, the last: {failure.message}',
-                hint=f"{failure.hint or 'repair it'}; then `gpudctl unload {event.model}` clears the count",
+                hint=f"{failure.hint or 'repair it'}; then `gpudctl reset {event.model}` clears the count",
                 tail=failure.tail,
             )
         context = event.options.context

@@ -706,7 +706,7 @@ def test_fifty_loads_of_an_engine_that_exits_at_once_are_bounded_by_the_back_off
             w.load("a")
         except BackendFailed as error:
             refused += 1
-            assert "gpudctl unload a" in error.hint
+            assert "gpudctl reset a" in error.hint
             continue
         w.pass_time(61)
     assert len(w.launches()) == w.limits.backoff_attempts

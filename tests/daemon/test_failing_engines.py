@@ -38,7 +38,7 @@ def test_an_engine_that_exits_at_once_is_spawned_only_so_often(place: Place) -> 
     pauses = [after - before for before, after in pairwise(times)]
     assert all(pause >= least for pause, least in zip(pauses, (0.1, 0.2, 0.4, 0.4), strict=True)), pauses
     assert "exited with status 3" in messages[0] and "the disk is made of cheese" in messages[0]
-    assert "5 attempts have failed" in messages[-1] and "gpudctl unload sad" in messages[-1]
+    assert "5 attempts have failed" in messages[-1] and "gpudctl reset sad" in messages[-1]
     assert daemon.model("sad")["Attempts"] == 5
     assert daemon.state("sad") == "failed"
     assert daemon.unload("sad").result == "done"
@@ -213,7 +213,7 @@ def test_an_engine_that_is_killed_again_and_again_is_given_up(place: Place) -> N
     daemon.wait_log('"model" has failed 5 times in a row')
     assert daemon.state("model") == "failed"
     assert daemon.model("model")["RetryAtUSec"] == 0
-    with pytest.raises(CallFailed, match=r"5 attempts have failed.*signal 9.*gpudctl unload model") as refused:
+    with pytest.raises(CallFailed, match=r"5 attempts have failed.*signal 9.*gpudctl reset model") as refused:
         daemon.ask_load("model")
     assert refused.value.name == "BackendFailed"
     daemon.unload("model")
