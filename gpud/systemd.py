@@ -80,10 +80,6 @@ class Notifier:
     def stopping(self, status: str = "") -> None:
         self._send(_with_status("STOPPING=1", status))
 
-    def extend_timeout(self, seconds: float) -> None:
-        """More time for a start or a stop that is going on, counted from now."""
-        self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
-
     def watchdog(self) -> None:
         self._send("WATCHDOG=1")
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 class EngineOptions:
     """Settings of an engine, not of a model. Empty and zero mean: the backend's own default.
 
-    ``binary`` is a path or a name to be found in PATH. ``environment`` is laid under a model's own; it may hold keys and
-    is never shown. ``url`` attaches to an engine that somebody else runs; ``host`` and ``port`` say where a shared
-    engine that gpud runs shall listen.
-    ``models_dir`` is where relative model files are looked for. ``python`` is the interpreter that has the engine's
-    Python package, where that is not gpud's own. ``keep_running`` keeps a shared engine up while nothing is loaded.
+    ``binary`` is a path or a name to be found in PATH. ``environment`` is laid under a model's own and, since it may
+    hold keys, never shown. ``url`` attaches to an engine that somebody else runs; ``host`` and ``port`` say where a
+    shared engine that gpud runs shall listen. ``models_dir`` is where relative model files are looked for. ``python``
+    is the interpreter that has the engine's Python package, where that is not gpud's own. ``keep_running`` keeps a
+    shared engine up while nothing is loaded.
     """
 
     binary: str = ""

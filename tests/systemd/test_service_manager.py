@@ -52,8 +52,6 @@ def test_notifier_says_what_systemd_understands(manager: Manager) -> None:
     assert manager.message() == "WATCHDOG=1"
     notifier.stopping("draining")
     assert manager.message() == "STOPPING=1\nSTATUS=draining"
-    notifier.extend_timeout(1.5)
-    assert manager.message() == "EXTEND_TIMEOUT_USEC=1500000"
     notifier.reloading()
     reloading, stamp = manager.message().split("\n")
     assert reloading == "RELOADING=1" and stamp.startswith("MONOTONIC_USEC=")
