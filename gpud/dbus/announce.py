@@ -9,7 +9,8 @@ from typing import Any
 from gpud.core.events import HoldEnded, JobEnded, ModelChanged, Notice, Outcome
 from gpud.core.facts import Snapshot
 from gpud.dbus.interface import INTERFACE, PATH, PROPERTIES, ObjectTree
-from gpud.dbus.render import Record, WallClock, property_values, shown_state, state_word
+from gpud.dbus.render import Record, shown_state, state_word
+from gpud.dbus.shown import Shown
 from gpud.dbus.wire import Flag, Kind, Message, Variant, is_unique_name
 
 # What has no event of its own (a request more or less in flight, a measurement, progress) is told at most this often: a
@@ -29,17 +30,14 @@ class Announcer:
     def __init__(
         self,
         tree: ObjectTree,
-        snapshot: Callable[[], Snapshot],
-        clock: WallClock,
-        version: str,
+        shown: Shown,
         send: Callable[[Message], None],
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self._own = tree.own
-        self._snapshot = snapshot
-        self._clock = clock
-        self._version = version
+        self._shown = shown
         self._send = send
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop or asyncio.get_running_loop()
         self._news: list[ModelChanged | JobEnded | HoldEnded] = []
         self._due: asyncio.Handle | None = None
         self._later: asyncio.TimerHandle | None = None
@@ -51,9 +49,9 @@ class Announcer:
 
     def baseline(self) -> None:
         """Everybody who connects now reads everything: only what changes from here on is news."""
-        snapshot = self._look()
+        snapshot = self._shown.look()
         self._states = {status.model.name: shown_state(status) for status in snapshot.models}
-        self._values = self._current(snapshot)
+        self._values = self._current()
 
     def listen(self, outcomes: tuple[Outcome, ...]) -> None:
         """The engine's listener. Cheap: it may be called for each request that passes."""
@@ -101,7 +99,7 @@ class Announcer:
         self.close()
         now_s = self._loop.time()
         rested = now_s - self._told_at_s >= QUIET_S
-        snapshot = self._look()
+        snapshot = self._shown.look()
         self._tell_news()
         waiting = self._tell_states(snapshot, rested=rested)
         waiting |= self._tell_properties(snapshot, rested=rested)
@@ -110,13 +108,8 @@ class Announcer:
         if waiting and self._later is None:
             self._later = self._loop.call_later(max(0.0, self._told_at_s + QUIET_S - now_s), self._tell)
 
-    def _look(self) -> Snapshot:
-        snapshot = self._snapshot()
-        self._clock.see(snapshot.now_s)
-        return snapshot
-
-    def _current(self, snapshot: Snapshot) -> Record:
-        values = property_values(snapshot, self._clock, self._version)
+    def _current(self) -> Record:
+        values = self._shown.properties()
         return {name: value for name, value in values.items() if self._own.properties[name].emits}
 
     def _tell_news(self) -> None:
@@ -157,7 +150,7 @@ class Announcer:
     def _tell_properties(self, snapshot: Snapshot, *, rested: bool) -> bool:
         changed: Record = {}
         left = False
-        for name, value in self._current(snapshot).items():
+        for name, value in self._current().items():
             told = self._values.get(name)
             if value == told:
                 continue

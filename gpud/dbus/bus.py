@@ -1,16 +1,18 @@
 """The one place where a D-Bus library is chosen and touched: dbus-next, or dbus-fast where dbus-next does not load.
 
-What is used of it is what both have in common and do well: turning values into bytes and back. Their connections are
-not used (see ``connection.py`` for what they do to a daemon), nor are their service classes, which hide the caller.
+What is used of it is what both have in common and do well: turning values into bytes and back. Headers are our own
+(``frame.py``), and so is the connection (see ``connection.py`` for what theirs do to a daemon); their service classes
+hide the caller.
 """
 
 import importlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from gpud.dbus.wire import Message, Variant, enclose_body
+from gpud.dbus.frame import enclose_body, frame
+from gpud.dbus.wire import Message, Variant
 
 LIBRARIES = ("dbus_next", "dbus_fast")
 
@@ -20,30 +22,21 @@ class Library:
     """One D-Bus library, reduced to a codec."""
 
     name: str
-    _message: Callable[..., Any]
     _variant: Callable[[str, Any], Any]
     _variant_type: type
-    _kinds: Callable[[int], Any]
-    _flags: Callable[[int], Any]
+    _writer: Callable[[str, list[Any]], Any]
     _reader: Callable[[io.BytesIO], Any]
 
     def encode(self, message: Message) -> bytes:
         """The bytes of a message. Raises whatever the library raises for a body that does not fit the signature."""
-        made = self._message(
-            message_type=self._kinds(message.kind.value),
-            serial=message.serial,
-            flags=self._flags(message.flags.value),
-            destination=message.destination or None,
-            path=message.path or None,
-            interface=message.interface or None,
-            member=message.member or None,
-            error_name=message.error_name or None,
-            reply_serial=message.reply_serial,
-            signature=message.signature,
-            body=[self._outward(value) for value in message.body],
-            unix_fds=list(message.fds),
-        )
-        return bytes(made._marshall(True))
+        return frame(message, message.encoded or self.encode_body(message.signature, message.body))
+
+    def encode_body(self, signature: str, values: Iterable[Any]) -> bytes:
+        """The bytes of these values, in little-endian order.
+
+        Raises whatever the library raises for values that do not fit the signature.
+        """
+        return bytes(self._writer(signature, [self._outward(value) for value in values]).marshall())
 
     def decode_body(self, body: bytes, signature: str, *, little_endian: bool) -> list[Any]:
         """The values of a body. Raises whatever the library raises for bytes that do not fit the signature."""
@@ -97,13 +90,10 @@ def load_library(name: str | None = None) -> Library:
 
 def _wrap(name: str) -> Library:
     package = importlib.import_module(name)
-    unmarshaller = importlib.import_module(f"{name}._private.unmarshaller").Unmarshaller
     return Library(
         name=name,
-        _message=package.Message,
         _variant=package.Variant,
         _variant_type=package.Variant,
-        _kinds=package.MessageType,
-        _flags=package.MessageFlag,
-        _reader=unmarshaller,
+        _writer=importlib.import_module(f"{name}._private.marshaller").Marshaller,
+        _reader=importlib.import_module(f"{name}._private.unmarshaller").Unmarshaller,
     )

@@ -10,6 +10,7 @@ never by a peer.
 import array
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import socket
@@ -20,18 +21,8 @@ from typing import Any
 
 from gpud.dbus.address import BusUnavailable, open_socket
 from gpud.dbus.bus import Library
-from gpud.dbus.wire import (
-    BUS_NAME,
-    BUS_PATH,
-    FIXED_HEADER_BYTES,
-    Flag,
-    Kind,
-    MalformedMessage,
-    Message,
-    Sizes,
-    parse_header,
-    sizes,
-)
+from gpud.dbus.frame import FIXED_HEADER_BYTES, MalformedMessage, parse_header, parse_long_header, sizes
+from gpud.dbus.wire import BUS_NAME, BUS_PATH, Flag, Kind, Message
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +41,10 @@ OUT_RESUME_BYTES = 1 << 20
 # No call of gpud's interface needs more than a few KiB. A larger body is passed over without being kept.
 MAX_BODY_BYTES = 256 << 10
 MAX_HEADER_BYTES = 64 << 10
+# Of a longer header only its end is kept, where the bus put the sender: who called can still be told what was wrong.
+_TAIL_BYTES = 1 << 10
+# One system call takes so many messages to the bus.
+_GATHER_MESSAGES = 64
 # The kernel passes at most 253 descriptors at once.
 _ANCILLARY_BYTES = socket.CMSG_SPACE(253 * array.array("i").itemsize)
 
@@ -70,12 +65,19 @@ class ConnectionGone(BusUnavailable):
 class Connection:
     """Made by :meth:`open`. ``closed`` resolves to the reason when the connection has ended, whoever ended it."""
 
-    def __init__(self, library: Library, sock: socket.socket, on_message: Callable[[Message], None]) -> None:
+    def __init__(
+        self,
+        library: Library,
+        sock: socket.socket,
+        on_message: Callable[[Message], None],
+        admit: Callable[[Message], bool] = lambda _head: True,
+    ) -> None:
         self._library = library
         self._sock = sock
         self._fd = sock.fileno()
         self._loop = asyncio.get_running_loop()
         self._on_message = on_message
+        self._admit = admit
         self.unique_name = ""
         self.closed: asyncio.Future[str] = self._loop.create_future()
         self._serial = 0
@@ -83,12 +85,14 @@ class Connection:
         self._inbox = bytearray()
         self._in_fds: deque[int] = deque()
         self._skip_bytes = 0
+        self._long_header: tuple[bytes, str] | None = None
         self._reading = False  # Whether messages are wanted; a turn is due or the socket is watched then.
         self._watched = False
         self._turn: asyncio.Handle | None = None
         self._outbox: deque[tuple[memoryview, list[int]]] = deque()
         self._out_bytes = 0
         self._writing = False
+        self._gathering = False
         self._drained: list[asyncio.Future[None]] = []
         self._start_reading()
 
@@ -99,11 +103,17 @@ class Connection:
         address: str,
         on_message: Callable[[Message], None],
         timeout_s: float = CONNECT_TIMEOUT_S,
+        *,
+        admit: Callable[[Message], bool] = lambda _head: True,
     ) -> "Connection":
-        """Connect and say Hello. Raises BusUnavailable. ``on_message`` sees calls and signals, on the loop."""
+        """Connect and say Hello. Raises BusUnavailable. ``on_message`` sees calls and signals, on the loop.
+
+        ``admit`` sees each call before that, without its body; False says that it has been dealt with: nothing more is
+        made of it.
+        """
         try:
             async with asyncio.timeout(timeout_s):
-                connection = cls(library, await open_socket(address), on_message)
+                connection = cls(library, await open_socket(address), on_message, admit)
                 try:
                     connection.unique_name = str(await connection.call_bus("Hello"))
                 except BaseException:
@@ -121,6 +131,16 @@ class Connection:
     def unsent_bytes(self) -> int:
         """What waits to be written."""
         return self._out_bytes
+
+    @property
+    def unread_bytes(self) -> int:
+        """What has come and is not handed on yet."""
+        return len(self._inbox)
+
+    @property
+    def open_calls(self) -> int:
+        """How many calls of ours are not answered yet."""
+        return len(self._waiting)
 
     # Calls of ours ---------------------------------------------------------------------------------------------------
 
@@ -206,7 +226,8 @@ class Connection:
             raise
         self._outbox.append((memoryview(data), message.fds))
         self._out_bytes += len(data)
-        if not self._writing:
+        # What one turn answers goes out together at its end; what waits for room goes when there is some.
+        if not self._writing and not self._gathering:
             self._write()
         if self._out_bytes > OUT_PAUSE_BYTES:
             self._stop_reading()
@@ -220,12 +241,10 @@ class Connection:
                     sent = self._sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
                     _close_all(fds)
                 else:
-                    sent = self._sock.send(data, socket.MSG_NOSIGNAL)
-                self._out_bytes -= sent
-                if sent < len(data):
-                    self._outbox[0] = (data[sent:], [])
-                else:
-                    self._outbox.popleft()
+                    first = itertools.islice(self._outbox, _GATHER_MESSAGES)
+                    plain = [data for data, _ in itertools.takewhile(lambda item: not item[1], first)]
+                    sent = self._sock.sendmsg(plain, (), socket.MSG_NOSIGNAL)
+                self._sent(sent)
         except (BlockingIOError, InterruptedError):
             # The buffer is full because somebody floods the bus, or the bus is slow: wait, it is no failure.
             if not self._writing:
@@ -242,6 +261,17 @@ class Connection:
             self._writing = False
             self._loop.remove_writer(self._fd)
         _resolve_all(self._drained)
+
+    def _sent(self, count: int) -> None:
+        """So many bytes, and every descriptor that went with them, are the bus's now."""
+        self._out_bytes -= count
+        while count:
+            data, _ = self._outbox[0]
+            if count < len(data):
+                self._outbox[0] = (data[count:], [])
+                return
+            count -= len(data)
+            self._outbox.popleft()
 
     # Reading ---------------------------------------------------------------------------------------------------------
 
@@ -289,6 +319,7 @@ class Connection:
         self._turn = None
         began = time.monotonic()
         position = 0
+        self._gathering = True
         try:
             for _ in range(TURN_MESSAGES):
                 used = self._take_message(position)
@@ -305,6 +336,10 @@ class Connection:
             log.exception("internal error while messages from the bus were read")
             self.close(f"internal error: {problem!r}")
             return
+        finally:
+            self._gathering = False
+            if self._outbox and not self._writing:
+                self._write()
         del self._inbox[:position]
         if not self._reading or self._turn is not None:
             return
@@ -320,14 +355,18 @@ class Connection:
             used = min(left, self._skip_bytes)
             self._skip_bytes -= used
             return used
+        if self._long_header is not None:
+            return self._end_long_header(position, left)
         if left < FIXED_HEADER_BYTES:
             return 0
-        size = sizes(self._inbox[position : position + FIXED_HEADER_BYTES])
+        size = sizes(self._inbox, position)
         if size.header_bytes > MAX_HEADER_BYTES:
-            # A path can be that long. Nobody who means to call gpud makes one: it goes by unread and unanswered. It is
-            # longer than one read, so that no later message has come yet and every descriptor that has is its own.
+            # A path can be that long. It is longer than one read, so that no later message has come yet and every
+            # descriptor that has is its own.
             _close_all(self._in_fds)
-            self._skip_bytes = size.header_bytes + size.body_bytes
+            why = f"its header has {size.header_bytes} bytes, the limit is {MAX_HEADER_BYTES}"
+            self._long_header = (bytes(self._inbox[position : position + FIXED_HEADER_BYTES]), why)
+            self._skip_bytes = size.header_bytes - _TAIL_BYTES
             return self._take_message(position)
         if left < size.header_bytes:
             return 0
@@ -335,26 +374,50 @@ class Connection:
         whole = size.header_bytes if oversize else size.header_bytes + size.body_bytes
         if left < whole:
             return 0
+        message, fd_count = parse_header(bytes(self._inbox[position : position + size.header_bytes]))
+        if fd_count:
+            message.fds = [self._in_fds.popleft() for _ in range(min(fd_count, len(self._in_fds)))]
         if oversize:
             self._skip_bytes = size.body_bytes
-        data = bytes(self._inbox[position : position + whole])
-        self._hand_on(self._decode(data, size, oversize=oversize))
+            message.oversize = f"its arguments have {size.body_bytes} bytes, the limit is {MAX_BODY_BYTES}"
+        if not self._admitted(message):
+            _close_all(message.fds)
+            return whole
+        if message.signature and not oversize:
+            body = bytes(self._inbox[position + size.header_bytes : position + whole])
+            self._read_body(message, body, little_endian=size.little_endian)
+        self._hand_on(message)
         return whole
 
-    def _decode(self, data: bytes, size: Sizes, *, oversize: bool) -> Message:
-        message, fd_count = parse_header(data)
-        message.fds = [self._in_fds.popleft() for _ in range(min(fd_count, len(self._in_fds)))]
-        message.oversize = oversize
-        if not oversize:
-            try:
-                message.body = self._library.decode_body(
-                    data[size.header_bytes :], message.signature, little_endian=size.little_endian
-                )
-            except Exception as problem:
-                # The library met something that it cannot read; the connection is none the worse for it.
-                log.debug("the body of a message from %s cannot be read: %r", message.sender, problem)
-                message.damaged = True
-        return message
+    def _end_long_header(self, position: int, left: int) -> int:
+        """The last bytes of a header that was passed over: its call is answered, its body passed over as well."""
+        if left < _TAIL_BYTES:
+            return 0
+        assert self._long_header is not None
+        (start, why), self._long_header = self._long_header, None
+        message = parse_long_header(start, bytes(self._inbox[position : position + _TAIL_BYTES]))
+        message.oversize = why
+        self._skip_bytes = sizes(start).body_bytes
+        if message.kind is Kind.CALL and message.sender and self._admitted(message):
+            self._hand_on(message)
+        return _TAIL_BYTES
+
+    def _admitted(self, message: Message) -> bool:
+        if message.kind is not Kind.CALL:
+            return True
+        try:
+            return self._admit(message)
+        except Exception:
+            log.exception("internal error while a call from %s was looked at", message.sender)
+            return False
+
+    def _read_body(self, message: Message, body: bytes, *, little_endian: bool) -> None:
+        try:
+            message.body = self._library.decode_body(body, message.signature, little_endian=little_endian)
+        except Exception as problem:
+            # The library met something that it cannot read; the connection is none the worse for it.
+            log.debug("the body of a message from %s cannot be read: %r", message.sender, problem)
+            message.damaged = True
 
     def _hand_on(self, message: Message) -> None:
         if message.kind in (Kind.RETURN, Kind.ERROR):

@@ -20,6 +20,7 @@ from gpud.dbus.address import BusUnavailable
 from gpud.dbus.errors import CallError, bus_error
 from gpud.dbus.interface import INTERFACE, INTROSPECTABLE, PATH, PEER, PROPERTIES, ObjectTree
 from gpud.dbus.limits import Meter
+from gpud.dbus.shown import Encode, Shown
 from gpud.dbus.wire import Flag, Kind, Message, Variant
 
 log = logging.getLogger(__name__)
@@ -36,46 +37,75 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a handler returns: the values, and descriptors that are closed once they are sent."""
+    """What a handler returns: the values (or the bytes that they are), and descriptors that are closed once they are
+    sent."""
 
     values: tuple[Any, ...] = ()
     fds: list[int] = field(default_factory=list)
+    encoded: bytes = b""
 
 
 Handler = Callable[..., "Reply | Awaitable[Reply]"]
 """Called with the request and the call's arguments. One that answers at once is a plain function."""
 
-PropertyReader = Callable[[], Mapping[str, Variant]]
-"""All properties of the interface with their values."""
-
 
 class Dispatcher:
-    """Give it each call with the way back. Handlers that take time run as tasks, which are kept here."""
+    """Give it each call with the way back, first without its body (:meth:`admit`), then whole (:meth:`call`).
+
+    Handlers that take time run as tasks, which are kept here.
+    """
 
     def __init__(
         self,
         tree: ObjectTree,
         handlers: Mapping[str, Handler],
-        properties: PropertyReader,
+        shown: Shown,
         meter: Meter,
         clock: Callable[[], float],
+        encode: Encode,
     ) -> None:
         self._tree = tree
         self._handlers = handlers
-        self._properties = properties
+        self._shown = shown
         self._meter = meter
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
+        if self._handlers.keys() != tree.own.methods.keys():
+            raise ValueError(
+                f"the handlers do not fit the interface: {sorted(self._handlers.keys() ^ tree.own.methods.keys())}"
+            )
+        self._refusal_name, text = bus_error(meter.refusal)
+        self._refusal_body = encode("s", (text,))
+
+    def admit(self, head: Message, send: Callable[[Message], None]) -> bool:
+        """Whether a call is to be answered by :meth:`call`; one too many is refused here.
+
+        Everybody else waits behind a flood of calls, so that refusing one must cost next to nothing: no body is read,
+        and the answer is bytes already but for whom it goes to.
+        """
+        if self._meter.admit(head.sender, self._clock()):
+            return True
+        if head.wants_reply:
+            send(
+                Message(
+                    Kind.ERROR,
+                    destination=head.sender,
+                    reply_serial=head.serial,
+                    error_name=self._refusal_name,
+                    signature="s",
+                    encoded=self._refusal_body,
+                )
+            )
+        return False
 
     def call(self, message: Message, send: Callable[[Message], None]) -> None:
-        """Answer one call, now or later."""
+        """Answer one admitted call, now or later."""
         request = Request(
             sender=message.sender,
             member=message.member,
             interactive=bool(message.flags & Flag.ALLOW_INTERACTIVE_AUTHORIZATION),
         )
         try:
-            self._meter.admit(message.sender, self._clock())
             handler, gives = self._find(message)
             result = handler(request, *message.body)
             if isinstance(result, Reply):
@@ -95,6 +125,15 @@ class Dispatcher:
         task = asyncio.ensure_future(self._finish(message, gives, result, send))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def __len__(self) -> int:
+        """How many calls are being worked on."""
+        return len(self._tasks)
+
+    async def settle(self) -> None:
+        """Returns when every call that has come is answered."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def close(self) -> None:
         """Cancel what is still being answered; each caller gets an error."""
@@ -129,6 +168,7 @@ class Dispatcher:
                 signature=gives,
                 body=list(reply.values),
                 fds=reply.fds,
+                encoded=reply.encoded,
             )
         )
 
@@ -165,7 +205,8 @@ class Dispatcher:
     def _find(self, message: Message) -> tuple[Handler, str]:
         """The handler, and the signature of what it gives. Raises CallError for a call that does not fit."""
         if message.oversize:
-            raise CallError(errors.LIMITS_EXCEEDED, f"the arguments of {message.member} are too large for this service")
+            what = message.member or "a method"
+            raise CallError(errors.LIMITS_EXCEEDED, f"cannot read a call of {what}: {message.oversize}")
         if message.damaged:
             raise CallError(errors.INVALID_ARGS, f"the arguments of {message.member} cannot be read")
         if message.path not in self._tree.introspection and message.interface != PEER:
@@ -211,11 +252,11 @@ class Dispatcher:
 
     def _get(self, _request: Request, interface: str, name: str) -> Reply:
         self._check_property(interface, name)
-        return Reply((self._properties()[name],))
+        return Reply((self._shown.properties()[name],))
 
     def _get_all(self, _request: Request, interface: str) -> Reply:
         if interface in ("", INTERFACE):
-            return Reply((dict(self._properties()),))
+            return Reply(encoded=self._shown.all_properties())
         if interface not in self._tree.interfaces:
             raise CallError(errors.UNKNOWN_INTERFACE, f'the object "{PATH}" has no interface "{interface}"')
         return Reply(({},))

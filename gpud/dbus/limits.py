@@ -38,8 +38,18 @@ class Meter:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._outstanding: dict[str, int] = {}
 
-    def admit(self, sender: str, now_s: float) -> None:
-        """Count one call. Raises LimitsExceeded."""
+    @property
+    def refusal(self) -> LimitsExceeded:
+        """What a caller is told whose call was not admitted. It is the same for all, so that it costs nothing."""
+        limits = self._limits
+        return LimitsExceeded(
+            f"too many calls from one connection: the limit is {limits.calls_per_s:g} a second "
+            f"after a burst of {limits.burst}",
+            hint="slow down, or follow the signals in place of asking again",
+        )
+
+    def admit(self, sender: str, now_s: float) -> bool:
+        """Count one call. False: there have been too many."""
         limits = self._limits
         tokens, seen_s = self._buckets.get(sender, (float(limits.burst), now_s))
         tokens = min(float(limits.burst), tokens + (now_s - seen_s) * limits.calls_per_s)
@@ -48,12 +58,7 @@ class Meter:
         self._buckets.move_to_end(sender)
         if len(self._buckets) > MAX_BUCKETS:
             self._buckets.popitem(last=False)
-        if refused:
-            raise LimitsExceeded(
-                f"too many calls from {sender}: the limit is {limits.calls_per_s:g} a second "
-                f"after a burst of {limits.burst}",
-                hint="slow down, or follow the signals in place of asking again",
-            )
+        return not refused
 
     def begin(self, sender: str) -> None:
         """A call that takes time begins. Raises LimitsExceeded; otherwise :meth:`end` must follow."""
@@ -71,6 +76,11 @@ class Meter:
             self._outstanding[sender] = count
         else:
             self._outstanding.pop(sender, None)
+
+    @property
+    def outstanding(self) -> int:
+        """How many senders wait for an answer."""
+        return len(self._outstanding)
 
     def clear(self) -> None:
         """Forget the buckets: the bus that knew these names is gone. What is being answered will end by itself."""

@@ -17,7 +17,7 @@ from gpud.core.errors import (
 )
 from gpud.core.events import Kind as NoticeKind
 from gpud.core.events import Level, LoadOptions, Notice
-from gpud.core.facts import Caller, Snapshot
+from gpud.core.facts import Caller
 from gpud.dbus.callers import Callers
 from gpud.dbus.connection import Connection, ReplyError
 from gpud.dbus.dispatch import Handler, Reply, Request
@@ -25,7 +25,7 @@ from gpud.dbus.engine_api import EngineApi
 from gpud.dbus.holds import Inhibitors, Watches
 from gpud.dbus.limits import CallerLimits, checked_model, checked_text
 from gpud.dbus.polkit import Authority, Permission
-from gpud.dbus.render import WallClock, gpu_record, model_record, status_values
+from gpud.dbus.shown import Shown
 from gpud.dbus.wire import Variant
 
 log = logging.getLogger(__name__)
@@ -50,8 +50,7 @@ class Methods:
         engine: EngineApi,
         *,
         limits: CallerLimits,
-        version: str,
-        clock: WallClock,
+        shown: Shown,
         connection: Callable[[], Connection],
         callers: Callers,
         authority: Authority,
@@ -62,8 +61,7 @@ class Methods:
     ) -> None:
         self._engine = engine
         self._limits = limits
-        self._version = version
-        self._clock = clock
+        self._shown = shown
         self._connection = connection
         self._callers = callers
         self._authority = authority
@@ -97,21 +95,21 @@ class Methods:
     # Seeing: everybody may ------------------------------------------------------------------------------------------
 
     def status(self, _request: Request) -> Reply | Awaitable[Reply]:
-        return self._fresh(lambda: status_values(self._look(), self._clock, self._version))
+        return self._fresh(self._shown.status)
 
     def list_models(self, _request: Request) -> Reply:
-        return Reply(([model_record(status, self._clock) for status in self._look().models],))
+        return Reply(encoded=self._shown.models())
 
     def list_gpus(self, _request: Request) -> Reply | Awaitable[Reply]:
-        return self._fresh(lambda: [gpu_record(status) for status in self._look().gpus])
+        return self._fresh(self._shown.gpus)
 
-    def _fresh(self, show: Callable[[], object]) -> Reply | Awaitable[Reply]:
+    def _fresh(self, show: Callable[[], bytes]) -> Reply | Awaitable[Reply]:
         """An answer with the figures of the devices: at once while they are fresh, else after a look."""
-        return Reply((show(),)) if self._engine.is_fresh() else self._after_a_look(show)
+        return Reply(encoded=show()) if self._engine.is_fresh() else self._after_a_look(show)
 
-    async def _after_a_look(self, show: Callable[[], object]) -> Reply:
+    async def _after_a_look(self, show: Callable[[], bytes]) -> Reply:
         await self._engine.refresh()
-        return Reply((show(),))
+        return Reply(encoded=show())
 
     # Loading and unloading ------------------------------------------------------------------------------------------
 
@@ -257,11 +255,6 @@ class Methods:
         await self._allow(await self._callers.identify(request.sender), request, Permission.MANAGE, "")
 
     # What all of them check -----------------------------------------------------------------------------------------
-
-    def _look(self) -> Snapshot:
-        snapshot = self._engine.snapshot()
-        self._clock.see(snapshot.now_s)
-        return snapshot
 
     async def _allow(self, caller: Caller, request: Request, permission: Permission, model: str) -> None:
         try:

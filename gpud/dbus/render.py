@@ -25,11 +25,12 @@ class WallClock:
         self._now = now
         self._offset_s: float | None = None
 
-    def see(self, now_s: float) -> None:
-        """Compare the two clocks; ``now_s`` is the scheduler's, read a moment ago."""
+    def see(self, now_s: float) -> float:
+        """Compare the two clocks; ``now_s`` is the scheduler's, read a moment ago. Returns what is between them."""
         offset_s = self._now() - now_s
         if self._offset_s is None or abs(offset_s - self._offset_s) > _CLOCK_TOLERANCE_S:
             self._offset_s = offset_s
+        return self._offset_s
 
     def usec(self, at_s: float | None) -> int:
         if at_s is None or self._offset_s is None:

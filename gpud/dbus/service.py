@@ -20,8 +20,9 @@ from gpud.dbus.interface import load_tree
 from gpud.dbus.limits import CallerLimits, Meter
 from gpud.dbus.methods import Methods
 from gpud.dbus.polkit import Authority
-from gpud.dbus.render import WallClock, property_values
-from gpud.dbus.wire import BUS_NAME, Message, Variant, is_unique_name
+from gpud.dbus.render import WallClock
+from gpud.dbus.shown import Shown
+from gpud.dbus.wire import BUS_NAME, Message, is_unique_name
 from gpud.dbus.wire import Kind as MessageKind
 
 __all__ = ["NAME", "BusUnavailable", "CallerLimits", "EngineApi", "NameTaken", "Service"]
@@ -65,7 +66,6 @@ class Service:
     ) -> None:
         self._engine = engine
         self._user_mode = user_mode
-        self._version = version
         self._library = load_library(library)
         self._address = address
         self._on_bus = on_bus
@@ -73,17 +73,16 @@ class Service:
         self._closing = asyncio.Event()
         self._queued = False
         self._acquired = False
-        self._clock = WallClock()
         self._tree = load_tree()
         self._callers = Callers(self._live)
         self._watches = Watches(self._live, self._holds_something, self._holder_gone)
         self._inhibitors = Inhibitors(self._pipe_closed)
         self._meter = Meter(limits)
+        shown = Shown(engine.snapshot, WallClock(), version, self._library.encode_body)
         methods = Methods(
             engine,
             limits=limits,
-            version=version,
-            clock=self._clock,
+            shown=shown,
             connection=self._live,
             callers=self._callers,
             authority=Authority(self._live, user_mode=user_mode, in_flight=limits.polkit),
@@ -93,8 +92,10 @@ class Service:
             notify=on_bus,
         )
         loop = asyncio.get_running_loop()
-        self._dispatcher = Dispatcher(self._tree, methods.table(), self._properties, self._meter, loop.time)
-        self._announcer = Announcer(self._tree, engine.snapshot, self._clock, version, self._send)
+        self._dispatcher = Dispatcher(
+            self._tree, methods.table(), shown, self._meter, loop.time, self._library.encode_body
+        )
+        self._announcer = Announcer(self._tree, shown, self._send)
         self._unsubscribe = engine.subscribe(self._listen)
 
     @property
@@ -105,6 +106,25 @@ class Service:
     def unique_name(self) -> str:
         """Our own name on the bus while there is one."""
         return self._connection.unique_name if self._connection is not None else ""
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What the bus has not taken yet."""
+        return self._connection.unsent_bytes if self._connection is not None else 0
+
+    @property
+    def watched(self) -> int:
+        """How many callers' leaving is waited for."""
+        return len(self._watches)
+
+    @property
+    def unanswered(self) -> int:
+        """How many calls are being worked on."""
+        return len(self._dispatcher)
+
+    async def settle(self) -> None:
+        """Returns when every call that has come is answered."""
+        await self._dispatcher.settle()
 
     async def start(self) -> None:
         """Connect and own the name. Raises NameTaken, or BusUnavailable (run() goes on trying then)."""
@@ -145,7 +165,7 @@ class Service:
 
     async def _connect(self, *, queue: bool) -> None:
         address = self._address or bus_address(os.environ, session=self._user_mode)
-        connection = await Connection.open(self._library, address, self._on_message)
+        connection = await Connection.open(self._library, address, self._on_message, admit=self._admit)
         # Calls may come with the very answer to RequestName: whoever made the bus start gpud waits for one.
         self._connection = connection
         self._acquired = False
@@ -208,6 +228,10 @@ class Service:
         if self._connection is not None:
             self._connection.send(message)
 
+    def _admit(self, head: Message) -> bool:
+        connection = self._connection
+        return connection is None or self._dispatcher.admit(head, connection.send)
+
     def _on_message(self, message: Message) -> None:
         connection = self._connection
         if connection is None:
@@ -223,11 +247,6 @@ class Service:
                     self._owned()
 
     # The engine's side ---------------------------------------------------------------------------------------------
-
-    def _properties(self) -> dict[str, Variant]:
-        snapshot = self._engine.snapshot()
-        self._clock.see(snapshot.now_s)
-        return property_values(snapshot, self._clock, self._version)
 
     def _listen(self, outcomes: tuple[Outcome, ...]) -> None:
         self._announcer.listen(outcomes)

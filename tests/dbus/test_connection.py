@@ -4,9 +4,10 @@ import array
 import asyncio
 import contextlib
 import os
+import re
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ import pytest
 from gpud.dbus import connection as limits
 from gpud.dbus.bus import load_library
 from gpud.dbus.connection import Connection, ConnectionGone, ReplyError
-from gpud.dbus.wire import Kind, Message, Variant, sizes
+from gpud.dbus.frame import sizes
+from gpud.dbus.wire import Kind, Message, Variant
 
 LIBRARY = load_library()
 
@@ -54,10 +56,14 @@ class Wire:
         ours.setblocking(False)
         self.far.setblocking(False)
         self.received: asyncio.Queue[Message] = asyncio.Queue()
-        self.connection = Connection(load_library(library), ours, self._take)
+        self.look: Callable[[Message], object] = lambda _message: None
+        self.refused: list[Message] = []
+        self.refuse = False
+        self.connection = Connection(load_library(library), ours, self._take, self._admit)
         self.answer_bytes = 0
 
     def _take(self, message: Message) -> None:
+        self.look(message)
         self.received.put_nowait(message)
         if self.answer_bytes:
             self.connection.send(
@@ -69,6 +75,11 @@ class Wire:
                     body=["x" * self.answer_bytes],
                 )
             )
+
+    def _admit(self, head: Message) -> bool:
+        if self.refuse:
+            self.refused.append(head)
+        return not self.refuse
 
     async def put(self, data: bytes) -> None:
         await asyncio.get_running_loop().sock_sendall(self.far, data)
@@ -180,9 +191,56 @@ def test_a_body_that_is_too_large_is_passed_over_without_being_kept(run: Any, li
             await it.put(large)
             await it.put(LIBRARY.encode(call(2)))
             first, second = await it.get(), await it.get()
-            assert (first.serial, first.oversize, first.body) == (1, True, [])
-            assert (second.serial, second.oversize) == (2, False)
-            assert len(it.connection._inbox) <= limits.READ_BYTES
+            assert (first.serial, first.body) == (1, [])
+            assert (
+                first.oversize
+                == f"its arguments have {20 * limits.MAX_BODY_BYTES + 5} bytes, the limit is {limits.MAX_BODY_BYTES}"
+            )
+            assert (second.serial, second.oversize) == (2, "")
+            assert it.connection.unread_bytes <= limits.READ_BYTES
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("body", [0, 300_000], ids=["small body", "large body"])
+def test_the_caller_behind_a_header_that_is_too_large_is_known(run: Any, library: str, body: int) -> None:
+    """What it called passes by unread; who it was stands at the end, where the bus put it, and so it can be told."""
+
+    async def scenario() -> None:
+        async with wire(library) as it:
+            long = call(7, "s", ["x" * body])
+            # A header that only looks as if somebody else had sent it, within a field that nobody knows.
+            forged = sender(":1.66") + b"\0\0\0"
+            field = b"\xc8\x02ay\0\0\0\0" + struct.pack("<I", len(forged)) + forged
+            long.path = "/a" * limits.MAX_HEADER_BYTES
+            await it.put(with_field(with_field(LIBRARY.encode(long), field), sender(":1.7")))
+            await it.put(LIBRARY.encode(call(8)))
+            first, second = await it.get(), await it.get()
+            assert (first.kind, first.serial, first.sender, first.body) == (Kind.CALL, 7, ":1.7", [])
+            assert re.fullmatch(r"its header has 131\d{3} bytes, the limit is 65536", first.oversize)
+            assert (second.serial, second.oversize) == (8, "")
+
+    run(scenario())
+
+
+def test_a_call_that_is_not_admitted_is_seen_without_its_body_and_leaves_nothing(run: Any, library: str) -> None:
+    """Its descriptors are closed, its body is not read, and the next call is whole."""
+
+    async def scenario() -> None:
+        async with wire(library) as it:
+            it.refuse = True
+            fd = os.open("/dev/null", os.O_RDONLY)
+            data = bytearray(LIBRARY.encode(call(1, "sh", ["tiny", 0], fds=[fd])))
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+            it.far.sendmsg([data], rights)
+            os.close(fd)
+            await it.put(LIBRARY.encode(Message(Kind.RETURN, serial=2, reply_serial=99)))
+            while not it.refused:
+                await asyncio.sleep(0)
+            it.refuse = False
+            await it.put(LIBRARY.encode(call(3, "s", ["big"])))
+            assert [(head.serial, head.signature, head.body, head.fds) for head in it.refused] == [(1, "sh", [], [])]
+            assert (await it.get()).body == ["big"]
 
     run(scenario())
 
@@ -306,11 +364,7 @@ def test_received_descriptors_are_not_inherited_and_are_closed(run: Any) -> None
             data = LIBRARY.encode(call(1, "h", [0], fds=[writing]))
             seen: list[bool] = []
 
-            def look(message: Message) -> None:
-                seen.append(os.get_inheritable(message.fds[0]))
-                it.received.put_nowait(message)
-
-            it.connection._on_message = look
+            it.look = lambda message: seen.extend(os.get_inheritable(fd) for fd in message.fds)
             rights = array.array("i", [writing])
             it.far.sendmsg([data + LIBRARY.encode(call(2))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
             os.close(writing)
@@ -365,7 +419,7 @@ def test_calls_time_out_and_late_replies_are_dropped(run: Any, library: str) -> 
         async with wire(library) as it:
             with pytest.raises(TimeoutError):
                 await it.connection.call(call(0), 0.01)
-            assert it.connection._waiting == {}
+            assert it.connection.open_calls == 0
             late = Message(Kind.RETURN, serial=5, reply_serial=1)
             await it.put(LIBRARY.encode(late) + LIBRARY.encode(call(2)))
             assert (await it.get()).serial == 2

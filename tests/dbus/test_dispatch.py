@@ -10,12 +10,17 @@ import pytest
 from jeepney import DBusAddress, MessageFlag, MessageType, new_method_call
 
 from gpud.core import errors as core_errors
+from gpud.core.facts import State
 from gpud.dbus import errors
+from gpud.dbus.bus import load_library
+from gpud.dbus.dispatch import Dispatcher, Reply
 from gpud.dbus.interface import INTERFACE, load_tree
-from gpud.dbus.limits import CallerLimits
+from gpud.dbus.limits import CallerLimits, Meter
+from gpud.dbus.render import WallClock
 from gpud.dbus.service import BusUnavailable, NameTaken, Service
+from gpud.dbus.shown import Shown
 
-from .fake_engine import FakeEngine
+from .fake_engine import FakeEngine, status
 from .peers import NAME, PATH, busctl, peer, serving, tool
 from .private_bus import NOBODY, TOP, PrivateBus
 from .test_signals import Anything
@@ -26,17 +31,54 @@ INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
 PEER = "org.freedesktop.DBus.Peer"
 
 
-def test_every_method_and_property_of_the_xml_is_implemented_and_no_other(run: Any, engine: FakeEngine) -> None:
-    """The XML is the table: what it names is there, and nothing else is."""
+def test_handlers_that_do_not_fit_the_xml_are_no_service(engine: FakeEngine) -> None:
+    """The XML is the table: a daemon with a method too few or too many does not start."""
+    library, limits, tree = load_library(), CallerLimits(), load_tree()
+    shown = Shown(engine.snapshot, WallClock(), "1", library.encode_body)
+    handlers = dict.fromkeys(tree.own.methods, lambda _request: Reply())
+
+    def make() -> Dispatcher:
+        return Dispatcher(tree, handlers, shown, Meter(limits), lambda: 0.0, library.encode_body)
+
+    assert len(make()) == 0
+    handlers["Fly"] = handlers.pop("Load")
+    with pytest.raises(ValueError, match=r"do not fit the interface: \['Fly', 'Load'\]"):
+        make()
+
+
+def test_an_answer_is_put_together_once_for_each_change(engine: FakeEngine) -> None:
+    """As long as the engine shows the same and the wall clock was not set, the bytes are the same object."""
+    now = [1_000_000.0]
+    clock = WallClock(lambda: now[0])
+    engine.models["tiny"] = status("tiny", State.READY, unload_at_s=1300.0)
+    shown = Shown(engine.snapshot, clock, "1", load_library().encode_body)
+    answers = (shown.status, shown.models, shown.gpus, shown.all_properties, shown.properties)
+    before = [answer() for answer in answers]
+    engine.now_s += 5.0
+    now[0] += 5.0
+    assert all(answer() is old for answer, old in zip(answers, before, strict=True))
+    engine.touch("tiny", in_flight=1)
+    assert shown.properties()["ActiveModel"] == ("s", "tiny")
+    assert all(answer() is not old for answer, old in zip(answers, before, strict=True))
+    due = shown.properties()["NextUnloadUSec"].value
+    now[0] += 3600.0
+    assert shown.properties()["NextUnloadUSec"].value == due + 3_600_000_000
+
+
+def test_a_call_that_is_too_large_is_told_what_of_it(
+    run: Any, private_bus: PrivateBus, engine: FakeEngine, library: str
+) -> None:
+    """Its arguments, or its header: with the number and its limit, over a real bus."""
 
     async def scenario() -> None:
-        service = Service(engine, user_mode=False, limits=CallerLimits(), version="1")
-        own = load_tree().own
-        assert set(service._dispatcher._handlers) == set(own.methods)
-        assert set(service._properties()) == set(own.properties)
-        for name, value in service._properties().items():
-            assert value.signature == own.properties[name].signature, name
-        await service.close()
+        async with serving(private_bus.address, engine, library=library), peer(private_bus.address) as client:
+            refused = await client.refused("Load", "s", "x" * (1 << 20))
+            assert refused.name == STANDARD + "LimitsExceeded"
+            assert refused.text == "cannot read a call of Load: its arguments have 1048581 bytes, the limit is 262144"
+            refused = await client.refused("Load", "s", "tiny", path="/a" * (1 << 20))
+            assert refused.name == STANDARD + "LimitsExceeded"
+            assert "cannot read a call of a method: its header has 2097" in refused.text
+            assert await client.call("Load", "s", "tiny") == 1
 
     run(scenario())
 

@@ -53,10 +53,10 @@ def test_a_hold_ends_when_its_holder_leaves_the_bus(run: Any, private_bus: Priva
                 held = engine.holds[cookie]
                 assert (held.model, held.reason, held.application) == ("tiny", "chat", "org.example.Chat")
                 assert held.caller.owner == client.name
-                assert len(service._watches) == 1
+                assert service.watched == 1
             await engine.until(lambda: not engine.holds)
             assert engine.asked("release_owner") == [("release_owner", held.caller.owner)]
-            assert len(service._watches) == 0
+            assert service.watched == 0
 
     run(scenario())
 
@@ -107,7 +107,7 @@ def test_only_the_holder_can_release(run: Any, private_bus: PrivateBus, library:
             await holder.call("Release", "u", cookie)
             assert engine.holds == {}
             assert (await holder.refused("Release", "u", cookie)).name == OWN + "NoSuchHold"
-            assert len(service._watches) == 0, "who holds nothing is not watched"
+            assert service.watched == 0, "who holds nothing is not watched"
 
     run(scenario())
 
@@ -129,9 +129,9 @@ def test_a_holder_that_left_while_polkit_was_asked_holds_nothing(run: Any, priva
                 # Its leaving has been told to everybody once the bus answers somebody else.
                 await witness.call("Status")
                 polkit.answer_to(question, True)
-                await asyncio.wait_for(asyncio.gather(*service._dispatcher._tasks), 10)
+                await asyncio.wait_for(service.settle(), 10)
             assert engine.asked("hold") == []
-            assert len(service._watches) == 0
+            assert service.watched == 0
 
     run(scenario())
 
@@ -145,11 +145,11 @@ def test_two_holds_of_one_caller_are_watched_once_and_released_one_by_one(run: A
             first, second = await asyncio.gather(
                 client.call("Hold", "sss", "tiny", "a", ""), client.call("Hold", "sss", "big", "b", "")
             )
-            assert len(service._watches) == 1
+            assert service.watched == 1
             await client.call("Release", "u", first)
-            assert len(service._watches) == 1
+            assert service.watched == 1
             await client.call("Release", "u", second)
-            assert len(service._watches) == 0
+            assert service.watched == 0
 
     run(scenario())
 

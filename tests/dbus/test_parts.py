@@ -124,24 +124,21 @@ def test_the_wall_clock_follows_a_jump_and_ignores_jitter() -> None:
 def test_a_bucket_fills_with_time_and_belongs_to_one_sender() -> None:
     """After the burst the rate; another sender is not affected."""
     meter = Meter(CallerLimits(calls_per_s=10.0, burst=3))
-    for _ in range(3):
-        meter.admit(":1.1", 0.0)
-    with pytest.raises(LimitsExceeded, match="the limit is 10 a second after a burst of 3"):
-        meter.admit(":1.1", 0.05)
-    meter.admit(":1.2", 0.05)
-    meter.admit(":1.1", 0.15)
-    with pytest.raises(LimitsExceeded):
-        meter.admit(":1.1", 0.15)
+    assert [meter.admit(":1.1", 0.0) for _ in range(3)] == [True] * 3
+    assert not meter.admit(":1.1", 0.05)
+    assert meter.admit(":1.2", 0.05)
+    assert meter.admit(":1.1", 0.15)
+    assert not meter.admit(":1.1", 0.15)
+    assert "the limit is 10 a second after a burst of 3" in meter.refusal.message
 
 
 def test_buckets_are_bounded() -> None:
     """The one that was longest silent is forgotten."""
     meter = Meter(CallerLimits(calls_per_s=0.001, burst=1))
     for sender in range(MAX_BUCKETS + 1):
-        meter.admit(f":1.{sender}", 0.0)
-    meter.admit(":1.0", 0.0)
-    with pytest.raises(LimitsExceeded):
-        meter.admit(f":1.{MAX_BUCKETS}", 0.0)
+        assert meter.admit(f":1.{sender}", 0.0)
+    assert meter.admit(":1.0", 0.0)
+    assert not meter.admit(f":1.{MAX_BUCKETS}", 0.0)
 
 
 def test_open_calls_of_one_sender_are_bounded() -> None:
@@ -154,6 +151,10 @@ def test_open_calls_of_one_sender_are_bounded() -> None:
     meter.begin(":1.2")
     meter.end(":1.1")
     meter.begin(":1.1")
+    assert meter.outstanding == 2
+    for sender in (":1.1", ":1.1", ":1.2"):
+        meter.end(sender)
+    assert meter.outstanding == 0
 
 
 # Addresses and connecting ---------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_a_restarted_bus_finds_the_name_owned_again(run: Any, mortal_bus: Privat
             async with peer(mortal_bus.address) as client:
                 assert await client.call("Load", "s", "tiny") == 1
                 assert await client.get("LoadedModels") == []
-                assert len(service._watches) == 0
+                assert service.watched == 0
             os.close(fd)
             await engine.until(lambda: not engine.holds)
         assert notices.kinds() == [Kind.BUS_OWNED, Kind.BUS_LOST, Kind.BUS_OWNED]
