@@ -55,8 +55,6 @@ def ollama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
         "OLLAMA_MODELS": str(store),
         "OLLAMA_HOST": "127.0.0.1:0",
         "OLLAMA_NO_CLOUD": "1",
-        # The quantizer, which "create" has look at the weights, finds its libraries only where it was built.
-        "LD_LIBRARY_PATH": str(binary.parents[1] / "lib" / "ollama"),
     }
     server = subprocess.Popen(
         [binary, "serve"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
