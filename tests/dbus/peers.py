@@ -5,7 +5,8 @@ import contextlib
 import os
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 from jeepney import DBusAddress, HeaderFields, MatchRule, MessageFlag, MessageType, new_method_call
@@ -15,6 +16,7 @@ from jeepney.io.asyncio import DBusConnection, DBusRouter
 from gpud.core.events import Notice
 from gpud.dbus.bus import load_library
 from gpud.dbus.connection import Connection
+from gpud.dbus.frame import FIXED_HEADER_BYTES, parse_header, sizes
 from gpud.dbus.limits import CallerLimits
 from gpud.dbus.service import Service
 from gpud.dbus.wire import Kind, Message
@@ -182,6 +184,60 @@ async def tool(*argv: str, uid: int = 0) -> tuple[int, str, str]:
 def _run(argv: list[str]) -> tuple[int, str, str]:
     done = subprocess.run(argv, capture_output=True, text=True, timeout=BOUND_S, check=False)
     return done.returncode, done.stdout.strip(), done.stderr.strip()
+
+
+class Overheard:
+    """Stands between gpud and the bus, passes every byte on, and keeps what the bus says."""
+
+    def __init__(self, address: str, directory: Path) -> None:
+        self._bus = address.removeprefix("unix:path=")
+        self._path = f"{directory}/overheard"
+        self.address = f"unix:path={self._path}"
+        self._heard = bytearray()
+        self._changed = asyncio.Event()
+
+    def messages(self) -> list[Message]:
+        """The headers of all messages that the bus has sent."""
+        # The bus's part of the greeting ends with the line that allows descriptors.
+        data = bytes(self._heard).partition(b"AGREE_UNIX_FD\r\n")[2]
+        found = []
+        while len(data) >= FIXED_HEADER_BYTES and len(data) >= (whole := sum(sizes(data)[1:])):
+            found.append(parse_header(data)[0])
+            data = data[whole:]
+        return found
+
+    async def until(self, predicate: Callable[[list[Message]], bool]) -> list[Message]:
+        async with asyncio.timeout(BOUND_S):
+            while not predicate(self.messages()):
+                self._changed.clear()
+                await self._changed.wait()
+        return self.messages()
+
+    @contextlib.asynccontextmanager
+    async def listening(self) -> AsyncIterator["Overheard"]:
+        gone: asyncio.Queue[None] = asyncio.Queue()
+
+        async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kept: bytearray) -> None:
+            while data := await reader.read(1 << 16):
+                kept += data
+                self._changed.set()
+                writer.write(data)
+                await writer.drain()
+            writer.close()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            bus_reader, bus_writer = await asyncio.open_unix_connection(self._bus)
+            await asyncio.gather(pass_on(reader, bus_writer, bytearray()), pass_on(bus_reader, writer, self._heard))
+            await asyncio.gather(writer.wait_closed(), bus_writer.wait_closed(), return_exceptions=True)
+            gone.put_nowait(None)
+
+        server = await asyncio.start_unix_server(serve, self._path)
+        try:
+            yield self
+            await asyncio.wait_for(gone.get(), BOUND_S)
+        finally:
+            server.close()
+            await server.wait_closed()
 
 
 class Polkit:

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from gpud.dbus.polkit import Authority, Permission
 from gpud.dbus.render import WallClock, gpu_record, model_record, number, property_values, shown_state, state_word
 
 from .fake_engine import GIB, FakeEngine, gpu, status
-from .peers import Polkit, peer, serving
+from .peers import Overheard, Polkit, peer, serving
 from .private_bus import NOBODY, PrivateBus
 
 # Words ----------------------------------------------------------------------------------------------------------------
@@ -235,25 +236,26 @@ def test_polkit_that_does_not_answer_means_no_and_its_dialog_is_withdrawn(
 # Idleness -------------------------------------------------------------------------------------------------------------
 
 
-def test_an_idle_service_has_no_timer_and_is_not_woken_by_others(run: Any, private_bus: PrivateBus) -> None:
+def test_an_idle_service_has_no_timer_and_is_not_woken_by_others(
+    run: Any, private_bus: PrivateBus, tmp_path: Path
+) -> None:
     """Programs come and go on the bus; gpud, which nobody asks anything, sleeps."""
 
     async def scenario() -> None:
-        async with serving(private_bus.address, FakeEngine()) as service:
+        async with (
+            Overheard(private_bus.address, tmp_path).listening() as overheard,
+            serving(overheard.address, FakeEngine()),
+        ):
             async with peer(private_bus.address) as client:
                 await client.call("Load", "s", "tiny")
-            assert service._connection is not None
-            heard: list[Any] = []
-            service._connection._on_message = heard.append
+            before = len(overheard.messages())
             for _ in range(5):
                 async with peer(private_bus.address):
                     pass
             async with peer(private_bus.address) as last:
                 await last.router.send(_ping())
-                async with asyncio.timeout(10):
-                    while not heard:
-                        await asyncio.sleep(0.01)
-            assert len(heard) == 1, "nothing but the last one's own call"
+                heard = await overheard.until(lambda messages: len(messages) > before)
+                assert [message.sender for message in heard[before:]] == [last.name], "nothing but the last one's call"
             scheduled = [timer for timer in asyncio.get_running_loop()._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
             assert [timer for timer in scheduled if "gpud" in repr(timer)] == []
 

@@ -10,8 +10,15 @@ from jeepney import DBusAddress, HeaderFields, MessageType, new_method_call
 
 from gpud.core.events import Touched
 from gpud.core.facts import JobResult, State
+from gpud.dbus.announce import Announcer
+from gpud.dbus.bus import load_library
+from gpud.dbus.interface import load_tree
+from gpud.dbus.render import WallClock
+from gpud.dbus.shown import Shown
+from gpud.dbus.wire import Message
 
 from .fake_engine import GIB, FakeEngine, gpu, status
+from .hand_clock import HandClock
 from .peers import NAME, PATH, Peer, Signals, peer, serving
 from .private_bus import PrivateBus
 
@@ -134,59 +141,66 @@ def test_properties_that_change_in_one_turn_come_in_one_signal_with_their_values
     run(scenario())
 
 
-def test_vram_is_told_when_it_moved_far_enough_and_once_a_second(
-    run: Any, private_bus: PrivateBus, engine: FakeEngine
-) -> None:
+class Told:
+    """An announcer on a clock of the test's, and what it sent."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.clock = HandClock()
+        self._sent: list[Message] = []
+        shown = Shown(engine.snapshot, WallClock(self.clock.time), "1", load_library().encode_body)
+        self.announcer = Announcer(load_tree(), shown, self._sent.append, self.clock)
+        self.announcer.baseline()
+        engine.subscribe(self.announcer.listen)
+
+    def after(self, seconds: float) -> list[Any]:
+        """What is told when so much time has passed: the changed properties, or a signal's own words."""
+        self.clock.advance(seconds)
+        sent, self._sent[:] = list(self._sent), []
+        return [
+            {name: value.value for name, value in message.body[1].items()}
+            if message.member == "PropertiesChanged"
+            else (message.member, *message.body)
+            for message in sent
+        ]
+
+
+def test_vram_is_told_when_it_moved_far_enough_and_once_a_second(engine: FakeEngine) -> None:
     """A small move is silent; a large one comes at once; a second one within the second waits, with the last value."""
-
-    async def scenario() -> None:
-        async with (
-            serving(private_bus.address, engine) as service,
-            peer(private_bus.address) as client,
-            client.signals() as signals,
-        ):
-            engine.gpus = (gpu(2 * GIB + (63 << 20)),)
-            engine.tell(Touched())
-            assert await settle(client, signals) == []
-            assert service._announcer._later is None, "nothing waits for a change that nobody hears of"
-            service._announcer._told_at_s -= 10
-            engine.gpus = (gpu(2 * GIB + (64 << 20)),)
-            engine.tell(Touched())
-            assert await changed(signals) == {"VramUsed": 2 * GIB + (64 << 20)}
-            began = asyncio.get_running_loop().time()
-            for step in range(1, 6):
-                engine.gpus = (gpu((2 + step) * GIB),)
-                engine.tell(Touched())
-                assert await settle(client, signals) == []
-            assert await changed(signals) == {"VramUsed": 7 * GIB}
-            assert asyncio.get_running_loop().time() - began > 0.8
-            assert service._announcer._later is None and service._announcer._due is None
-
-    run(scenario())
+    told = Told(engine)
+    engine.gpus = (gpu(2 * GIB + (63 << 20)),)
+    engine.tell(Touched())
+    assert told.after(0) == []
+    assert told.clock.waiting == [], "nothing waits for a change that nobody hears of"
+    assert told.after(10.0) == []
+    engine.gpus = (gpu(2 * GIB + (64 << 20)),)
+    engine.tell(Touched())
+    assert told.after(0) == [{"VramUsed": 2 * GIB + (64 << 20)}]
+    for step in range(1, 6):
+        engine.gpus = (gpu((2 + step) * GIB),)
+        engine.tell(Touched())
+        assert told.after(0.19) == []
+    assert told.clock.waiting == [pytest.approx(0.05)]
+    assert told.after(0.05) == [{"VramUsed": 7 * GIB}]
+    assert told.clock.waiting == []
 
 
-def test_a_request_more_or_less_is_no_news_but_busy_is(run: Any, private_bus: PrivateBus, engine: FakeEngine) -> None:
+def test_a_request_more_or_less_is_no_news_but_busy_is(engine: FakeEngine) -> None:
     """A thousand requests through the gateway make no thousand signals: busy, and what is true a second later."""
     engine.models["tiny"] = status("tiny", State.READY)
-
-    async def scenario() -> None:
-        async with (
-            serving(private_bus.address, engine),
-            peer(private_bus.address) as client,
-            client.signals() as signals,
-        ):
-            await asyncio.sleep(1.05)  # The first second after connecting counts as told.
-            engine.touch("tiny", in_flight=1)
-            assert (await signals.next("ModelStateChanged"))[1] == ("tiny", "busy", "request")
-            await settle(client, signals)
-            for number in range(1000):
-                engine.touch("tiny", in_flight=number % 2, last_used_s=1000.0 + number)
-            assert await settle(client, signals) == []
-            engine.touch("tiny", in_flight=0)
-            assert (await signals.next("ModelStateChanged"))[1][:2] == ("tiny", "ready")
-            assert await settle(client, signals) in ([], ["PropertiesChanged"])
-
-    run(scenario())
+    told = Told(engine)
+    told.clock.advance(1.0)
+    engine.touch("tiny", in_flight=1)
+    busy = told.after(0)
+    assert busy[0] == ("ModelStateChanged", "tiny", "busy", "request")
+    assert [set(changed) for changed in busy[1:]] == [{"Models"}]
+    for number in range(1000):
+        engine.touch("tiny", in_flight=number % 2, last_used_s=1000.0 + number)
+    assert told.after(0.9) == []
+    engine.touch("tiny", in_flight=0)
+    later = told.after(0.1)
+    assert later[0][:3] == ("ModelStateChanged", "tiny", "ready")
+    assert [set(changed) for changed in later[1:]] == [{"Models"}]
+    assert told.after(60.0) == [] and told.clock.waiting == []
 
 
 def test_hold_released_goes_to_the_holder_alone(
