@@ -7,6 +7,7 @@ time, the bus daemon's own answer), the ratio stands beside it.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -17,13 +18,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jeepney import Message, new_method_call
+from jeepney import DBusAddress, MatchRule, Message, MessageType, new_method_call
 from jeepney.bus_messages import message_bus
 
 from bench.manager import ADDRESS, TOP, Bus, Caller, Managed, clear, workplace
 
 NOTHING = "models: {}\n"
 FLOOD_DEADLINE_S = 1.0
+PEER = Path("/usr/libexec/power-profiles-daemon")
 
 
 def report(what: str, values: Sequence[float], unit: str, bar: str, places: int = 1) -> None:
@@ -155,24 +157,70 @@ def engines(bus: Bus) -> list[int]:
     return sorted(model["Pid"][1] for model in models if model["State"][1] in ("ready", "busy"))
 
 
-def round_trips(bus: Bus, count: int) -> None:
-    """Status beside the bus daemon's own shortest answer, call by call in turn, over one connection."""
-    ours, theirs = [], []
-    with Managed(bus, workplace(), NOTHING), Caller(bus) as caller:
+class Peer:
+    """Another small daemon on the same bus, to compare with: power-profiles-daemon, asked for all its properties."""
+
+    NAME = "net.hadess.PowerProfiles"
+    ADDRESS = DBusAddress("/net/hadess/PowerProfiles", NAME, "org.freedesktop.DBus.Properties")
+
+    def __init__(self, bus: Bus, program: Path, caller: Caller) -> None:
+        self._process = subprocess.Popen(
+            [program],
+            env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": bus.address},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        rule = MatchRule(
+            type="signal", sender=message_bus.bus_name, interface=message_bus.interface, member="NameOwnerChanged"
+        )
+        rule.add_arg_condition(0, self.NAME)
+        with caller.connection.filter(rule) as owned:
+            caller.connection.send_and_get_reply(message_bus.AddMatch(rule))
+            if not caller.connection.send_and_get_reply(message_bus.NameHasOwner(self.NAME)).body[0]:
+                caller.connection.recv_until_filtered(owned, timeout=10)
+        self.call = new_method_call(self.ADDRESS, "GetAll", "s", (self.NAME,))
+
+    def __enter__(self) -> "Peer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+def round_trips(bus: Bus, count: int, program: Path) -> None:
+    """Status beside the bus daemon's own shortest answer and beside another daemon's, call by call in turn, over one
+    connection.
+    """
+    ours, theirs, peers = [], [], []
+    with Managed(bus, workplace(), NOTHING), Caller(bus) as caller, contextlib.ExitStack() as stack:
+        peer = stack.enter_context(Peer(bus, program, caller)) if program.exists() else None
 
         def timed(message: Message, times: list[float]) -> None:
             begun = time.perf_counter()
-            caller.connection.send_and_get_reply(message, timeout=10)
+            reply = caller.connection.send_and_get_reply(message, timeout=10)
             times.append((time.perf_counter() - begun) * 1e6)
+            assert reply.header.message_type is MessageType.method_return, reply.body
 
         for _ in range(count):
             timed(message_bus.GetId(), theirs)
             timed(new_method_call(ADDRESS, "Status"), ours)
+            if peer is not None:
+                timed(peer.call, peers)
             # Stay below what one caller may ask for in the long run.
             time.sleep(0.006)
     report("Status, round trip", ours, "us", "-", 0)
     report("the bus daemon's GetId, round trip, same run", theirs, "us", "-", 0)
-    print(f"{'ratio':<52} {statistics.median(ours) / statistics.median(theirs):.1f}")
+    ratio(ours, theirs)
+    if peers:
+        report(f"{program.name}'s GetAll, round trip, same run", peers, "us", "-", 0)
+        ratio(ours, peers)
+    else:
+        print(f"{program} is not there to compare with; install power-profiles-daemon, or name it with --peer")
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> None:
+    print(f"{'ratio of the medians':<52} {statistics.median(ours) / statistics.median(theirs):.2f}")
 
 
 def flood(bus: Bus, count: int) -> None:
@@ -203,6 +251,8 @@ def flood(bus: Bus, count: int) -> None:
             late.append((time.perf_counter() - begun) * 1000)
             time.sleep(0.02)
         attacker.close()
+        # The flood may be over before the deadline has come.
+        bystander.until("ModelStateChanged", "sim", "unloaded")
         assert daemon.process is not None
         assert daemon.process.poll() is None, "the daemon has ended"
         deadline_late_s = events(root)["term"] - due
@@ -215,6 +265,9 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--quick", action="store_true", help="fewer repeats: to see that it works")
     arguments.add_argument("--only", choices=["start", "idle", "loads", "recovery", "dbus", "flood"])
+    arguments.add_argument(
+        "--peer", type=Path, default=PEER, help=f"the power-profiles-daemon to compare Status with (default: {PEER})"
+    )
     options = arguments.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     root = workplace()
@@ -230,7 +283,7 @@ def main() -> None:
             "idle": lambda: idle(bus, 5.0 if quick else 20.0, tiny),
             "loads": lambda: loads(bus, 3 if quick else 10),
             "recovery": lambda: recovery(bus, 2 if quick else 10, tiny),
-            "dbus": lambda: round_trips(bus, 100 if quick else 1000),
+            "dbus": lambda: round_trips(bus, 100 if quick else 1000, options.peer),
             "flood": lambda: flood(bus, 2000 if quick else 20000),
         }
         for name, step in steps.items():
