@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,8 +18,8 @@ BOUND_S = 30
 
 @pytest.fixture
 def clone() -> Iterator[Path]:
-    """The repository as the script sees it, and a folder that it may fill."""
-    folder = Path(tempfile.mkdtemp(prefix="gpud-r-"))
+    """The repository as the script sees it, and a folder that it may fill, with a name that a shell and YAML mind."""
+    folder = Path(tempfile.mkdtemp(prefix="gpud it's #"))
     (folder / "tools").mkdir()
     (folder / "tools" / "run").symlink_to(TOP / "tools" / "run")
     for name in (".venv", "tests"):
@@ -57,7 +58,7 @@ def test_it_prints_what_works(clone: Path, number: signal.Signals) -> None:
                 assert line, printed
                 printed += line
             commands = re.findall(r"^  (\S.*)$", printed, re.M)
-            assert [Path(command.split()[0]).name for command in commands] == [
+            assert [Path(shlex.split(command)[0]).name for command in commands] == [
                 "export",
                 "gpudctl",
                 "gpudctl",
@@ -79,4 +80,25 @@ def test_it_prints_what_works(clone: Path, number: signal.Signals) -> None:
             assert process.wait(BOUND_S) == 0
         finally:
             process.kill()
+    settle(lambda: not of(clone), "nothing is left", lambda: str(of(clone)))
+
+
+def test_a_bus_that_does_not_start(clone: Path) -> None:
+    """What dbus-daemon said is shown, and nothing is started."""
+    programs = clone / "programs"
+    programs.mkdir()
+    (programs / "dbus-daemon").write_text("#!/bin/sh\necho 'Failed to bind socket: no room' >&2\nexit 1\n")
+    (programs / "dbus-daemon").chmod(0o755)
+    done = subprocess.run(
+        [clone / "tools" / "run"],
+        env={"PATH": f"{programs}:{os.environ['PATH']}", "HOME": str(clone), "LANG": "C.UTF-8"},
+        capture_output=True,
+        text=True,
+        timeout=BOUND_S,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "Failed to bind socket: no room\ncannot start a session bus for gpud: dbus-daemon says above why\n"
+    )
     settle(lambda: not of(clone), "nothing is left", lambda: str(of(clone)))

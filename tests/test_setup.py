@@ -1,0 +1,162 @@
+"""What ``make setup`` does before there is anything, on stand-ins for apt-get, dpkg and Python."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from daemon.harness import TOP
+
+BOUND_S = 30
+
+PYTHON = """\
+#!/bin/bash
+# A Python that makes copies of itself for environments, and whose pip does as it is told.
+echo "$*" >>"$RECORD"
+case "$1 $2" in
+"--version ") echo "Python 3.11.2" ;;
+"-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+"-m pip") [ "$3" = --version ] || exit "$PIP_STATUS" ;;
+esac
+"""
+HALF_MADE = "#!/bin/bash\n[ \"$1 $2\" != '-m pip' ]\n"
+DPKG = "#!/bin/sh\n" + 'for name; do :; done\n[ "$name" = dbus ] || [ "$name" = gcc ] || printf installed\n'
+APT = """\
+#!/bin/sh
+echo "$*" >>"$RECORD"
+case "$*" in
+*update) echo "E: The repository 'http://old.example' does not have a Release file." >&2; exit 100 ;;
+*) echo "a line that says little"; exit "$APT_STATUS" ;;
+esac
+"""
+
+
+def program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def outcome(words: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    base = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+    return subprocess.run(
+        words, env=base | environment, capture_output=True, text=True, timeout=BOUND_S, check=False, umask=0o077
+    )
+
+
+class Clone:
+    """The repository as tools/setup sees it, with nothing made yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.record = folder / "record"
+        program(folder / "python", PYTHON)
+        program(folder / "tools" / "packages", "#!/bin/sh\n")
+        (folder / "tools" / "setup").symlink_to(TOP / "tools" / "setup")
+        (folder / "pyproject.toml").write_text("[project]\n")
+
+    def setup(self, pip_status: int = 0) -> tuple[int, str, list[str]]:
+        """Its status, what it said, and what it had made or installed."""
+        self.record.write_text("")
+        done = outcome(
+            [str(self.folder / "tools" / "setup")],
+            PYTHON=str(self.folder / "python"),
+            RECORD=str(self.record),
+            PIP_STATUS=str(pip_status),
+        )
+        steps = [line.split() for line in self.record.read_text().splitlines()]
+        # Asking whether Python and pip are there is not doing anything.
+        made = [step[1] for step in steps if step[0] == "-m" and "--version" not in step]
+        return done.returncode, done.stderr, made
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Clone:
+    return Clone(tmp_path / "a clone")
+
+
+def test_an_environment_is_made_once(clone: Clone) -> None:
+    """The second time nothing is made, nothing is installed and nothing is said."""
+    status, said, steps = clone.setup()
+    assert (status, steps) == (0, ["venv", "pip"])
+    assert said.splitlines()[-1] == "ready: .venv/bin/gpud and .venv/bin/gpudctl"
+    status, said, steps = clone.setup()
+    assert (status, said, steps) == (0, "", [])
+
+
+def test_another_list_of_packages_is_installed_into_the_same_environment(clone: Clone) -> None:
+    """A change of pyproject.toml costs a pip run, not a new environment."""
+    clone.setup()
+    (clone.folder / "pyproject.toml").write_text("[project]\nname = 'more'\n")
+    status, _, steps = clone.setup()
+    assert (status, steps) == (0, ["pip"])
+
+
+def test_an_environment_that_was_made_halfway_is_made_anew(clone: Clone) -> None:
+    """Its Python runs, but pip never came to be in it."""
+    program(clone.folder / ".venv" / "bin" / "python", HALF_MADE)
+    status, _, steps = clone.setup()
+    assert (status, steps) == (0, ["venv", "pip"])
+
+
+def test_pip_without_a_network(clone: Clone) -> None:
+    """The message says what to do, and the next time goes on from there."""
+    status, said, _ = clone.setup(pip_status=1)
+    assert status == 1
+    assert "cannot install what pyproject.toml asks for" in said
+    assert "PIP_INDEX_URL" in said
+    assert "ready" not in said
+    status, _, steps = clone.setup()
+    assert (status, steps) == (0, ["pip"])
+
+
+class Debian:
+    """A Debian that lacks gcc and dbus, and one of whose sources does not answer."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.record = folder / "record"
+        program(folder / "dpkg-query", DPKG)
+        program(folder / "apt-get", APT)
+
+    def packages(self, uid: int = 0, apt_status: int = 0) -> tuple[int, str]:
+        program(self.folder / "id", f"#!/bin/sh\necho {uid}\n")
+        self.record.write_text("")
+        done = outcome(
+            [str(TOP / "tools" / "packages"), "run"],
+            PATH=f"{self.folder}:{os.environ['PATH']}",
+            RECORD=str(self.record),
+            APT_STATUS=str(apt_status),
+        )
+        return done.returncode, done.stderr
+
+
+@pytest.fixture
+def debian(tmp_path: Path) -> Debian:
+    return Debian(tmp_path)
+
+
+def test_what_is_missing_is_installed_for_root(debian: Debian) -> None:
+    """It alone, without taking anything away for it, and whatever a source that is not needed says."""
+    assert debian.packages() == (0, "installing Debian packages: gcc dbus\n")
+    update, install = debian.record.read_text().splitlines()
+    assert update.endswith("update")
+    assert "--no-remove" in install
+    assert install.endswith(" gcc dbus")
+
+
+def test_an_ordinary_user_is_told_what_to_install(debian: Debian) -> None:
+    """And nothing is tried."""
+    status, said = debian.packages(uid=1000)
+    assert status == 1
+    assert "  sudo apt-get install gcc dbus\n" in said
+    assert debian.record.read_text() == ""
+
+
+def test_packages_that_cannot_be_had(debian: Debian) -> None:
+    """apt-get's last words, and what to do."""
+    status, said = debian.packages(apt_status=100)
+    assert status == 1
+    assert "E: The repository 'http://old.example' does not have a Release file.\na line that says little\n" in said
+    assert "cannot install 2 Debian packages" in said
+    assert said.endswith("  apt-get install gcc dbus\n")
