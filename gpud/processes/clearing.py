@@ -19,9 +19,9 @@ class Clearing:
 
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
 
-    async def see_through(self, unit: str, work: Coroutine[None, None, None]) -> None:
+    async def see_through(self, unit: str, work: Coroutine[None, None, object]) -> None:
         """Returns when it is done, and at the limit; it goes on behind that, and behind a cancellation. Whatever goes
         wrong in it is logged, not raised.
         """
@@ -40,7 +40,7 @@ class Clearing:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _done(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (problem := task.exception()) is not None:
             log.error("cannot clear away everything of an engine", exc_info=problem)

@@ -21,7 +21,7 @@ from gpud.processes.environment import child_environment
 from gpud.processes.names import StoredNames, safe_name
 from gpud.processes.output import ChildLines, OutputReader, Throttle
 from gpud.processes.sockets import SocketDirectory
-from gpud.processes.start import CHILD_OOM_SCORE, START_LIMIT_S, Started, explain, let_go, start_at_gate
+from gpud.processes.start import START_LIMIT_S, Started, explain, let_go, raise_oom_score, start_at_gate
 from gpud.processes.tree import CgroupTree, SessionTree, Tree, kill_and_wait, readable
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class ProcessLauncher:
                     kind="internal",
                     preflight=True,
                 ) from problem
-        _raise_oom_score(started.pid)
+        raise_oom_score(started.pid)
         names = StoredNames(command.unit)
         self._fd_store.put(names.out, started.out)
         self._fd_store.put(names.err, started.err)
@@ -262,18 +262,21 @@ class ProcessLauncher:
 
     async def _end_marked(self, known: Collection[str], ended: set[str]) -> None:
         """Not a moment beyond the limit: what is spawned later carries a mark that ``known`` does not have."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + self._clearing.limit_s
         refused: set[int] = set()
-        try:
-            async with asyncio.timeout(self._clearing.limit_s):
-                while strangers := await asyncio.to_thread(self._marked_strangers, known, refused):
-                    ended.update(strangers.values())
-                    refused |= await kill_and_wait(strangers)
-        except TimeoutError:
-            log.warning(
-                "what an earlier gpud started has not ended %g s after it was killed: gpud goes on without (%s)",
-                self._clearing.limit_s,
-                ", ".join(sorted(ended)),
-            )
+        while strangers := await asyncio.to_thread(self._marked_strangers, known, refused):
+            ended.update(strangers.values())
+            if loop.time() >= end_s:
+                names, pids = sorted(set(strangers.values())), sorted(process.pid for process in strangers)
+                log.warning(
+                    "%s of an earlier gpud have not ended %g s after they were killed (PID %s): gpud goes on without",
+                    ", ".join(names),
+                    self._clearing.limit_s,
+                    ", ".join(map(str, pids)),
+                )
+                return
+            refused |= await kill_and_wait(strangers)
 
     def _marked_strangers(self, known: Collection[str], refused: Collection[int]) -> dict[identity.ProcessStat, str]:
         found = {}
@@ -295,7 +298,7 @@ class ProcessLauncher:
         left = tuple(self._children)
         if left:
             log.warning("gpud ends while %s still runs: killed", ", ".join(left))
-        await asyncio.gather(*(self._clearing.see_through(unit, _kill(self._children[unit])) for unit in left))
+        await asyncio.gather(*(self._clearing.see_through(unit, self._children[unit].kill()) for unit in left))
         await self._clearing.close()
         self._sockets.close()
         return left
@@ -381,22 +384,9 @@ class ProcessLauncher:
         return killed_by_kernel
 
 
-async def _kill(child: RunningChild) -> None:
-    await child.kill()
-
-
 async def _end(tree: Tree) -> None:
     await tree.end()
     await tree.remove()
-
-
-def _raise_oom_score(pid: int) -> None:
-    file = Path(f"/proc/{pid}/oom_score_adj")
-    try:
-        if int(file.read_text()) < CHILD_OOM_SCORE:
-            file.write_text(str(CHILD_OOM_SCORE))
-    except OSError as problem:
-        log.debug("cannot raise the OOM score of process %d: %s", pid, problem)
 
 
 def _death_signal() -> tuple[str, ...]:

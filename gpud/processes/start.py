@@ -9,6 +9,7 @@ hold up itself, not the daemon.
 import asyncio
 import errno
 import fcntl
+import logging
 import os
 import re
 import shutil
@@ -24,6 +25,8 @@ from gpud.core.errors import BackendFailed
 from gpud.core.ports import Command
 from gpud.processes import identity
 from gpud.processes.tree import readable
+
+log = logging.getLogger(__name__)
 
 SHELL = "/bin/sh"
 SHELL_NAME = "gpud-start"
@@ -139,6 +142,16 @@ async def let_go(started: Started, marker: str) -> bool:
             started.said = _read(started.err)
             return False
     return _is_running(started.pid) or await _ran_and_ended(started)
+
+
+def raise_oom_score(pid: int) -> None:
+    """So that the kernel ends it first when memory runs out."""
+    file = Path(f"/proc/{pid}/oom_score_adj")
+    try:
+        if int(file.read_text()) < CHILD_OOM_SCORE:
+            file.write_text(str(CHILD_OOM_SCORE))
+    except OSError as problem:
+        log.debug("cannot raise the OOM score of process %d: %s", pid, problem)
 
 
 def _is_running(pid: int) -> bool:
