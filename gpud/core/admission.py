@@ -137,20 +137,9 @@ def decide(
             return Waits(device.sample.uuid, text)
 
     if may_evict:
-        best: tuple[int, Device, Sequence[eviction.Candidate]] | None = None
-        for device in possible:
-            missing = need_bytes - (device.account.available_bytes or 0) - device.coming_bytes
-            victims = eviction.choose(device.movable, missing)
-            if victims is not None:
-                cost = sum(victim.bytes for victim in victims)
-                if best is None or cost < best[0]:
-                    best = (cost, device, victims)
-        if best is not None:
-            cost, device, victims = best
-            available = device.account.available_bytes or 0
-            text = f"needs {describe(need_bytes)}, {describe(available)} available on {device.sample.name}"
-            return Evicts(device.sample.uuid, tuple(victim.model for victim in victims), text)
-
+        evicts = _cheapest(possible, need_bytes)
+        if evicts is not None:
+            return evicts
         for device in possible:
             idle_bytes = sum(candidate.bytes for candidate in device.movable)
             available = (device.account.available_bytes or 0) + device.coming_bytes
@@ -159,6 +148,24 @@ def decide(
                 return Waits(device.sample.uuid, text)
 
     return Refused(_refusal(model, need_bytes, usable, may_evict=may_evict))
+
+
+def _cheapest(possible: Sequence[Device], need_bytes: int) -> Evicts | None:
+    """Where the fewest bytes have to go for it, if it fits anywhere by that."""
+    best: tuple[int, Device, Sequence[eviction.Candidate]] | None = None
+    for device in possible:
+        missing = need_bytes - (device.account.available_bytes or 0) - device.coming_bytes
+        victims = eviction.choose(device.movable, missing)
+        if victims is not None:
+            cost = sum(victim.bytes for victim in victims)
+            if best is None or cost < best[0]:
+                best = (cost, device, victims)
+    if best is None:
+        return None
+    _, device, victims = best
+    available = device.account.available_bytes or 0
+    text = f"needs {describe(need_bytes)}, {describe(available)} available on {device.sample.name}"
+    return Evicts(device.sample.uuid, tuple(victim.model for victim in victims), text)
 
 
 def _refusal(model: Model, need_bytes: int, usable: Sequence[Device], *, may_evict: bool) -> BudgetExceeded:
