@@ -3,6 +3,7 @@
 import os
 from argparse import Namespace
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -111,15 +112,17 @@ def examine(arguments: Namespace, kind: str) -> Findings:
         yield Finding("user", f"gpud runs as {account.name} (uid {account.uid})")
     yield from _guarded("python", examine_machine.python)
     yield from _guarded("gpu", lambda: examine_machine.gpus(account))
-    config, findings = _configuration(Path(arguments.config) if arguments.config else None, kind)
+    on_bus = _bus(kind)
+    # What a gpud that runs was started with comes before what one would be started with.
+    configured, state = given_to(on_bus.pid)
+    config, findings = _configuration(Path(arguments.config) if arguments.config else configured, kind)
     yield from findings
     if config is not None:
         # A variable that is bound here, for the functions below run later.
         checked = config
         yield from _guarded("engine", lambda: examine_engines.engines(checked))
         yield from _guarded("model", lambda: examine_engines.files(checked, account))
-    yield examine_engines.state_directory(state_path(kind), account)
-    on_bus = _bus(kind)
+    yield examine_engines.state_directory(state or state_path(kind), account)
     yield from on_bus.findings
     yield from _guarded("cgroup", lambda: examine_machine.cgroups(on_bus.pid, UNITS if kind == "system" else ()))
     if config is not None:
@@ -149,6 +152,28 @@ def _configuration(path: Path | None, kind: str) -> "tuple[Config | None, list[F
     # Missing files are told of with the models themselves, and better there.
     found += [Finding("config", f"note: {one}") for one in warnings(config) if "there is no file" not in one]
     return config, found
+
+
+def given_to(pid: int | None) -> tuple[Path | None, Path | None]:
+    """The configuration and the state directory that a gpud was started with, where it was and one may see it."""
+    if pid is None:
+        return None, None
+    process = Path("/proc", str(pid))
+    config = state = None
+    try:
+        words = os.fsdecode((process / "cmdline").read_bytes()).split("\0")
+        for word, following in pairwise(words):
+            name, equals, value = word.partition("=")
+            if name == "--config":
+                given = Path(value if equals else following)
+                config = given if given.is_absolute() else (process / "cwd").readlink() / given
+        for word in os.fsdecode((process / "environ").read_bytes()).split("\0"):
+            name, _, value = word.partition("=")
+            if name == "STATE_DIRECTORY" and value:
+                state = Path(value.partition(":")[0])
+    except OSError:
+        pass  # Another user's process: only root may look.
+    return config, state
 
 
 def state_path(kind: str) -> Path:

@@ -182,11 +182,13 @@ def test_doctor_without_anything(alone: Place) -> None:
 
 
 def test_doctor_of_a_daemon_that_runs(gpud: RealDaemon) -> None:
-    """No problem: the bus answers, the name is owned, the versions agree, the engines are there."""
-    done = gpud.place.gpudctl("--user", "doctor", "--config", str(gpud.config))
+    """No problem: the bus answers, the name is owned, the versions agree, the engines are there; the configuration is
+    the one that it was started with."""
+    done = gpud.place.gpudctl("--user", "doctor")
     assert "PROBLEM" not in done.stdout
     assert done.returncode == 0
     assert f"OK daemon: gpud runs (pid {gpud.process.pid}) and owns org.kernelcore.GpuD\n" in done.stdout
+    assert f"OK config: {gpud.config}: " in done.stdout
     assert 'OK engine: custom "tiny": ' in done.stdout
 
 
