@@ -9,10 +9,7 @@ never by a peer.
 
 import array
 import asyncio
-import contextlib
-import itertools
 import logging
-import os
 import socket
 import time
 from collections import deque
@@ -22,6 +19,7 @@ from typing import Any
 from gpud.dbus.address import BusUnavailable, open_socket
 from gpud.dbus.bus import Library
 from gpud.dbus.frame import FIXED_HEADER_BYTES, MalformedMessage, parse_header, parse_long_header, sizes
+from gpud.dbus.outbox import Outbox, close_all
 from gpud.dbus.wire import BUS_NAME, BUS_PATH, Flag, Kind, Message
 
 log = logging.getLogger(__name__)
@@ -43,8 +41,6 @@ MAX_BODY_BYTES = 256 << 10
 MAX_HEADER_BYTES = 64 << 10
 # Of a longer header only its end is kept, where the bus put the sender: who called can still be told what was wrong.
 _TAIL_BYTES = 1 << 10
-# One system call takes so many messages to the bus.
-_GATHER_MESSAGES = 64
 # The kernel passes at most 253 descriptors at once.
 _ANCILLARY_BYTES = socket.CMSG_SPACE(253 * array.array("i").itemsize)
 
@@ -89,11 +85,7 @@ class Connection:
         self._reading = False  # Whether messages are wanted; a turn is due or the socket is watched then.
         self._watched = False
         self._turn: asyncio.Handle | None = None
-        self._outbox: deque[tuple[memoryview, list[int]]] = deque()
-        self._out_bytes = 0
-        self._writing = False
-        self._gathering = False
-        self._drained: list[asyncio.Future[None]] = []
+        self._outbox = Outbox(sock, self._written, self.close)
         self._start_reading()
 
     @classmethod
@@ -130,7 +122,7 @@ class Connection:
     @property
     def unsent_bytes(self) -> int:
         """What waits to be written."""
-        return self._out_bytes
+        return self._outbox.unsent_bytes
 
     @property
     def unread_bytes(self) -> int:
@@ -162,13 +154,13 @@ class Connection:
         except BaseException:
             # The reply may have come in the moment in which the wait for it was given up.
             if reply.done() and not reply.cancelled() and reply.exception() is None:
-                _close_all(reply.result().fds)
+                close_all(reply.result().fds)
             raise
         finally:
             del self._waiting[serial]
         if answer.kind is Kind.ERROR:
             text = answer.body[0] if answer.body and isinstance(answer.body[0], str) else ""
-            _close_all(answer.fds)
+            close_all(answer.fds)
             raise ReplyError(answer.error_name, text)
         return answer
 
@@ -189,7 +181,7 @@ class Connection:
             timeout_s,
         )
         # Newer buses put a descriptor of the peer's process among its credentials.
-        _close_all(reply.fds)
+        close_all(reply.fds)
         return reply.body[0] if reply.body else None
 
     def tell_bus(self, member: str, signature: str, body: list[Any]) -> None:
@@ -216,62 +208,21 @@ class Connection:
         """
         try:
             if self.closed.done():
-                _close_all(message.fds)
+                close_all(message.fds)
                 return
             if not message.serial:
                 message.serial = self._next_serial()
             data = self._library.encode(message)
         except BaseException:
-            _close_all(message.fds)
+            close_all(message.fds)
             raise
-        self._outbox.append((memoryview(data), message.fds))
-        self._out_bytes += len(data)
-        # What one turn answers goes out together at its end; what waits for room goes when there is some.
-        if not self._writing and not self._gathering:
-            self._write()
-        if self._out_bytes > OUT_PAUSE_BYTES:
+        self._outbox.put(data, message.fds)
+        if self._outbox.unsent_bytes > OUT_PAUSE_BYTES:
             self._stop_reading()
 
-    def _write(self) -> None:
-        try:
-            while self._outbox:
-                data, fds = self._outbox[0]
-                if fds:
-                    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-                    sent = self._sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
-                    _close_all(fds)
-                else:
-                    first = itertools.islice(self._outbox, _GATHER_MESSAGES)
-                    plain = [data for data, _ in itertools.takewhile(lambda item: not item[1], first)]
-                    sent = self._sock.sendmsg(plain, (), socket.MSG_NOSIGNAL)
-                self._sent(sent)
-        except (BlockingIOError, InterruptedError):
-            # The buffer is full because somebody floods the bus, or the bus is slow: wait, it is no failure.
-            if not self._writing:
-                self._writing = True
-                self._loop.add_writer(self._fd, self._write)
-            return
-        except OSError as problem:
-            self.close(f"writing to the bus failed: {problem.strerror}")
-            return
-        finally:
-            if self._out_bytes <= OUT_RESUME_BYTES and not self.closed.done():
-                self._start_reading()
-        if self._writing:
-            self._writing = False
-            self._loop.remove_writer(self._fd)
-        _resolve_all(self._drained)
-
-    def _sent(self, count: int) -> None:
-        """So many bytes, and every descriptor that went with them, are the bus's now."""
-        self._out_bytes -= count
-        while count:
-            data, _ = self._outbox[0]
-            if count < len(data):
-                self._outbox[0] = (data[count:], [])
-                return
-            count -= len(data)
-            self._outbox.popleft()
+    def _written(self) -> None:
+        if self._outbox.unsent_bytes <= OUT_RESUME_BYTES and not self.closed.done():
+            self._start_reading()
 
     # Reading ---------------------------------------------------------------------------------------------------------
 
@@ -319,15 +270,15 @@ class Connection:
         self._turn = None
         began = time.monotonic()
         position = 0
-        self._gathering = True
         try:
-            for _ in range(TURN_MESSAGES):
-                used = self._take_message(position)
-                if not used:
-                    break
-                position += used
-                if not self._reading or time.monotonic() - began > TURN_S:
-                    break
+            with self._outbox.gathering():
+                for _ in range(TURN_MESSAGES):
+                    used = self._take_message(position)
+                    if not used:
+                        break
+                    position += used
+                    if not self._reading or time.monotonic() - began > TURN_S:
+                        break
         except MalformedMessage as problem:
             self.close(f"the bus sent what is no message: {problem}")
             return
@@ -336,10 +287,6 @@ class Connection:
             log.exception("internal error while messages from the bus were read")
             self.close(f"internal error: {problem!r}")
             return
-        finally:
-            self._gathering = False
-            if self._outbox and not self._writing:
-                self._write()
         del self._inbox[:position]
         if not self._reading or self._turn is not None:
             return
@@ -363,7 +310,7 @@ class Connection:
         if size.header_bytes > MAX_HEADER_BYTES:
             # A path can be that long. It is longer than one read, so that no later message has come yet and every
             # descriptor that has is its own.
-            _close_all(self._in_fds)
+            close_all(self._in_fds)
             why = f"its header has {size.header_bytes} bytes, the limit is {MAX_HEADER_BYTES}"
             self._long_header = (bytes(self._inbox[position : position + FIXED_HEADER_BYTES]), why)
             self._skip_bytes = size.header_bytes - _TAIL_BYTES
@@ -381,7 +328,7 @@ class Connection:
             self._skip_bytes = size.body_bytes
             message.oversize = f"its arguments have {size.body_bytes} bytes, the limit is {MAX_BODY_BYTES}"
         if not self._admitted(message):
-            _close_all(message.fds)
+            close_all(message.fds)
             return whole
         if message.signature and not oversize:
             body = bytes(self._inbox[position + size.header_bytes : position + whole])
@@ -424,7 +371,7 @@ class Connection:
             destination, reply = self._waiting.get(message.reply_serial, ("", None))
             from_bus = message.sender == BUS_NAME
             if reply is None or reply.done() or (destination == BUS_NAME and not from_bus) or message.damaged:
-                _close_all(message.fds)
+                close_all(message.fds)
             else:
                 reply.set_result(message)
             return
@@ -434,7 +381,7 @@ class Connection:
         except Exception:
             log.exception("internal error while a message from %s was handled", message.sender)
         finally:
-            _close_all(message.fds)
+            close_all(message.fds)
 
     # The end ---------------------------------------------------------------------------------------------------------
 
@@ -444,41 +391,18 @@ class Connection:
             return
         self.closed.set_result(reason)
         self._stop_reading()
-        self._loop.remove_writer(self._fd)
+        self._outbox.close()
         self._sock.close()
-        for _, fds in self._outbox:
-            _close_all(fds)
-        self._outbox.clear()
-        self._out_bytes = 0
-        _close_all(self._in_fds)
+        close_all(self._in_fds)
         for destination, reply in self._waiting.values():
             if not reply.done():
                 reply.set_exception(ConnectionGone(f"{destination} did not answer: {reason}"))
-        _resolve_all(self._drained)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until everything queued is written, within the bound; for the last words before :meth:`close`."""
-        if self._outbox:
-            drained = self._loop.create_future()
-            self._drained.append(drained)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(drained, timeout_s)
+        await self._outbox.drain(timeout_s)
 
     def _next_serial(self) -> int:
         # Serials are 32 bits and never 0; a call still waiting after four thousand million others does not exist.
         self._serial = self._serial % 0xFFFFFFFF + 1
         return self._serial
-
-
-def _resolve_all(futures: "list[asyncio.Future[None]]") -> None:
-    for future in futures:
-        if not future.done():
-            future.set_result(None)
-    futures.clear()
-
-
-def _close_all(fds: "list[int] | deque[int]") -> None:
-    """Close each descriptor once: the list is emptied."""
-    while fds:
-        with contextlib.suppress(OSError):
-            os.close(fds.pop())
