@@ -192,7 +192,9 @@ def round_trips(bus: Bus, count: int, program: Path) -> None:
     """Status beside the bus daemon's own shortest answer and beside another daemon's, call by call in turn, over one
     connection.
     """
-    ours, theirs, peers = [], [], []
+    ours: list[float] = []
+    theirs: list[float] = []
+    peers: list[float] = []
     with Managed(bus, workplace(), NOTHING), Caller(bus) as caller, contextlib.ExitStack() as stack:
         peer = stack.enter_context(Peer(bus, program, caller)) if program.exists() else None
 
