@@ -174,7 +174,7 @@ class Sampled:
     """A fresh look at all devices, begun after it was asked for.
 
     ``own`` says which processes belong to which model. For the models that the look was asked to check, ``sizes`` has
-    what each needs and ``unfit`` those that cannot be started at all; ``settling`` comes from the wish.
+    what each needs and ``unfit`` those that cannot be started at all; ``settling`` and ``checked`` come from the wish.
     """
 
     gpus: tuple[GpuSample, ...]
@@ -182,6 +182,7 @@ class Sampled:
     sizes: Mapping[str, int] = field(default_factory=dict)
     unfit: Mapping[str, "Unfit"] = field(default_factory=dict)
     settling: frozenset[str] = frozenset()
+    checked: tuple[Model, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,13 +290,13 @@ class AskBusy:
 class Sample:
     """Look at the devices, not before ``delay_s`` from now. ``wake``: a sleeping device may be woken for it.
 
-    ``check`` names the models whose files and programs are to be looked at in the same go; ``settling`` those that are
-    ready, whose figures are therefore complete.
+    ``check`` are the models whose files, programs and needs are looked at in the same go, as they would be loaded;
+    ``settling`` names those that are ready, whose figures are therefore complete.
     """
 
     wake: bool
     delay_s: float = 0.0
-    check: tuple[str, ...] = ()
+    check: tuple[Model, ...] = ()
     settling: frozenset[str] = frozenset()
 
 

@@ -102,10 +102,17 @@ class Instance:
         return old
 
     def launchable(self) -> Model:
-        """The model with what the caller of this one load asked for."""
-        if self.context is None:
+        """The model with what the caller of this one load asked for: as it was started, or as it would be now."""
+        context = self.context if self.state.has_engine() else self.wished_context
+        if context is None:
             return self.model
-        return replace(self.model, settings=replace(self.model.settings, context=self.context))
+        return replace(self.model, settings=replace(self.model.settings, context=context))
+
+    @property
+    def wished_context(self) -> int | None:
+        """The latest wish of those who wait; an engine that comes back by itself is as it was."""
+        wishes = [job.context for job in self.load_jobs if job.context is not None]
+        return wishes[-1] if wishes else self.context if self.wanted else None
 
     def charge(self) -> Charge:
         return Charge(self.device, self.need_bytes, self.used_bytes, self.settled)

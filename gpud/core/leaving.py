@@ -119,8 +119,19 @@ class Leaving:
         self._out.move(instance, Trigger.RESUME, "request")
         if instance.waiting:
             instance.waiting_since = 0
-            self._out.end_load_jobs(instance, JobResult.DONE, f'"{instance.model.name}" is still loaded')
+            self.served_as_it_is(instance)
         self._table.look = True
+
+    def served_as_it_is(self, instance: Instance) -> None:
+        """Those who waited for the next engine get this one, unless they asked for another context than it has."""
+        name, context = instance.model.name, instance.launchable().settings.context
+        jobs, instance.load_jobs = instance.load_jobs, []
+        for job in jobs:
+            if job.context in (None, context):
+                self._out.end_job(job, JobResult.DONE, f'"{name}" is still loaded')
+            else:
+                text = f'"{name}" is busy and stays loaded with a context of {context}, not {job.context}'
+                self._out.end_job(job, JobResult.FAILED, f"{text}; unload it with force, or ask again later")
 
     def kill_began(self, name: str, generation: int) -> None:
         instance = self._table.current(name, generation)

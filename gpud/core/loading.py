@@ -110,12 +110,10 @@ class Loading:
         """What those who wait asked of this one load, the latest first; an engine that comes back by itself is as it
         was.
         """
+        instance.context = instance.wished_context
         if not instance.wanted:
-            instance.context = None
             instance.idle_timeout_s = self._table.idle_override_s
         for job in instance.load_jobs:
-            if job.context is not None:
-                instance.context = job.context
             if job.idle_timeout_s is not None:
                 instance.idle_timeout_s = job.idle_timeout_s
 

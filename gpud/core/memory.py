@@ -92,18 +92,21 @@ class Memory:
     def admit(self, event: events.Sampled) -> None:
         """Grant the queue in order; whoever waits for memory on a device keeps those behind off that device."""
         blocked: set[str] = set()
+        contexts = {model.name: model.settings.context for model in event.checked}
         for instance in self._table.queue():
             name = instance.model.name
             if name in event.unfit:
                 self._loading.refuse_unfit(instance, event.unfit[name])
                 continue
-            if name not in event.sizes:
+            model = instance.launchable()
+            if name not in event.sizes or contexts.get(name) != model.settings.context:
+                # It came, or another context was wished for, after the look had begun.
                 self._table.look = True
                 continue
             need_bytes = event.sizes[name]
             may_evict = instance.wanted or any(job.evict for job in instance.load_jobs)
             verdict = admission.decide(
-                instance.launchable(),
+                model,
                 need_bytes,
                 self._books.devices(self._table.with_engine(), self.movable),
                 may_evict=may_evict,

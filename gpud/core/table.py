@@ -83,7 +83,7 @@ class Table:
         self.sample_pending = True
         self.sample_delayed = delay_s > 0.0
         settling = frozenset(i.model.name for i in self.with_engine() if i.state is State.READY)
-        check = tuple(instance.model.name for instance in self.queue())
+        check = tuple(instance.launchable() for instance in self.queue())
         wake = bool(check) or bool(self.with_engine())
         self.gpus_held = self.gpus_held or wake
         self.out.add(events.Sample(wake, delay_s, check, settling))

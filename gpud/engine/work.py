@@ -17,6 +17,7 @@ from gpud.core.errors import BackendFailed, GpudError
 from gpud.core.events import Event, Kind, Level
 from gpud.core.facts import HOST, Exit, Model
 from gpud.core.ports import Backend, Gpus, Launcher, LoadOrder, Progress, Runner, RunnerRecord, Store
+from gpud.engine.checks import Checks, Unanswered
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,10 @@ BUSY_PROBE_S = 5.0
 ADOPT_S = 5.0
 # What a backend has, after it said that the memory is given back, to notice itself that the model is gone.
 GONE_GRACE_S = 5.0
+
+
+# A look at a few files takes milliseconds, from a disk that has to spin up ten seconds.
+CHECK_S = 20.0
 
 
 class Say(Protocol):
@@ -77,6 +82,7 @@ class Work:
         self._closing: set[asyncio.Task[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._gpu_problems: tuple[str, ...] = ()
+        self._checks = Checks(CHECK_S)
 
     def begin(self, action: events.Work) -> None:
         """Begin to carry out one action; what comes of it is posted."""
@@ -101,8 +107,8 @@ class Work:
                 self._start(self._gpus.release())
             case events.Learn(model, used_bytes):
                 running = self.running.get(model)
-                if running is not None:
-                    self._store.learn(running.fingerprint, used_bytes)
+                if running is not None and running.fingerprint:
+                    self._start(asyncio.to_thread(self._store.learn, running.fingerprint, used_bytes))
             case _:
                 assert_never(action)
 
@@ -121,11 +127,15 @@ class Work:
     async def changed(self, models: Mapping[str, Model], backends: Mapping[str, Backend]) -> frozenset[str]:
         """The models whose engines, running or starting, no longer match these settings."""
         prints = {
-            name: await asyncio.to_thread(backends[model.engine].fingerprint, model)
+            name: await self._fingerprint(backends[model.engine], model)
             for name, model in models.items()
             if name in self.running and model.engine in backends
         }
-        running = {n for n, value in prints.items() if n in self.running and value != self.running[n].fingerprint}
+        running = {
+            name
+            for name, value in prints.items()
+            if name in self.running and value not in ("", self.running[name].fingerprint)
+        }
         loading = {name for name in self._loading if models.get(name) != self.models.get(name)}
         return frozenset(running | loading)
 
@@ -173,7 +183,7 @@ class Work:
         ended: Event
         try:
             backend = self._starting[unit] = self.backends[model.engine]
-            fingerprint = await asyncio.to_thread(backend.fingerprint, model)
+            fingerprint = await self._fingerprint(backend, model)
             runner = await backend.load(LoadOrder(model, unit, devices, action.vendor, report, record))
         except asyncio.CancelledError:
             ended = events.LoadEnded(name, generation)
@@ -260,10 +270,12 @@ class Work:
         pids = frozenset[int]().union(*own.values())
         sizes: dict[str, int] = {}
         unfit: dict[str, events.Unfit] = {}
-        for name in action.check:
-            model = self.models.get(name)
-            if model is not None:
-                await asyncio.to_thread(self._check, model, sizes, unfit)
+        found = await asyncio.gather(*(self._check(model) for model in action.check))
+        for model, need in zip(action.check, found, strict=True):
+            if isinstance(need, events.Unfit):
+                unfit[model.name] = need
+            else:
+                sizes[model.name] = need
         try:
             samples = await self._gpus.sample(pids, wake=action.wake)
         except Exception:
@@ -276,27 +288,43 @@ class Work:
                 self._say(Kind.GPU_PROBLEM, problem, level=Level.WARNING)
         self._gpu_problems = self._gpus.problems
         looks, self.looks = self.looks, []
-        self._post(events.Sampled(samples, own, sizes, unfit, action.settling))
+        self._post(events.Sampled(samples, own, sizes, unfit, action.settling, action.check))
         for look in looks:
             if not look.done():
                 look.set_result(None)
 
-    def _check(self, model: Model, sizes: dict[str, int], unfit: dict[str, events.Unfit]) -> None:
-        """In a thread: look at a model's files and programs, and find what it needs."""
+    async def _check(self, model: Model) -> int | events.Unfit:
+        """Look at a model's files and programs, and find what it needs."""
+        backend = self.backends.get(model.engine)
+        if backend is None:
+            return events.Unfit(f'the engine "{model.engine}" is not available')
         try:
-            backend = self.backends[model.engine]
-            backend.check(model)
-            sizes[model.name] = self._need(backend, model)
+            return await self._checks.ask(model.name, partial(self._need, backend, model))
+        except Unanswered:
+            return events.Unfit(
+                f'cannot load "{model.name}": a look at its files and programs has not ended within {CHECK_S:g} s',
+                "see whether the file systems that they lie on answer (df)",
+                "timeout",
+            )
         except GpudError as error:
-            unfit[model.name] = events.Unfit(error.message, error.hint, getattr(error, "kind", error.code))
-        except KeyError:
-            unfit[model.name] = events.Unfit(f'the engine "{model.engine}" is not available')
+            return events.Unfit(error.message, error.hint, getattr(error, "kind", error.code))
         except Exception as error:
             log.exception("internal error: checking %r failed", model.name)
-            unfit[model.name] = events.Unfit(f"internal error: {error!r}", kind="internal")
+            return events.Unfit(f"internal error: {error!r}", kind="internal")
+
+    async def _fingerprint(self, backend: Backend, model: Model) -> str:
+        """Of the settings as they are now; empty, which matches any, while the files do not answer: an engine that runs
+        is not ended for that.
+        """
+        try:
+            return await self._checks.ask(model.name, partial(backend.fingerprint, model))
+        except Unanswered:
+            log.warning("The files of %r have not answered within %g s", model.name, CHECK_S)
+            return ""
 
     def _need(self, backend: Backend, model: Model) -> int:
-        """What is declared, else what was measured with these settings, else a first guess."""
+        """In a thread: what is declared, else what was measured with these settings, else a first guess."""
+        backend.check(model)
         if model.size_bytes is not None:
             return model.size_bytes
         learned = self._store.learned(backend.fingerprint(model))
@@ -314,7 +342,7 @@ class Work:
             if record.context is not None:
                 model = replace(model, settings=replace(model.settings, context=record.context))
             try:
-                stale = await asyncio.to_thread(backend.fingerprint, model) != record.fingerprint
+                stale = await self._fingerprint(backend, model) not in ("", record.fingerprint)
                 runner = await asyncio.wait_for(backend.adopt(record, model), ADOPT_S)
             except Exception as error:
                 log.warning("Cannot take over %r: %r", record.unit, error)

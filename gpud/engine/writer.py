@@ -90,12 +90,11 @@ class Engine:
         return replace(self._snapshot, now_s=self._loop.time())
 
     def is_fresh(self) -> bool:
-        """Whether the figures may be shown as they are. With nothing loaded any look will do: a driver that was let go
-        is not taken up again because somebody watches.
+        """Whether the figures may be shown as they are. With nothing loaded a new look wakes nothing, and takes up a
+        driver that was let go only where no GPU can be kept from its sleep by that.
         """
-        if self._work.looked_at_s is None:
-            return False
-        return not self._work.running or self._loop.time() - self._work.looked_at_s < FRESH_S
+        looked_at_s = self._work.looked_at_s
+        return looked_at_s is not None and self._loop.time() - looked_at_s < FRESH_S
 
     async def refresh(self) -> None:
         """Have the devices looked at again, without waking one that sleeps; returns early when they take too long."""

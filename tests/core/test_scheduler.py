@@ -136,6 +136,17 @@ def test_what_a_caller_wants_of_a_load_outlives_the_end_of_the_engine_before() -
     assert w.state("a") is State.COLD
 
 
+def test_a_load_is_admitted_with_what_its_own_context_needs() -> None:
+    """Also when the wish comes while a look for an earlier one is under way."""
+    w = world("a", size=3 * GIB)
+    w.load("a")
+    job = w.load("a", context=6 * GIB)
+    w.settle()
+
+    assert w.launches() == []
+    assert w.result(job) is JobResult.FAILED and "needs 9.0 GiB" in w.jobs[job].message
+
+
 def test_an_idle_time_out_that_was_asked_of_a_refused_load_does_not_stay() -> None:
     """The next one, which asks for nothing, has what is configured."""
     w = world("a", size=3 * GIB, foreign_bytes=7 * GIB)
@@ -443,6 +454,20 @@ def test_a_drain_without_any_time_still_hears_the_engine() -> None:
     w.pass_time(2.1)
     assert w.result(job) is JobResult.DONE
     assert w.state("a") is State.COLD
+
+
+def test_who_waits_for_another_context_is_not_served_by_the_one_that_stays() -> None:
+    """It turned out to be busy: those who take it as it is are done, the other is told what it has."""
+    w = loaded("a")
+    w.post(events.UseBegan("a"))
+    unload = w.unload("a")
+    any_context, other_context = w.load("a"), w.load("a", context=8192)
+    w.post(events.CancelAsked(unload))
+
+    assert w.state("a") is State.READY
+    assert w.result(any_context) is JobResult.DONE
+    assert w.result(other_context) is JobResult.FAILED
+    assert "not 8192" in w.jobs[other_context].message
 
 
 def test_force_stops_a_busy_model_at_once() -> None:

@@ -151,9 +151,14 @@ class World:
                 self.post(events.BusyAnswered(name, generation, name in self.busy))
             case events.Sample(_, _, check, settling):
                 own = {e.model: frozenset((e.pid,)) for e in self.engines.values()}
-                sizes = {name: self.sizes[name] for name in check if name not in self.unfit}
-                unfit = {name: self.unfit[name] for name in check if name in self.unfit}
-                self.post(events.Sampled(self.sample(), own, sizes, unfit, settling))
+                names = [model.name for model in check]
+                sizes = {m.name: self.need(m) for m in check if m.name not in self.unfit}
+                unfit = {name: self.unfit[name] for name in names if name in self.unfit}
+                self.post(events.Sampled(self.sample(), own, sizes, unfit, settling, check))
+
+    def need(self, wanted: Model) -> int:
+        """A context costs a byte a token, beyond what the model needs anyway."""
+        return self.sizes[wanted.name] + (wanted.settings.context or 0)
 
     def end(self, name: str, code: int | None = 0) -> None:
         engine = self.engines.pop(name)

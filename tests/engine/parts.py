@@ -125,6 +125,8 @@ class MemoryStore:
     problem: str = ""
     kept: dict[str, RunnerRecord] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    learned_something: asyncio.Event = field(default_factory=asyncio.Event)
+    loop: asyncio.AbstractEventLoop | None = None
 
     def records(self) -> tuple[RunnerRecord, ...]:
         return tuple(self.kept.values())
@@ -137,6 +139,8 @@ class MemoryStore:
 
     def learn(self, key: str, used_bytes: int) -> None:
         self.sizes[key] = used_bytes
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(self.learned_something.set)
 
     def learned(self, key: str) -> int | None:
         return self.sizes.get(key)
@@ -194,6 +198,7 @@ class Bench:
         self.backend = FakeBackend()
         self.gpus = OneGpu()
         self.store = store or MemoryStore()
+        self.store.loop = asyncio.get_running_loop()
         self.launcher = NoLauncher()
         self.models = {model.name: model for model in models}
         self.limits = Limits(backoff_first_s=0.01, backoff_max_s=0.02)
