@@ -1,32 +1,15 @@
 """Each module's own bus, a place for each test's daemon, and a GPU that is not there."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import fake_nvml
 import pytest
-from daemon.harness import Place, place_at
-from dbus.private_bus import PrivateBus
+from daemon.conftest import bus, place
+from daemon.harness import Place
 from fake_nvml import FakeGpu, FakeProcess
 
-
-@pytest.fixture(scope="module")
-def bus() -> Iterator[PrivateBus]:
-    """A bus that lets everything through, as a session bus does."""
-    made = PrivateBus(relaxed=True)
-    made.start()
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-@pytest.fixture
-def place(bus: PrivateBus) -> Iterator[Place]:
-    """Where the test's daemon lives; at the end nothing that was started there may live on."""
-    with place_at(bus.address) as made:
-        yield made
+__all__ = ["bus", "gpus", "place"]
 
 
 @dataclass
