@@ -85,10 +85,12 @@ class Daemon:
     # Life ------------------------------------------------------------------------------------------------------------
 
     async def run(self) -> int:
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         with alone(self._directories.runtime):
             self._store = FileStore(
-                runtime_dir=self._directories.runtime, state_dir=self._directories.state, on_problem=self._store_problem
+                runtime_dir=self._directories.runtime,
+                state_dir=self._directories.state,
+                on_problem=self._store_problem,
             )
             self._fd_store = systemd.SystemdFdStore()
             self._launcher = ProcessLauncher(
@@ -272,7 +274,9 @@ class Daemon:
             self._notifier.status(status)
 
     def _store_problem(self, problem: str) -> None:
-        self._journal.notice(Notice(Kind.STORE_PROBLEM, problem[:1].upper() + problem[1:], level=Level.ERROR))
+        """The store writes in a thread, too; what is told is told on the loop."""
+        notice = Notice(Kind.STORE_PROBLEM, problem[:1].upper() + problem[1:], level=Level.ERROR)
+        self._loop.call_soon_threadsafe(self._journal.notice, notice)
 
     def _status_text(self) -> str:
         """One line for ``systemctl status``."""

@@ -52,13 +52,17 @@ class Running:
 
 
 class Work:
-    """``post`` takes an event to the writer. ``looks`` are resolved when the devices have been looked at."""
+    """``post`` takes an event to the writer, ``touch`` tells it that something new can be seen.
+
+    ``looks`` are resolved when the devices have been looked at.
+    """
 
     def __init__(
         self,
         *,
         post: Callable[[Event], None],
         say: Say,
+        touch: Callable[[], None],
         models: Mapping[str, Model],
         backends: Mapping[str, Backend],
         gpus: Gpus,
@@ -72,6 +76,7 @@ class Work:
         self.looked_at_s: float | None = None
         self._post = post
         self._say = say
+        self._touch = touch
         self._gpus = gpus
         self._store = store
         self._launcher = launcher
@@ -108,7 +113,7 @@ class Work:
             case events.Learn(model, used_bytes):
                 running = self.running.get(model)
                 if running is not None and running.fingerprint:
-                    self._start(asyncio.to_thread(self._store.learn, running.fingerprint, used_bytes))
+                    self._start(self._learn(running.fingerprint, used_bytes))
             case _:
                 assert_never(action)
 
@@ -311,6 +316,13 @@ class Work:
         except Exception as error:
             log.exception("internal error: checking %r failed", model.name)
             return events.Unfit(f"internal error: {error!r}", kind="internal")
+
+    async def _learn(self, fingerprint: str, used_bytes: int) -> None:
+        """In a thread: the disk may be slow. Whether it takes what is written can be seen from outside."""
+        before = self._store.problem
+        await asyncio.to_thread(self._store.learn, fingerprint, used_bytes)
+        if self._store.problem != before:
+            self._touch()
 
     async def _fingerprint(self, backend: Backend, model: Model) -> str:
         """Of the settings as they are now; empty, which matches any, while the files do not answer: an engine that runs

@@ -67,6 +67,7 @@ class Engine:
         self._work = Work(
             post=self._post,
             say=self._say,
+            touch=self._touch,
             models=models,
             backends=backends,
             gpus=gpus,
@@ -311,6 +312,10 @@ class Engine:
 
     def _say(self, kind: Kind, message: str, model: str = "", level: Level = Level.INFO) -> None:
         self._tell((Notice(kind, message, model, level),))
+
+    def _touch(self) -> None:
+        self._snapshot = None
+        self._tell((events.Touched(),))
 
     def _rearm(self) -> None:
         """One timer for the earliest deadline, none when there is none."""

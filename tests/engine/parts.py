@@ -123,6 +123,7 @@ class MemoryStore:
     """What would be on disk."""
 
     problem: str = ""
+    next_problem: str = ""
     kept: dict[str, RunnerRecord] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     learned_something: asyncio.Event = field(default_factory=asyncio.Event)
@@ -139,6 +140,7 @@ class MemoryStore:
 
     def learn(self, key: str, used_bytes: int) -> None:
         self.sizes[key] = used_bytes
+        self.problem = self.next_problem
         assert self.loop is not None
         self.loop.call_soon_threadsafe(self.learned_something.set)
 

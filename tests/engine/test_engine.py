@@ -417,6 +417,25 @@ def test_the_measured_size_is_what_the_next_load_reserves(run: Run) -> None:
     run(work())
 
 
+def test_a_measurement_that_cannot_be_kept_is_seen_at_once(run: Run) -> None:
+    """The disk is written to in a thread; whoever watches is told when that went wrong."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            bench.store.next_problem = "the disk is full"
+            degraded = asyncio.Event()
+
+            def look(_: tuple[Outcome, ...]) -> None:
+                if bench.engine.snapshot().degraded == "state-not-kept":
+                    degraded.set()
+
+            bench.engine.subscribe(look)
+            await bench.engine.wait(bench.engine.load("a", ALICE))
+            await degraded.wait()
+
+    run(work())
+
+
 def test_models_that_are_to_be_there_from_the_start_are_loaded(run: Run) -> None:
     """preload and pinned."""
 
