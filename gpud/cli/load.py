@@ -136,8 +136,11 @@ def _loaded(model: str, record: dict[str, Any]) -> str:
     facts = []
     if load_usec := record.get("LoadUSec"):
         facts.append(f"in {load_usec / 1e6:.1f} s" if load_usec < 60e6 else f"in {span(load_usec / 1e6)}")
-    if held := record.get("VramBytes") or record.get("NeedBytes"):
-        facts.append(mib(held))
+    if record.get("VramBytes"):
+        facts.append(mib(record["VramBytes"]))
+    elif record.get("NeedBytes"):
+        # What it holds is measured a moment later.
+        facts.append(f"{mib(record['NeedBytes'])} reserved")
     if record.get("ContextSize"):
         facts.append(f"context {plural(record['ContextSize'], 'token')}")
     return f'loaded "{model}"' + (f": {', '.join(facts)}" if facts else "")
