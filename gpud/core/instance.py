@@ -95,6 +95,11 @@ class Instance:
         """True while it stands in the queue for memory."""
         return self.waiting_since > 0
 
+    def leave_queue(self) -> None:
+        """It stands in the queue no longer: it is started, or nobody waits for it."""
+        self.waiting_since = 0
+        self.waits_for = ""
+
     def move(self, trigger: Trigger) -> State:
         """Take a transition; returns the state that was left."""
         old = self.state

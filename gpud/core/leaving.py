@@ -68,8 +68,7 @@ class Leaving:
         by = event.caller.label or event.caller.owner
         instance.wanted = False
         if instance.waiting:
-            instance.waiting_since = 0
-            instance.waits_for = ""
+            instance.leave_queue()
         self._out.end_load_jobs(instance, JobResult.SUPERSEDED, f"unloaded by {by} before it was ready")
         if not instance.state.has_engine():
             self.forgive(instance, "user")
@@ -118,7 +117,7 @@ class Leaving:
         instance.last_used_s = self._table.now
         self._out.move(instance, Trigger.RESUME, "request")
         if instance.waiting:
-            instance.waiting_since = 0
+            instance.leave_queue()
             self.served_as_it_is(instance)
         self._table.look = True
 

@@ -78,8 +78,7 @@ class Loading:
     def launch(self, instance: Instance, granted: admission.Granted, need_bytes: int) -> None:
         restarted = instance.wanted or instance.attempts > 0
         self.take_wishes(instance)
-        instance.waiting_since = 0
-        instance.waits_for = ""
+        instance.leave_queue()
         instance.generation += 1
         instance.device = granted.device
         instance.need_bytes = need_bytes
@@ -185,8 +184,7 @@ class Loading:
             hint=error.hint,
             error=error.code,
         )
-        instance.waiting_since = 0
-        instance.waits_for = ""
+        instance.leave_queue()
         if instance.state is State.BACKOFF:
             self._leaving.forgive(instance, "budget")
         instance.failure = Failure(error.message, error.hint, error.code)
@@ -194,8 +192,7 @@ class Loading:
         self._out.end_load_jobs(instance, JobResult.FAILED, error.text)
 
     def refuse_unfit(self, instance: Instance, unfit: events.Unfit) -> None:
-        instance.waiting_since = 0
-        instance.waits_for = ""
+        instance.leave_queue()
         instance.wanted = False
         instance.failure = Failure(unfit.error, unfit.hint, unfit.kind or "failed")
         if instance.state is not State.FAILED:

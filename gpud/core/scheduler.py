@@ -6,7 +6,7 @@ has gone gives its memory back when a later look shows it. How models come is in
 ``leaving``, what a look brings in ``memory``; here are the events, the deadlines, the configuration and the end.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import assert_never
 
 from gpud.core import events
@@ -200,7 +200,7 @@ class Scheduler:
             instance.model = model
             instance.removed = False
             if instance.state is State.FAILED or (instance.state is State.BACKOFF and changed):
-                instance.waiting_since = 0
+                instance.leave_queue()
                 self._leaving.forgive(instance, "config")
                 self._out.end_load_jobs(instance, JobResult.CANCELED, "the configuration has changed")
             elif changed and instance.state is State.LOADING:
@@ -222,7 +222,7 @@ class Scheduler:
         instance.removed = True
         instance.stale = True
         instance.wanted = False
-        instance.waiting_since = 0
+        instance.leave_queue()
         self._out.end_load_jobs(instance, JobResult.CANCELED, f'"{instance.model.name}" is no longer configured')
         if instance.state is State.LOADING:
             self._leaving.cancel_launch(instance, "config", "it is no longer configured")
@@ -235,7 +235,7 @@ class Scheduler:
         self._table.closing = True
         for instance in self._table.instances.values():
             instance.wanted = False
-            instance.waiting_since = 0
+            instance.leave_queue()
             self._out.end_load_jobs(instance, JobResult.CANCELED, "gpud is shutting down")
             if instance.state is State.LOADING:
                 self._leaving.cancel_launch(instance, "shutdown", "gpud is shutting down")
@@ -268,31 +268,29 @@ class Scheduler:
             self._out.add(events.Finish())
 
     def _cancel_asked(self, job_id: int) -> None:
-        found = False
-        for instance in list(self._table.instances.values()):
-            for jobs, give_up in (
+        found: Job | None = None
+        for instance in self._table.instances.values():
+            for jobs, not_wanted in (
                 (instance.load_jobs, self._load_not_wanted),
                 (instance.unload_jobs, self._unload_not_wanted),
             ):
-                for job in [job for job in jobs if job.id == job_id]:
-                    jobs.remove(job)
-                    if not found:
-                        self._out.end_job(job, JobResult.CANCELED, "canceled")
-                    found = True
-                    self._give_up(instance, jobs, give_up)
-        if not found:
+                job = next((job for job in jobs if job.id == job_id), None)
+                if job is None:
+                    continue
+                jobs.remove(job)
+                if found is None:
+                    self._out.end_job(job, JobResult.CANCELED, "canceled")
+                found = job
+                if not jobs:
+                    not_wanted(instance)
+        if found is None:
             raise NoSuchJob(f"there is no job {job_id}", hint="it may have ended already")
-
-    def _give_up(self, instance: Instance, jobs: Sequence[Job], what: Callable[[Instance], None]) -> None:
-        if not jobs:
-            what(instance)
 
     def _load_not_wanted(self, instance: Instance) -> None:
         if instance.wanted:
             return
         if instance.waiting:
-            instance.waiting_since = 0
-            instance.waits_for = ""
+            instance.leave_queue()
         elif instance.state is State.LOADING:
             self._leaving.cancel_launch(instance, "user", "nobody waits for it any longer")
 
