@@ -1,0 +1,33 @@
+"""What a model file says about itself, as far as memory is concerned. Read elsewhere; here are only the records."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Value = int | float | bool | str | tuple[int | float | bool, ...]
+"""One entry of a file's metadata. Of an array of strings (a vocabulary) only the length is kept, as an ``int``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """``shape`` has the fastest dimension first; ``kind`` is the name of its type (``Q4_K``); ``bytes`` what it takes."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """One GGUF model, all of its parts together.
+
+    ``values`` has the metadata under its own keys (``llama.block_count``). ``vocabulary`` is the number of tokens, 0
+    where the file has none. ``size_bytes`` is what its parts take on disk.
+    """
+
+    architecture: str
+    values: Mapping[str, Value]
+    tensors: tuple[Tensor, ...]
+    vocabulary: int = 0
+    size_bytes: int = 0
+    parts: int = 1
