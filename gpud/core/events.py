@@ -376,6 +376,15 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
+class Logged:
+    """A notice in the event log. ``at_us`` is the time of day in microseconds since the epoch; ``id`` grows."""
+
+    at_us: int
+    notice: Notice
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelChanged:
     """``reason`` is one of user idle budget suspend session crash config shutdown request adopt."""
 

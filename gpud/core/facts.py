@@ -178,8 +178,8 @@ class GpuSample:
     """One look at one device. ``uuid`` is :data:`HOST` for the machine's own memory.
 
     ``asleep`` says that the device was left alone, because it is runtime-suspended or its driver was let go: the
-    figures are unknown then. ``health`` is
-    empty when all is well, else a sentence.
+    figures are unknown then. ``health`` is empty when all is well, else a sentence. ``driver`` is the driver's
+    version.
     """
 
     uuid: str
@@ -195,6 +195,7 @@ class GpuSample:
     processes: tuple[GpuProcess, ...] = ()
     asleep: bool = False
     health: str = ""
+    driver: str = ""
 
     @property
     def is_host(self) -> bool:

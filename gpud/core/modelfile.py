@@ -9,7 +9,7 @@ Value = int | float | bool | str | tuple[int | float | bool, ...]
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """``shape`` has the fastest dimension first; ``kind`` is the name of its type (``Q4_K``); ``bytes`` what it takes."""
+    """``shape`` has the fastest dimension first; ``kind`` is its type's name (``Q4_K``); ``bytes`` what it takes."""
 
     name: str
     shape: tuple[int, ...]

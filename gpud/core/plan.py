@@ -14,8 +14,8 @@ class Plan:
     unified cache); ``unified`` None follows from that. ``layers`` counts from the end, the output layer included.
     ``gpus`` is the number of GPUs that the engine sees, 0 for the machine's own memory; ``tensor_split`` gives each its
     share, empty lets llama.cpp choose. ``cpu_moe`` keeps the experts of the first so many layers off the GPU,
-    ``override_tensors`` pairs a pattern with a buffer type (``CPU``). ``extra_files_bytes`` are adapters, which are loaded as
-    they are.
+    ``override_tensors`` pairs a pattern with a buffer type (``CPU``). ``file`` and the others below are paths: the
+    model itself, its projector, a draft model with a plan of its own, and adapters, which are loaded as they are.
     """
 
     context: int = 0
@@ -36,4 +36,7 @@ class Plan:
     main_gpu: int = 0
     gpus: int = 0
     embeddings: bool = False
-    extra_files_bytes: int = 0
+    file: str = ""
+    mmproj: str = ""
+    draft: "Plan | None" = None
+    adapters: tuple[str, ...] = ()

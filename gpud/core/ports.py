@@ -3,12 +3,17 @@
 An adapter never knows another adapter: a backend starts processes through the :class:`Launcher` it is given.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
 from gpud.core.facts import Endpoint, Exit, GpuSample, Model, StopTimes
+from gpud.core.events import Logged
+from gpud.core.learning import Measured, Residual
+from gpud.core.modelfile import ModelFile
+from gpud.core.plan import Plan
+from gpud.core.quote import Estimate
 
 # Processes -----------------------------------------------------------------------------------------------------------
 
@@ -135,9 +140,11 @@ class Progress:
 class LoadOrder:
     """What the engine asks of a backend: load this model, on these devices.
 
-    ``devices`` are the uuids of GPUs, empty for the machine's own memory. ``record`` must be called as soon as a
-    process
-    exists, with what :meth:`Backend.adopt` needs to find it again: a daemon killed a moment later must not lose it.
+    ``devices`` are the uuids of GPUs, empty for the machine's own memory; ``split`` gives each its part of the layers
+    where there are several. ``record`` must be called as soon as a process exists, with what :meth:`Backend.adopt`
+    needs to find it again: a daemon killed a moment later must not lose it. ``sized`` is to be called with the engine's
+    own word on what it is about to allocate, before it reads any weights, where it gives one and ``unproven`` says that
+    nobody has heard it yet; the load may be canceled at once for it.
     """
 
     model: Model
@@ -146,6 +153,9 @@ class LoadOrder:
     vendor: str
     report: Callable[[Progress], None]
     record: Callable[["RunnerRecord"], None]
+    split: tuple[float, ...] = ()
+    unproven: bool = False
+    sized: Callable[[Estimate], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +227,21 @@ class Backend(Protocol):
     def fingerprint(self, model: Model) -> str:
         """Changes when a running engine no longer matches the configuration."""
 
+    def plan(self, model: Model, gpus: int) -> Plan | None:
+        """How the engine will be told to place the model when it sees so many GPUs (0: the machine's own memory);
+        None for an engine whose memory cannot be calculated from a file. May block; called in a thread.
+        """
+
+    def build(self) -> str:
+        """Names the installed build of the engine; empty where that is unknown. May block; called in a thread."""
+
+    async def probe(
+        self, model: Model, devices: tuple[str, ...], vendor: str, split: tuple[float, ...]
+    ) -> Estimate | None:
+        """The engine's own record of what it would allocate, from a dry run that loads nothing; None where the engine
+        gives none, or where a dry run would itself allocate (a recurrent state on a GPU).
+        """
+
     async def load(self, order: LoadOrder) -> Runner:
         """Start, wait until it is ready, return. Canceling the call ends the start and leaves nothing behind.
 
@@ -228,6 +253,18 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """End what the backend shares between models (a supervised ``ollama serve``)."""
+
+
+# Model files ---------------------------------------------------------------------------------------------------------
+
+
+class Files(Protocol):
+    """Reads what model files say about themselves, without their weights. For threads: a disk may be slow."""
+
+    def read(self, path: str) -> ModelFile:
+        """The model that this file (the first of its parts) begins. Raises BackendFailed(preflight=True) with what is
+        wrong with it. What did not change on disk is not read again.
+        """
 
 
 # GPUs ----------------------------------------------------------------------------------------------------------------
@@ -265,10 +302,34 @@ class Store(Protocol):
 
     def forget(self, unit: str) -> None: ...
 
-    def learn(self, key: str, used_bytes: int) -> None:
-        """Remember what a model was measured to hold, by the fingerprint of its settings."""
+    def learn(self, key: str, measured: Measured) -> None:
+        """Remember what a model was measured to hold, by the fingerprint of its settings and the kind of its devices.
 
-    def learned(self, key: str) -> int | None: ...
+        This and the following may be called from threads; they may block.
+        """
+
+    def learned(self, key: str) -> Measured | None: ...
+
+    def learn_residual(self, place: str, residual_bytes: int) -> None:
+        """One more measurement of what engines hold beyond their own count. ``place`` names the device, its driver and
+        the engine's build.
+        """
+
+    def residual(self, place: str) -> Residual | None: ...
+
+    def keep_probe(self, key: str, estimate: Estimate) -> None:
+        """An engine's own record, by everything that it depends on."""
+
+    def probed(self, key: str) -> Estimate | None: ...
+
+    def log(self, entries: Sequence[Logged]) -> None:
+        """Add to the event log, which is bounded: the oldest go."""
+
+    def logged(self, model: str = "", limit: int = 100) -> tuple[Logged, ...]:
+        """The latest entries, of one model or of all, the newest first."""
+
+    def close(self) -> None:
+        """Everything that was given is on the disk, as far as it takes it."""
 
 
 class FdStore(Protocol):

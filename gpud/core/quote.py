@@ -67,9 +67,9 @@ class Share:
 class Offer:
     """One way to load a model: what the engine is told, and what that takes where.
 
-    ``context`` and ``layers`` differ from the configuration where less was needed to make it fit; ``reduced`` says so in
-    words (empty: as configured). ``split`` gives each GPU of ``shares`` its part of the layers, in their order, where
-    there is more than one. ``shares`` names GPUs first.
+    ``context`` and ``layers`` differ from the configuration where less was needed to make it fit; ``reduced`` says so
+    in words (empty: as configured). ``split`` gives each GPU of ``shares`` its part of the layers, in their order,
+    where there is more than one. ``shares`` names GPUs first.
     """
 
     shares: tuple[Share, ...]
