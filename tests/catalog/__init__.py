@@ -1,0 +1,1 @@
+"""The reader of model files, and a writer of such files for everybody's tests: ``from catalog import gguf_writer``."""
