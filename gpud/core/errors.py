@@ -11,7 +11,12 @@ sentence that says what happened to what with the number and its limit, and a ``
     ├── NoSession               the caller belongs to no login session
     ├── NotLoaded
     ├── Busy                    somebody else holds or uses the model
+    ├── NoSuchClaim
     ├── BudgetExceeded          need and available, in bytes
+    ├── QueueFull               too many wait for memory already
+    ├── WaitedTooLong           its turn did not come in time
+    ├── Yielded                 the GPUs are given away until somebody resumes
+    ├── GpuTaken                other programs hold so much of the GPU that nothing is loaded on it
     ├── GpuUnavailable          the driver does not answer, or a GPU that the model names is not there
     ├── BackendFailed           an engine could not be started, or ended by itself
     ├── InvalidOption           an option that the caller gave is unknown, or has a wrong value
@@ -75,6 +80,32 @@ class BudgetExceeded(GpudError):
         super().__init__(message, hint=hint)
         self.need_bytes = need_bytes
         self.available_bytes = available_bytes
+
+
+class NoSuchClaim(GpudError):
+    code = "no-such-claim"
+
+
+class QueueFull(GpudError):
+    """``retry_after_s`` is a guess at when it is worth asking again."""
+
+    code = "queue-full"
+
+    def __init__(self, message: str, *, hint: str = "", retry_after_s: float = 5.0) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
+class WaitedTooLong(GpudError):
+    code = "waited-too-long"
+
+
+class Yielded(GpudError):
+    code = "yielded"
+
+
+class GpuTaken(GpudError):
+    code = "gpu-taken"
 
 
 class GpuUnavailable(GpudError):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from gpud.core.errors import GpudError
 from gpud.core.facts import (
     Caller,
     Exit,
@@ -16,8 +17,10 @@ from gpud.core.facts import (
     JobResult,
     Limits,
     Model,
+    Priority,
     State,
 )
+from gpud.core.quote import Offer, Quote, Share
 
 # Events: what happened -----------------------------------------------------------------------------------------------
 
@@ -27,12 +30,17 @@ class LoadOptions:
     """What a caller may ask of one load, beyond the configuration.
 
     ``evict`` False: rather refuse than make room. ``hold``: keep it loaded for as long as the caller lives.
+    ``priority`` None is the model's own. ``wait_s`` bounds the wait for memory, None is what is configured; 0: now or
+    never. ``use``: a request follows, so once it is ready it counts as in flight.
     """
 
     idle_timeout_s: float | None = None
     context: int | None = None
     hold: bool = False
     evict: bool = True
+    priority: Priority | None = None
+    wait_s: float | None = None
+    use: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,42 @@ class HoldDropped:
 
 
 @dataclass(frozen=True, slots=True)
+class ClaimAsked:
+    """Somebody who is no engine wants memory on one GPU (``gpu``: index or uuid, empty: any; the machine's own memory
+    where there is none), and waits for it at most ``wait_s``; None is what is configured.
+    """
+
+    claim: int
+    bytes: int
+    caller: Caller
+    who: str
+    why: str
+    gpu: str = ""
+    priority: Priority = Priority.NORMAL
+    wait_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimDropped:
+    claim: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class YieldAsked:
+    """Empty the GPUs, and load nothing on them until somebody resumes, or for so long."""
+
+    caller: Caller
+    why: str
+    for_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeAsked:
+    caller: Caller
+
+
+@dataclass(frozen=True, slots=True)
 class UseBegan:
     """A request is about to be sent to a ready engine."""
 
@@ -97,6 +141,15 @@ class Progressed:
     generation: int
     stage: str
     fraction: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """The engine's own word, while it starts, on what it is about to take where; nothing has been allocated yet."""
+
+    model: str
+    generation: int
+    shares: tuple[Share, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +207,9 @@ class Adopted:
 
     model: str
     generation: int
-    device: str
-    reserved_bytes: int
+    shares: tuple[Share, ...]
     context: int | None = None
+    layers: int | None = None
     stale: bool = False
 
 
@@ -173,16 +226,18 @@ class Unfit:
 class Sampled:
     """A fresh look at all devices, begun after it was asked for.
 
-    ``own`` says which processes belong to which model. For the models that the look was asked to check, ``sizes`` has
-    what each needs and ``unfit`` those that cannot be started at all; ``settling`` and ``checked`` come from the wish.
+    ``own`` says which processes belong to which model, ``claimed`` which to which claim. For the models that the look
+    was asked to check, ``quotes`` has what each needs and ``unfit`` those that cannot be started at all; ``settling``
+    and ``checked`` come from the wish.
     """
 
     gpus: tuple[GpuSample, ...]
     own: Mapping[str, frozenset[int]]
-    sizes: Mapping[str, int] = field(default_factory=dict)
+    quotes: Mapping[str, Quote] = field(default_factory=dict)
     unfit: Mapping[str, "Unfit"] = field(default_factory=dict)
     settling: frozenset[str] = frozenset()
     checked: tuple[Model, ...] = ()
+    claimed: Mapping[int, frozenset[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,9 +285,14 @@ Event = (
     | CancelAsked
     | HoldAsked
     | HoldDropped
+    | ClaimAsked
+    | ClaimDropped
+    | YieldAsked
+    | ResumeAsked
     | UseBegan
     | UseEnded
     | Progressed
+    | Sized
     | BecameReady
     | LoadEnded
     | EngineGone
@@ -253,19 +313,22 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Start the engine of ``model`` on ``device``; every answer carries ``generation``."""
+    """Start the engine of ``model`` as ``offer`` says, with its shares placed; every answer carries ``generation``."""
 
     model: Model
     generation: int
-    device: str
+    offer: Offer
+    shares: tuple[Share, ...]
     vendor: str
-    need_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class CancelLaunch:
+    """``kill``: at once, it takes memory that it was not promised."""
+
     model: str
     generation: int
+    kill: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,13 +354,15 @@ class Sample:
     """Look at the devices, not before ``delay_s`` from now. ``wake``: a sleeping device may be woken for it.
 
     ``check`` are the models whose files, programs and needs are looked at in the same go, as they would be loaded;
-    ``settling`` names those that are ready, whose figures are therefore complete.
+    ``settling`` names those that are ready, whose figures are therefore complete. ``claims`` has the process of each
+    claim, whose children are looked at with it.
     """
 
     wake: bool
     delay_s: float = 0.0
     check: tuple[Model, ...] = ()
     settling: frozenset[str] = frozenset()
+    claims: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,10 +372,18 @@ class ReleaseGpus:
 
 @dataclass(frozen=True, slots=True)
 class Learn:
-    """Remember what the model was measured to hold."""
+    """Remember what the model was measured to hold, by device, and how long its load took."""
 
     model: str
-    used_bytes: int
+    shares: tuple[Share, ...]
+    load_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """Have the file of this model in the page cache: it is likely to be loaded next, and there is memory for it."""
+
+    model: Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +406,18 @@ class Kind(StrEnum):
     LOAD_FAILED = "load-failed"
     LOAD_CANCELED = "load-canceled"
     LOAD_REFUSED = "load-refused"
+    LOAD_WAITS = "load-waits"
+    LOAD_TIMED_OUT = "load-timed-out"
+    OUTGREW = "outgrew"
     EVICTED = "evicted"
+    GAVE_WAY = "gave-way"
+    CLAIM_GRANTED = "claim-granted"
+    CLAIM_REFUSED = "claim-refused"
+    CLAIM_ENDED = "claim-ended"
+    YIELDED = "yielded"
+    RESUMED = "resumed"
+    VRAM_HIGH = "vram-high"
+    VRAM_NORMAL = "vram-normal"
     IDLE = "idle"
     ENGINE_CRASHED = "engine-crashed"
     ENGINE_GIVEN_UP = "engine-given-up"
@@ -396,12 +480,15 @@ class ModelChanged:
 
 @dataclass(frozen=True, slots=True)
 class JobEnded:
+    """``error`` is why, where it failed or timed out."""
+
     job: int
     kind: JobKind
     model: str
     result: JobResult
     message: str
     caller: Caller
+    error: GpudError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,10 +499,40 @@ class HoldEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class ClaimGranted:
+    claim: int
+    device: str
+    vendor: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimOver:
+    """It was refused, timed out, or given back; ``error`` is None for the last."""
+
+    claim: int
+    error: GpudError | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """A device is nearly full (``raised``), or is no longer."""
+
+    device: str
+    index: int
+    name: str
+    raised: bool
+    used_bytes: int
+    total_bytes: int
+    limit_percent: float
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Touched:
     """Something visible changed that has no outcome of its own (progress, a measurement, a deadline)."""
 
 
-Outcome = Notice | ModelChanged | JobEnded | HoldEnded | Touched
-Work = Launch | CancelLaunch | Stop | AskBusy | Sample | ReleaseGpus | Learn
+Outcome = Notice | ModelChanged | JobEnded | HoldEnded | ClaimGranted | ClaimOver | Alert | Touched
+Work = Launch | CancelLaunch | Stop | AskBusy | Sample | ReleaseGpus | Learn | Warm
 Action = Work | Finish | Outcome

@@ -12,6 +12,10 @@ HOST = "host"
 GPU."""
 
 
+AUTO_IDLE = -1.0
+"""As an idle time-out: as long as pays, by the measured cost of a reload."""
+
+
 class State(StrEnum):
     """Where a model's instance stands. Busy is not a state: it is ``in_flight > 0``."""
 
@@ -116,9 +120,10 @@ class Model:
     """One model as configured: a name, the engine that serves it, and how it is to be treated.
 
     ``size_bytes`` is what the user declares that it needs; ``None`` lets gpud find out. ``idle_timeout_s`` 0 means
-    never
-    unload for idleness. ``gpu`` names a GPU by uuid or index, ``host`` keeps the model off the GPU, empty lets gpud
-    choose.
+    never unload for idleness, :data:`AUTO_IDLE` lets gpud derive it from what a reload costs. ``gpu`` names a GPU by
+    uuid or index, ``host`` keeps the model off the GPU, empty lets gpud choose. ``least_context`` allows it to be
+    loaded with a smaller context, down to this one, rather than not at all. ``alternatives`` are the same model by
+    other engines, in the order in which they are tried; they have this one's name.
     """
 
     name: str
@@ -133,6 +138,8 @@ class Model:
     load_timeout_s: float = 300.0
     stop: StopTimes = field(default_factory=StopTimes)
     gpu: str = ""
+    least_context: int | None = None
+    alternatives: tuple["Model", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +154,48 @@ class BudgetLimits:
     reserve_bytes: int = 0
 
 
+class EvictionPolicy(StrEnum):
+    """Who goes first when somebody needs the memory; a lower priority always goes before a higher one."""
+
+    HYBRID = "hybrid"
+    LRU = "lru"
+    PRIORITY = "priority"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """``size`` models may wait for memory, each for ``timeout_s``. Who has waited for ``turn_s`` has its turn: models
+    in the way take no new requests. Who has waited for ``aging_s`` rises by one priority.
+    """
+
+    size: int = 10
+    timeout_s: float = 300.0
+    turn_s: float = 10.0
+    aging_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class EvictionLimits:
+    """``residence_s`` is what a model that was loaded for a request has at least before it goes for another.
+
+    Above ``above_percent`` of a device idle models go, without anybody's asking, until it is below ``below_percent``;
+    None: never.
+    """
+
+    policy: EvictionPolicy = EvictionPolicy.HYBRID
+    residence_s: float = 0.0
+    above_percent: float | None = None
+    below_percent: float = 80.0
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The numbers that the scheduler obeys; all of them come from the configuration."""
+    """The numbers that the scheduler obeys; all of them come from the configuration.
+
+    Every ``watch_s`` the devices are looked at while something is loaded; 0: only when something happens. An alert is
+    given at ``alert_percent`` of a device, None: never. Nothing is loaded on a GPU of which other programs hold
+    ``external_busy_bytes``.
+    """
 
     gpu: BudgetLimits = field(default_factory=lambda: BudgetLimits(reserve_bytes=256 << 20))
     host: BudgetLimits = field(default_factory=lambda: BudgetLimits(reserve_bytes=1 << 30))
@@ -159,6 +205,11 @@ class Limits:
     healthy_after_s: float = 30.0
     memory_wait_s: float = 10.0
     shutdown_drain_s: float = 20.0
+    queue: QueueLimits = field(default_factory=QueueLimits)
+    eviction: EvictionLimits = field(default_factory=EvictionLimits)
+    watch_s: float = 10.0
+    alert_percent: float | None = 90.0
+    external_busy_bytes: int | None = None
 
 
 # What is measured ----------------------------------------------------------------------------------------------------
@@ -234,13 +285,21 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. ``label`` is how the caller appears in messages; ``owner`` is what its holds and jobs are counted
-    on."""
+    """Who asks. ``label`` is how the caller appears in messages; ``owner`` is what its holds and jobs are counted on.
+
+    ``party`` is whom the queue is fair to: a session, an API key; empty means the user.
+    """
 
     owner: str
     uid: int
     pid: int = 0
     label: str = ""
+    party: str = ""
+
+    @property
+    def stands_for(self) -> str:
+        """Whom the queue is fair to."""
+        return self.party or f"uid {self.uid}"
 
 
 # What is told to the outside -----------------------------------------------------------------------------------------
@@ -251,7 +310,8 @@ class ModelStatus:
     """One model as every surface shows it. Deadlines are on the scheduler's clock (seconds, monotonic).
 
     ``retry_at_s`` is when a failed model may be tried again; ``retries`` says that it will be, without anybody's asking
-    anew.
+    anew. ``device`` is the first of ``shares``. ``waits_for`` says why it waits. ``reduced`` says what it was denied to
+    make it fit, ``source`` where ``need_bytes`` comes from.
     """
 
     model: Model
@@ -278,6 +338,12 @@ class ModelStatus:
     error_tail: tuple[str, ...] = ()
     endpoint: Endpoint | None = None
     pids: tuple[int, ...] = ()
+    shares: tuple[tuple[str, int], ...] = ()
+    waits_for: str = ""
+    reduced: str = ""
+    source: str = ""
+    kv_bytes: int | None = None
+    idle_timeout_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +356,62 @@ class GpuStatus:
     reserved_bytes: int
     available_bytes: int | None
     foreign_bytes: int | None
+    reserve_bytes: int = 0
+    alert: bool = False
+    own_pids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimStatus:
+    """Memory that somebody asked for who is no engine. ``device`` is empty while it waits."""
+
+    id: int
+    caller: Caller
+    who: str
+    why: str
+    bytes: int
+    since_s: float
+    priority: Priority = Priority.NORMAL
+    device: str = ""
+    vendor: str = ""
+    used_bytes: int | None = None
+    waits_for: str = ""
+
+    @property
+    def granted(self) -> bool:
+        return bool(self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """One who waits for memory, in the order in which they will be served. ``claim`` is 0 for a model.
+
+    ``overdue``: it has waited long enough for models in the way to take no new requests. ``until_s`` is when it is told
+    no, None: never. ``load_s`` is how long its load took the last time, None where that is not known.
+    """
+
+    position: int
+    model: str
+    claim: int
+    need_bytes: int | None
+    priority: Priority
+    callers: tuple[str, ...]
+    requests: int
+    since_s: float
+    until_s: float | None
+    overdue: bool
+    waits_for: str
+    load_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class YieldStatus:
+    """The GPUs are given away: nothing is loaded until ``until_s`` (None: until somebody resumes)."""
+
+    caller: Caller
+    why: str
+    since_s: float
+    until_s: float | None
 
 
 class JobKind(StrEnum):
@@ -344,3 +466,6 @@ class Snapshot:
     holds: tuple[HoldStatus, ...]
     idle_timeout_s: float
     version: str = ""
+    claims: tuple[ClaimStatus, ...] = ()
+    queue: tuple[QueueStatus, ...] = ()
+    yielded: YieldStatus | None = None

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from gpud.core.facts import Endpoint, Exit, GpuSample, Model, StopTimes
 from gpud.core.events import Logged
+from gpud.core.facts import Endpoint, Exit, GpuSample, Model, StopTimes
 from gpud.core.learning import Measured, Residual
 from gpud.core.modelfile import ModelFile
 from gpud.core.plan import Plan
-from gpud.core.quote import Estimate
+from gpud.core.quote import Estimate, Share
 
 # Processes -----------------------------------------------------------------------------------------------------------
 
@@ -165,7 +165,8 @@ class RunnerRecord:
 
     ``fingerprint`` names the settings that the engine was started with: a restarted daemon adopts only what is still
     configured the same way. ``child`` is None for what gpud did not start (attached engines). The engine fills in
-    ``reserved_bytes`` and ``context`` (a caller's wish for this one load) before it stores the record.
+    ``shares``, and ``context`` and ``layers`` where this one load has others than are configured, before it stores the
+    record.
     """
 
     unit: str
@@ -174,8 +175,9 @@ class RunnerRecord:
     fingerprint: str
     endpoint: Endpoint
     devices: tuple[str, ...] = ()
-    reserved_bytes: int = 0
+    shares: tuple[Share, ...] = ()
     context: int | None = None
+    layers: int | None = None
     child: ChildRecord | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
 

@@ -1,7 +1,6 @@
 """What a load would take: by part and device, and the ways in which it may be done. Values only; nobody is admitted."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from gpud.core.facts import HOST
@@ -69,7 +68,8 @@ class Offer:
 
     ``context`` and ``layers`` differ from the configuration where less was needed to make it fit; ``reduced`` says so
     in words (empty: as configured). ``split`` gives each GPU of ``shares`` its part of the layers, in their order,
-    where there is more than one. ``shares`` names GPUs first.
+    where there is more than one. ``shares`` names GPUs first. ``engine`` is one of the model's alternatives, empty its
+    own. ``unproven``: the engine has not been heard about it yet.
     """
 
     shares: tuple[Share, ...]
@@ -79,7 +79,12 @@ class Offer:
     split: tuple[float, ...] = ()
     reduced: str = ""
     parts: tuple[Part, ...] = ()
-    margin_bytes: int = 0
+    engine: str = ""
+    unproven: bool = False
+
+    @property
+    def kv_bytes(self) -> int | None:
+        return sum(part.kv_bytes + part.state_bytes for part in self.parts) if self.parts else None
 
     @property
     def gpu_bytes(self) -> int:
@@ -101,20 +106,17 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """All ways in which a model may be loaded, the best first; ``on_host`` is the one that keeps it off the GPUs.
+    """All ways in which a model may be loaded, the best first.
 
     Admission takes the first that fits, and gives up none of a better one's context or layers while other models could
-    make room for that.
+    make room for that. ``load_s`` is how long its last load took. ``advice`` says what would need less.
     """
 
     offers: tuple[Offer, ...]
-    on_host: Offer | None = None
-    notes: Mapping[str, str] = field(default_factory=dict)
+    load_s: float | None = None
+    advice: str = ""
 
     @classmethod
-    def simple(cls, size_bytes: int, source: Source = Source.DECLARED) -> "Quote":
-        """One size, on one GPU or, where there is none, in the machine's memory."""
-        return cls(
-            (Offer((Share(ANY_GPU, size_bytes),), source),),
-            Offer((Share(HOST, size_bytes),), source),
-        )
+    def simple(cls, size_bytes: int, source: Source = Source.DECLARED, *, on_host: bool = False) -> "Quote":
+        """One size, on one GPU or in the machine's memory."""
+        return cls((Offer((Share(HOST if on_host else ANY_GPU, size_bytes),), source),))
