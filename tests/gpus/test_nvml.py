@@ -1,9 +1,7 @@
 """NVIDIA's GPUs through the real nvidia-ml-py and a stand-in for NVIDIA's library, in a program of their own."""
 
-import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,15 +12,15 @@ from fake_nvml import FakeGpu, FakeProcess, calls, claim, environment, write_con
 from gpu_trees import nvidia_card, set_status
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nvml_program import Program, held
 
-REPOSITORY = Path(__file__).parents[2]
 MIB = 1 << 20
 FIRST = FakeGpu()
 SECOND = FakeGpu(uuid="GPU-22222222-0000-0000-0000-000000000000", name="NVIDIA Fake 3060", pci="0000:02:00.0")
 UNKNOWN_TO_NVML = (2**64 - 1, 2**32 - 1)
 
 
-class Machine:
+class Machine(Program):
     """A program that looks at the GPUs, the files that make up its machine, and the stand-in's log."""
 
     def __init__(self, directory: Path, *, answer_s: float, library: bool) -> None:
@@ -34,9 +32,7 @@ class Machine:
         self.device.touch()
         self._log = directory / "calls"
         self._config = directory / "nvml.conf"
-        self._process: subprocess.Popen[str] | None = None
-        self._answer_s = answer_s
-        self._library = library
+        super().__init__(self.root, environment(self._config) if library else {}, answer_s=answer_s)
         self.gpus()
 
     def gpus(self, *gpus: FakeGpu, errors: dict[str, str] | None = None, linger_ms: int = 0) -> None:
@@ -46,35 +42,6 @@ class Machine:
 
     def calls(self) -> list[str]:
         return calls(self._log)
-
-    def ask(self, name: str, *arguments: object) -> Any:
-        if self._process is None:
-            extra = environment(self._config) if self._library else {}
-            script = Path(__file__).with_name("nvml_child.py")
-            self._process = subprocess.Popen(
-                [sys.executable, str(script), str(self.root), str(self._answer_s)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=os.environ | extra | {"PYTHONPATH": str(REPOSITORY)},
-                text=True,
-            )
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps([name, arguments]) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        assert answer, "the program that looks at the GPUs has ended"
-        return json.loads(answer)
-
-    def sample(self, *, wake: bool = True) -> list[dict[str, Any]]:
-        """The GPUs' samples, without the host's, which must be last."""
-        *samples, host = self.ask("sample", wake)
-        assert host["uuid"] == "host"
-        return samples
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
 
 
 MakeMachine = Callable[..., Machine]
@@ -109,10 +76,6 @@ def start(request: pytest.FixtureRequest) -> Callable[..., subprocess.Popen[byte
         return process
 
     return start
-
-
-def held(sample: dict[str, Any]) -> dict[int, int | None]:
-    return {process["pid"]: process["used_bytes"] for process in sample["processes"]}
 
 
 # Figures.
