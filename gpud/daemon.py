@@ -134,6 +134,7 @@ class Daemon:
                     self._watchdog.cancel()
                 # Everything has ended. A signal that comes after the loop let go of them must not change the status.
                 signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {signal.SIGHUP})
+                self._store.close()
         return 0
 
     async def _serve(self, service: Service) -> None:

@@ -1,0 +1,290 @@
+"""One SQLite file: opened when it is first needed, brought up to date, checked, begun anew when it is damaged. Knows
+nothing of what is in it.
+
+Never raises for what a disk, a file system or another program does: it says so, reads answer None, and changes wait
+in memory for the next one that succeeds. For one caller at a time; which thread that is does not matter.
+
+A new table is one more file in ``migrations``, with the next number: ``0003_models.sql``. A file that was released is
+never changed.
+"""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from gpud.store.problems import Problems
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+TOPIC = "database"
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+BUSY_S = 2.0
+"""How long a call waits while another program (somebody who looks with sqlite3) keeps the file locked. Only threads
+wait."""
+
+WAITING_MOST = 1000
+"""So many changes wait for a disk that takes none: a few hundred KiB. The oldest are given up first."""
+
+PRAGMAS = (
+    # The file is small and seldom read: an idle daemon shall not hold it in memory.
+    "PRAGMA cache_size = -256",
+    "PRAGMA mmap_size = 0",
+    "PRAGMA temp_store = MEMORY",
+    "PRAGMA wal_autocheckpoint = 256",
+    "PRAGMA journal_size_limit = 1048576",
+)
+
+ADVICE = {
+    sqlite3.SQLITE_FULL: "make room on that disk",
+    sqlite3.SQLITE_BUSY: "close the program that keeps it locked",
+    sqlite3.SQLITE_LOCKED: "close the program that keeps it locked",
+    sqlite3.SQLITE_READONLY: "let gpud write there",
+    sqlite3.SQLITE_PERM: "let gpud write there",
+    sqlite3.SQLITE_CANTOPEN: "let gpud write there, or make room on that disk",
+    sqlite3.SQLITE_IOERR: "look for errors of that disk with journalctl -k, and whether it is full",
+}
+OTHER_ADVICE = "stop gpud, move that file away and start gpud again, which begins a new one"
+
+DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+# With these the connection is as good as before, and can at least read. After any other error it is opened again.
+STAYS_OPEN = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY}
+
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+
+CONSEQUENCE = "Until then loads go on, and what is learnt is kept in memory only"
+
+
+class Change(NamedTuple):
+    """One statement that changes something, and what its question marks stand for."""
+
+    sql: str
+    values: tuple[Any, ...] = ()
+
+
+class _Unusable(Exception):
+    """The file is sound, but not for this gpud."""
+
+
+class _Damaged(Exception):
+    """What the check found."""
+
+
+class Database:
+    """``waiting`` tells whether changes were given that are not on the disk."""
+
+    def __init__(
+        self, path: Path, problems: Problems, *, migrations: Path = MIGRATIONS, busy_s: float = BUSY_S
+    ) -> None:
+        self._path = path
+        self._problems = problems
+        self._migrations = migrations
+        self._busy_s = busy_s
+        self._connection: sqlite3.Connection | None = None
+        self._lock_fd = -1
+        self._tried = False
+        self._closed = False
+        self._begun_anew = False
+        self._waiting: deque[Change] = deque(maxlen=WAITING_MOST)
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._waiting)
+
+    def read(self, sql: str, values: Sequence[Any] = ()) -> list[Any] | None:
+        """The rows, or None when they cannot be read now."""
+        if self._closed or (self._connection is None and self._tried):
+            return None
+        return self._try("read", lambda connection: connection.execute(sql, _storable(values)).fetchall())
+
+    def write(self, *changes: Change) -> bool:
+        """All of them or none, after those that wait. False: they wait now. A place that could not be used is tried
+        again."""
+        self._waiting.extend(Change(sql, _storable(values)) for sql, values in changes)
+        if self._closed or not self._try("write", self._apply):
+            return False
+        self._waiting.clear()
+        self._problems.solved(TOPIC)
+        return True
+
+    def close(self) -> None:
+        """What waits is tried once more. What is given afterwards is not written any more."""
+        if self._waiting:
+            self.write()
+        self._closed = True
+        self._disconnect()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def _apply(self, connection: sqlite3.Connection) -> bool:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for change in self._waiting:
+                connection.execute(change.sql, change.values)
+            connection.execute("COMMIT")
+        except Exception as error:
+            if not _from_outside(error):
+                # A defect of ours, which no disk will ever cure: it must not keep all others waiting.
+                self._waiting.clear()
+            raise
+        finally:
+            with contextlib.suppress(sqlite3.Error):
+                connection.rollback()
+        return True
+
+    def _try(self, what: str, work: Callable[[sqlite3.Connection], T]) -> T | None:
+        """Again on a new file where the first try shows that the old one is damaged."""
+        try:
+            try:
+                return work(self._connected())
+            except _Damaged as error:
+                found = str(error)
+            except sqlite3.DatabaseError as error:
+                if _code(error) not in DAMAGED:
+                    raise
+                found = str(error)
+            self._begin_anew(found)
+            return work(self._connected())
+        except OSError as error:
+            self._say(
+                f"cannot {what} {error.filename or self._path}: {error.strerror or error}",
+                "make room on that disk" if error.errno in NO_ROOM else "let gpud write there",
+            )
+        except (_Unusable, _Damaged) as error:
+            self._problems.say(TOPIC, f"cannot use {self._path}: {error}. {CONSEQUENCE}")
+        except sqlite3.DatabaseError as error:
+            if not _from_outside(error):
+                raise
+            if _code(error) not in STAYS_OPEN:
+                self._disconnect()
+            self._say(f"cannot {what} {self._path}: {error}", ADVICE.get(_code(error), OTHER_ADVICE))
+        return None
+
+    def _say(self, what: str, advice: str) -> None:
+        self._problems.say(TOPIC, f"{what}; {advice}. {CONSEQUENCE}")
+
+    # Opening ---------------------------------------------------------------------------------------------------------
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._connection is not None:
+            return self._connection
+        self._tried = True
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._be_alone()
+        # Made here for its mode, which SQLite gives to the files beside it, too.
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+        connection = sqlite3.connect(self._path, timeout=self._busy_s, isolation_level=None, check_same_thread=False)
+        try:
+            self._prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+        return connection
+
+    def _be_alone(self) -> None:
+        """Another gpud with the same state directory must not find its file renamed when it is damaged."""
+        if self._lock_fd >= 0:
+            return
+        lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            if isinstance(error, BlockingIOError):
+                raise _Unusable(
+                    "another gpud uses it; give this one a state directory of its own (STATE_DIRECTORY)"
+                ) from None
+            raise
+        self._lock_fd = lock
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        for pragma in PRAGMAS:
+            connection.execute(pragma)
+        found = [row[0] for row in connection.execute("PRAGMA integrity_check(1)")]
+        if found != ["ok"]:
+            raise _Damaged(str(found[0]))
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        steps = numbered(self._migrations)
+        if version > len(steps):
+            raise _Unusable(
+                f"it was written by a newer gpud (version {version}, this one knows up to {len(steps)}); install that "
+                "one again, or move the file away"
+            )
+        if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] == "wal":
+            # A power cut may take the last changes, never the file. The other modes need SQLite's own default for that.
+            connection.execute("PRAGMA synchronous = NORMAL")
+        for number, path in enumerate(steps[version:], version + 1):
+            try:
+                connection.executescript(
+                    f"BEGIN IMMEDIATE;\n{path.read_text()};\nPRAGMA user_version = {number};\nCOMMIT;"
+                )
+            except BaseException:
+                connection.rollback()
+                raise
+            log.debug("%s was brought to version %d by %s", self._path, number, path.name)
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+
+    def _begin_anew(self, found: str) -> None:
+        """Once in a run: a disk that damages one file after the other would else be filled with them."""
+        self._disconnect()
+        if self._begun_anew:
+            self._closed = True
+            raise _Unusable(
+                f"it is damaged again ({found}); look for errors of that disk with journalctl -k, then restart gpud"
+            )
+        aside = Path(f"{self._path}.damaged")
+        with contextlib.suppress(FileNotFoundError):
+            Path(f"{self._path}-wal").replace(f"{aside}-wal")
+        self._path.replace(aside)
+        self._begun_anew = True
+        Path(f"{self._path}-shm").unlink(missing_ok=True)
+        self._problems.mention(
+            f"{self._path} was damaged ({found}) and is begun anew: models are measured again, the event log starts "
+            f"here; what was in it is in {aside}, delete that when nobody needs it; if this happens again, look for "
+            "errors of the disk with journalctl -k"
+        )
+
+
+def numbered(directory: Path) -> list[Path]:
+    """The migrations in their order; number one is the first. Raises ValueError for one that is missing or doubled."""
+    paths = sorted(directory.glob("*.sql"))
+    for number, path in enumerate(paths, 1):
+        if not path.name.startswith(f"{number:04d}_"):
+            raise ValueError(f"{path} is in the place of migration {number:04d}: numbers grow by one, from 0001")
+    return paths
+
+
+def _storable(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Names of files and an engine's words may hold bytes that are no text, which SQLite does not take."""
+    return tuple(
+        value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value for value in values
+    )
+
+
+def _from_outside(error: Exception) -> bool:
+    """Whether the disk, the file or another program is to blame, and not the statement that was tried."""
+    return type(error) in (sqlite3.OperationalError, sqlite3.DatabaseError)
+
+
+def _code(error: sqlite3.Error) -> int:
+    """The primary result code, without its extension."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
