@@ -1,0 +1,1 @@
+"""What model files say about themselves, read without loading anything; never what to do about it."""
