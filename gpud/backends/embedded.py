@@ -7,13 +7,16 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from gpud.backends.llama_server import LlamaServer, Program
+from gpud.backends.llama_build import Program
+from gpud.backends.llama_server import LlamaServer
 from gpud.backends.options import EngineOptions
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Model
 from gpud.core.ports import Launcher
 
 PROGRAM = Path(__file__).with_name("embedded_server.py")
+
+WHEEL = "site-packages/xllamacpp/__init__.py"
 
 INSTALL = 'pip install "kernelcore-gpud[embedded]"'
 
@@ -34,4 +37,12 @@ def embedded(options: EngineOptions, launcher: Launcher) -> LlamaServer:
             )
         return (sys.executable, "-P", str(PROGRAM))
 
-    return LlamaServer(options, launcher, name="embedded", program=Program("gpud-embedded-server", argv))
+    def belongings() -> tuple[str, ...]:
+        # The wheel is replaced without a change to the interpreter or to our program.
+        if options.python:
+            return tuple(str(path) for path in Path(options.python).parent.parent.glob(f"lib*/python3*/{WHEEL}"))
+        found = find_spec("xllamacpp")
+        return (found.origin,) if found is not None and found.origin else ()
+
+    program = Program("gpud-embedded-server", argv, belongings, widens=True)
+    return LlamaServer(options, launcher, name="embedded", program=program)

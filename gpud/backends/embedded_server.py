@@ -75,6 +75,13 @@ def _cache_type(text: str) -> str:
     return text
 
 
+def _shares(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid value '{text}': use numbers such as 3,1") from None
+
+
 def _pooling(text: str) -> str:
     if text not in ("none", "mean", "cls", "last", "rank"):
         raise argparse.ArgumentTypeError(f"invalid value '{text}': use none, mean, cls, last or rank")
@@ -98,6 +105,7 @@ def make_parser() -> argparse.ArgumentParser:
         ),
         (("-dev", "--device"), "DEVICE", str, "only 'none' is known: stay off every GPU"),
         (("-fit", "--fit"), "[on|off]", _on_off, "fit unset arguments into device memory (default: off)"),
+        (("-ts", "--tensor-split"), "N0,N1,N2,...", _shares, "each GPU's part of the model, comma-separated"),
         (("-ncmoe", "--n-cpu-moe"), "N", _integer, "keep the experts of the first N layers on the CPU"),
         (("-ot", "--override-tensor"), "PATTERN=BUFFER,...", str, "keep the tensors that match in this kind of buffer"),
         (("-t", "--threads"), "N", _integer, "CPU threads for generation (default: all)"),
@@ -126,6 +134,7 @@ def make_parser() -> argparse.ArgumentParser:
         (("--metrics",), "serve /metrics"),
         (("--slots",), "serve /slots (default: enabled)"),
         (("--no-warmup",), "no empty run before the first request"),
+        (("--version",), "print the version and exit"),
         (("-h", "--help"), "print this and exit"),
     )
     for names, metavar, kind, text in values:
@@ -205,6 +214,9 @@ def _kind_name(name: str) -> str:
 def _set_placement(params: Any, options: argparse.Namespace) -> None:
     overrides = [options.override_tensor] if options.override_tensor else []
     overrides += [rf"blk\.{layer}\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU" for layer in range(options.n_cpu_moe or 0)]
+    if options.tensor_split:
+        places = len(params.tensor_split)
+        params.tensor_split = (options.tensor_split + [0.0] * places)[:places]
     if overrides:
         params.tensor_buft_overrides = ",".join(overrides)
 
@@ -233,6 +245,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _complain("ModuleNotFoundError: No module named 'xllamacpp'")
             return PACKAGE_MISSING
         sys.stdout.write(parser.format_help())
+        return 0
+    if options.version:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            sys.stdout.write(f"version: xllamacpp {version('xllamacpp')}\n")
+        except PackageNotFoundError:
+            _complain("ModuleNotFoundError: No module named 'xllamacpp'")
+            return PACKAGE_MISSING
         return 0
     if not options.model:
         parser.error("argument --model: a model is required")

@@ -121,11 +121,17 @@ def _read_flag(head: str, texts: Sequence[str]) -> Flag:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the engine listens and which memory it may use."""
+    """Where the engine listens and which memory it may use.
+
+    ``split`` is each GPU's part of the layers, where there are several. ``tells`` has the engine print what it is about
+    to allocate before it reads a weight.
+    """
 
     socket: str = ""
     port: int = 0
     on_gpu: bool = True
+    split: tuple[float, ...] = ()
+    tells: bool = False
 
 
 def check_settings(model: Model) -> None:
@@ -211,19 +217,22 @@ class _Line:
 
 
 def _add_layers(line: _Line, settings: EngineSettings, place: Place) -> None:
-    # Pinned by us: the engine's own fitting would take what others were promised.
-    line.offer("off", "--fit", "-fit")
+    # The engine's own fitting would take what others were promised. It is also what tells; with context and layers
+    # pinned it changes nothing.
+    line.offer("on" if place.tells else "off", "--fit", "-fit")
     name = line.flags.first("--gpu-layers", "--n-gpu-layers", "-ngl")
     if not place.on_gpu:
         line.offer("0", "--gpu-layers", "--n-gpu-layers", "-ngl")
         line.offer("none", "--device", "-dev")
     else:
         layers = settings.layers or "auto"
-        if layers in ("-1", "all"):
+        if layers in ("-1", "all") or (layers == "auto" and place.tells):
             layers = "all"
         if layers in ("auto", "all") and not line.flags.says(name, f"'{layers}'"):
             layers = ALL_LAYERS
         line.need(layers, "layers", "--gpu-layers", "--n-gpu-layers", "-ngl")
+        if len(place.split) > 1:
+            line.need(",".join(f"{share:g}" for share in place.split), "several GPUs", "--tensor-split", "-ts")
         line.need(settings.cpu_moe, "n_cpu_moe", "--n-cpu-moe", "-ncmoe")
         line.need(settings.override_tensor, "override_tensor", "--override-tensor", "-ot")
 

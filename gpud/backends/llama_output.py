@@ -10,8 +10,10 @@ import re
 from collections.abc import Callable, Mapping
 
 from gpud.backends import failures
+from gpud.backends.llama_record import RecordReader
 from gpud.backends.runner import Announcement
 from gpud.core.ports import Progress, Stream
+from gpud.core.quote import Estimate
 
 PROTOCOL = "cmd_child_to_router:"
 _STATE = PROTOCOL + "state:"
@@ -44,9 +46,17 @@ _CHATTER = re.compile(
 class Listener:
     """Hears every line of one engine. Hand :meth:`line` to the launcher."""
 
-    def __init__(self, report: Callable[[Progress], None] | None = None) -> None:
+    def __init__(
+        self,
+        report: Callable[[Progress], None] | None = None,
+        record: RecordReader | None = None,
+        sized: Callable[[Estimate], None] | None = None,
+    ) -> None:
+        """``sized`` is told at once what the engine is about to allocate, when ``record`` has read it."""
         self.announcement = Announcement()
         self._report = report
+        self._record = record
+        self._sized = sized
         self._sizes: dict[str, int] = {}
         self._in_example = False
 
@@ -62,6 +72,7 @@ class Listener:
             return True
         if not text.strip():
             return True
+        self._read_record(text)
         prefix = _PREFIX.match(text)
         said = text[prefix.end() :] if prefix else text
         self._measure(said)
@@ -82,6 +93,14 @@ class Listener:
             progress = _progress(payload)
             if progress is not None:
                 self._report(progress)
+
+    def _read_record(self, text: str) -> None:
+        if self._record is None or self._sized is None:
+            return
+        estimate = self._record.line(text)
+        if estimate is not None:
+            self._record = None
+            self._sized(estimate)
 
     def _measure(self, said: str) -> None:
         match = _SIZE.match(said)

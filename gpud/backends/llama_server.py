@@ -4,26 +4,31 @@ Starts it, knows when it is ready, asks it whether it works, stops it. Never rel
 """
 
 import asyncio
+import itertools
 import json
+import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from gpud.backends import call, devices, failures, files, llama_flags, runner
+from gpud.backends import call, devices, files, llama_flags, llama_probe, runner
+from gpud.backends.llama_build import Installed, Program
 from gpud.backends.llama_flags import Flags, Place
 from gpud.backends.llama_output import Listener
+from gpud.backends.llama_plan import plan_of
 from gpud.backends.options import EngineOptions
 from gpud.backends.runner import ProcessRunner
-from gpud.core.errors import BackendFailed
+from gpud.core.errors import BackendFailed, InvalidArguments
 from gpud.core.facts import HOST, Endpoint, Model
+from gpud.core.plan import Plan
 from gpud.core.ports import Child, Command, Launcher, LoadOrder, Runner, RunnerRecord
+from gpud.core.quote import Estimate
 
-HELP_S = 15.0
-"""``--help`` takes 25 ms; a build that starts GPU drivers for it has been seen to take seconds."""
+log = logging.getLogger(__name__)
 
 PROBE_S = 1.0
 """One look at a starting engine. An answer that hangs counts as "not ready" and the look is repeated."""
@@ -32,14 +37,6 @@ ADOPT_S = 2.0
 """An engine of an earlier daemon answers a question about its models at once, even while it generates."""
 
 _GAUGE = re.compile(rb"^llamacpp:(requests_processing|requests_deferred)(?:\{[^}]*\})? +([0-9.eE+-]+)", re.MULTILINE)
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """What is started: ``title`` for messages; ``argv`` finds it, or raises BackendFailed(preflight)."""
-
-    title: str
-    argv: Callable[[Model], tuple[str, ...]]
 
 
 class LlamaServer:
@@ -52,7 +49,8 @@ class LlamaServer:
         self._options = options
         self._launcher = launcher
         self._program = program or Program("llama-server", self._find)
-        self._known: dict[tuple[object, ...], Flags] = {}
+        self._installed = Installed(name, self._program, dict(options.environment))
+        self._probes = itertools.count(1)
 
     # What can be known before a start
 
@@ -68,38 +66,115 @@ class LlamaServer:
     def fingerprint(self, model: Model) -> str:
         return files.fingerprint(self.name, self._options, self._located(model))
 
+    def plan(self, model: Model, gpus: int) -> Plan | None:
+        program = self._program.argv(model)
+        flags = self._installed.flags_now(model, program)
+        model = self._located(model)
+        place = Place(socket="plan.sock", on_gpu=gpus > 0)
+        argv = llama_flags.command_line(program, model, model.settings.file, place, flags)
+        given = {**dict(self._options.environment), **dict(model.settings.environment)}
+        try:
+            plan = plan_of(argv, gpus, given)
+        except InvalidArguments as problem:
+            raise BackendFailed(
+                f'cannot load "{model.name}": {problem.message}',
+                hint=f'correct extra_flags of "{model.name}"',
+                kind="bad-flag",
+                preflight=True,
+            ) from None
+        if not (self._program.widens and plan.embeddings):
+            return plan
+        settings = model.settings
+        batch = max(settings.micro_batch or Plan().micro_batch, min(settings.batch or Plan().batch, plan.context))
+        return replace(plan, batch=batch, micro_batch=batch)
+
+    def build(self) -> str:
+        try:
+            argv = self._program.argv(Model("", self.name))
+        except BackendFailed:
+            return ""
+        return self._installed.version(argv)
+
+    # Asking
+
+    async def probe(
+        self, model: Model, devices: tuple[str, ...], vendor: str, split: tuple[float, ...]
+    ) -> Estimate | None:
+        try:
+            return await self._probe(model, devices, vendor, split)
+        except BackendFailed as failure:
+            # A load would meet the same, and is the one to tell it.
+            log.debug('"%s" is not sized by its engine: %s', model.name, failure.message)
+            return None
+
+    async def _probe(self, model: Model, devices: tuple[str, ...], vendor: str, split: tuple[float, ...]) -> Estimate:
+        program = await asyncio.to_thread(self._program.argv, model)
+        flags = await self._installed.flags(model, program)
+        model = await asyncio.to_thread(self._readable, model)
+        gpus = _gpus(devices)
+        plan = await asyncio.to_thread(self.plan, model, len(gpus))
+        assert plan is not None
+        # No model's name begins like this: the engine of a load never has this place.
+        unit = f"probe:{model.name}:{next(self._probes)}"
+        socket_path = self._socket_for(unit, flags)
+        key = runner.new_key()
+        # Where no socket can be had the kernel chooses a port, and none that a load was about to take.
+        place = Place(socket=socket_path, port=0, on_gpu=bool(gpus), split=split, tells=True)
+        argv = llama_flags.command_line(program, model, model.settings.file, place, flags)
+        command = Command(
+            unit=unit,
+            model=model.name,
+            engine=self.name,
+            argv=llama_probe.telling(argv, flags),
+            environment=self._environment(model, gpus, vendor, key),
+            lease=True,
+        )
+        reader = await asyncio.to_thread(llama_probe.reader_for, plan)
+        return await llama_probe.through(self._launcher, command, Endpoint(socket=socket_path, key=key), reader)
+
+    def _readable(self, model: Model) -> Model:
+        model = self._located(model)
+        files.check(model)
+        return model
+
     # Loading
 
     async def load(self, order: LoadOrder) -> Runner:
         argv = await asyncio.to_thread(self._program.argv, order.model)
-        flags = await self._flags(order.model, argv)
+        flags = await self._installed.flags(order.model, argv)
         model, fingerprint = await asyncio.to_thread(files.prepared, self.name, self._options, order.model)
         placed = replace(order, model=model)
         return await runner.on_another_port(lambda: self._start(placed, fingerprint, argv, flags))
 
     async def _start(self, order: LoadOrder, fingerprint: str, program: tuple[str, ...], flags: Flags) -> Runner:
         model = order.model
-        socket_path = self._launcher.socket_path(order.unit)
-        if not (flags.says("--host", ".sock") and socket_path.endswith(".sock")):
-            socket_path = ""
+        socket_path = self._socket_for(order.unit, flags)
         key = runner.new_key()
         endpoint = (
             Endpoint(socket=socket_path, key=key)
             if socket_path
             else Endpoint(host="127.0.0.1", port=runner.free_port(), key=key)
         )
-        place = Place(socket=endpoint.socket, port=endpoint.port, on_gpu=bool(_gpus(order)))
+        gpus = _gpus(order.devices)
+        place = Place(
+            socket=endpoint.socket,
+            port=endpoint.port,
+            on_gpu=bool(gpus),
+            split=order.split,
+            tells=order.unproven and order.sized is not None,
+        )
         command = Command(
             unit=order.unit,
             model=model.name,
             engine=self.name,
             argv=llama_flags.command_line(program, model, model.settings.file, place, flags),
-            environment=self._environment(order, key),
+            environment=self._environment(model, gpus, order.vendor, key),
             lease=True,
         )
-        listener = Listener(order.report)
+        listener = await self._listener(order, command.argv, len(gpus)) if place.tells else Listener(order.report)
         child = await runner.spawn(self._launcher, command, listener.line)
-        async with runner.ended_unless_ready(child, endpoint, model.stop):
+        # What was canceled for its size must be gone before it has what it asked for.
+        async with runner.ended_unless_ready(child, endpoint, model.stop, at_once=place.tells):
             record = RunnerRecord(
                 unit=order.unit,
                 model=model.name,
@@ -116,6 +191,15 @@ class LlamaServer:
             if listener.sizes:
                 order.record(replace(record, extra={"sizes": json.dumps(listener.sizes)}))
         return self._runner(child, endpoint, listener.sizes)
+
+    async def _listener(self, order: LoadOrder, argv: tuple[str, ...], gpus: int) -> Listener:
+        given = {**dict(self._options.environment), **dict(order.model.settings.environment)}
+        try:
+            record = await asyncio.to_thread(lambda: llama_probe.reader_for(plan_of(argv, gpus, given)))
+        except InvalidArguments:
+            # The engine will say so.
+            return Listener(order.report)
+        return Listener(order.report, record, order.sized)
 
     async def adopt(self, record: RunnerRecord, model: Model) -> Runner | None:  # noqa: ARG002 - the record says it all
         if record.child is None:
@@ -157,36 +241,16 @@ class LlamaServer:
     def _located(self, model: Model) -> Model:
         return files.located(model, self._options.models_dir)
 
-    async def _flags(self, model: Model, argv: tuple[str, ...]) -> Flags:
-        """What the installed build understands; asked once for each build that is met."""
-        identity = await asyncio.to_thread(_identity, argv)
-        known = self._known.get(identity)
-        if known is not None:
-            return known
-        shown = " ".join(argv)
-        try:
-            said = await runner.ask_program((*argv, "--help"), dict(self._options.environment), HELP_S)
-        except TimeoutError:
-            raise _unusable(model, f"{shown} --help did not end within {HELP_S:g} s", "", ()) from None
-        except OSError as problem:
-            raise _unusable(model, f"{shown} cannot be started: {problem.strerror}", "", ()) from None
-        flags = Flags.parse(said.text)
-        lines = tuple(said.text.splitlines()[-20:])
-        if not flags.first("--model", "-m"):
-            failure = failures.classify(lines)
-            why = failure.sentence if failure else failures.last_line(lines) or "it printed nothing"
-            hint = failure.hint if failure else ""
-            raise _unusable(model, f"{shown} --help ended with status {said.code}: {why}", hint, lines)
-        if not flags.says("--api-key", "LLAMA_API_KEY"):
-            raise _unusable(model, f"{shown} does not read LLAMA_API_KEY", "install a newer build of llama.cpp", ())
-        self._known = {identity: flags}
-        return flags
+    def _socket_for(self, unit: str, flags: Flags) -> str:
+        """A path for a private socket, or empty where the build cannot listen at one."""
+        path = self._launcher.socket_path(unit)
+        return path if flags.says("--host", ".sock") and path.endswith(".sock") else ""
 
-    def _environment(self, order: LoadOrder, key: str) -> Mapping[str, str]:
+    def _environment(self, model: Model, gpus: tuple[str, ...], vendor: str, key: str) -> Mapping[str, str]:
         return {
             **dict(self._options.environment),
-            **dict(order.model.settings.environment),
-            **devices.visible(_gpus(order), order.vendor),
+            **dict(model.settings.environment),
+            **devices.visible(gpus, vendor),
             "LLAMA_API_KEY": key,
             # Any value makes it report the progress of its load on stdout and end itself when stdin ends.
             "LLAMA_SERVER_ROUTER_PORT": "1",
@@ -234,20 +298,8 @@ async def health(endpoint: Endpoint, title: str) -> str:
     return "" if answer.status == 200 else f"{title} answers its health check with status {answer.status}"
 
 
-def _gpus(order: LoadOrder) -> tuple[str, ...]:
-    return tuple(device for device in order.devices if device != HOST)
-
-
-def _identity(argv: tuple[str, ...]) -> tuple[object, ...]:
-    return tuple(_file_identity(part) for part in argv if part.startswith("/"))
-
-
-def _file_identity(path: str) -> tuple[object, ...]:
-    try:
-        found = Path(path).stat()
-    except OSError:
-        return (path,)
-    return (path, found.st_ino, found.st_mtime_ns, found.st_size)
+def _gpus(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if name != HOST)
 
 
 def _sizes_of(record: RunnerRecord) -> Mapping[str, int]:
@@ -256,13 +308,3 @@ def _sizes_of(record: RunnerRecord) -> Mapping[str, int]:
         return {str(device): int(size) for device, size in sizes.items()}
     except (ValueError, TypeError, AttributeError):
         return {}
-
-
-def _unusable(model: Model, what: str, hint: str, tail: tuple[str, ...]) -> BackendFailed:
-    return BackendFailed(
-        f'cannot load "{model.name}": {what}',
-        hint=hint or "install a working build of the engine, or correct the engine's binary",
-        kind="binary-broken",
-        tail=tail,
-        preflight=True,
-    )

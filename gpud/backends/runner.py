@@ -9,6 +9,7 @@ import contextlib
 import os
 import secrets
 import socket
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -91,17 +92,24 @@ async def _end_start(starting: "asyncio.Future[Child]") -> None:
 
 
 @asynccontextmanager
-async def ended_unless_ready(child: Child, endpoint: Endpoint, times: StopTimes) -> AsyncIterator[None]:
-    """Ends the child, whatever it was that did not let the block come to its end."""
+async def ended_unless_ready(
+    child: Child, endpoint: Endpoint, times: StopTimes, *, at_once: bool = False
+) -> AsyncIterator[None]:
+    """Ends the child, whatever it was that did not let the block come to its end; ``at_once`` without asking first."""
     try:
         yield
     except BaseException:
-        await to_its_end(_stop(child, endpoint, times))
+        await to_its_end(_kill(child, endpoint) if at_once else _stop(child, endpoint, times))
         raise
 
 
 async def _stop(child: Child, endpoint: Endpoint, times: StopTimes) -> None:
     await child.stop(times)
+    remove_socket(endpoint)
+
+
+async def _kill(child: Child, endpoint: Endpoint) -> None:
+    await child.kill()
     remove_socket(endpoint)
 
 
@@ -258,6 +266,23 @@ class Said:
 
     code: int
     text: str
+
+
+def ask_program_now(argv: tuple[str, ...], environment: Mapping[str, str], timeout_s: float) -> Said:
+    """Blocking: the same as :func:`ask_program`, for threads."""
+    try:
+        ended = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**_probe_environment(), **environment},
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise TimeoutError from None
+    return Said(ended.returncode, ended.stdout.decode(errors="replace"))
 
 
 async def ask_program(argv: tuple[str, ...], environment: Mapping[str, str], timeout_s: float) -> Said:

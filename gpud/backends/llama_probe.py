@@ -1,0 +1,259 @@
+"""Asks llama.cpp itself what a model would take: a dry run that is ended as soon as it has said so, and loads nothing.
+
+The engine is started as for a load, listens nowhere that a load would, and prints its record before it reads a weight.
+One thing it does allocate in a dry run: the state of a recurrent or hybrid model, which on a GPU is real memory. Who
+asks for a dry run sees to it that no such model is on a GPU.
+"""
+
+import asyncio
+import contextlib
+import os
+import shlex
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpud.backends import failures, files, runner
+from gpud.backends.llama_flags import ALL_LAYERS, Flags
+from gpud.backends.llama_record import RecordReader
+from gpud.core.errors import BackendFailed
+from gpud.core.facts import Endpoint, Exit
+from gpud.core.plan import Plan
+from gpud.core.ports import Child, Command, Launcher, Stream
+from gpud.core.quote import Estimate
+
+PROBE_S = 10.0
+"""The record comes 20 to 40 ms after the start. A driver that has to be woken first, or a disk that has to spin up to
+give the header, takes seconds; an engine that takes longer than this will not tell."""
+
+LARGEST_OUTPUT_BYTES = 8 << 20
+"""No engine says as much before its record; what does is no llama-server."""
+
+LONGEST_LINE_BYTES = 64 << 10
+
+_LAYER_FLAGS = frozenset({"-ngl", "--gpu-layers", "--n-gpu-layers"})
+
+
+def telling(argv: Sequence[str], flags: Flags) -> tuple[str, ...]:
+    """The same command line, of an engine that tells its record before it loads, as lines of JSON where it can.
+
+    Layers that were left to the engine are pinned: a dry run says what the model takes, not what fits now.
+    """
+    given = list(argv)
+    for index, word in enumerate(given[1:], 1):
+        if word == "auto" and given[index - 1] in _LAYER_FLAGS:
+            given[index] = "all" if flags.says(given[index - 1], "'all'") else ALL_LAYERS
+    for value, names in (("on", ("--fit", "-fit")), ("", ("--log-jsonl",))):
+        name = flags.first(*names)
+        if name:
+            given += [name, value] if value else [name]
+    # Named levels came with the table, which is told at the fourth.
+    if flags.says("--verbosity", "4:"):
+        given += ["--verbosity", "4"]
+    return tuple(given)
+
+
+def reader_for(plan: Plan) -> RecordReader:
+    """Blocking: looks at the sizes of the files that no record counts."""
+    adapters = sum(files.size_bytes(Path(path)) or 0 for path in plan.adapters)
+    projector = (files.size_bytes(Path(plan.mmproj)) or 0) if plan.mmproj else 0
+    return RecordReader(plan, adapter_bytes=adapters, projector_bytes=projector)
+
+
+async def through(
+    launcher: Launcher, command: Command, endpoint: Endpoint, reader: RecordReader, *, limit_s: float = PROBE_S
+) -> Estimate:
+    """A dry run as a child of the daemon. Nothing of it stays, whatever happens. Raises BackendFailed."""
+    told: asyncio.Future[Estimate] = asyncio.get_running_loop().create_future()
+
+    def hear(stream: Stream, text: str) -> bool:  # noqa: ARG001 - builds differ in which stream they use
+        estimate = reader.line(text)
+        if estimate is not None and not told.done():
+            told.set_result(estimate)
+        return True
+
+    child = await runner.spawn(launcher, command, hear)
+    ending = asyncio.ensure_future(child.wait())
+    try:
+        waited: set[asyncio.Future[Any]] = {told, ending}
+        await asyncio.wait(waited, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        if told.done():
+            return told.result()
+        heard = reader.so_far()
+        if heard is not None:
+            return heard
+        raise _untold(command.argv[0], ending.result() if ending.done() else None, child.tail(), limit_s)
+    finally:
+        await runner.to_its_end(_end(child, ending))
+        runner.remove_socket(endpoint)
+
+
+async def _end(child: Child, ending: "asyncio.Task[Exit]") -> None:
+    await child.kill()
+    await ending
+
+
+async def alone(
+    argv: Sequence[str], environment: Mapping[str, str], reader: RecordReader, *, limit_s: float = PROBE_S
+) -> Estimate:
+    """A dry run without a daemon: its process has a session of its own, which is killed. Raises BackendFailed."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            # Its other end is ours: the engine ends itself should we be killed.
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=dict(environment),
+            start_new_session=True,
+        )
+    except OSError as problem:
+        raise BackendFailed(
+            f"cannot start {argv[0]}: {problem.strerror or problem}",
+            hint="correct --binary, or let --formula calculate without it",
+            kind="binary-broken",
+            preflight=True,
+        ) from None
+    assert process.stdout is not None and process.stderr is not None
+    ear = _Ear(reader)
+    ending = asyncio.ensure_future(
+        asyncio.gather(ear.listen(process.stdout), ear.listen(process.stderr), process.wait())
+    )
+    try:
+        waited: set[asyncio.Future[Any]] = {ending, ear.told}
+        await asyncio.wait(waited, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        if ear.told.done():
+            return ear.told.result()
+        heard = reader.so_far()
+        if heard is not None:
+            return heard
+        ended = Exit(process.pid, process.returncode) if process.returncode is not None else None
+        raise _untold(argv[0], ended, ear.tail, limit_s)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await runner.to_its_end(process.wait())
+        ending.cancel()
+        await asyncio.gather(ending, return_exceptions=True)
+
+
+class _Ear:
+    """Cuts output into lines, of bounded length and number, for a reader."""
+
+    def __init__(self, reader: RecordReader) -> None:
+        self.told: asyncio.Future[Estimate] = asyncio.get_running_loop().create_future()
+        self._reader = reader
+        self._left_bytes = LARGEST_OUTPUT_BYTES
+        self._tail: list[str] = []
+
+    @property
+    def tail(self) -> tuple[str, ...]:
+        return tuple(self._tail)
+
+    async def listen(self, stream: asyncio.StreamReader) -> None:
+        held = b""
+        while data := await stream.read(LONGEST_LINE_BYTES):
+            self._left_bytes -= len(data)
+            if self._left_bytes < 0:
+                if not self.told.done():
+                    self.told.set_exception(_untold_flood())
+                return
+            *lines, held = (held + data).split(b"\n")
+            held = held[:LONGEST_LINE_BYTES]
+            for line in lines:
+                self._hear(line.decode(errors="replace"))
+        if held:
+            self._hear(held.decode(errors="replace"))
+
+    def _hear(self, text: str) -> None:
+        self._tail = [*self._tail[-19:], text]
+        estimate = self._reader.line(text)
+        if estimate is not None and not self.told.done():
+            self.told.set_result(estimate)
+
+
+def _untold_flood() -> BackendFailed:
+    return BackendFailed(
+        f"the engine printed {LARGEST_OUTPUT_BYTES >> 20} MiB and no record of its memory among it",
+        hint="see that the binary is a llama-server, or let --formula calculate without it",
+        kind="no-record",
+    )
+
+
+def _untold(program: str, ended: Exit | None, tail: Sequence[str], limit_s: float) -> BackendFailed:
+    start = f"cannot learn from {program} what the model takes"
+    if ended is None:
+        said = failures.last_line(tail)
+        return BackendFailed(
+            f"{start}: it printed no record within {limit_s:g} s" + (f"; its last line was: {said}" if said else ""),
+            hint="see that it is a llama-server of 2026 or later, or let --formula calculate without it",
+            kind="timeout",
+            tail=tail,
+        )
+    failure = failures.classify(tail)
+    if failure is not None:
+        return BackendFailed(
+            f"{start}: it {ended.describe()}: {failure.sentence}", hint=failure.hint, kind=failure.kind, tail=tail
+        )
+    said = failures.telling_line(tail)
+    return BackendFailed(
+        f"{start}: it {ended.describe()} and " + (f"said: {said}" if said else "said nothing"),
+        hint="see what it says when it is started by hand, or let --formula calculate without it",
+        kind="exited",
+        tail=tail,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """An engine that is asked outside of the daemon: all that it is started with. ``plan`` is read from the same."""
+
+    program: tuple[str, ...]
+    file: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    plan: Plan
+
+    async def ask(self, folder: Path) -> Estimate:
+        """``folder`` is a private one for its socket. Raises BackendFailed."""
+        flags = await self._flags()
+        argv = telling((*self.program, *self.arguments), flags)
+        argv += (flags.first("--model", "-m"), self.file)
+        socket = folder / "probe.sock"
+        argv += ("--host", str(socket)) if flags.says("--host", ".sock") else ("--host", "127.0.0.1", "--port", "0")
+        if flags.first("--offline"):
+            argv += ("--offline",)
+        reader = await asyncio.to_thread(reader_for, self.plan)
+        environment = {
+            **self.environment,
+            "LLAMA_API_KEY": runner.new_key(),
+            "LLAMA_SERVER_ROUTER_PORT": "1",
+            "GGML_NO_BACKTRACE": "1",
+        }
+        return await alone(argv, environment, reader)
+
+    async def _flags(self) -> Flags:
+        shown = shlex.join(self.program)
+        try:
+            said = await runner.ask_program((*self.program, "--help"), {}, PROBE_S)
+        except TimeoutError:
+            raise self._unusable(f"{shown} --help did not end within {PROBE_S:g} s") from None
+        except OSError as problem:
+            raise self._unusable(f"{shown} cannot be started: {problem.strerror or problem}") from None
+        flags = Flags.parse(said.text)
+        if flags.first("--model", "-m"):
+            return flags
+        lines = said.text.splitlines()[-20:]
+        failure = failures.classify(lines)
+        why = failure.sentence if failure else failures.last_line(lines) or "it printed nothing"
+        raise self._unusable(f"{shown} --help ended with status {said.code}: {why}")
+
+    def _unusable(self, what: str) -> BackendFailed:
+        return BackendFailed(
+            f'cannot ask for "{Path(self.file).name}": {what}',
+            hint="name a llama-server with --binary, or let --formula calculate without one",
+            kind="binary-broken",
+            preflight=True,
+        )
