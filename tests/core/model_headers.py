@@ -1,0 +1,776 @@
+"""The headers of published models: their metadata and the shapes and types of their tensors, without any weight.
+
+Shapes are those of the published configurations, types those of the usual quantizations (``Q4_K_M``: one half of the
+value and down projections in ``Q6_K``). ``HEADERS`` has one model for each way in which an architecture uses memory.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from catalog import gguf_writer
+
+from gpud.core.modelfile import ModelFile, Tensor, Value
+
+Info = tuple[str, tuple[int, ...], str]
+
+
+@dataclass(frozen=True)
+class Header:
+    """One model. ``values`` are without the architecture in front of their keys."""
+
+    name: str
+    architecture: str
+    values: Mapping[str, Value | Sequence[int] | str]
+    tensors: tuple[Info, ...]
+    vocabulary: int
+
+    @property
+    def metadata(self) -> dict[str, Value | Sequence[int] | str]:
+        own = {f"{self.architecture}.{key}": value for key, value in self.values.items()}
+        return {"general.architecture": self.architecture, "general.name": self.name, **own}
+
+    def file(self) -> ModelFile:
+        """What the reader makes of the written file."""
+        tensors = tuple(Tensor(name, shape, kind, size(shape, kind)) for name, shape, kind in self.tensors)
+        values = {key: tuple(v) if isinstance(v, list | tuple) else v for key, v in self.metadata.items()}
+        return ModelFile(self.architecture, values, tensors, self.vocabulary, sum(t.bytes for t in tensors))
+
+    def write(self, path: Path) -> Path:
+        """A file of the right size that takes some kilobytes."""
+        return gguf_writer.write(path, self.metadata, self.tensors, self.vocabulary)
+
+
+def size(shape: Sequence[int], kind: str) -> int:
+    _, block, block_bytes = gguf_writer.KINDS[kind]
+    return math.prod(shape) // block * block_bytes
+
+
+FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
+
+
+class Quantized:
+    """The type that a mix gives to each tensor; what has odd rows gets a type with smaller blocks."""
+
+    def __init__(self, layers: int, most: str = "Q4_K", better: str = "Q6_K", experts: str | None = None) -> None:
+        self.layers = layers
+        self.most = most
+        self.better = better
+        self.experts = experts or most
+
+    def uses_better(self, layer: int) -> bool:
+        eighth = self.layers // 8
+        return layer < eighth or layer >= 7 * eighth or (layer - eighth) % 3 == 2
+
+    def __call__(self, name: str, shape: Sequence[int]) -> str:
+        if name.endswith(("norm.weight", "bias", "ssm_a", "ssm_d", "sinks.weight", "gate_inp.weight")):
+            return "F32"
+        if any(part in name for part in ("rope_factors", "conv1d", "shortconv.conv", "altup", "gate_inp_shexp")):
+            return "F32"
+        kind = self.experts if "_exps" in name else self.most
+        if name == "output.weight" and self.better:
+            kind = self.better
+        if ("attn_v." in name or "ffn_down" in name) and self.uses_better(int(name.split(".")[1])):
+            kind = self.better if kind == self.most else kind
+        block = gguf_writer.KINDS[kind][1]
+        return FALLBACK.get(kind, "F16") if shape[0] % block else kind
+
+
+Shapes = Iterator[tuple[str, tuple[int, ...]]]
+
+
+def build(
+    name: str,
+    architecture: str,
+    values: Mapping[str, Value | Sequence[int] | str],
+    layer: Callable[[int], Shapes],
+    *,
+    vocabulary: int,
+    tied: bool = False,
+    extra: Sequence[tuple[str, tuple[int, ...]]] = (),
+    mix: Quantized | None = None,
+    output_norm: str = "output_norm.weight",
+) -> Header:
+    layers = values["block_count"]
+    width = values["embedding_length"]
+    assert isinstance(layers, int) and isinstance(width, int)
+    kinds = mix or Quantized(layers)
+    shapes: list[tuple[str, tuple[int, ...]]] = [("token_embd.weight", (width, vocabulary)), (output_norm, (width,))]
+    if not tied:
+        shapes.append(("output.weight", (width, vocabulary)))
+    shapes += extra
+    for number in range(layers):
+        shapes += [(f"blk.{number}.{part}", shape) for part, shape in layer(number)]
+    tensors = tuple((tensor, shape, kinds(tensor, shape)) for tensor, shape in shapes)
+    return Header(name, architecture, values, tensors, vocabulary)
+
+
+def attention(width: int, q: int, k: int, v: int | None = None, *, bias: bool = False, norm: int = 0) -> Shapes:
+    v = k if v is None else v
+    yield "attn_norm.weight", (width,)
+    for letter, rows in (("q", q), ("k", k), ("v", v)):
+        yield f"attn_{letter}.weight", (width, rows)
+        if bias:
+            yield f"attn_{letter}.bias", (rows,)
+    yield "attn_output.weight", (q, width)
+    if norm:
+        yield "attn_q_norm.weight", (norm,)
+        yield "attn_k_norm.weight", (norm,)
+
+
+def feed_forward(width: int, inner: int) -> Shapes:
+    yield "ffn_norm.weight", (width,)
+    yield from gated(width, inner)
+
+
+def gated(width: int, inner: int, suffix: str = "") -> Shapes:
+    yield f"ffn_gate{suffix}.weight", (width, inner)
+    yield f"ffn_up{suffix}.weight", (width, inner)
+    yield f"ffn_down{suffix}.weight", (inner, width)
+
+
+def experts(width: int, inner: int, count: int) -> Shapes:
+    yield "ffn_gate_inp.weight", (width, count)
+    yield "ffn_gate_exps.weight", (width, inner, count)
+    yield "ffn_up_exps.weight", (width, inner, count)
+    yield "ffn_down_exps.weight", (inner, width, count)
+
+
+def dense(
+    name: str,
+    architecture: str,
+    *,
+    layers: int,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    head: int,
+    inner: int,
+    vocabulary: int,
+    trained: int,
+    tied: bool = False,
+    bias: bool = False,
+    norm: bool = False,
+    post: bool = False,
+    values: Mapping[str, Value] | None = None,
+    extra: Sequence[tuple[str, tuple[int, ...]]] = (),
+    mix: Quantized | None = None,
+    more: Callable[[int], Shapes] = lambda _: iter(()),
+) -> Header:
+    """A plain transformer: attention and a gated feed-forward network in every layer."""
+
+    def layer(number: int) -> Shapes:
+        yield from attention(width, heads * head, kv_heads * head, bias=bias, norm=head if norm else 0)
+        yield from feed_forward(width, inner)
+        if post:
+            yield "post_attention_norm.weight", (width,)
+            yield "post_ffw_norm.weight", (width,)
+        yield from more(number)
+
+    return build(
+        name,
+        architecture,
+        {
+            **common(layers, width, heads, kv_heads, trained),
+            "attention.key_length": head,
+            "attention.value_length": head,
+            "feed_forward_length": inner,
+            **(values or {}),
+        },
+        layer,
+        vocabulary=vocabulary,
+        tied=tied,
+        extra=extra,
+        mix=mix,
+    )
+
+
+def common(layers: int, width: int, heads: int, kv_heads: Value, trained: int) -> dict[str, Value]:
+    return {
+        "block_count": layers,
+        "context_length": trained,
+        "embedding_length": width,
+        "attention.head_count": heads,
+        "attention.head_count_kv": kv_heads,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+    }
+
+
+def llama() -> Header:
+    return dense(
+        "Llama-3.1-8B-Instruct",
+        "llama",
+        layers=32,
+        width=4096,
+        heads=32,
+        kv_heads=8,
+        head=128,
+        inner=14336,
+        vocabulary=128256,
+        trained=131072,
+        extra=[("rope_freqs.weight", (64,))],
+        mix=Rope(32),
+    )
+
+
+class Rope(Quantized):
+    def __call__(self, name: str, shape: Sequence[int]) -> str:
+        return "F32" if name == "rope_freqs.weight" else super().__call__(name, shape)
+
+
+def small_llama() -> Header:
+    return dense(
+        "Llama-3.2-1B-Instruct",
+        "llama",
+        layers=16,
+        width=2048,
+        heads=32,
+        kv_heads=8,
+        head=64,
+        inner=8192,
+        vocabulary=128256,
+        trained=131072,
+        tied=True,
+        extra=[("rope_freqs.weight", (32,))],
+        mix=Rope(16),
+    )
+
+
+def mixtral() -> Header:
+    def layer(_: int) -> Shapes:
+        yield from attention(4096, 4096, 1024)
+        yield "ffn_norm.weight", (4096,)
+        yield from experts(4096, 14336, 8)
+
+    values = {
+        **common(32, 4096, 32, 8, 32768),
+        "feed_forward_length": 14336,
+        "expert_count": 8,
+        "expert_used_count": 2,
+    }
+    return build("Mixtral-8x7B-Instruct-v0.1", "llama", values, layer, vocabulary=32000)
+
+
+def mistral() -> Header:
+    return dense(
+        "Ministral-3-8B-Instruct-2512",
+        "mistral3",
+        layers=34,
+        width=4096,
+        heads=32,
+        kv_heads=8,
+        head=128,
+        inner=14336,
+        vocabulary=131072,
+        trained=262144,
+        values={"rope.scaling.original_context_length": 16384, "attention.temperature_scale": 0.1},
+    )
+
+
+def qwen2() -> Header:
+    return dense(
+        "Qwen2.5-7B-Instruct",
+        "qwen2",
+        layers=28,
+        width=3584,
+        heads=28,
+        kv_heads=4,
+        head=128,
+        inner=18944,
+        vocabulary=152064,
+        trained=32768,
+        bias=True,
+    )
+
+
+def qwen3() -> Header:
+    return dense(
+        "Qwen3-8B",
+        "qwen3",
+        layers=36,
+        width=4096,
+        heads=32,
+        kv_heads=8,
+        head=128,
+        inner=12288,
+        vocabulary=151936,
+        trained=40960,
+        norm=True,
+    )
+
+
+def qwen3moe() -> Header:
+    def layer(_: int) -> Shapes:
+        yield from attention(2048, 4096, 512, norm=128)
+        yield "ffn_norm.weight", (2048,)
+        yield from experts(2048, 768, 128)
+
+    values = {
+        **common(48, 2048, 32, 4, 40960),
+        "attention.key_length": 128,
+        "attention.value_length": 128,
+        "feed_forward_length": 6144,
+        "expert_count": 128,
+        "expert_used_count": 8,
+        "expert_feed_forward_length": 768,
+    }
+    return build("Qwen3-30B-A3B", "qwen3moe", values, layer, vocabulary=151936)
+
+
+def gemma2() -> Header:
+    return dense(
+        "gemma-2-9b-it",
+        "gemma2",
+        layers=42,
+        width=3584,
+        heads=16,
+        kv_heads=8,
+        head=256,
+        inner=14336,
+        vocabulary=256000,
+        trained=8192,
+        tied=True,
+        post=True,
+        values={"attention.sliding_window": 4096},
+        mix=Tied(42),
+    )
+
+
+class Tied(Quantized):
+    """Embeddings that are also the output are kept better."""
+
+    def __call__(self, name: str, shape: Sequence[int]) -> str:
+        return "Q6_K" if name == "token_embd.weight" else super().__call__(name, shape)
+
+
+def gemma3() -> Header:
+    return dense(
+        "gemma-3-12b-it",
+        "gemma3",
+        layers=48,
+        width=3840,
+        heads=16,
+        kv_heads=8,
+        head=256,
+        inner=15360,
+        vocabulary=262144,
+        trained=131072,
+        tied=True,
+        norm=True,
+        post=True,
+        values={"attention.sliding_window": 1024},
+        mix=Tied(48),
+    )
+
+
+def gemma3n() -> Header:
+    def more(_: int) -> Shapes:
+        yield "inp_gate.weight", (2048, 256)
+        yield "proj.weight", (256, 2048)
+        yield "post_norm.weight", (2048,)
+        yield "altup_correct_coef.weight", (4, 4)
+        yield "altup_correct_scale.weight", (2048,)
+        yield "altup_predict_coef.weight", (4, 16)
+        yield "altup_router.weight", (2048, 4)
+        yield "altup_router_norm.weight", (2048,)
+        yield "laurel_l.weight", (2048, 64)
+        yield "laurel_r.weight", (64, 2048)
+        yield "laurel_post_norm.weight", (2048,)
+
+    return dense(
+        "gemma-3n-E4B-it",
+        "gemma3n",
+        layers=35,
+        width=2048,
+        heads=8,
+        kv_heads=2,
+        head=256,
+        inner=16384,
+        vocabulary=262144,
+        trained=32768,
+        tied=True,
+        norm=True,
+        post=True,
+        values={"attention.sliding_window": 512},
+        extra=[
+            ("altup_proj.weight", (2048, 2048, 3)),
+            ("altup_unembd_proj.weight", (2048, 2048, 3)),
+            ("per_layer_token_embd.weight", (256 * 35, 262144)),
+            ("per_layer_model_proj.weight", (2048, 256 * 35)),
+            ("per_layer_proj_norm.weight", (256,)),
+        ],
+        mix=Tied(35),
+        more=more,
+    )
+
+
+def phi3() -> Header:
+    def layer(_: int) -> Shapes:
+        yield "attn_norm.weight", (3072,)
+        yield "attn_qkv.weight", (3072, 9216)
+        yield "attn_output.weight", (3072, 3072)
+        yield "ffn_norm.weight", (3072,)
+        yield "ffn_down.weight", (8192, 3072)
+        yield "ffn_up.weight", (3072, 16384)
+
+    values = {
+        **common(32, 3072, 32, 32, 131072),
+        "feed_forward_length": 8192,
+        "rope.dimension_count": 96,
+        "attention.sliding_window": 262144,
+    }
+    extra = [("rope_factors_long.weight", (48,)), ("rope_factors_short.weight", (48,))]
+    return build("Phi-3.5-mini-instruct", "phi3", values, layer, vocabulary=32064, extra=extra)
+
+
+def deepseek2() -> Header:
+    def layer(number: int) -> Shapes:
+        yield "attn_norm.weight", (2048,)
+        yield "attn_kv_a_norm.weight", (512,)
+        yield "attn_q.weight", (2048, 16 * 192)
+        yield "attn_kv_a_mqa.weight", (2048, 576)
+        yield "attn_k_b.weight", (128, 512, 16)
+        yield "attn_v_b.weight", (512, 128, 16)
+        yield "attn_output.weight", (2048, 2048)
+        yield "ffn_norm.weight", (2048,)
+        if number < 1:
+            yield from gated(2048, 10944)
+        else:
+            yield from experts(2048, 1408, 64)
+            yield from gated(2048, 2816, "_shexp")
+
+    values = {
+        **common(27, 2048, 16, 1, 163840),
+        "attention.key_length": 576,
+        "attention.value_length": 512,
+        "attention.key_length_mla": 192,
+        "attention.value_length_mla": 128,
+        "attention.kv_lora_rank": 512,
+        "rope.dimension_count": 64,
+        "feed_forward_length": 10944,
+        "leading_dense_block_count": 1,
+        "expert_count": 64,
+        "expert_used_count": 6,
+        "expert_shared_count": 2,
+        "expert_feed_forward_length": 1408,
+        "expert_weights_scale": 1.0,
+    }
+    return build("DeepSeek-V2-Lite-Chat", "deepseek2", values, layer, vocabulary=102400)
+
+
+def granite_hybrid() -> Header:
+    attentive = {5, 15, 25, 35}
+
+    def layer(number: int) -> Shapes:
+        if number in attentive:
+            yield from attention(1536, 1536, 512)
+        else:
+            yield "attn_norm.weight", (1536,)
+            yield from mamba2_mixer(1536, 3072, 128, 1, 48)
+        yield "ffn_norm.weight", (1536,)
+        yield from experts(1536, 512, 64)
+        yield from gated(1536, 1024, "_shexp")
+
+    values = {
+        **common(40, 1536, 12, tuple(4 if n in attentive else 0 for n in range(40)), 131072),
+        "feed_forward_length": 512,
+        "expert_shared_feed_forward_length": 1024,
+        "expert_count": 64,
+        "expert_used_count": 6,
+        **state_space(4, 3072, 128, 48, 1),
+    }
+    return build("granite-4.0-h-tiny", "granitehybrid", values, layer, vocabulary=100352, tied=True, mix=Tied(40))
+
+
+def state_space(kernel: int, inner: int, state: int, rank: int, groups: int | None) -> dict[str, Value]:
+    made: dict[str, Value] = {
+        "ssm.conv_kernel": kernel,
+        "ssm.inner_size": inner,
+        "ssm.state_size": state,
+        "ssm.time_step_rank": rank,
+    }
+    return made if groups is None else {**made, "ssm.group_count": groups}
+
+
+def mamba2_mixer(width: int, inner: int, state: int, groups: int, heads: int) -> Shapes:
+    convolved = inner + 2 * groups * state
+    yield "ssm_in.weight", (width, inner + convolved + heads)
+    yield "ssm_conv1d.weight", (4, convolved)
+    yield "ssm_conv1d.bias", (convolved,)
+    yield "ssm_dt.bias", (heads,)
+    yield "ssm_a", (1, heads)
+    yield "ssm_d", (1, heads)
+    yield "ssm_norm.weight", (inner // groups, groups)
+    yield "ssm_out.weight", (inner, width)
+
+
+def mamba_mixer(width: int, inner: int, state: int, rank: int) -> Shapes:
+    yield "ssm_in.weight", (width, 2 * inner)
+    yield "ssm_conv1d.weight", (4, inner)
+    yield "ssm_conv1d.bias", (inner,)
+    yield "ssm_x.weight", (inner, rank + 2 * state)
+    yield "ssm_dt.weight", (rank, inner)
+    yield "ssm_dt.bias", (inner,)
+    yield "ssm_a", (state, inner)
+    yield "ssm_d", (inner,)
+    yield "ssm_out.weight", (inner, width)
+
+
+def jamba() -> Header:
+    def layer(number: int) -> Shapes:
+        if number % 8 == 4:
+            yield from attention(4096, 4096, 1024)
+        else:
+            yield "attn_norm.weight", (4096,)
+            yield from mamba_mixer(4096, 8192, 16, 256)
+            yield "ssm_dt_norm.weight", (256,)
+            yield "ssm_b_norm.weight", (16,)
+            yield "ssm_c_norm.weight", (16,)
+        yield "ffn_norm.weight", (4096,)
+        if number % 2 == 1:
+            yield from experts(4096, 14336, 16)
+        else:
+            yield from gated(4096, 14336)
+
+    values = {
+        **common(32, 4096, 32, tuple(8 if n % 8 == 4 else 0 for n in range(32)), 262144),
+        "feed_forward_length": 14336,
+        "expert_count": 16,
+        "expert_used_count": 2,
+        **state_space(4, 8192, 16, 256, None),
+    }
+    return build("Jamba-v0.1", "jamba", values, layer, vocabulary=65536)
+
+
+def mamba() -> Header:
+    def layer(_: int) -> Shapes:
+        yield "attn_norm.weight", (4096,)
+        yield from mamba_mixer(4096, 8192, 16, 256)
+
+    values = {
+        "block_count": 64,
+        "context_length": 1048576,
+        "embedding_length": 4096,
+        "feed_forward_length": 0,
+        "attention.head_count": 0,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "ssm.dt_b_c_rms": True,
+        **state_space(4, 8192, 16, 256, None),
+    }
+    return build("falcon-mamba-7b", "mamba", values, layer, vocabulary=65024)
+
+
+def mamba2() -> Header:
+    def layer(_: int) -> Shapes:
+        yield "attn_norm.weight", (4096,)
+        yield from mamba2_mixer(4096, 8192, 128, 8, 128)
+
+    values = {
+        "block_count": 64,
+        "context_length": 1048576,
+        "embedding_length": 4096,
+        "feed_forward_length": 0,
+        "attention.head_count": 0,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        **state_space(4, 8192, 128, 128, 8),
+    }
+    return build("Mamba-Codestral-7B-v0.1", "mamba2", values, layer, vocabulary=32768)
+
+
+def gpt_oss() -> Header:
+    def layer(_: int) -> Shapes:
+        yield from attention(2880, 4096, 512, bias=True)
+        yield "attn_output.bias", (2880,)
+        yield "attn_sinks.weight", (64,)
+        yield "post_attention_norm.weight", (2880,)
+        yield from experts(2880, 2880, 32)
+        yield "ffn_gate_inp.bias", (32,)
+        for part in ("gate", "up", "down"):
+            yield f"ffn_{part}_exps.bias", (2880, 32)
+
+    values = {
+        **common(24, 2880, 64, 8, 131072),
+        "attention.key_length": 64,
+        "attention.value_length": 64,
+        "attention.sliding_window": 128,
+        "feed_forward_length": 2880,
+        "expert_count": 32,
+        "expert_used_count": 4,
+        "expert_feed_forward_length": 2880,
+        "rope.dimension_count": 64,
+    }
+    mix = Quantized(24, "Q8_0", "Q8_0", experts="MXFP4")
+    return build("gpt-oss-20b", "gpt-oss", values, layer, vocabulary=201088, mix=mix)
+
+
+def llama4() -> Header:
+    def layer(_: int) -> Shapes:
+        yield from attention(5120, 5120, 1024)
+        yield "ffn_norm.weight", (5120,)
+        yield from experts(5120, 8192, 16)
+        yield from gated(5120, 8192, "_shexp")
+
+    values = {
+        **common(48, 5120, 40, 8, 10485760),
+        "attention.key_length": 128,
+        "attention.value_length": 128,
+        "rope.dimension_count": 128,
+        "feed_forward_length": 16384,
+        "expert_feed_forward_length": 8192,
+        "expert_count": 16,
+        "expert_used_count": 1,
+        "interleave_moe_layer_step": 1,
+    }
+    return build("Llama-4-Scout-17B-16E-Instruct", "llama4", values, layer, vocabulary=202048)
+
+
+def qwen3next() -> Header:
+    def layer(number: int) -> Shapes:
+        if number % 4 == 3:
+            yield from attention(2048, 8192, 512, norm=256)
+        else:
+            yield "attn_norm.weight", (2048,)
+            yield "attn_qkv.weight", (2048, 8192)
+            yield "attn_gate.weight", (2048, 4096)
+            yield "ssm_conv1d.weight", (4, 8192)
+            yield "ssm_dt.bias", (32,)
+            yield "ssm_a", (32,)
+            yield "ssm_ba.weight", (2048, 64)
+            yield "ssm_norm.weight", (128,)
+            yield "ssm_out.weight", (4096, 2048)
+        yield "post_attention_norm.weight", (2048,)
+        yield from experts(2048, 512, 512)
+        yield "ffn_gate_inp_shexp.weight", (2048,)
+        yield from gated(2048, 512, "_shexp")
+
+    def gated_query(number: int) -> Shapes:
+        for name, shape in layer(number):
+            yield name, (4096, 2048) if name == "attn_output.weight" else shape
+
+    values = {
+        **common(48, 2048, 16, 2, 262144),
+        "attention.key_length": 256,
+        "attention.value_length": 256,
+        "rope.dimension_count": 64,
+        "feed_forward_length": 5120,
+        "expert_count": 512,
+        "expert_used_count": 10,
+        "expert_feed_forward_length": 512,
+        "expert_shared_feed_forward_length": 512,
+        **state_space(4, 4096, 128, 32, 16),
+    }
+    return build("Qwen3-Next-80B-A3B-Instruct", "qwen3next", values, gated_query, vocabulary=151936)
+
+
+def glm4moe() -> Header:
+    def layer(number: int) -> Shapes:
+        yield from attention(4096, 12288, 1024, bias=True)
+        yield "post_attention_norm.weight", (4096,)
+        if number < 1:
+            yield from gated(4096, 10944)
+        else:
+            yield from experts(4096, 1408, 128)
+            yield "exp_probs_b.bias", (128,)
+            yield from gated(4096, 1408, "_shexp")
+        if number == 46:
+            yield "nextn.eh_proj.weight", (8192, 4096)
+            yield "nextn.enorm.weight", (4096,)
+            yield "nextn.hnorm.weight", (4096,)
+            yield "nextn.embed_tokens.weight", (4096, 151552)
+            yield "nextn.shared_head_head.weight", (4096, 151552)
+            yield "nextn.shared_head_norm.weight", (4096,)
+
+    values = {
+        **common(47, 4096, 96, 8, 131072),
+        "attention.key_length": 128,
+        "attention.value_length": 128,
+        "rope.dimension_count": 64,
+        "feed_forward_length": 10944,
+        "leading_dense_block_count": 1,
+        "expert_count": 128,
+        "expert_used_count": 8,
+        "expert_shared_count": 1,
+        "expert_feed_forward_length": 1408,
+        "expert_weights_scale": 1.0,
+        "expert_weights_norm": True,
+        "expert_gating_func": 2,
+        "nextn_predict_layers": 1,
+    }
+    return build("GLM-4.5-Air", "glm4moe", values, layer, vocabulary=151552)
+
+
+def lfm2() -> Header:
+    attentive = {2, 5, 8, 10, 12, 14}
+
+    def layer(number: int) -> Shapes:
+        if number in attentive:
+            yield from attention(2048, 2048, 512, norm=64)
+        else:
+            yield "attn_norm.weight", (2048,)
+            yield "shortconv.conv.weight", (3, 2048)
+            yield "shortconv.in_proj.weight", (2048, 6144)
+            yield "shortconv.out_proj.weight", (2048, 2048)
+        yield from feed_forward(2048, 8192)
+
+    values = {
+        **common(16, 2048, 32, tuple(8 if n in attentive else 0 for n in range(16)), 128000),
+        "feed_forward_length": 8192,
+        "shortconv.l_cache": 3,
+    }
+    return build(
+        "LFM2-1.2B",
+        "lfm2",
+        values,
+        layer,
+        vocabulary=65536,
+        tied=True,
+        mix=Tied(16),
+        output_norm="token_embd_norm.weight",
+    )
+
+
+def cohere2() -> Header:
+    def layer(_: int) -> Shapes:
+        yield from attention(4096, 4096, 1024)
+        yield from gated(4096, 14336)
+
+    values = {
+        **common(32, 4096, 32, 8, 132096),
+        "attention.key_length": 128,
+        "attention.value_length": 128,
+        "attention.layer_norm_epsilon": 1e-5,
+        "attention.sliding_window": 4096,
+        "feed_forward_length": 14336,
+        "rope.dimension_count": 128,
+        "logit_scale": 0.25,
+    }
+    return build("c4ai-command-r7b-12-2024", "cohere2", values, layer, vocabulary=256000, tied=True, mix=Tied(32))
+
+
+ALL: tuple[Callable[[], Header], ...] = (
+    llama,
+    small_llama,
+    mixtral,
+    mistral,
+    qwen2,
+    qwen3,
+    qwen3moe,
+    gemma2,
+    gemma3,
+    gemma3n,
+    phi3,
+    deepseek2,
+    granite_hybrid,
+    jamba,
+    mamba,
+    mamba2,
+    gpt_oss,
+    llama4,
+    qwen3next,
+    glm4moe,
+    lfm2,
+    cohere2,
+)
+
+HEADERS: Mapping[str, Header] = {header.name: header for header in (make() for make in ALL)}
