@@ -12,12 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpud.backends import call, devices, files, listeners, runner
-from gpud.backends.custom_plan import Plan, make_plan, unfit
+from gpud.backends.custom_plan import Plan as Start
+from gpud.backends.custom_plan import make_plan, unfit
 from gpud.backends.options import EngineOptions
 from gpud.backends.runner import ProcessRunner
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import HOST, Endpoint, Exit, Model, StopTimes
+from gpud.core.plan import Plan
 from gpud.core.ports import Child, Command, Launcher, LoadOrder, Progress, Runner, RunnerRecord
+from gpud.core.quote import Estimate
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,21 @@ class Custom:
 
     def fingerprint(self, model: Model) -> str:
         return files.fingerprint(self.name, self._options, self._located(model))
+
+    def plan(self, model: Model, gpus: int) -> Plan | None:  # noqa: ARG002 - nothing is known of its memory
+        return None
+
+    def build(self) -> str:
+        return ""
+
+    async def probe(
+        self,
+        model: Model,  # noqa: ARG002 - it says nothing of its memory
+        devices: tuple[str, ...],  # noqa: ARG002
+        vendor: str,  # noqa: ARG002
+        split: tuple[float, ...],  # noqa: ARG002
+    ) -> Estimate | None:
+        return None
 
     async def load(self, order: LoadOrder) -> Runner:
         model, fingerprint = await asyncio.to_thread(files.prepared, self.name, self._options, order.model)
@@ -149,7 +167,7 @@ def _record(order: LoadOrder, fingerprint: str, endpoint: Endpoint, child: Child
 class AttachedRunner:
     """A model in an engine that somebody else runs. It is gone when gpud let go of it, and never by itself."""
 
-    def __init__(self, plan: Plan, pid: int | None) -> None:
+    def __init__(self, plan: Start, pid: int | None) -> None:
         self._plan = plan
         self._pid = pid
         self._started = None if pid is None else listeners.started_at(pid)
@@ -206,7 +224,7 @@ class AttachedRunner:
             )
 
 
-def _child_runner(child: Child, plan: Plan) -> ProcessRunner:
+def _child_runner(child: Child, plan: Start) -> ProcessRunner:
     asked = plan.unload
 
     async def ask_to_end() -> None:
@@ -229,7 +247,7 @@ class _Readiness:
     longer than a question, and at the last answer everybody would wait for it.
     """
 
-    def __init__(self, model: Model, child: Child, plan: Plan) -> None:
+    def __init__(self, model: Model, child: Child, plan: Start) -> None:
         self._model = model
         self._child = child
         self._plan = plan
@@ -280,7 +298,7 @@ def _stranger(endpoint: Endpoint, child: Child) -> int | None:
     return other if started is not None and started < child.record.start_time else None
 
 
-async def _unhealthy(plan: Plan, timeout_s: float) -> str:
+async def _unhealthy(plan: Start, timeout_s: float) -> str:
     """Empty when the engine answers as it should: 2xx where a health path is configured, else anything below 500."""
     where = call.describe(plan.health_endpoint)
     try:
@@ -292,11 +310,11 @@ async def _unhealthy(plan: Plan, timeout_s: float) -> str:
     return f"GET {plan.health or '/'} at {where} answered with status {answer.status}"
 
 
-def _is_well(plan: Plan, answer: call.Answer) -> bool:
+def _is_well(plan: Start, answer: call.Answer) -> bool:
     return 200 <= answer.status < 300 if plan.health else answer.status < 500
 
 
-async def _busy(plan: Plan) -> bool | None:
+async def _busy(plan: Start) -> bool | None:
     """What the configured fields say; None where there are none, or the engine does not answer with them."""
     probe = plan.busy
     if probe is None:

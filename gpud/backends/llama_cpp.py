@@ -7,8 +7,10 @@ It answers one request at a time behind one lock and has no health route, no gau
 import asyncio
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 from gpud.backends import call, devices, failures, files, runner
@@ -18,7 +20,9 @@ from gpud.backends.options import EngineOptions
 from gpud.backends.runner import ProcessRunner
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import HOST, Endpoint, Model
+from gpud.core.plan import ALL_LAYERS, Plan
 from gpud.core.ports import Child, Command, Launcher, LoadOrder, Runner, RunnerRecord
+from gpud.core.quote import Estimate
 
 PROBE_S = 1.0
 """An idle server answers within milliseconds; one that works does not answer before it is done."""
@@ -30,6 +34,9 @@ ADOPT_S = 2.0
 
 DEFAULT_BATCH = 2048
 """The package's own default of 512 makes long prompts several times slower."""
+
+MOST_SEQUENCES = 256
+"""llama.cpp's own limit."""
 
 PACKAGE = "llama-cpp-python[server]"
 
@@ -56,6 +63,7 @@ class LlamaCpp:
         self._options = options
         self._launcher = launcher
         self._python = options.python or sys.executable
+        self._builds: dict[str, str] = {}
         self._importable = False
 
     def check(self, model: Model) -> None:
@@ -72,6 +80,58 @@ class LlamaCpp:
 
     def fingerprint(self, model: Model) -> str:
         return files.fingerprint(self.name, self._options, self._located(model))
+
+    def plan(self, model: Model, gpus: int) -> Plan | None:
+        model = self._located(model)
+        flags = self.flags(model, 0, on_gpu=gpus > 0)
+        words = [word for flag in flags for word in (flag.split("=", 1) if flag.startswith("--") else [flag])]
+        given = dict(pairwise(words))
+        try:
+            return _plan(model, given, gpus)
+        except ValueError as problem:
+            raise BackendFailed(
+                f'cannot load "{model.name}": extra_flags has a value that cannot be read: {problem}',
+                hint=f'correct extra_flags of "{model.name}"',
+                kind="bad-flag",
+                preflight=True,
+            ) from None
+
+    def build(self) -> str:
+        mark = self._package_mark()
+        known = self._builds.get(mark)
+        if known is not None:
+            return known
+        ask = "import importlib.metadata as m; print('version', m.version('llama-cpp-python'))"
+        try:
+            said = runner.ask_program_now((self._python, "-P", "-c", ask), dict(self._options.environment), IMPORT_S)
+        except (OSError, TimeoutError):
+            return ""
+        version = next((line for line in said.text.splitlines() if line.startswith("version ")), "")
+        if said.code != 0 or not version:
+            return ""
+        self._builds = {mark: f"{self.name} {version} {mark}"}
+        return self._builds[mark]
+
+    def _package_mark(self) -> str:
+        """Changes when the package is installed anew, as far as it lies where the interpreter's packages lie."""
+        paths = [
+            entry for name, value in self._options.environment if name == "PYTHONPATH" for entry in value.split(":")
+        ]
+        places = [Path(path) for path in paths]
+        places += Path(self._python).parent.parent.glob("lib*/python3*/site-packages")
+        for place in places:
+            with suppress(OSError):
+                return str((place / "llama_cpp" / "__init__.py").stat().st_mtime_ns)
+        return ""
+
+    async def probe(
+        self,
+        model: Model,  # noqa: ARG002 - it has no dry run
+        devices: tuple[str, ...],  # noqa: ARG002
+        vendor: str,  # noqa: ARG002
+        split: tuple[float, ...],  # noqa: ARG002
+    ) -> Estimate | None:
+        return None
 
     async def load(self, order: LoadOrder) -> Runner:
         await self._see_that_it_imports(order.model)
@@ -223,6 +283,43 @@ class LlamaCpp:
 
     def _located(self, model: Model) -> Model:
         return files.located(model, self._options.models_dir)
+
+
+def _plan(model: Model, given: Mapping[str, str], gpus: int) -> Plan:
+    """What its flags mean; a flag that is not given has the package's own default. Raises ValueError."""
+
+    def number(name: str, default: int) -> int:
+        return int(given.get(name, default))
+
+    def is_on(name: str, *, default: bool) -> bool:
+        return given.get(name, str(default)).lower() in ("true", "1", "yes", "on", "t", "y")
+
+    kinds = {str(value): name for name, value in GGML_TYPES.items()}
+    batch = number("--n_batch", 512)
+    embeds = is_on("--embedding", default=False)
+    layers = number("--n_gpu_layers", 0)
+    kind_k, kind_v = given.get("--type_k", "1"), given.get("--type_v", "1")
+    if kind_k not in kinds or kind_v not in kinds:
+        raise ValueError(f"--type_k {kind_k} --type_v {kind_v} are not among {', '.join(kinds)}")
+    return Plan(
+        context=number("--n_ctx", 2048),
+        # Embeddings are made of as many texts at once as a batch has room for.
+        parallel=min(batch, MOST_SEQUENCES) if embeds else 1,
+        unified=embeds,
+        batch=batch,
+        micro_batch=min(number("--n_ubatch", 512), batch),
+        type_k=kinds[kind_k],
+        type_v=kinds[kind_v],
+        flash_attention="on" if is_on("--flash_attn", default=False) else "off",
+        layers=ALL_LAYERS if layers < 0 else min(layers, ALL_LAYERS),
+        kv_on_gpu=is_on("--offload_kqv", default=True),
+        main_gpu=number("--main_gpu", 0),
+        gpus=gpus,
+        embeddings=embeds,
+        file=model.settings.file,
+        mmproj=given.get("--clip_model_path", ""),
+        adapters=tuple(path for path in (given.get("--lora_path", ""),) if path),
+    )
 
 
 _OWNED = frozenset(

@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from gpud.backends import ollama_api
 from gpud.backends.call import Trouble, Unreachable
+from gpud.backends.ollama_plan import make_plan
 from gpud.backends.ollama_processes import watch_runner
 from gpud.backends.ollama_runner import RELOAD_GRACE_S, UNSEEN_LOOK_S, OllamaRunner
 from gpud.backends.ollama_server import CLOSE_TIMEOUT_S, ENGINE, LINGER_S, Claim, Server, ServerKey
@@ -32,7 +33,9 @@ from gpud.backends.ollama_store import BadManifest, Name
 from gpud.backends.options import EngineOptions
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Model
+from gpud.core.plan import Plan
 from gpud.core.ports import Launcher, LoadOrder, Progress, Runner, RunnerRecord
+from gpud.core.quote import Estimate
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +114,30 @@ class Ollama:
             sorted(load_options(model, attached=bool(self._options.url)).items()),
         )
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+    def plan(self, model: Model, gpus: int) -> Plan | None:
+        try:
+            return make_plan(model, name_of(model), self._store, gpus, attached=bool(self._options.url))
+        except BackendFailed:
+            return None
+
+    def build(self) -> str:
+        found = None if self._options.url else shutil.which(self._options.binary or "ollama")
+        try:
+            mark = os.stat(found) if found else None  # noqa: PTH116 - a path is not wanted
+        except OSError:
+            mark = None
+        # Its own word for its version asks whatever listens on its port.
+        return "" if mark is None else f"ollama {mark.st_size}:{mark.st_mtime_ns}"
+
+    async def probe(
+        self,
+        model: Model,  # noqa: ARG002 - a server that loads nothing tells nothing
+        devices: tuple[str, ...],  # noqa: ARG002
+        vendor: str,  # noqa: ARG002
+        split: tuple[float, ...],  # noqa: ARG002
+    ) -> Estimate | None:
+        return None
 
     # Load ------------------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,8 @@ _MODEL_OR_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 _DIGEST = re.compile(r"sha256[:-]([0-9a-fA-F]{64})")
 
 _LAYER = "application/vnd.ollama.image."
-_HELD_IN_MEMORY = frozenset(_LAYER + kind for kind in ("model", "projector", "adapter", "draft", "tensor"))
+_SINGLE = ("model", "projector", "adapter", "draft")
+_HELD_IN_MEMORY = frozenset(_LAYER + kind for kind in (*_SINGLE, "tensor"))
 """The layers that a runner loads; templates, parameters and licenses are the others."""
 
 LARGEST_MANIFEST_BYTES = 4 << 20
@@ -95,13 +96,16 @@ class Manifest:
 
     ``weights`` is the hex digest of the file that a runner is started with, empty for models of many tensor files and
     for cloud models, which have no weights here at all. ``missing`` are the digests that the manifest names and the
-    store lacks.
+    store lacks. ``projector``, ``adapters`` and ``draft`` are digests too.
     """
 
     name: Name
     weights: str
     held_bytes: int
     missing: tuple[str, ...]
+    projector: str = ""
+    adapters: tuple[str, ...] = ()
+    draft: str = ""
 
     @property
     def has_weights(self) -> bool:
@@ -164,10 +168,18 @@ class Store:
         except (ValueError, LookupError, TypeError, RecursionError):
             raise BadManifest(f'"{path}" is no manifest: it is not the JSON that Ollama writes') from None
         held = [(digest, size, kind) for kind, digest, size in layers if kind in _HELD_IN_MEMORY]
-        weights = next((digest for digest, _, kind in held if kind == _LAYER + "model"), "")
+        digests = {kind: [digest for digest, _, other in held if other == _LAYER + kind] for kind in _SINGLE}
         blobs = self.folder / "blobs"
         missing = tuple(digest for digest, _, _ in held if not (blobs / f"sha256-{digest}").exists())
-        return Manifest(name, weights, sum(size for _, size, _ in held), missing)
+        return Manifest(
+            name,
+            weights=next(iter(digests["model"]), ""),
+            held_bytes=sum(size for _, size, _ in held),
+            missing=missing,
+            projector=next(iter(digests["projector"]), ""),
+            adapters=tuple(digests["adapter"]),
+            draft=next(iter(digests["draft"]), ""),
+        )
 
 
 def _layer(layer: dict[str, object]) -> tuple[str, str, int]:
