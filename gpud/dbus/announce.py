@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from gpud.core.events import HoldEnded, JobEnded, ModelChanged, Notice, Outcome
+from gpud.core.events import Alert, ClaimGranted, ClaimOver, HoldEnded, JobEnded, ModelChanged, Notice, Outcome
 from gpud.core.facts import Snapshot
 from gpud.dbus.interface import INTERFACE, PATH, PROPERTIES, ObjectTree
-from gpud.dbus.render import Record, shown_state, state_word
+from gpud.dbus.render import Record, alert_values, shown_state, state_word
 from gpud.dbus.shown import Shown
 from gpud.dbus.wire import Flag, Kind, Message, Variant, is_unique_name
 
@@ -20,8 +20,15 @@ QUIET_S = 1.0
 VRAM_STEP_BYTES = 64 << 20
 VRAM_STEP_SHARE = 0.01
 
-# Keys of a model's record whose change alone is no news: they move with every request and every measurement.
-_RESTLESS = frozenset({"LastUsedUSec", "UnloadAtUSec", "VramBytes", "InFlight"})
+# Properties that are told at most once in QUIET_S. Of the lists of records among them only these keys wait, which move
+# with every request and every measurement; what else changes in a record is told at once. None: all of it waits.
+_RESTLESS: dict[str, frozenset[str] | None] = {
+    "VramUsed": None,
+    "NextUnloadUSec": None,
+    "Queue": None,
+    "Models": frozenset({"LastUsedUSec", "UnloadAtUSec", "VramBytes", "InFlight", "WaitsFor"}),
+    "Claims": frozenset({"UsedBytes", "WaitsFor"}),
+}
 
 
 class Announcer:
@@ -38,7 +45,7 @@ class Announcer:
         self._shown = shown
         self._send = send
         self._loop = loop or asyncio.get_running_loop()
-        self._news: list[ModelChanged | JobEnded | HoldEnded] = []
+        self._news: list[ModelChanged | JobEnded | HoldEnded | Alert] = []
         self._due: asyncio.Handle | None = None
         self._later: asyncio.TimerHandle | None = None
         self._told_at_s = self._loop.time() - QUIET_S
@@ -57,10 +64,10 @@ class Announcer:
         """The engine's listener. Cheap: it may be called for each request that passes."""
         urgent = False
         for outcome in outcomes:
-            if isinstance(outcome, ModelChanged | JobEnded | HoldEnded):
+            if isinstance(outcome, ModelChanged | JobEnded | HoldEnded | Alert):
                 self._news.append(outcome)
                 urgent = True
-            elif isinstance(outcome, Notice):
+            elif isinstance(outcome, Notice | ClaimGranted | ClaimOver):
                 urgent = True
         self.touch(urgent=urgent)
 
@@ -119,6 +126,8 @@ class Announcer:
                 self._tell_state(item.model, state_word(item.new), item.reason)
             elif isinstance(item, JobEnded):
                 self._signal("JobRemoved", [item.job, item.model, item.result.value, item.message])
+            elif isinstance(item, Alert):
+                self._signal("VramAlert", alert_values(item))
             elif item.cookie in self._quietly_released:
                 self._quietly_released.discard(item.cookie)
             elif is_unique_name(item.owner) and item.owner not in self._gone:
@@ -154,10 +163,11 @@ class Announcer:
             told = self._values.get(name)
             if value == told:
                 continue
-            if told is not None and name in ("VramUsed", "Models", "NextUnloadUSec"):
+            if told is not None and name in _RESTLESS:
                 if name == "VramUsed" and not _far_apart(value, told, self._total(snapshot)):
                     continue
-                if not rested and (name != "Models" or _calm(value) == _calm(told)):
+                keys = _RESTLESS[name]
+                if not rested and (keys is None or _calm(value, keys) == _calm(told, keys)):
                     # Restless alone: it waits until a second has passed, and then goes with what else changed.
                     left = True
                     continue
@@ -192,6 +202,6 @@ def _far_apart(value: Variant, told: Variant, total_bytes: int) -> bool:
     return bool(moved >= VRAM_STEP_BYTES or (total_bytes and moved >= total_bytes * VRAM_STEP_SHARE))
 
 
-def _calm(models: Variant) -> list[Record]:
-    """The records of the models without what moves by itself."""
-    return [{key: value for key, value in record.items() if key not in _RESTLESS} for record in models.value]
+def _calm(records: Variant, restless: frozenset[str]) -> list[Record]:
+    """The records without what moves by itself."""
+    return [{key: value for key, value in record.items() if key not in restless} for record in records.value]

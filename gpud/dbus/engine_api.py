@@ -3,8 +3,25 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from gpud.core.events import LoadOptions, Outcome
-from gpud.core.facts import Caller, JobStatus, Snapshot
+from gpud.core.events import LoadOptions, Logged, Outcome
+from gpud.core.facts import Caller, ClaimStatus, JobStatus, Priority, Snapshot
+from gpud.core.quote import Quote
+
+
+class Considered(Protocol):
+    """What would come of a wish for memory: ``verdict`` is fits, waits, evicts or refused."""
+
+    @property
+    def verdict(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def victims(self) -> tuple[str, ...]: ...
+
+    @property
+    def message(self) -> str: ...
 
 
 class EngineApi(Protocol):
@@ -40,6 +57,37 @@ class EngineApi(Protocol):
     def release_owner(self, owner: str) -> None: ...
 
     def held_by_others(self, model: str, owner: str) -> bool: ...
+
+    def claim(
+        self,
+        size_bytes: int,
+        caller: Caller,
+        *,
+        who: str,
+        why: str,
+        gpu: str = "",
+        priority: Priority = Priority.NORMAL,
+        wait_s: float | None = None,
+    ) -> int:
+        """Returns its number. Raises for what is known at once."""
+
+    async def claimed(self, claim: int) -> ClaimStatus:
+        """Returns when it is granted, raises when it is refused. Whoever no longer waits drops the claim."""
+
+    def drop_claim(self, claim: int, reason: str) -> None:
+        """Does nothing for one that has ended."""
+
+    def yield_gpus(self, caller: Caller, *, why: str, for_s: float | None = None) -> None: ...
+
+    def resume(self, caller: Caller) -> None:
+        """Does nothing where the GPUs are not given away."""
+
+    async def explain(self, model: str, limit: int = 20) -> tuple[Logged, ...]:
+        """The newest first; an empty model means everything."""
+
+    def consider(self, size_bytes: int, *, gpu: str = "") -> Considered: ...
+
+    async def quote(self, model: str) -> Quote: ...
 
     def set_idle_timeout(self, timeout_s: float) -> None: ...
 

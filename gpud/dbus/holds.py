@@ -1,4 +1,5 @@
-"""What ends a hold from outside: its holder leaves the bus, or closes the descriptor that stands for it.
+"""What ends a hold, a claim or a wait from outside: whoever has it leaves the bus, or closes the descriptor that stands
+for it.
 
 Nobody is watched who holds nothing: a bus on which thousands of programs come and go does not wake the daemon.
 """
@@ -8,7 +9,8 @@ import contextlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 from gpud.core.errors import LimitsExceeded
 from gpud.dbus.connection import Connection, ConnectionGone, ReplyError
@@ -102,14 +104,45 @@ def _rule(owner: str) -> str:
     )
 
 
-class Inhibitors:
-    """Holds that stand for an open pipe: the holder and whoever it gave copies to have the end for writing, we have
-    the other, which tells when the last copy is closed."""
+class Waits:
+    """Calls that wait for memory. They are canceled when their callers leave."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, set[asyncio.Task[Any]]] = {}
+
+    @contextlib.contextmanager
+    def by(self, owner: str) -> Iterator[None]:
+        """Inside, the running task is one that this caller waits for."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.setdefault(owner, set()).add(task)
+        try:
+            yield
+        finally:
+            self._tasks[owner].discard(task)
+            if not self._tasks[owner]:
+                del self._tasks[owner]
+
+    def cancel(self, owner: str) -> None:
+        for task in self._tasks.get(owner, ()):
+            task.cancel()
+
+    def cancel_all(self) -> None:
+        for owner in self._tasks:
+            self.cancel(owner)
+
+
+class Pipes:
+    """Holds or claims that stand for an open pipe: the holder and whoever it gave copies to have the end for writing,
+    we have the other, which tells when the last copy is closed. Each has a number, and an owner."""
 
     def __init__(self, on_closed: Callable[[int, str], None]) -> None:
         self._on_closed = on_closed
         self._numbers = itertools.count(1)
         self._pipes: dict[int, tuple[int, str]] = {}
+
+    def __len__(self) -> int:
+        return len(self._pipes)
 
     def new_owner(self, sender: str) -> str:
         """An owner of its own for each: it outlives its caller's connection, and other holds of that caller."""
@@ -119,25 +152,25 @@ class Inhibitors:
         """The end that we keep, and the holder's."""
         return os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
-    def keep(self, cookie: int, owner: str, fd: int) -> None:
-        """From now on the hold ends with the pipe."""
-        self._pipes[cookie] = (fd, owner)
+    def keep(self, number: int, owner: str, fd: int) -> None:
+        """From now on it ends with the pipe."""
+        self._pipes[number] = (fd, owner)
         # It becomes readable when the last copy of the other end is closed. Somebody who writes into it instead has
         # misunderstood; that ends the hold too, where reading it away would let a holder keep us busy for nothing.
-        asyncio.get_running_loop().add_reader(fd, self._closed, cookie)
+        asyncio.get_running_loop().add_reader(fd, self._closed, number)
 
-    def _closed(self, cookie: int) -> None:
-        _, owner = self._pipes[cookie]
-        self.drop(cookie)
-        self._on_closed(cookie, owner)
+    def _closed(self, number: int) -> None:
+        _, owner = self._pipes[number]
+        self.drop(number)
+        self._on_closed(number, owner)
 
-    def drop(self, cookie: int) -> None:
-        """The hold has ended: close our end of its pipe. Does nothing for other holds."""
-        fd, _ = self._pipes.pop(cookie, (-1, ""))
+    def drop(self, number: int) -> None:
+        """It has ended: close our end of its pipe. Does nothing for those that have none."""
+        fd, _ = self._pipes.pop(number, (-1, ""))
         if fd >= 0:
             asyncio.get_running_loop().remove_reader(fd)
             os.close(fd)
 
     def close(self) -> None:
-        for cookie in list(self._pipes):
-            self.drop(cookie)
+        for number in list(self._pipes):
+            self.drop(number)

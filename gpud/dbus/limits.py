@@ -1,9 +1,13 @@
 """How much one caller may ask of gpud, and how long its words may be; decides about nothing else."""
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from gpud.core.errors import InvalidArguments, LimitsExceeded
+from gpud.core.errors import InvalidArguments, InvalidOption, LimitsExceeded
+from gpud.core.facts import Priority
+from gpud.dbus.wire import Variant
 
 # Buckets are kept for so many senders; the one that was longest silent goes first. A unique name costs an attacker one
 # connection, of which the bus gives 256 to each user.
@@ -11,19 +15,25 @@ MAX_BUCKETS = 1024
 
 MAX_MODEL_CHARACTERS = 128
 MAX_TEXT_CHARACTERS = 128
+# Ten years: more is a mistake in the unit, and would not fit into every clock.
+MAX_TIME_S = 10 * 366 * 86400.0
+MAX_BUDGET_BYTES = 1 << 50
+# More than any machine has; what is larger than this one is for the scheduler to refuse, with its numbers.
+MAX_CLAIM_BYTES = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
 class CallerLimits:
     """What one caller may have at a time.
 
-    ``outstanding`` calls of one connection that are not answered yet (they wait for polkit); ``holds`` and ``jobs`` of
-    one user; ``polkit`` questions about one user in flight; ``calls_per_s`` of one connection in the long run, and
-    ``burst`` at once.
+    ``outstanding`` calls of one connection that are not answered yet (they wait for polkit, or for memory); ``holds``,
+    ``claims`` and ``jobs`` of one user; ``polkit`` questions about one user in flight; ``calls_per_s`` of one
+    connection in the long run, and ``burst`` at once.
     """
 
     outstanding: int = 64
     holds: int = 16
+    claims: int = 16
     jobs: int = 16
     polkit: int = 8
     calls_per_s: float = 200.0
@@ -111,3 +121,53 @@ def checked_text(name: str, text: str) -> str:
             f"{name} has {len(text)} characters, the limit is {MAX_TEXT_CHARACTERS}", hint="say it in fewer words"
         )
     return "".join(letter if letter.isprintable() else " " for letter in text).strip()
+
+
+def checked_options(options: dict[str, Variant], allowed: Mapping[str, str]) -> dict[str, Any]:
+    """The plain values of known options of the right type. Raises InvalidOption."""
+    names = ", ".join(f'"{name}"' for name in allowed)
+    for name, value in options.items():
+        if name not in allowed:
+            raise InvalidOption(f"there is no option {name[:64]!a}", hint=f"allowed are {names}")
+        if value.signature != allowed[name]:
+            raise InvalidOption(
+                f'the option "{name}" has the type "{value.signature[:16]}"', hint=f'its type is "{allowed[name]}"'
+            )
+    return {name: value.value for name, value in options.items()}
+
+
+def checked_seconds(name: str, usec: int) -> float:
+    """A length of time that came in microseconds."""
+    time_s = usec / 1_000_000
+    if time_s > MAX_TIME_S:
+        raise InvalidArguments(
+            f"{name} is {time_s:.0f} s, the limit is {MAX_TIME_S:.0f} s", hint="give it in microseconds"
+        )
+    return time_s
+
+
+def checked_priority(word: str) -> Priority:
+    """A priority by its name. Raises InvalidOption."""
+    known = {priority.name.lower(): priority for priority in Priority}
+    if word not in known:
+        raise InvalidOption(f'the option "priority" is {word[:64]!a}', hint=f"it can be {', '.join(known)}")
+    return known[word]
+
+
+def checked_gpu(name: str) -> str:
+    """A GPU by its index or uuid; whether there is one is for the engine to know."""
+    if len(name) > MAX_TEXT_CHARACTERS or not name.isprintable():
+        raise InvalidOption(
+            f'the option "gpu" is {name[:MAX_TEXT_CHARACTERS]!a}',
+            hint='give an index or a uuid; "gpudctl vram" shows both',
+        )
+    return name
+
+
+def checked_size(size_bytes: int) -> int:
+    """So much memory as somebody could want."""
+    if not 0 < size_bytes <= MAX_CLAIM_BYTES:
+        raise InvalidArguments(
+            f"a size of {size_bytes} bytes is not from 1 to {MAX_CLAIM_BYTES}", hint="say how many bytes are needed"
+        )
+    return size_bytes

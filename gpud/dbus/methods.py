@@ -1,45 +1,42 @@
-"""The methods of org.kernelcore.GpuD: check the arguments, ask who may, call the engine. One function a method."""
+"""The methods of org.kernelcore.GpuD about models, holds and settings; ``memory.py`` has the others.
 
-import logging
+They check the arguments, ask who may, and call the engine. One function a method.
+"""
+
 import os
-import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
 
-from gpud.core.errors import (
-    AccessDenied,
-    GpudError,
-    InvalidArguments,
-    InvalidOption,
-    LimitsExceeded,
-    NoSession,
-    NoSuchJob,
-)
-from gpud.core.events import Kind as NoticeKind
-from gpud.core.events import Level, LoadOptions, Notice
+from gpud.core.errors import InvalidArguments, NoSession, NoSuchJob
+from gpud.core.events import LoadOptions
 from gpud.core.facts import Caller
-from gpud.dbus.callers import Callers
-from gpud.dbus.connection import Connection, ReplyError
 from gpud.dbus.dispatch import Handler, Reply, Request
 from gpud.dbus.engine_api import EngineApi
-from gpud.dbus.holds import Inhibitors, Watches
-from gpud.dbus.limits import CallerLimits, checked_model, checked_text
-from gpud.dbus.polkit import Authority, Permission
+from gpud.dbus.gate import Gate
+from gpud.dbus.holds import Pipes, Watches
+from gpud.dbus.limits import (
+    MAX_BUDGET_BYTES,
+    checked_model,
+    checked_options,
+    checked_priority,
+    checked_seconds,
+    checked_text,
+)
+from gpud.dbus.polkit import Permission
 from gpud.dbus.shown import Shown
 from gpud.dbus.wire import Variant
 
-log = logging.getLogger(__name__)
-
 _SELECT = 'name a model; "gpudctl models" lists them'
-# Ten years: more is a mistake in the unit, and would not fit into every clock.
-MAX_IDLE_TIMEOUT_S = 10 * 366 * 86400.0
-MAX_BUDGET_BYTES = 1 << 50
 
-_LOAD_OPTIONS = {"idle-timeout-usec": "t", "context-size": "u", "hold": "b", "evict": "b"}
+_LOAD_OPTIONS = {
+    "idle-timeout-usec": "t",
+    "context-size": "u",
+    "hold": "b",
+    "evict": "b",
+    "priority": "s",
+    "wait-usec": "t",
+}
 _UNLOAD_OPTIONS = {"force": "b"}
-_INHIBITABLE = frozenset({"unload", "evict"})
-# A caller that is refused over and over is written down once in this time, lest it fill the journal.
-_DENIED_QUIET_S = 10.0
+_INHIBITABLE = frozenset({"unload", "evict", "load"})
 
 
 class Methods:
@@ -49,27 +46,18 @@ class Methods:
         self,
         engine: EngineApi,
         *,
-        limits: CallerLimits,
+        gate: Gate,
         shown: Shown,
-        connection: Callable[[], Connection],
-        callers: Callers,
-        authority: Authority,
         watches: Watches,
-        inhibitors: Inhibitors,
+        inhibitors: Pipes,
         asked_for: Callable[[int], None],
-        notify: Callable[[Notice], None],
     ) -> None:
         self._engine = engine
-        self._limits = limits
+        self._gate = gate
         self._shown = shown
-        self._connection = connection
-        self._callers = callers
-        self._authority = authority
         self._watches = watches
         self._inhibitors = inhibitors
         self._asked_for = asked_for
-        self._notify = notify
-        self._denied_at_s: dict[int, float] = {}
 
     def table(self) -> Mapping[str, Handler]:
         return {
@@ -117,59 +105,61 @@ class Methods:
         return await self._load(request, model, LoadOptions())
 
     async def load_with_options(self, request: Request, model: str, options: dict[str, Variant]) -> Reply:
-        values = _checked_options(options, _LOAD_OPTIONS)
-        usec = values.get("idle-timeout-usec")
+        values = checked_options(options, _LOAD_OPTIONS)
+        usec, wait_usec, priority = (values.get(name) for name in ("idle-timeout-usec", "wait-usec", "priority"))
         return await self._load(
             request,
             model,
             LoadOptions(
-                idle_timeout_s=None if usec is None else _checked_seconds("idle-timeout-usec", usec),
+                idle_timeout_s=None if usec is None else checked_seconds("idle-timeout-usec", usec),
                 context=values.get("context-size"),
                 hold=values.get("hold", False),
                 evict=values.get("evict", True),
+                priority=None if priority is None else checked_priority(priority),
+                wait_s=None if wait_usec is None else checked_seconds("wait-usec", wait_usec),
             ),
         )
 
     async def _load(self, request: Request, model: str, options: LoadOptions) -> Reply:
         checked_model(model, empty=_SELECT)
-        caller = await self._callers.identify(request.sender)
-        self._check_jobs(caller)
-        await self._allow(caller, request, Permission.LOAD, model)
+        caller = await self._gate.identify(request)
+        self._gate.check_jobs(caller)
+        await self._gate.allow(caller, request, Permission.LOAD, model)
         if not options.hold:
-            self._check_jobs(caller)
+            self._gate.check_jobs(caller)
             return Reply((self._engine.load(model, caller, options),))
-        self._check_holds(caller)
+        self._gate.check_holds(caller)
         async with self._watches.watching(request.sender):
-            await self._allow(caller, request, Permission.HOLD, model)
-            await self._check_present(caller)
-            self._check_jobs(caller)
-            self._check_holds(caller)
+            await self._gate.allow(caller, request, Permission.HOLD, model)
+            await self._gate.check_present(caller)
+            self._gate.check_jobs(caller)
+            self._gate.check_holds(caller)
             return Reply((self._engine.load(model, caller, options),))
 
     async def unload(self, request: Request, model: str) -> Reply:
         return await self._unload(request, model, force=False)
 
     async def unload_with_options(self, request: Request, model: str, options: dict[str, Variant]) -> Reply:
-        return await self._unload(request, model, force=_checked_options(options, _UNLOAD_OPTIONS).get("force", False))
+        return await self._unload(request, model, force=checked_options(options, _UNLOAD_OPTIONS).get("force", False))
 
     async def unload_all(self, request: Request) -> Reply:
         return await self._unload(request, "", force=False)
 
     async def _unload(self, request: Request, model: str, *, force: bool) -> Reply:
         model = "" if model == "all" else checked_model(model)
-        caller = await self._callers.identify(request.sender)
-        self._check_jobs(caller)
-        await self._allow(caller, request, Permission.UNLOAD_OTHERS if force else Permission.UNLOAD, model)
-        self._check_jobs(caller)
+        caller = await self._gate.identify(request)
+        self._gate.check_jobs(caller)
+        await self._gate.allow(caller, request, Permission.UNLOAD_OTHERS if force else Permission.UNLOAD, model)
+        self._gate.check_jobs(caller)
         return Reply((self._engine.unload(model, caller, force=force, others=force),))
 
     async def cancel_job(self, request: Request, job: int) -> Reply:
-        caller = await self._callers.identify(request.sender)
+        caller = await self._gate.identify(request)
         found = self._engine.job(job)
         if found is None:
             raise NoSuchJob(f"there is no job {job}", hint="it has ended, or was never there")
         if found.caller.uid != caller.uid:
-            await self._allow(caller, request, Permission.MANAGE, found.model)
+            await self._gate.allow(caller, request, Permission.MANAGE, found.model)
         self._engine.cancel(job, caller, any_owner=True)
         return Reply()
 
@@ -178,14 +168,14 @@ class Methods:
     async def hold(self, request: Request, model: str, reason: str, application: str) -> Reply:
         checked_model(model, empty=_SELECT)
         reason, application = checked_text("reason", reason), checked_text("application_id", application)
-        caller = await self._callers.identify(request.sender)
-        self._check_holds(caller)
+        caller = await self._gate.identify(request)
+        self._gate.check_holds(caller)
         # Watch first, then ask, then look whether the caller is still there: however long polkit takes, a caller that
         # leaves before or after the look is noticed.
         async with self._watches.watching(request.sender):
-            await self._allow(caller, request, Permission.HOLD, model)
-            await self._check_present(caller)
-            self._check_holds(caller)
+            await self._gate.allow(caller, request, Permission.HOLD, model)
+            await self._gate.check_present(caller)
+            self._gate.check_holds(caller)
             return Reply((self._engine.hold(model, caller, reason=reason, application=application),))
 
     def hold_session(self, _request: Request, model: str, reason: str) -> Reply:
@@ -210,13 +200,17 @@ class Methods:
         wanted = frozenset(what.split(":"))
         if not wanted <= _INHIBITABLE:
             raise InvalidArguments(
-                f"cannot inhibit {what[:64]!a}", hint='allowed are "unload", "evict" and "unload:evict"'
+                f"cannot inhibit {what[:64]!a}",
+                hint='allowed are "unload", "evict", "load", and several of them with a colon between: "unload:evict"',
             )
         who, why = checked_text("who", who), checked_text("why", why)
-        sender = await self._callers.identify(request.sender)
-        self._check_holds(sender)
-        await self._allow(sender, request, Permission.HOLD, "")
-        self._check_holds(sender)
+        sender = await self._gate.identify(request)
+        self._gate.check_holds(sender)
+        if "load" in wanted:
+            await self._gate.allow(sender, request, Permission.MANAGE)
+        if wanted - {"load"}:
+            await self._gate.allow(sender, request, Permission.HOLD)
+        self._gate.check_holds(sender)
         caller = Caller(self._inhibitors.new_owner(request.sender), sender.uid, sender.pid, sender.label)
         ours, theirs = self._inhibitors.open_pipe()
         try:
@@ -232,8 +226,8 @@ class Methods:
     # Managing -------------------------------------------------------------------------------------------------------
 
     async def set_idle_timeout(self, request: Request, usec: int) -> Reply:
-        timeout_s = _checked_seconds("usec", usec)
-        await self._manage(request)
+        timeout_s = checked_seconds("usec", usec)
+        await self._gate.manage(request)
         self._engine.set_idle_timeout(timeout_s)
         return Reply()
 
@@ -242,85 +236,11 @@ class Methods:
             raise InvalidArguments(
                 f"a budget of {budget_bytes} bytes is above the limit of {MAX_BUDGET_BYTES}", hint="give it in bytes"
             )
-        await self._manage(request)
+        await self._gate.manage(request)
         self._engine.set_budget(budget_bytes)
         return Reply()
 
     async def reload(self, request: Request) -> Reply:
-        await self._manage(request)
+        await self._gate.manage(request)
         await self._engine.reload()
         return Reply()
-
-    async def _manage(self, request: Request) -> None:
-        await self._allow(await self._callers.identify(request.sender), request, Permission.MANAGE, "")
-
-    # What all of them check -----------------------------------------------------------------------------------------
-
-    async def _allow(self, caller: Caller, request: Request, permission: Permission, model: str) -> None:
-        try:
-            await self._authority.check(
-                caller, permission, sender=request.sender, interactive=request.interactive, model=model
-            )
-        except AccessDenied as problem:
-            self._write_down(caller, permission, model, problem)
-            raise
-
-    def _write_down(self, caller: Caller, permission: Permission, model: str, problem: GpudError) -> None:
-        now_s = time.monotonic()
-        if now_s - self._denied_at_s.get(caller.uid, -_DENIED_QUIET_S) < _DENIED_QUIET_S:
-            log.debug("denied again: %s", problem)
-            return
-        for uid in [uid for uid, at_s in self._denied_at_s.items() if now_s - at_s >= _DENIED_QUIET_S]:
-            del self._denied_at_s[uid]
-        self._denied_at_s[caller.uid] = now_s
-        fields: dict[str, str | int | float] = {
-            "CALLER_UID": caller.uid,
-            "CALLER_PID": caller.pid,
-            "ACTION": permission.action,
-        }
-        self._notify(Notice(NoticeKind.DENIED, problem.text, model=model, level=Level.WARNING, fields=fields))
-
-    async def _check_present(self, caller: Caller) -> None:
-        try:
-            present = await self._connection().call_bus("NameHasOwner", "s", [caller.owner])
-        except ReplyError as problem:
-            raise AccessDenied(f"cannot tell whether {caller.label} is still on the bus: {problem}") from None
-        if not present:
-            raise AccessDenied(f"{caller.label} left the bus before it was answered", hint="nothing is held")
-
-    def _check_jobs(self, caller: Caller) -> None:
-        count = sum(job.caller.uid == caller.uid for job in self._engine.snapshot().jobs)
-        if count >= self._limits.jobs:
-            raise LimitsExceeded(
-                f"uid {caller.uid} has {count} loads and unloads under way, the limit is {self._limits.jobs}",
-                hint="wait for one to end, or cancel one",
-            )
-
-    def _check_holds(self, caller: Caller) -> None:
-        count = sum(hold.caller.uid == caller.uid for hold in self._engine.snapshot().holds)
-        if count >= self._limits.holds:
-            raise LimitsExceeded(
-                f"uid {caller.uid} has {count} holds, the limit is {self._limits.holds}", hint="release one first"
-            )
-
-
-def _checked_options(options: dict[str, Variant], allowed: Mapping[str, str]) -> dict[str, Any]:
-    """The plain values of known options of the right type. Raises InvalidOption."""
-    names = ", ".join(f'"{name}"' for name in allowed)
-    for name, value in options.items():
-        if name not in allowed:
-            raise InvalidOption(f"there is no option {name[:64]!a}", hint=f"allowed are {names}")
-        if value.signature != allowed[name]:
-            raise InvalidOption(
-                f'the option "{name}" has the type "{value.signature[:16]}"', hint=f'its type is "{allowed[name]}"'
-            )
-    return {name: value.value for name, value in options.items()}
-
-
-def _checked_seconds(name: str, usec: int) -> float:
-    timeout_s = usec / 1_000_000
-    if timeout_s > MAX_IDLE_TIMEOUT_S:
-        raise InvalidArguments(
-            f"{name} is {timeout_s:.0f} s, the limit is {MAX_IDLE_TIMEOUT_S:.0f} s", hint="give it in microseconds"
-        )
-    return timeout_s

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 
 from gpud.core.errors import AccessDenied, InteractionRequired, LimitsExceeded
@@ -72,9 +72,18 @@ class Authority:
         self._ids = itertools.count(1)
 
     async def check(
-        self, caller: Caller, permission: Permission, *, sender: str, interactive: bool, model: str = ""
+        self,
+        caller: Caller,
+        permission: Permission,
+        *,
+        sender: str,
+        interactive: bool,
+        details: Mapping[str, str] | None = None,
     ) -> None:
-        """Returns when the caller may. Raises AccessDenied, InteractionRequired or LimitsExceeded."""
+        """Returns when the caller may. Raises AccessDenied, InteractionRequired or LimitsExceeded.
+
+        ``details`` are for polkit's dialog and its rules: what stands as ``$(name)`` in the action's message.
+        """
         if caller.uid == 0:
             return
         if self._user_mode:
@@ -88,13 +97,15 @@ class Authority:
             )
         self._in_flight[caller.uid] += 1
         try:
-            await self._ask(caller, permission, sender, interactive=interactive, model=model)
+            await self._ask(caller, permission, sender, interactive=interactive, details=dict(details or {}))
         finally:
             self._in_flight[caller.uid] -= 1
             if not self._in_flight[caller.uid]:
                 del self._in_flight[caller.uid]
 
-    async def _ask(self, caller: Caller, permission: Permission, sender: str, *, interactive: bool, model: str) -> None:
+    async def _ask(
+        self, caller: Caller, permission: Permission, sender: str, *, interactive: bool, details: dict[str, str]
+    ) -> None:
         action = permission.action
         connection = self._connection()
         timeout_s = self._interactive_timeout_s if interactive else self._timeout_s
@@ -111,7 +122,7 @@ class Authority:
                     body=[
                         ["system-bus-name", {"name": Variant("s", sender)}],
                         action,
-                        {"model": model or "all models"},
+                        details,
                         1 if interactive else 0,
                         cancellation,
                     ],

@@ -1,15 +1,28 @@
 """What a snapshot looks like on the bus: names, types and units; pure, and without any decision of its own."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from gpud.core.facts import GpuStatus, HoldStatus, JobStatus, ModelStatus, Snapshot, State
+from gpud.core.events import Alert, Logged
+from gpud.core.facts import (
+    ClaimStatus,
+    GpuProcess,
+    GpuStatus,
+    HoldStatus,
+    JobStatus,
+    ModelStatus,
+    QueueStatus,
+    Snapshot,
+    State,
+)
+from gpud.core.quote import Offer, Quote
+from gpud.dbus.engine_api import Considered
 from gpud.dbus.wire import Variant
 
 Record = dict[str, Variant]
 
-INTERFACE_VERSION = 1
+INTERFACE_VERSION = 2
 
 _MAX = {"u": (1 << 32) - 1, "t": (1 << 64) - 1, "q": (1 << 16) - 1}
 # A wall clock that is read again differs by microseconds from what the monotonic one predicts. Within this the old
@@ -114,6 +127,13 @@ def model_record(status: ModelStatus, clock: WallClock) -> Record:
         "Error": text(status.error),
         "ErrorCode": text(status.error_code),
         "ErrorHint": text(status.error_hint),
+        "Devices": words(device for device, _ in status.shares),
+        "Shares": Variant("a{st}", _sum_by_device(status.shares)),
+        "WaitsFor": text(status.waits_for),
+        "Reduced": text(status.reduced),
+        "NeedSource": text(status.source),
+        "KvBytes": number("t", status.kv_bytes),
+        "IdleTimeoutUSec": number("t", max(0.0, status.idle_timeout_s) * 1_000_000),
     }
     if status.progress is not None:
         record["Progress"] = Variant("d", float(status.progress))
@@ -131,13 +151,10 @@ def gpu_record(status: GpuStatus) -> Record:
         "Reserved": number("t", status.reserved_bytes),
         "Asleep": truth(sample.asleep),
         "Health": text(sample.health),
-        "Processes": records(
-            [
-                {"Pid": number("u", process.pid), "Name": text(process.name)}
-                | ({} if process.used_bytes is None else {"UsedBytes": number("t", process.used_bytes)})
-                for process in sample.processes
-            ]
-        ),
+        "Reserve": number("t", status.reserve_bytes),
+        "Alert": truth(status.alert),
+        "Driver": text(sample.driver),
+        "Processes": records([process_record(process, status.own_pids) for process in sample.processes]),
     }
     known = {
         "VramTotal": ("t", sample.total_bytes),
@@ -151,6 +168,17 @@ def gpu_record(status: GpuStatus) -> Record:
     record |= {key: number(signature, value) for key, (signature, value) in known.items() if value is not None}
     if sample.temperature_c is not None:
         record["Temperature"] = Variant("i", sample.temperature_c)
+    return record
+
+
+def process_record(process: GpuProcess, own: Collection[int]) -> Record:
+    record = {
+        "Pid": number("u", process.pid),
+        "Name": text(process.name),
+        "Own": truth(process.pid in own),
+    }
+    if process.used_bytes is not None:
+        record["UsedBytes"] = number("t", process.used_bytes)
     return record
 
 
@@ -182,6 +210,146 @@ def hold_record(status: HoldStatus, clock: WallClock) -> Record:
     }
 
 
+def claim_record(status: ClaimStatus, clock: WallClock) -> Record:
+    record = {
+        "Id": number("u", status.id),
+        "Who": text(status.who),
+        "Why": text(status.why),
+        "Uid": number("u", status.caller.uid),
+        "Caller": text(status.caller.label),
+        "Bytes": number("t", status.bytes),
+        "Device": text(status.device),
+        "Granted": truth(status.granted),
+        "WaitsFor": text(status.waits_for),
+        "Priority": text(status.priority.name.lower()),
+        "SinceUSec": number("t", clock.usec(status.since_s)),
+    }
+    if status.used_bytes is not None:
+        record["UsedBytes"] = number("t", status.used_bytes)
+    return record
+
+
+def queue_record(status: QueueStatus, clock: WallClock) -> Record:
+    return {
+        "Position": number("u", status.position),
+        "Model": text(status.model),
+        "Claim": number("u", status.claim),
+        "NeedBytes": number("t", status.need_bytes),
+        "Priority": text(status.priority.name.lower()),
+        "Callers": words(status.callers),
+        "Requests": number("u", status.requests),
+        "SinceUSec": number("t", clock.usec(status.since_s)),
+        "UntilUSec": number("t", clock.usec(status.until_s)),
+        "Overdue": truth(status.overdue),
+        "WaitsFor": text(status.waits_for),
+        "LoadUSec": number("t", (status.load_s or 0) * 1_000_000),
+    }
+
+
+def yield_record(snapshot: Snapshot, clock: WallClock) -> Record:
+    status = snapshot.yielded
+    if status is None:
+        return {}
+    return {
+        "SinceUSec": number("t", clock.usec(status.since_s)),
+        "UntilUSec": number("t", clock.usec(status.until_s)),
+        "Why": text(status.why),
+        "Uid": number("u", status.caller.uid),
+        "Caller": text(status.caller.label),
+    }
+
+
+def considered_record(answer: Considered) -> Record:
+    return {
+        "Verdict": text(answer.verdict),
+        "Device": text(answer.device),
+        "Victims": words(answer.victims),
+        "Message": text(answer.message),
+    }
+
+
+def quote_record(quote: Quote) -> Record:
+    best = quote.offers[0] if quote.offers else None
+    return {
+        "NeedBytes": number("t", best.need_bytes if best else 0),
+        "HostBytes": number("t", _beside_gpus(best) if best else 0),
+        "Source": text(best.source.value if best else ""),
+        "LoadUSec": number("t", (quote.load_s or 0) * 1_000_000),
+        "Offers": records([offer_record(offer) for offer in quote.offers]),
+        "Less": records([offer_record(offer) for offer in quote.less]),
+    }
+
+
+def offer_record(offer: Offer) -> Record:
+    record = {
+        "NeedBytes": number("t", offer.need_bytes),
+        "HostBytes": number("t", _beside_gpus(offer)),
+        "KvBytes": number("t", offer.kv_bytes),
+        "Source": text(offer.source.value),
+        "Reduced": text(offer.reduced),
+        "Engine": text(offer.engine),
+        "Shares": Variant("a{st}", _sum_by_device([(share.device, share.bytes) for share in offer.shares])),
+    }
+    if offer.context is not None:
+        record["Context"] = number("u", offer.context)
+    if offer.layers is not None:
+        record["Layers"] = number("u", offer.layers)
+    return record
+
+
+def _beside_gpus(offer: Offer) -> int:
+    return offer.host_bytes if offer.gpu_bytes else 0
+
+
+def _sum_by_device(shares: Iterable[tuple[str, int]]) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for device, share_bytes in shares:
+        sums[device] = min(sums.get(device, 0) + max(0, share_bytes), _MAX["t"])
+    return sums
+
+
+def logged_record(entry: Logged) -> Record:
+    notice = entry.notice
+    return {
+        "AtUSec": number("t", entry.at_us),
+        "Kind": text(notice.kind.value),
+        "Level": text(notice.level.value),
+        "Model": text(notice.model),
+        "Message": text(notice.message),
+        "Detail": words(notice.detail),
+        "Fields": Variant("a{sv}", {key: _field(value) for key, value in notice.fields.items()}),
+    }
+
+
+def _field(value: str | float) -> Variant:
+    """A field of a notice. What does not fit into 64 bits is a text: nothing must make the message unsendable."""
+    if isinstance(value, bool):
+        return truth(value)
+    if isinstance(value, int):
+        if 0 <= value <= _MAX["t"]:
+            return Variant("t", value)
+        return Variant("x", value) if -(1 << 63) <= value < 0 else text(str(value))
+    return Variant("d", value) if isinstance(value, float) else text(str(value))
+
+
+def alert_values(alert: Alert) -> list[Any]:
+    """The arguments of VramAlert."""
+    percent = 100 * alert.used_bytes / alert.total_bytes if alert.total_bytes > 0 else 0
+    return [
+        alert.device,
+        alert.name,
+        alert.raised,
+        number("u", percent).value,
+        number("u", alert.limit_percent).value,
+        alert.message,
+    ]
+
+
+def shown_overall(snapshot: Snapshot) -> str:
+    """The word for gpud itself: while the GPUs are given away, it is not merely idle."""
+    return "yielded" if snapshot.yielded is not None and snapshot.state == "idle" else snapshot.state
+
+
 def loaded_models(snapshot: Snapshot) -> list[ModelStatus]:
     """Those that answer, most recently used first; those in use before the others of the same moment."""
     ready = [status for status in snapshot.models if status.state in (State.READY, State.DRAINING)]
@@ -197,12 +365,15 @@ def property_values(snapshot: Snapshot, clock: WallClock, version: str) -> Recor
     return {
         "Version": text(snapshot.version or version),
         "InterfaceVersion": number("u", INTERFACE_VERSION),
-        "State": text(snapshot.state),
+        "State": text(shown_overall(snapshot)),
         "Degraded": text(snapshot.degraded),
         "LoadedModels": words(status.model.name for status in loaded),
         "ActiveModel": text(active[0].model.name if active else ""),
         "Models": records([model_record(status, clock) for status in snapshot.models]),
         "Holds": records([hold_record(status, clock) for status in snapshot.holds]),
+        "Claims": records([claim_record(status, clock) for status in snapshot.claims]),
+        "Queue": records([queue_record(status, clock) for status in snapshot.queue]),
+        "Yielded": Variant("a{sv}", yield_record(snapshot, clock)),
         "VramTotal": number("t", sum(gpu.sample.total_bytes or 0 for gpu in gpus)),
         "VramBudget": number("t", sum(gpu.budget_bytes or 0 for gpu in gpus)),
         "VramUsed": number("t", sum(gpu.sample.used_bytes or 0 for gpu in gpus)),

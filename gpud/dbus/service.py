@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 
 from gpud.core.errors import GpudError, NoSuchHold
-from gpud.core.events import HoldEnded, Kind, Level, Notice, Outcome
+from gpud.core.events import ClaimOver, HoldEnded, Kind, Level, Notice, Outcome
 from gpud.dbus.address import BusUnavailable, bus_address
 from gpud.dbus.announce import Announcer
 from gpud.dbus.bus import load_library
@@ -15,9 +15,11 @@ from gpud.dbus.callers import Callers
 from gpud.dbus.connection import Connection, ConnectionGone, ReplyError
 from gpud.dbus.dispatch import Dispatcher
 from gpud.dbus.engine_api import EngineApi
-from gpud.dbus.holds import Inhibitors, Watches
+from gpud.dbus.gate import Gate
+from gpud.dbus.holds import Pipes, Waits, Watches
 from gpud.dbus.interface import load_tree
 from gpud.dbus.limits import CallerLimits, Meter
+from gpud.dbus.memory import MemoryMethods
 from gpud.dbus.methods import Methods
 from gpud.dbus.polkit import Authority
 from gpud.dbus.render import WallClock
@@ -76,24 +78,38 @@ class Service:
         self._tree = load_tree()
         self._callers = Callers(self._live)
         self._watches = Watches(self._live, self._holds_something, self._holder_gone)
-        self._inhibitors = Inhibitors(self._pipe_closed)
+        self._waits = Waits()
+        self._inhibitors = Pipes(self._inhibitor_closed)
+        self._claims = Pipes(self._claim_closed)
         self._meter = Meter(limits)
         shown = Shown(engine.snapshot, WallClock(), version, self._library.encode_body)
-        methods = Methods(
+        gate = Gate(
             engine,
             limits=limits,
-            shown=shown,
             connection=self._live,
             callers=self._callers,
             authority=Authority(self._live, user_mode=user_mode, in_flight=limits.polkit),
+            notify=on_bus,
+        )
+        methods = Methods(
+            engine,
+            gate=gate,
+            shown=shown,
             watches=self._watches,
             inhibitors=self._inhibitors,
             asked_for=lambda cookie: self._announcer.asked_for(cookie),
-            notify=on_bus,
+        )
+        memory = MemoryMethods(
+            engine, gate=gate, shown=shown, watches=self._watches, waits=self._waits, claims=self._claims
         )
         loop = asyncio.get_running_loop()
         self._dispatcher = Dispatcher(
-            self._tree, methods.table(), shown, self._meter, loop.time, self._library.encode_body
+            self._tree,
+            {**methods.table(), **memory.table()},
+            shown,
+            self._meter,
+            loop.time,
+            self._library.encode_body,
         )
         self._announcer = Announcer(self._tree, shown, self._send)
         self._unsubscribe = engine.subscribe(self._listen)
@@ -157,6 +173,7 @@ class Service:
         self._announcer.flush()
         self._announcer.close()
         self._inhibitors.close()
+        self._claims.close()
         if self._connection is not None:
             await self._connection.drain(GOODBYE_S)
             self._connection.close()
@@ -211,6 +228,7 @@ class Service:
         self._callers.clear()
         self._meter.clear()
         self._watches.clear()
+        self._waits.cancel_all()
         for owner in {hold.caller.owner for hold in self._engine.snapshot().holds if is_unique_name(hold.caller.owner)}:
             self._holder_gone(owner)
 
@@ -254,17 +272,23 @@ class Service:
             if isinstance(outcome, HoldEnded):
                 self._inhibitors.drop(outcome.cookie)
                 self._watches.prune(outcome.owner)
+            elif isinstance(outcome, ClaimOver):
+                self._claims.drop(outcome.claim)
 
     def _holds_something(self, owner: str) -> bool:
         return any(hold.caller.owner == owner for hold in self._engine.snapshot().holds)
 
     def _holder_gone(self, owner: str) -> None:
         self._announcer.vanished(owner)
+        self._waits.cancel(owner)
         self._engine.release_owner(owner)
 
-    def _pipe_closed(self, cookie: int, owner: str) -> None:
+    def _inhibitor_closed(self, cookie: int, owner: str) -> None:
         with contextlib.suppress(NoSuchHold):
             self._engine.release(cookie, owner)
+
+    def _claim_closed(self, number: int, _owner: str) -> None:
+        self._engine.drop_claim(number, "given back")
 
 
 async def _owner(connection: Connection) -> str:

@@ -5,7 +5,15 @@ from dataclasses import replace
 from typing import Any
 
 from gpud.core.facts import Snapshot
-from gpud.dbus.render import Record, WallClock, gpu_record, model_record, property_values, status_values
+from gpud.dbus.render import (
+    Record,
+    WallClock,
+    gpu_record,
+    model_record,
+    property_values,
+    queue_record,
+    status_values,
+)
 
 Encode = Callable[[str, tuple[Any, ...]], bytes]
 """The bytes of a body, from its signature and its values."""
@@ -62,6 +70,12 @@ class Shown:
     def gpus(self) -> bytes:
         """The body of an answer to ListGpus."""
         return self._body("gpus", "aa{sv}", lambda snapshot: [gpu_record(status) for status in snapshot.gpus])
+
+    def queue(self) -> bytes:
+        """The body of an answer to ListQueue."""
+        return self._body(
+            "queue", "aa{sv}", lambda snapshot: [queue_record(status, self._clock) for status in snapshot.queue]
+        )
 
     def _body(self, name: str, signature: str, values: Callable[[Snapshot], Any]) -> bytes:
         snapshot = self.look()

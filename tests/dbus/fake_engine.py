@@ -1,15 +1,28 @@
 """An engine that only remembers what it was asked, and shows what the test sets."""
 
+import asyncio
 import itertools
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from gpud.core.errors import ConfigInvalid, NoSuchHold, NoSuchModel
-from gpud.core.events import HoldEnded, JobEnded, LoadOptions, ModelChanged, Outcome, Touched
+from gpud.core.admission import Considered
+from gpud.core.errors import ConfigInvalid, GpudError, NoSuchClaim, NoSuchHold, NoSuchModel
+from gpud.core.events import (
+    ClaimGranted,
+    ClaimOver,
+    HoldEnded,
+    JobEnded,
+    LoadOptions,
+    Logged,
+    ModelChanged,
+    Outcome,
+    Touched,
+)
 from gpud.core.facts import (
     Caller,
+    ClaimStatus,
     GpuProcess,
     GpuSample,
     GpuStatus,
@@ -19,9 +32,13 @@ from gpud.core.facts import (
     JobStatus,
     Model,
     ModelStatus,
+    Priority,
+    QueueStatus,
     Snapshot,
     State,
+    YieldStatus,
 )
+from gpud.core.quote import Quote
 
 GIB = 1 << 30
 NO_OPTIONS = LoadOptions()
@@ -46,6 +63,14 @@ class FakeEngine:
         self.problems: list[str] = []
         self.fail: Exception | None = None
         self.end_loads_at_once = False
+        self.claims: dict[int, ClaimStatus] = {}
+        self.grant_at_once = True
+        self.queue: tuple[QueueStatus, ...] = ()
+        self.yielded: YieldStatus | None = None
+        self.records: tuple[Logged, ...] = ()
+        self.answer = Considered("fits", "GPU-1")
+        self.quotes: dict[str, Quote] = {}
+        self._waiting: dict[int, asyncio.Future[ClaimStatus]] = {}
         self.fresh_gpus: tuple[GpuStatus, ...] | None = None
         self._numbers = itertools.count(1)
         self._listeners: list[Callable[[tuple[Outcome, ...]], None]] = []
@@ -70,6 +95,9 @@ class FakeEngine:
             jobs=tuple(self.jobs.values()),
             holds=tuple(self.holds.values()),
             idle_timeout_s=self.idle_timeout_s,
+            claims=tuple(self.claims.values()),
+            queue=self.queue,
+            yielded=self.yielded,
         )
 
     def load(self, model: str, caller: Caller, options: LoadOptions = NO_OPTIONS) -> int:
@@ -121,6 +149,65 @@ class FakeEngine:
     def held_by_others(self, model: str, owner: str) -> bool:
         return any(hold.model == model and hold.caller.owner != owner for hold in self.holds.values())
 
+    def claim(
+        self,
+        size_bytes: int,
+        caller: Caller,
+        *,
+        who: str,
+        why: str,
+        gpu: str = "",
+        priority: Priority = Priority.NORMAL,
+        wait_s: float | None = None,
+    ) -> int:
+        self.calls.append(("claim", size_bytes, caller, who, why, gpu, priority, wait_s))
+        if self.fail is not None:
+            raise self.fail
+        number = next(self._numbers)
+        waits = "1 of 2 in the queue"
+        self.claims[number] = ClaimStatus(number, caller, who, why, size_bytes, self.now_s, priority, waits_for=waits)
+        self.tell(Touched())
+        if self.grant_at_once:
+            self.grant(number)
+        return number
+
+    async def claimed(self, claim: int) -> ClaimStatus:
+        if claim not in self.claims:
+            raise NoSuchClaim(f"there is no claim {claim}")
+        if self.claims[claim].granted:
+            return self.claims[claim]
+        waiter = self._waiting[claim] = asyncio.get_running_loop().create_future()
+        return await waiter
+
+    def drop_claim(self, claim: int, reason: str) -> None:
+        self.calls.append(("drop_claim", claim, reason))
+        if self.claims.pop(claim, None) is not None:
+            self.tell(ClaimOver(claim, None, reason))
+
+    def yield_gpus(self, caller: Caller, *, why: str, for_s: float | None = None) -> None:
+        self.calls.append(("yield", caller.uid, why, for_s))
+        until_s = None if for_s is None else self.now_s + for_s
+        self.yielded = YieldStatus(caller, why, self.now_s, until_s)
+        self.tell(Touched())
+
+    def resume(self, caller: Caller) -> None:
+        self.calls.append(("resume", caller.uid))
+        self.yielded = None
+        self.tell(Touched())
+
+    async def explain(self, model: str, limit: int = 20) -> tuple[Logged, ...]:
+        self.calls.append(("explain", model, limit))
+        return self.records
+
+    def consider(self, size_bytes: int, *, gpu: str = "") -> Considered:
+        self.calls.append(("consider", size_bytes, gpu))
+        return self.answer
+
+    async def quote(self, model: str) -> Quote:
+        if model not in self.quotes:
+            raise NoSuchModel(f'there is no model "{model}"')
+        return self.quotes[model]
+
     def set_idle_timeout(self, timeout_s: float) -> None:
         self.calls.append(("set_idle_timeout", timeout_s))
         self.idle_timeout_s = timeout_s
@@ -159,6 +246,20 @@ class FakeEngine:
     def end(self, job: int, result: JobResult = JobResult.DONE, message: str = "") -> None:
         gone = self.jobs.pop(job)
         self.tell(JobEnded(job, gone.kind, gone.model, result, message, gone.caller))
+
+    def grant(self, claim: int, device: str = "GPU-1") -> None:
+        self.claims[claim] = replace(self.claims[claim], device=device, vendor="nvidia", waits_for="")
+        if waiter := self._waiting.pop(claim, None):
+            waiter.set_result(self.claims[claim])
+        self.tell(ClaimGranted(claim, device, "nvidia"))
+
+    def end_claim(self, claim: int, error: GpudError | None = None, reason: str = "") -> None:
+        """The engine's own doing: refused while it waits, or ended later."""
+        del self.claims[claim]
+        waiter = self._waiting.pop(claim, None)
+        if waiter is not None and error is not None:
+            waiter.set_exception(error)
+        self.tell(ClaimOver(claim, error, reason))
 
     def drop_hold(self, cookie: int, reason: str) -> None:
         hold = self.holds.pop(cookie)

@@ -8,6 +8,7 @@ import pytest
 from jeepney import MessageFlag
 
 from gpud.core.events import Kind, LoadOptions, Notice
+from gpud.core.facts import Priority
 from gpud.dbus.limits import CallerLimits
 
 from .fake_engine import FakeEngine, gpu, status
@@ -44,11 +45,17 @@ def test_load_options_reach_the_engine_in_its_units(
 
     async def scenario() -> None:
         async with serving(private_bus.address, engine, library=library), peer(private_bus.address) as client:
-            options = {"idle-timeout-usec": ("t", 1_500_000), "context-size": ("u", 4096), "evict": ("b", False)}
+            options = {
+                "idle-timeout-usec": ("t", 1_500_000),
+                "context-size": ("u", 4096),
+                "evict": ("b", False),
+                "priority": ("s", "high"),
+                "wait-usec": ("t", 0),
+            }
             await client.call("LoadWithOptions", "sa{sv}", "tiny", options)
             await client.call("LoadWithOptions", "sa{sv}", "tiny", {})
             assert [call[3] for call in engine.asked("load")] == [
-                LoadOptions(idle_timeout_s=1.5, context=4096, evict=False),
+                LoadOptions(idle_timeout_s=1.5, context=4096, evict=False, priority=Priority.HIGH, wait_s=0.0),
                 LoadOptions(),
             ]
 
@@ -61,6 +68,7 @@ def test_load_options_reach_the_engine_in_its_units(
         ({"speed": ("u", 1)}, '"idle-timeout-usec", "context-size", "hold", "evict"'),
         ({"hold": ("s", "yes")}, 'its type is "b"'),
         ({"context-size": ("t", 4096)}, 'its type is "u"'),
+        ({"priority": ("s", "urgent")}, "it can be low, normal, high, critical"),
     ],
 )
 def test_options_that_are_unknown_or_of_another_type_are_refused_with_what_is_allowed(
@@ -165,7 +173,7 @@ def test_without_polkit_only_root_may_and_the_refusal_says_so(
             assert "org.freedesktop.DBus.Error.AccessDenied" in complaint
             assert "there is no polkit on this machine, so that only uid 0 may" in complaint
             status, shown, _ = await busctl(private_bus.address, "call", NAME, PATH, NAME, "Status", uid=NOBODY)
-            assert status == 0 and '"InterfaceVersion" u 1' in shown
+            assert status == 0 and '"InterfaceVersion" u 2' in shown
             assert engine.asked("load") == []
 
     run(scenario())
@@ -211,6 +219,11 @@ def test_a_real_polkit_mock_decides_action_by_action(
         ("SetIdleTimeout", "t", (1,), "manage", "all models"),
         ("SetVramBudget", "t", (1,), "manage", "all models"),
         ("Reload", None, (), "manage", "all models"),
+        ("Yield", "ts", (0, "a game"), "manage", "all models"),
+        ("Resume", None, (), "manage", "all models"),
+        ("Inhibit", "sss", ("unload", "who", "why"), "hold", "all models"),
+        ("Inhibit", "sss", ("load", "who", "why"), "manage", "all models"),
+        ("Inhibit", "sss", ("load:evict", "who", "why"), "manage", "all models"),
     ],
 )
 def test_each_method_asks_for_its_own_action_about_the_callers_connection(
@@ -418,8 +431,9 @@ def test_status_shows_everything_at_one_moment(
             }
             device = shown["Gpus"][1][0]
             assert device["Uuid"] == ("s", "GPU-1") and device["VramForeign"] == ("t", 1 << 30)
-            assert device["Processes"][1][0] == {"Pid": ("u", 4711), "Name": ("s", "game"), "UsedBytes": ("t", 1 << 30)}
-            assert device["Processes"][1][1] == {"Pid": ("u", 4712), "Name": ("s", "driver")}
+            game, driver = device["Processes"][1]
+            assert game == {"Pid": ("u", 4711), "Name": ("s", "game"), "UsedBytes": ("t", 1 << 30), "Own": ("b", False)}
+            assert driver == {"Pid": ("u", 4712), "Name": ("s", "driver"), "Own": ("b", False)}
             job = shown["Jobs"][1][0]
             assert (job["Id"], job["Kind"], job["Model"]) == (("u", 1), ("s", "load"), ("s", "big"))
             assert (job["Progress"], job["Uid"]) == (("d", 0.25), ("u", 0))
