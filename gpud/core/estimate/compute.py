@@ -1,0 +1,101 @@
+"""How much memory a computation needs besides weights and caches.
+
+This is the one part of an estimate that has no exact rule: the engine plans the buffers of each build, device and
+architecture anew, and reuses what is no longer needed. What is written here is the shape that its plans have, the
+largest of a few phases, with factors that were fitted to the record of a llama-server for the CPU, over micro-batches
+of 128 to 2048, contexts of 2,048 to 65,536, with and without flash attention, one to eight slots. ``python -m
+bench.estimate --measure`` measures them again and prints the error of every model. On a CPU they are therefore
+regression values; a GPU's own plans differ (other fusions, other scratch), and the engine's dry run says what they are.
+"""
+
+from dataclasses import dataclass
+
+from gpud.core.estimate.cache import Cells
+from gpud.core.estimate.shape import Shape, Work
+from gpud.core.plan import Plan
+
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """Numbers of floats for each token, in units of a width of the model.
+
+    Fitted to llama-server 0.5.0-dev (0c1e570), CPU, 24 models × 15 argument sets. ``gated``: of a feed-forward network
+    its two inner halves and their product; beside it ``Rules.widths`` rows as wide as the model (4 in most
+    architectures). ``chosen`` experts write a row each, and once more weighted, beside ``chosen_widths`` rows.
+    ``shared_widths``: rows beside an expert that all tokens use. ``attending``: rows beside the scores without flash
+    attention, ``heads`` rows as wide as all heads. ``mixed``: of the inner width of a state-space layer, one width of
+    the model beside it; ``projected``: of all that enters one with groups, and of what it convolves.
+    """
+
+    gated: float = 3.0
+    chosen: float = 2.0
+    chosen_widths: float = 6.0
+    shared_widths: float = 5.0
+    attending: float = 3.5
+    heads: float = 2.0
+    mixed: float = 6.0
+    projected: float = 2.0
+
+
+FACTORS = Factors()
+
+
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """What one device needs that computes whole layers and the output, and the part of it that enters from outside:
+    masks and embedded tokens. The machine's own memory holds the latter in any case."""
+
+    all: int
+    inputs: int
+
+
+def buffers(shape: Shape, plan: Plan, cells: Cells, factors: Factors = FACTORS) -> Buffers:
+    work = shape.work
+    flash = plan.flash_attention != "off" and shape.rules.flash_attention
+    attending = any(layer.key for layer in shape.layers)
+    masks = _masks(shape, cells, 2 if flash else FLOAT_BYTES) if attending else 0
+    tokens = cells.tokens
+    floats = _feed_forward(work, shape.rules.widths, factors) * tokens
+    floats = max(floats, _state_space(shape, factors, cells))
+    if attending and not flash:
+        rows = factors.attending * work.width + factors.heads * work.heads * work.head
+        floats = max(floats, (work.heads * cells.full + rows) * tokens)
+    outputs = tokens if plan.embeddings else min(cells.sequences, tokens)
+    if shape.rules.ties_output and not (plan.embeddings and shape.rules.embeds_apart):
+        floats = max(floats, outputs * (work.vocabulary + work.width))
+    return Buffers(masks + int(floats * FLOAT_BYTES), masks + tokens * work.width * FLOAT_BYTES)
+
+
+def _masks(shape: Shape, cells: Cells, element: int) -> int:
+    """Which token may see which cell, for each kind of cache."""
+    size = cells.tokens * cells.full * element
+    if any(layer.windowed for layer in shape.layers):
+        size += cells.tokens * cells.windowed * element
+    return size
+
+
+def _feed_forward(work: Work, widths: float, factors: Factors) -> float:
+    """Floats for each token in the widest phase of a layer after its attention."""
+    beside = widths * work.width
+    phases = [factors.gated * work.feed_forward + beside + work.per_layer]
+    if work.experts_used:
+        phases.append(factors.gated * work.experts_used * work.expert_feed_forward + beside)
+        phases.append((factors.chosen * work.experts_used + factors.chosen_widths) * work.width)
+    if work.shared_feed_forward:
+        phases.append(factors.gated * work.shared_feed_forward + factors.shared_widths * work.width)
+    return max(phases)
+
+
+def _state_space(shape: Shape, factors: Factors, cells: Cells) -> float:
+    """Floats of a layer with a state, for all tokens and sequences."""
+    work = shape.work
+    state = max((layer.state + layer.convolution for layer in shape.layers), default=0)
+    if not work.state_inner:
+        return state * cells.sequences
+    if work.state_groups:
+        convolved = work.state_inner + 2 * work.state_groups * work.state_size
+        projected = work.state_inner + convolved + work.state_heads
+        return factors.projected * (projected + convolved) * cells.tokens + state * cells.sequences
+    return (factors.mixed * work.state_inner + work.width) * cells.tokens + state * cells.sequences

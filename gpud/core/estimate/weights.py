@@ -1,0 +1,169 @@
+"""Where each tensor of a file goes when llama.cpp loads it, and what it takes there.
+
+Layers are counted as llama.cpp does: the repeating ones from 0, and the output as one more after them. What belongs to
+the input never leaves the machine's own memory.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from gpud.core.modelfile import ModelFile, Tensor
+
+INPUT = -1
+HOST_ALIGNMENT = 32
+"""Of every tensor in the machine's own memory."""
+
+GPU_ALIGNMENT = 128
+"""Of every tensor on an NVIDIA GPU."""
+
+GPU_ROW_PADDING = 512
+"""The last row of a quantized tensor is filled up to so many elements on an NVIDIA GPU, which may read past its end."""
+
+REPACKED = frozenset({"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"})
+"""Types whose matrices the engine keeps rearranged when an x86 CPU with AVX2 multiplies them.
+
+Nothing grows by that, but embeddings that serve as the output too are then in memory twice, once as each.
+``--no-repack`` keeps them once.
+"""
+
+_UNQUANTIZED = frozenset({"F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64"})
+_BLOCK = re.compile(r"blk\.(\d+)\.")
+_EXPERTS = re.compile(r"\.ffn_(up|down|gate|gate_up)_(ch|)exps")
+_INPUTS = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
+_FIRST_LAYER = ("token_embd_norm.", "per_layer_model_proj.", "per_layer_proj_norm.")
+_EVERYWHERE = ("rope_freqs.", "rope_factors_long.", "rope_factors_short.")
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The same tensors in the machine's own memory and on a GPU; ``largest`` is the largest matrix among them."""
+
+    host: int = 0
+    gpu: int = 0
+    largest: int = 0
+
+    def __add__(self, other: "Sizes") -> "Sizes":
+        return Sizes(self.host + other.host, self.gpu + other.gpu, max(self.largest, other.largest))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A layer's tensors: what moves with the layer, its experts apart, and what an override pins to a device."""
+
+    movable: Sizes = Sizes()
+    experts: Sizes = Sizes()
+    pinned: tuple[tuple[str, Sizes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """All tensors of a file: ``places`` has one entry for each layer and the output at the end.
+
+    ``everywhere`` is what each device with a layer gets a copy of; ``tied`` the embeddings again, as the output:
+    they count apart only where they are elsewhere, or ``tied_again`` says so.
+    """
+
+    inputs: Place
+    places: tuple[Place, ...]
+    everywhere: Sizes
+    tied: Sizes
+    tied_again: bool
+
+
+def sizes(tensor: Tensor) -> Sizes:
+    """What one tensor takes, with the padding that each kind of memory wants."""
+    on_gpu = tensor.bytes
+    row = tensor.shape[0] if tensor.shape else 1
+    if tensor.kind not in _UNQUANTIZED and row % GPU_ROW_PADDING:
+        row_bytes = tensor.bytes * row // max(math.prod(tensor.shape), 1)
+        on_gpu += row_bytes * (GPU_ROW_PADDING - row % GPU_ROW_PADDING) // row
+    matrix = tensor.bytes if len(tensor.shape) > 1 and not tensor.name.startswith(_INPUTS) else 0
+    return Sizes(padded(tensor.bytes, HOST_ALIGNMENT), padded(on_gpu, GPU_ALIGNMENT), matrix)
+
+
+def padded(size: int, alignment: int) -> int:
+    return -(-size // alignment) * alignment
+
+
+@dataclass(slots=True)
+class _Sum:
+    movable: list[Sizes] = field(default_factory=list)
+    experts: list[Sizes] = field(default_factory=list)
+    pinned: dict[str, list[Sizes]] = field(default_factory=dict)
+
+    def place(self) -> Place:
+        pinned = tuple((buffer, _add(found)) for buffer, found in self.pinned.items())
+        return Place(_add(self.movable), _add(self.experts), pinned)
+
+
+def _add(found: Iterable[Sizes]) -> Sizes:
+    host = gpu = largest = 0
+    for one in found:
+        host += one.host
+        gpu += one.gpu
+        largest = max(largest, one.largest)
+    return Sizes(host, gpu, largest)
+
+
+def weigh(
+    file: ModelFile,
+    layers: int,
+    predicting: int,
+    overrides: Sequence[tuple[str, str]],
+    *,
+    ties_output: bool,
+    output_first: bool,
+) -> Weights:
+    """Sort the tensors of a file. The last ``predicting`` of its layers are for drafts, and are not loaded."""
+    patterns = [(re.compile(pattern), buffer) for pattern, buffer in overrides]
+    inputs, everywhere = _Sum(), []
+    places = [_Sum() for _ in range(layers + 1)]
+    embeddings: Tensor | None = None
+    has_output = False
+    # LFM2 calls the norm of its output one of its embeddings.
+    norm_of_output = not any(tensor.name.startswith("output_norm.") for tensor in file.tensors)
+    for tensor in file.tensors:
+        name = tensor.name
+        if name == "token_embd.weight":
+            embeddings = tensor
+        has_output = has_output or name == "output.weight"
+        number = _layer(name, layers, norm_of_output)
+        if number is None or layers - predicting <= number < layers:
+            continue
+        found = sizes(tensor)
+        if name.startswith(_EVERYWHERE):
+            everywhere.append(found)
+            continue
+        target = inputs if number == INPUT else places[number]
+        buffer = next((buffer for pattern, buffer in patterns if pattern.search(name)), None)
+        if buffer is not None:
+            target.pinned.setdefault(buffer, []).append(found)
+        elif _EXPERTS.search(name):
+            target.experts.append(found)
+        else:
+            target.movable.append(found)
+    tied = Sizes()
+    again = False
+    if ties_output and embeddings is not None and not has_output:
+        once = sizes(embeddings)
+        tied = Sizes(once.host, once.gpu, embeddings.bytes)
+        rows = embeddings.shape[1] if len(embeddings.shape) > 1 else 1
+        again = output_first or (embeddings.kind in REPACKED and rows % 8 == 0)
+    return Weights(inputs.place(), tuple(one.place() for one in places), _add(everywhere), tied, again)
+
+
+def _layer(name: str, layers: int, norm_of_output: bool) -> int | None:
+    """The layer that a tensor belongs to, None for one that is not loaded."""
+    block = _BLOCK.match(name)
+    if block:
+        number = int(block[1])
+        return number if number < layers and ".nextn." not in name else None
+    if name.startswith(_INPUTS):
+        return INPUT
+    if name.startswith("token_embd_norm.") and norm_of_output:
+        return layers
+    if name.startswith(_FIRST_LAYER):
+        return 0
+    return layers
