@@ -62,7 +62,17 @@ DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 STAYS_OPEN = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY}
 
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+# The file by which programs share the database cannot be made or mapped: the disk is full, or knows no such thing. The
+# database can still be read, by one alone.
+NOT_SHARED = {sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_SHMOPEN, sqlite3.SQLITE_IOERR_SHMMAP}
+
+OS_ADVICE = {
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room on that disk",
+    errno.EIO: "look for errors of that disk with journalctl -k",
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP), "move away what is in its place"),
+}
+OTHER_OS_ADVICE = "let gpud write there"
 
 CONSEQUENCE = "Until then loads go on, and what is learnt is kept in memory only"
 
@@ -83,7 +93,7 @@ class _Damaged(Exception):
 
 
 class Database:
-    """``waiting`` tells whether changes were given that are not on the disk."""
+    """``given`` counts the changes that were ever given; the first ``saved`` of them wait no more."""
 
     def __init__(
         self, path: Path, problems: Problems, *, migrations: Path = MIGRATIONS, busy_s: float = BUSY_S
@@ -98,24 +108,23 @@ class Database:
         self._closed = False
         self._begun_anew = False
         self._waiting: deque[Change] = deque(maxlen=WAITING_MOST)
-
-    @property
-    def waiting(self) -> bool:
-        return bool(self._waiting)
+        self.given = 0
+        self.saved = 0
 
     def read(self, sql: str, values: Sequence[Any] = ()) -> list[Any] | None:
         """The rows, or None when they cannot be read now."""
         if self._closed or (self._connection is None and self._tried):
             return None
-        return self._try("read", lambda connection: connection.execute(sql, _storable(values)).fetchall())
+        return self._try(lambda connection: connection.execute(sql, _storable(values)).fetchall())
 
     def write(self, *changes: Change) -> bool:
         """All of them or none, after those that wait. False: they wait now. A place that could not be used is tried
         again."""
+        self.given += len(changes)
         self._waiting.extend(Change(sql, _storable(values)) for sql, values in changes)
-        if self._closed or not self._try("write", self._apply):
+        if self._closed or not self._try(self._apply):
             return False
-        self._waiting.clear()
+        self._wait_no_more()
         self._problems.solved(TOPIC)
         return True
 
@@ -129,6 +138,10 @@ class Database:
             os.close(self._lock_fd)
             self._lock_fd = -1
 
+    def _wait_no_more(self) -> None:
+        self._waiting.clear()
+        self.saved = self.given
+
     def _apply(self, connection: sqlite3.Connection) -> bool:
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -138,19 +151,20 @@ class Database:
         except Exception as error:
             if not _from_outside(error):
                 # A defect of ours, which no disk will ever cure: it must not keep all others waiting.
-                self._waiting.clear()
+                self._wait_no_more()
             raise
         finally:
             with contextlib.suppress(sqlite3.Error):
                 connection.rollback()
         return True
 
-    def _try(self, what: str, work: Callable[[sqlite3.Connection], T]) -> T | None:
+    def _try(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
         """Again on a new file where the first try shows that the old one is damaged."""
         try:
             try:
                 return work(self._connected())
-            except _Damaged as error:
+            except (_Damaged, UnicodeDecodeError) as error:
+                # A complaint of SQLite that quotes what is damaged cannot even be read.
                 found = str(error)
             except sqlite3.DatabaseError as error:
                 if _code(error) not in DAMAGED:
@@ -159,22 +173,21 @@ class Database:
             self._begin_anew(found)
             return work(self._connected())
         except OSError as error:
-            self._say(
-                f"cannot {what} {error.filename or self._path}: {error.strerror or error}",
-                "make room on that disk" if error.errno in NO_ROOM else "let gpud write there",
-            )
+            where = "" if error.filename is None else f"{error.filename}: "
+            self._say(f"{where}{error.strerror or error}", OS_ADVICE.get(error.errno or 0, OTHER_OS_ADVICE))
         except (_Unusable, _Damaged) as error:
-            self._problems.say(TOPIC, f"cannot use {self._path}: {error}. {CONSEQUENCE}")
+            self._say(str(error))
         except sqlite3.DatabaseError as error:
             if not _from_outside(error):
                 raise
             if _code(error) not in STAYS_OPEN:
                 self._disconnect()
-            self._say(f"cannot {what} {self._path}: {error}", ADVICE.get(_code(error), OTHER_ADVICE))
+            self._say(str(error), ADVICE.get(_code(error), OTHER_ADVICE))
         return None
 
-    def _say(self, what: str, advice: str) -> None:
-        self._problems.say(TOPIC, f"{what}; {advice}. {CONSEQUENCE}")
+    def _say(self, *why: str) -> None:
+        # The same words whether it was read or written: they are told once.
+        self._problems.say(TOPIC, f"cannot use {self._path}: {'; '.join(why)}. {CONSEQUENCE}")
 
     # Opening ---------------------------------------------------------------------------------------------------------
 
@@ -186,13 +199,25 @@ class Database:
         self._be_alone()
         # Made here for its mode, which SQLite gives to the files beside it, too.
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
-        connection = sqlite3.connect(self._path, timeout=self._busy_s, isolation_level=None, check_same_thread=False)
         try:
+            self._connection = self._prepared(exclusive=False)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode not in NOT_SHARED:
+                raise
+            self._connection = self._prepared(exclusive=True)
+        return self._connection
+
+    def _prepared(self, *, exclusive: bool) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=self._busy_s, isolation_level=None, check_same_thread=False)
+        # Words that are damaged are still words; a record that is damaged is found out by whoever reads it.
+        connection.text_factory = lambda text: text.decode(errors="replace")
+        try:
+            if exclusive:
+                connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._prepare(connection)
         except BaseException:
             connection.close()
             raise
-        self._connection = connection
         return connection
 
     def _be_alone(self) -> None:

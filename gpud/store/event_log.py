@@ -36,7 +36,7 @@ class EventLog:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._recent: deque[Logged] = deque(maxlen=REMEMBERED)
-        self._unsaved: deque[Logged] = deque(maxlen=WAITING_MOST)
+        self._unsaved: deque[tuple[int, Logged]] = deque(maxlen=WAITING_MOST)
         self._until_pruning = 0
 
     def add(self, entries: Sequence[Logged]) -> None:
@@ -47,8 +47,8 @@ class EventLog:
             self._until_pruning = PRUNE_EVERY
             changes.append(Change(_PRUNE, (KEPT_MOST,)))
         self._recent.extend(bounded)
-        self._unsaved.extend(bounded)
         self._database.write(*changes)
+        self._unsaved.extend((self._database.given, entry) for entry in bounded)
 
     def latest(self, model: str, limit: int) -> tuple[Logged, ...]:
         """The newest first. What is not on the disk yet has the ids that it will be given there."""
@@ -60,10 +60,10 @@ class EventLog:
             (*values, limit),
         )
         last = self._database.read("SELECT seq FROM sqlite_sequence WHERE name = 'event'")
-        if not self._database.waiting:
-            self._unsaved.clear()
+        while self._unsaved and self._unsaved[0][0] <= self._database.saved:
+            self._unsaved.popleft()
         # Where the disk does not even answer there is what was given since the start.
-        unsaved = self._recent if rows is None else self._unsaved
+        unsaved = self._recent if rows is None else (entry for _, entry in self._unsaved)
         numbered = [
             replace(entry, id=number)
             for number, entry in enumerate(unsaved, (last[0][0] if last else 0) + 1)

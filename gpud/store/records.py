@@ -10,6 +10,7 @@ from typing import Any
 
 from gpud.core.facts import Endpoint
 from gpud.core.ports import ChildRecord, RunnerRecord
+from gpud.core.quote import Share
 from gpud.store.problems import Problems
 
 log = logging.getLogger(__name__)
@@ -80,9 +81,11 @@ def _record_from(content: dict[str, Any]) -> RunnerRecord:
     child = content.pop("child")
     endpoint = content.pop("endpoint")
     devices = content.pop("devices")
+    shares = content.pop("shares")
     return RunnerRecord(
         **content,
         endpoint=Endpoint(**endpoint),
         devices=tuple(devices),
+        shares=tuple(Share(**share) for share in shares),
         child=None if child is None else ChildRecord(**child),
     )
