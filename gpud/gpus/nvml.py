@@ -5,61 +5,22 @@ read before it is known that this is wanted.
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpud.core.facts import GpuProcess, GpuSample
-from gpud.gpus.host import machine_memory
-from gpud.gpus.sysfs import PciDevice, display_devices, process_name, read_text
+from gpud.core.facts import GpuSample
+from gpud.gpus.nvml_calls import LIBRARY, Calls, Unwell, load_nvml
+from gpud.gpus.nvml_device import VENDOR, Device, Known
+from gpud.gpus.nvml_trouble import XidWatch
+from gpud.gpus.sysfs import PciDevice, display_devices, read_text
 
 log = logging.getLogger(__name__)
 
-VENDOR = "nvidia"
 PCI_VENDOR = "0x10de"
-LIBRARY = "libnvidia-ml.so.1"
-UNKNOWN_BYTES = 2**64 - 1
-"""What the driver says where it does not know: NVML_VALUE_NOT_AVAILABLE."""
-UNKNOWN_NUMBER = 2**32 - 1
-"""The same in its 32-bit figures."""
 
 RELOAD_HINT = "reboot, or stop every program that uses the GPU and reload the driver (modprobe -r nvidia_uvm nvidia)"
-
-
-def load_nvml() -> Any | None:
-    """The module ``pynvml``, or None where NVIDIA's library is not installed. The import takes tens of milliseconds."""
-    import ctypes
-
-    try:
-        ctypes.CDLL(LIBRARY)
-    except OSError:
-        return None
-    import pynvml
-
-    return pynvml
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What stays true of a GPU while it is left alone."""
-
-    uuid: str
-    name: str
-    index: int
-    address: str
-    total_bytes: int | None = None
-
-    def left_alone(self, *, asleep: bool = False, health: str = "") -> GpuSample:
-        return GpuSample(
-            uuid=self.uuid,
-            name=self.name,
-            index=self.index,
-            vendor=VENDOR,
-            total_bytes=self.total_bytes,
-            asleep=asleep,
-            health=health,
-        )
 
 
 class _Failed(Exception):
@@ -70,101 +31,136 @@ class _Failed(Exception):
         self.is_plain_absence = is_plain_absence
 
 
-class _Unwell(Exception):
-    """One GPU cannot be used; the text says why and what to do."""
-
-
 class NvmlProbe:
     """All NVIDIA GPUs that the driver shows. ``calls`` counts what NVML was asked.
 
-    NVML is initialised by the first look that may wake the GPUs. A look that may not leaves alone what sleeps, and
-    everything while NVML is let go, because each question puts off the sleep of a GPU that could fall asleep. It asks
-    and lets go again only where no GPU is ever suspended, and once where all are awake and nothing was learnt yet, so
-    that a machine is known from the start.
+    NVML is initialised by the first look that may wake the GPUs, and kept until :meth:`release`. A look that may not
+    leaves alone what sleeps, and everything while NVML is let go, because each question puts off the sleep of a GPU
+    that could fall asleep. It asks and lets go again only where no GPU is ever suspended, and once where all are awake
+    and nothing was learnt yet, so that a machine is known from the start.
+
+    While a GPU is lost, each look begins NVML anew and lets it go at its end: a reset is refused as long as we have the
+    GPU open, and only a new beginning sees what came of it.
     """
 
     source = "NVML"
 
     def __init__(self, root: Path = Path("/"), load: Callable[[], Any | None] = load_nvml) -> None:
-        self.calls = 0
         self.problems: tuple[str, ...] = ()
         self._root = root
         self._load = load
-        self._nvml: Any = None
-        self._ready = False
+        self._calls: Calls | None = None
+        self._xids: XidWatch | None = None
+        self._devices: dict[int, Device] = {}
+        self._count = 0
+        self._watches = False
+        self._is_open = False
+        self._is_held = False
+        self._has_lost = False
         self._asked = False
         self._failure = ""
         self._is_plain_absence = False
-        self._devices: tuple[PciDevice, ...] = ()
+        self._driver = ""
+        self._told: dict[int, str] = {}
+        self._cards: tuple[PciDevice, ...] = ()
         self._known: tuple[Known, ...] = ()
-        self._handles: dict[int, Any] = {}
-        self._count = 0
+
+    @property
+    def calls(self) -> int:
+        return self._calls.count if self._calls is not None else 0
 
     # What the facade calls: all in this probe's own thread, except recall.
 
     def look(self, own: frozenset[int], wake: bool) -> tuple[GpuSample, ...]:  # noqa: ARG002 — the driver lists everybody
-        self._devices = tuple(display_devices(self._root, PCI_VENDOR))
-        sleeping = frozenset(device.address for device in self._devices if device.suspended)
-        if not wake and not self._ready and (sleeping or (self._asked and not self._stay_awake())):
-            return self._left_alone()
-        for_once = not wake and not self._ready
+        self._cards = tuple(display_devices(self._root, PCI_VENDOR))
+        self._driver = self._driver or read_text(self._root / "sys/module/nvidia/version") or ""
+        sleeping = frozenset(card.address for card in self._cards if card.suspended)
+        if not wake and not self._is_held and (sleeping or (self._asked and not self._stay_awake())):
+            return self._with_driver(self._left_alone())
         try:
-            self._begin()
-            return self._measure(frozenset() if wake else sleeping)
+            self._begin(watch=wake or self._is_held)
+            self._is_held = self._is_held or wake
+            samples = self._measure(frozenset() if wake else sleeping)
+            if self._calls is not None and self._calls.is_void:
+                self._begin(watch=self._is_held)
+                samples = self._measure(frozenset() if wake else sleeping)
         except _Failed as failed:
             self._failure = str(failed)
             self._is_plain_absence = failed.is_plain_absence
-            return self._failing()
+            samples = self._failing()
         finally:
-            if for_once:
-                self.release()
+            if not self._is_held or self._has_lost:
+                self._close()
+        return self._with_driver(samples)
 
     def _stay_awake(self) -> bool:
         """True where there are GPUs and no look can do harm to the sleep of any."""
-        return bool(self._devices) and all(device.stays_awake for device in self._devices)
+        return bool(self._cards) and all(card.stays_awake for card in self._cards)
 
     def recall(self, health: str) -> tuple[GpuSample, ...]:
-        return tuple(known.left_alone(health=health) for known in self._known or self._provisional())
+        return self._with_driver(known.left_alone(health=health) for known in self._known or self._provisional())
 
     def holding(self) -> bool:
-        return self._ready
+        return self._is_held
 
     def release(self) -> None:
-        if not self._ready:
+        self._is_held = self._has_lost = False
+        self._close()
+        if self._xids is not None:
+            self._xids.forget()
+
+    def _close(self) -> None:
+        self._devices.clear()
+        if not self._is_open or self._calls is None or self._xids is None:
             return
-        self._ready = False
-        self._handles.clear()
+        self._xids.close()
+        self._is_open = False
+        if self._calls.is_void:
+            return
         try:
-            self._ask("nvmlShutdown")
-        except self._nvml.NVMLError as error:
+            self._calls.ask("nvmlShutdown")
+        except self._calls.nvml.NVMLError as error:
             log.debug("nvmlShutdown: %s", error)
+
+    def _with_driver(self, samples: Iterable[GpuSample]) -> tuple[GpuSample, ...]:
+        return tuple(replace(sample, driver=self._driver) for sample in samples)
 
     # Beginning.
 
-    def _begin(self) -> None:
+    def _begin(self, *, watch: bool) -> None:
         self._asked = True
         self.problems = tuple(self._unusable())
-        if self._ready:
+        if self._is_open and self._calls is not None and self._calls.is_void:
+            self._close()
+        if self._is_open:
             return
-        if self._nvml is None:
-            self._nvml = self._load()
-        if self._nvml is None:
-            raise _Failed(
-                f"NVIDIA's library {LIBRARY} is not installed; install the one that belongs to the driver",
-                is_plain_absence=True,
-            )
+        if self._calls is None:
+            nvml = self._load()
+            if nvml is None:
+                raise _Failed(
+                    f"NVIDIA's library {LIBRARY} is not installed; install the one that belongs to the driver",
+                    is_plain_absence=True,
+                )
+            self._calls = Calls(nvml)
+            self._xids = XidWatch(self._calls)
+        calls, nvml = self._calls, self._calls.nvml
+        calls.is_void = False
         try:
-            self._ask("nvmlInit")
-            self._ready = True
-            self._count = int(self._ask("nvmlDeviceGetCount"))
-        except self._nvml.NVMLError as error:
-            self.release()
-            absent = error.value == self._nvml.NVML_ERROR_DRIVER_NOT_LOADED
-            raise _Failed(self._explain_start(error), is_plain_absence=absent) from error
+            calls.ask("nvmlInit")
+            self._is_open = True
+            self._count = int(calls.ask("nvmlDeviceGetCount"))
+        except nvml.NVMLError as error:
+            self._close()
+            absent = error.value == nvml.NVML_ERROR_DRIVER_NOT_LOADED
+            raise _Failed(self._explain_start(nvml, error), is_plain_absence=absent) from error
+        try:
+            self._driver = str(calls.ask("nvmlSystemGetDriverVersion"))
+        except nvml.NVMLError as error:
+            log.debug("nvmlSystemGetDriverVersion: %s", error)  # What sysfs says of it holds.
+        self._watches = watch
         self._failure = ""
 
-    def _explain_start(self, error: Any) -> str:
-        nvml = self._nvml
+    def _explain_start(self, nvml: Any, error: Any) -> str:
         if error.value == nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
             version = read_text(self._root / "sys/module/nvidia/version")
             loaded = f" ({version})" if version else ""
@@ -179,7 +175,7 @@ class NvmlProbe:
         """GPUs that no driver of NVIDIA's serves. One that is given to a virtual machine is meant to be so."""
         return [
             f"GPU {device.address} is not used: its driver is {device.driver or 'missing'}; install NVIDIA's driver"
-            for device in self._devices
+            for device in self._cards
             if device.driver != VENDOR and not device.driver.startswith("vfio")
         ]
 
@@ -187,7 +183,7 @@ class NvmlProbe:
 
     def _provisional(self) -> tuple[Known, ...]:
         """GPUs that NVML was never asked about, as sysfs has them. NVML counts in the order of the addresses too."""
-        served = (device.address for device in self._devices if device.driver == VENDOR)
+        served = (device.address for device in self._cards if device.driver == VENDOR)
         return tuple(Known(address, f"NVIDIA GPU {address}", i, address) for i, address in enumerate(served))
 
     def _left_alone(self) -> tuple[GpuSample, ...]:
@@ -197,7 +193,7 @@ class NvmlProbe:
 
     def _failing(self) -> tuple[GpuSample, ...]:
         # Without the library no engine can use a GPU either: this is a machine without one, which says why.
-        samples = self.recall(self._failure) if self._nvml is not None else ()
+        samples = self.recall(self._failure) if self._calls is not None else ()
         if not samples and (self._provisional() or not self._is_plain_absence):
             self.problems = (*self._unusable(), self._failure)
         return samples
@@ -206,167 +202,62 @@ class NvmlProbe:
 
     def _measure(self, sleeping: frozenset[str]) -> tuple[GpuSample, ...]:
         """A look at each GPU; no call at all is made for those that sleep."""
-        before = {known.index: known for known in self._known or self._provisional()}
-        samples, kept = [], []
+        before: dict[int, list[Known]] = {}
+        for known in self._known or self._provisional():
+            before.setdefault(known.index, []).append(known)
+        if self._xids is not None and not all(known.address in sleeping for known in self._known):
+            self._xids.read()
+        had_lost, self._has_lost = self._has_lost, False
+        readings: list[tuple[Known, GpuSample]] = []
         for index in range(self._count):
-            known = before.get(index) or Known(f"nvidia-{index}", f"NVIDIA GPU {index}", index, "")
-            if known.address in sleeping:
-                sample = known.left_alone(asleep=True)
+            earlier = before.get(index) or [Known(f"nvidia-{index}", f"NVIDIA GPU {index}", index, "")]
+            if earlier[0].address in sleeping:
+                readings += [(known, known.left_alone(asleep=True)) for known in earlier]
             else:
-                try:
-                    known, sample = self._measure_one(known)
-                except _Unwell as unwell:
-                    sample = known.left_alone(health=str(unwell))
-            samples.append(sample)
-            kept.append(known)
-        self._known = tuple(kept)
-        return tuple(samples)
+                readings += self._measure_one(index, earlier)
+        readings += self._missing(readings) if had_lost else []
+        self._known = tuple(known for known, _ in readings)
+        return tuple(sample for _, sample in readings)
 
-    def _measure_one(self, known: Known) -> tuple[Known, GpuSample]:
-        index = known.index
-        if index not in self._handles:
-            handle = self._get(index, "nvmlDeviceGetHandleByIndex", index)
-            known = self._identify(known, handle)
-            self._handles[index] = handle
-        handle = self._handles[index]
-        total_bytes, free_bytes = self._memory(index, handle)
-        used_bytes = None
-        if total_bytes is not None and free_bytes is not None:
-            free_bytes = min(free_bytes, total_bytes)
-            # Not NVML's own "used": that leaves out what the driver keeps for itself, and would not add up.
-            used_bytes = total_bytes - free_bytes
-        known = replace(known, total_bytes=total_bytes)
-        sample = replace(
-            known.left_alone(),
-            used_bytes=used_bytes,
-            free_bytes=free_bytes,
-            temperature_c=self._number(index, "nvmlDeviceGetTemperature", handle, self._nvml.NVML_TEMPERATURE_GPU),
-            utilization_percent=_figure(
-                getattr(self._value(index, "nvmlDeviceGetUtilizationRates", handle), "gpu", None)
-            ),
-            power_mw=self._number(index, "nvmlDeviceGetPowerUsage", handle),
-            processes=self._processes(index, handle),
-        )
-        return known, sample
-
-    def _identify(self, known: Known, handle: Any) -> Known:
-        index = known.index
-        uuid = self._get(index, "nvmlDeviceGetUUID", handle)
-        name = self._value(index, "nvmlDeviceGetName", handle) or known.name
-        place = self._value(index, "nvmlDeviceGetPciInfo_v3", handle)
-        # NVML writes 00000000:01:00.0 where sysfs has 0000:01:00.0.
-        address = known.address if place is None else f"{place.domain:04x}:{place.bus:02x}:{place.device:02x}.0"
-        return Known(str(uuid), str(name), index, address, known.total_bytes)
-
-    def _memory(self, index: int, handle: Any) -> tuple[int | None, int | None]:
-        nvml = self._nvml
-        name = "nvmlDeviceGetMemoryInfo"
+    def _measure_one(self, index: int, earlier: list[Known]) -> list[tuple[Known, GpuSample]]:
+        """Whatever happens to one GPU stays with it: it is told of the GPU, or of each part that was known of it."""
+        assert self._calls is not None and self._xids is not None
         try:
-            try:
-                info = self._ask(name, handle, nvml.nvmlMemory_v2)
-            except nvml.NVMLError as error:
-                if error.value not in (nvml.NVML_ERROR_FUNCTION_NOT_FOUND, nvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH):
-                    raise
-                info = self._ask(name, handle)  # A driver from before version 2 of this call.
-        except nvml.NVMLError as error:
-            if error.value == nvml.NVML_ERROR_NOT_SUPPORTED:
-                # The GPU has no memory of its own (GB10): it allocates from the machine's.
-                memory = machine_memory(self._root)
-                return memory.total_bytes, memory.free_bytes
-            raise self._unwell(index, name, error) from error
-        return _known_bytes(info.total), _known_bytes(info.free)
+            if index not in self._devices:
+                device = Device(self._calls, self._root, earlier[0])
+                if self._watches:
+                    self._xids.watch(index, device.known.address, device.handle)
+                self._devices[index] = device
+            readings = self._devices[index].measure()
+            self._xids.forget(self._devices[index].known.address)
+            return readings
+        except Unwell as unwell:
+            self._has_lost = self._has_lost or unwell.is_lost
+            health = f"{unwell}{self._xids.last(earlier[0].address)}"
+        except Exception as error:  # Bindings that lack something, or a driver that says what is no text.
+            health = f"GPU {index} cannot be read: {error!r}; please report this with gpud's journal"
+            if self._told.get(index) != health:
+                self._told[index] = health
+                log.exception("cannot read GPU %d", index)
+        if index in self._devices:
+            whole = self._devices.pop(index).known
+            earlier = [known for known in earlier if whole.uuid in (known.uuid, known.whole)] or [whole]
+        return [(known, known.left_alone(health=health)) for known in earlier]
 
-    def _processes(self, index: int, handle: Any) -> tuple[GpuProcess, ...]:
-        """Compute and graphics lists as one. A process in both says the same total in both; one that has several
-        parts of a divided GPU (MIG) is listed once for each of them."""
-        held: dict[int, int | None] = {}
-        for kind in ("Compute", "Graphics"):
-            listed: dict[int, int | None] = {}
-            for process in self._process_list(index, kind, handle):
-                pid, size = int(process.pid), _known_bytes(process.usedGpuMemory)
-                earlier = listed.get(pid)
-                listed[pid] = size if earlier is None else earlier + (size or 0)
-            for pid, size in listed.items():
-                earlier = held.get(pid)
-                held[pid] = size if earlier is None else max(earlier, size or 0)
-        return tuple(GpuProcess(pid, process_name(self._root, pid), held[pid]) for pid in sorted(held))
-
-    def _process_list(self, index: int, kind: str, handle: Any) -> list[Any]:
-        nvml = self._nvml
-        for version in ("_v3", "_v2"):
-            name = f"nvmlDeviceGet{kind}RunningProcesses{version}"
-            # The list may outgrow the room between the two calls that it takes: then it is asked for once more.
-            for _ in range(2):
-                try:
-                    return list(self._ask(name, handle))
-                except nvml.NVMLError as error:
-                    if error.value == nvml.NVML_ERROR_FUNCTION_NOT_FOUND:
-                        break
-                    if error.value != nvml.NVML_ERROR_INSUFFICIENT_SIZE:
-                        self._check(index, name, error)
-                        return []
-        return []
-
-    # One call.
-
-    def _ask(self, name: str, *arguments: Any) -> Any:
-        self.calls += 1
-        return getattr(self._nvml, name)(*arguments)
-
-    def _get(self, index: int, name: str, *arguments: Any) -> Any:
-        """A value without which the GPU is of no use."""
-        try:
-            return self._ask(name, *arguments)
-        except self._nvml.NVMLError as error:
-            raise self._unwell(index, name, error) from error
-
-    def _value(self, index: int, name: str, *arguments: Any) -> Any | None:
-        """A value that this GPU may not have: then None."""
-        try:
-            return self._ask(name, *arguments)
-        except self._nvml.NVMLError as error:
-            self._check(index, name, error)
-            return None
-
-    def _number(self, index: int, name: str, *arguments: Any) -> int | None:
-        return _figure(self._value(index, name, *arguments))
-
-    def _check(self, index: int, name: str, error: Any) -> None:
-        """Raise when the error concerns the whole GPU and not only this value."""
-        nvml = self._nvml
-        if error.value in (nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_RESET_REQUIRED, nvml.NVML_ERROR_UNINITIALIZED):
-            raise self._unwell(index, name, error) from error
-        log.debug("GPU %d: %s: %s", index, name, error)
-
-    def _unwell(self, index: int, name: str, error: Any) -> _Unwell:
-        nvml = self._nvml
-        self._handles.pop(index, None)
-        self._lose_hold(error)
-        if error.value == nvml.NVML_ERROR_GPU_IS_LOST:
-            return _Unwell(
-                f"GPU {index} has fallen off the bus or no longer answers the driver; reboot, "
-                "and look for its Xid at: journalctl -k | grep Xid"
+    def _missing(self, readings: list[tuple[Known, GpuSample]]) -> list[tuple[Known, GpuSample]]:
+        """GPUs that were lost and that a new beginning does not show: they are named until NVML is let go."""
+        assert self._xids is not None
+        shown = {known.address for known, _ in readings}
+        missing = [known for known in self._known if known.address and known.address not in shown]
+        self._has_lost = self._has_lost or bool(missing)
+        return [
+            (
+                known,
+                known.left_alone(
+                    health=f"the GPU at {known.address} is no longer shown by its driver; reboot, or plug it in again, "
+                    "and look for its Xid at: journalctl -k | grep Xid"
+                    f"{self._xids.last(known.address)}"
+                ),
             )
-        if error.value == nvml.NVML_ERROR_RESET_REQUIRED:
-            return _Unwell(
-                f"GPU {index} must be reset before it can be used again; stop what uses it and "
-                f"run nvidia-smi --gpu-reset -i {index}, or reboot"
-            )
-        return _Unwell(
-            f"NVML does not answer {name} for GPU {index}: {error} (error {error.value}); "
-            "look at: journalctl -k | grep NVRM"
-        )
-
-    def _lose_hold(self, error: Any) -> None:
-        """Somebody else in this process shut NVML down, or the driver was reloaded: the next look begins anew."""
-        if error.value == self._nvml.NVML_ERROR_UNINITIALIZED:
-            self._ready = False
-            self._handles.clear()
-
-
-def _known_bytes(value: Any) -> int | None:
-    return None if value is None or value == UNKNOWN_BYTES else int(value)
-
-
-def _figure(value: Any) -> int | None:
-    return None if value is None or value == UNKNOWN_NUMBER else int(value)
+            for known in missing
+        ]

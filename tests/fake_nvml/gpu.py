@@ -71,6 +71,7 @@ class FakeGpus:
         self._rules: list[FakeRule] = []
         self._linger_ms = 0
         self._driver = "580.65.06"
+        self._errors: dict[str, str] = {}
         self._foreign: dict[int, dict[int, int]] = {}
         self._started: dict[str, subprocess.Popen[bytes]] = {}
         self._write()
@@ -171,11 +172,15 @@ class FakeGpus:
         reboot)."""
         self.change(gpu, xids=(*self._gpus[gpu].xids, number), recovery=recovery)
 
-    def fail(self, function: str, error: str, *, gpu: int | None = None) -> None:
-        """One function of NVML gives an error, for one GPU or for all; an empty error: it works again."""
-        for index in range(len(self._gpus)) if gpu is None else (gpu,):
-            errors = dict(self._gpus[index].errors) | {function: error}
-            self.change(index, errors={name: value for name, value in errors.items() if value})
+    def fail(self, function: str, error: str, *, gpu: int) -> None:
+        """One function of NVML gives an error for one GPU; an empty error: it works again."""
+        errors = dict(self._gpus[gpu].errors) | {function: error}
+        self.change(gpu, errors={name: value for name, value in errors.items() if value})
+
+    def fail_all(self, function: str, error: str) -> None:
+        """The same for all GPUs, and for what concerns none (nvmlInitWithFlags, nvmlShutdown, …)."""
+        self._errors = {name: value for name, value in (self._errors | {function: error}).items() if value}
+        self._write()
 
     # What was seen.
 
@@ -221,6 +226,7 @@ class FakeGpus:
             overflow=self._directory / "overflows",
             rules=self._rules,
             linger_ms=self._linger_ms,
+            errors=self._errors,
         )
 
 

@@ -5,6 +5,7 @@ One JSON command a line on stdin, one JSON answer a line on stdout: ``[name, arg
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
@@ -17,10 +18,26 @@ from gpud.gpus.host import HostProbe
 from gpud.gpus.nvml import NvmlProbe
 
 
+class Warnings(logging.Handler):
+    """What the journal is warned of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
 class Program:
     def __init__(self, root: Path, answer_s: float) -> None:
         self.probe = NvmlProbe(root)
         self.gpus = AllGpus([self.probe], HostProbe(root), answer_s=answer_s)
+        self._warnings = Warnings()
+        logging.getLogger("gpud").addHandler(self._warnings)
+
+    def warnings(self) -> object:
+        return self._warnings.lines
 
     async def sample(self, wake: bool) -> object:
         return [asdict(sample) for sample in await self.gpus.sample(frozenset(), wake=wake)]

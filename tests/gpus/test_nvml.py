@@ -149,14 +149,41 @@ def test_a_driver_from_before_the_newer_calls_is_asked_with_the_older(machine: M
 
 
 def test_a_gpu_without_memory_of_its_own_has_the_machines(machine: Machine) -> None:
-    """Unified memory (GB10): the total and what is left are the machine's, and nothing is wrong."""
+    """Unified memory (GB10): the total and what is left are the machine's, which its name says, and nothing is wrong.
+    What processes hold is told as everywhere."""
     errors = {"nvmlDeviceGetMemoryInfo_v2": "NOT_SUPPORTED", "nvmlDeviceGetMemoryInfo": "NOT_SUPPORTED"}
-    machine.gpus(FakeGpu(errors=errors))
+    machine.gpus(FakeGpu(errors=errors, processes=[FakeProcess(os.getpid(), 700)]))
     (sample,) = machine.sample()
     total_kib = int(Path("/proc/meminfo").read_text().split()[1])
     assert sample["total_bytes"] == total_kib * 1024
     assert 0 < sample["free_bytes"] < total_kib * 1024
     assert (sample["vendor"], sample["health"]) == ("nvidia", "")
+    assert sample["name"] == "NVIDIA Fake 4090 (shares the machine's memory)"
+    assert held(sample) == {os.getpid(): 700 * MIB}
+    machine.ask("release")
+    assert machine.sample(wake=False)[0]["name"] == sample["name"]
+
+
+def test_the_drivers_version_is_told_with_every_gpu(machine: Machine) -> None:
+    """What was learnt about a size holds for one driver: asked once in a session, and before that sysfs tells it."""
+    nvidia_card(machine.root, status="suspended")
+    (machine.root / "sys/module/nvidia").mkdir(parents=True)
+    (machine.root / "sys/module/nvidia/version").write_text("575.57.08\n")
+    (sample,) = machine.sample(wake=False)
+    assert (sample["driver"], machine.calls()) == ("575.57.08", [])
+    for _ in range(2):
+        (sample,) = machine.sample()
+        assert sample["driver"] == "580.65.06"
+    assert machine.calls().count("nvmlSystemGetDriverVersion") == 1
+    machine.ask("release")
+    assert machine.sample(wake=False)[0]["driver"] == "580.65.06"
+
+
+def test_a_driver_that_does_not_tell_its_version_is_no_trouble(machine: Machine) -> None:
+    """Nothing is known of it then."""
+    machine.gpus(errors={"nvmlSystemGetDriverVersion": "UNKNOWN"})
+    (sample,) = machine.sample()
+    assert (sample["driver"], sample["health"]) == ("", "")
 
 
 def test_memory_that_the_driver_does_not_know_is_unknown(machine: Machine) -> None:
@@ -341,7 +368,7 @@ def test_a_gpu_that_comes_back_is_met_anew(machine: Machine) -> None:
     machine.sample()
     machine.gpus(FakeGpu(errors={"": "GPU_IS_LOST"}))
     machine.sample()
-    machine.gpus(SECOND)
+    machine.gpus(FakeGpu(uuid=SECOND.uuid, pci=FIRST.pci))
     (sample,) = machine.sample()
     assert (sample["uuid"], sample["health"]) == (SECOND.uuid, "")
 
@@ -510,6 +537,8 @@ ERRORS = st.dictionaries(
             "nvmlDeviceGetComputeRunningProcesses_v3",
             "nvmlDeviceGetGraphicsRunningProcesses_v3",
             "nvmlDeviceGetPciInfo_v3",
+            "nvmlDeviceGetFieldValues",
+            "nvmlDeviceGetMigMode",
         ]
     ),
     st.sampled_from(["NOT_SUPPORTED", "UNKNOWN", "NO_PERMISSION", "FUNCTION_NOT_FOUND", "RESET_REQUIRED", "NO_DATA"]),

@@ -1,0 +1,111 @@
+"""What the driver tells of a GPU's trouble, asked when a look is made anyway: no thread waits for it.
+
+The driver's advice (reset, reboot) is a state and decides whether a GPU is well. An Xid is an event: it is told once in
+the journal and named in the sentence about a GPU that is not well; most are the fault of the program that ran.
+"""
+
+import ctypes
+import logging
+from typing import Any
+
+from gpud.gpus.nvml_calls import Calls, Unwell, reset_hint
+
+log = logging.getLogger(__name__)
+
+MOST_EVENTS = 64
+"""Read in one look: a GPU in real trouble says the same thing over and over."""
+
+
+def check_advice(calls: Calls, index: int, handle: Any) -> bool:
+    """Raise :class:`Unwell` when the driver says that the GPU must be recovered; False where it never says."""
+    nvml = calls.nvml
+    try:
+        (answer,) = calls.ask("nvmlDeviceGetFieldValues", handle, [nvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
+    except nvml.NVMLError as error:
+        calls.check(index, "nvmlDeviceGetFieldValues", error)
+        return False
+    if answer.nvmlReturn != nvml.NVML_SUCCESS:
+        return False
+    advice = {
+        nvml.NVML_GPU_RECOVERY_ACTION_GPU_RESET: f"must be reset; {reset_hint(index)}",
+        nvml.NVML_GPU_RECOVERY_ACTION_NODE_REBOOT: "needs a reboot of this machine",
+        nvml.NVML_GPU_RECOVERY_ACTION_DRAIN_P2P: "waits for all traffic between GPUs to end; stop what uses them",
+        nvml.NVML_GPU_RECOVERY_ACTION_DRAIN_AND_RESET: (
+            f"must be reset once no program moves data between GPUs; {reset_hint(index)}"
+        ),
+        nvml.NVML_GPU_RECOVERY_ACTION_RECOVER_IMEX_DOMAIN: "waits for its IMEX domain; look at: nvidia-imex-ctl -N",
+        nvml.NVML_GPU_RECOVERY_ACTION_BUS_RESET: "needs a reset of its PCIe bus; reboot if you cannot give it one",
+        nvml.NVML_GPU_RECOVERY_ACTION_SYSTEM_REBOOT: "needs a reboot of the whole system",
+    }
+    action = int(answer.value.uiVal)
+    if action != nvml.NVML_GPU_RECOVERY_ACTION_NONE:
+        asked = advice.get(action, f"needs to be recovered (its driver says: action {action}); reboot")
+        raise Unwell(f"after an error GPU {index} {asked}", is_lost=True)
+    return True
+
+
+class XidWatch:
+    """The Xids of the GPUs that are watched. What happened before is told by nobody but the kernel's log."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._events: Any = None
+        self._is_blind = False
+        self._watched: dict[int, tuple[int, str]] = {}
+        self._last: dict[str, int] = {}
+
+    def watch(self, index: int, address: str, handle: Any) -> None:
+        """From now on; does nothing where the GPU or the driver has no such events."""
+        nvml = self._calls.nvml
+        try:
+            if self._events is None and not self._is_blind:
+                self._events = self._calls.ask("nvmlEventSetCreate")
+            if self._events is not None:
+                self._calls.ask("nvmlDeviceRegisterEvents", handle, nvml.nvmlEventTypeXidCriticalError, self._events)
+                self._watched[_place(handle)] = (index, address)
+        except nvml.NVMLError as error:
+            self._is_blind = self._events is None
+            log.debug("GPU %d tells of no Xid: %s", index, error)
+
+    def read(self) -> None:
+        """Tell the journal what has happened since the last look; never waits."""
+        nvml = self._calls.nvml
+        for _ in range(MOST_EVENTS if self._watched else 0):
+            try:
+                event = self._calls.ask("nvmlEventSetWait_v2", self._events, 0)
+            except nvml.NVMLError as error:
+                if error.value != nvml.NVML_ERROR_TIMEOUT:
+                    log.debug("nvmlEventSetWait_v2: %s", error)
+                return
+            index, address = self._watched.get(_place(event.device), (None, ""))
+            if index is None:
+                continue
+            self._last[address] = number = int(event.eventData)
+            log.warning(
+                "GPU %d reported Xid %d; the kernel's log says which process it was, and NVIDIA's list of Xids what it "
+                "means: journalctl -k | grep Xid",
+                index,
+                number,
+            )
+
+    def last(self, address: str) -> str:
+        """For a sentence about a GPU that is not well: `` (Xid 79)``, or nothing."""
+        return f" (Xid {self._last[address]})" if address in self._last else ""
+
+    def forget(self, address: str | None = None) -> None:
+        """It did not keep the GPU from being well; without an address: none of them matters any more."""
+        if address is None:
+            self._last.clear()
+        else:
+            self._last.pop(address, None)
+
+    def close(self) -> None:
+        """The events went with their session; what they told is still true."""
+        self._events = None
+        self._is_blind = False
+        self._watched.clear()
+
+
+def _place(handle: Any) -> int:
+    """A handle is a pointer, and a fresh object each time: only where it points tells whose it is."""
+    return ctypes.cast(handle, ctypes.c_void_p).value or 0
