@@ -8,7 +8,7 @@ from pathlib import Path
 from gpud.config.kinds import Reading
 from gpud.config.records import Config
 from gpud.config.resolve import build
-from gpud.config.schema import ROOT, places
+from gpud.config.schema import ROOT, ours, places
 from gpud.config.source import MAX_FILE_BYTES, Node, Problem, Scalar, Table, Where, overlay, read, shown
 from gpud.core.errors import ConfigInvalid
 
@@ -60,7 +60,7 @@ def parse(text: str, name: str, *, known_engines: Collection[str] | None = None,
 def _reading(path: Path, known_engines: Collection[str] | None) -> Reading:
     # The daemon of the system has no home that an administrator would mean by "~/".
     home = "" if path.is_relative_to("/etc") else os.path.expanduser("~")  # noqa: PTH111 — Path.home() may raise
-    return Reading([], "" if home == "~" else home.rstrip("/"), known_engines, places)
+    return Reading([], "" if home == "~" else home.rstrip("/"), known_engines, places, ours)
 
 
 def _finish(documents: list[tuple[str, Node | None]], reading: Reading, complete: bool) -> Config:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gpud.config.source import Node, Problem, Scalar, Where, shown
-from gpud.core.facts import Priority
+from gpud.core.facts import AUTO_IDLE, Priority
 
 
 class Wrong(Exception):
@@ -22,13 +22,14 @@ class Reading:
 
     ``home`` is what ``~/`` stands for; empty where a configuration belongs to no user. ``known_engines`` None: any; it
     is walked through only for a message, for to know all engines may mean to look at all installed packages.
-    ``places`` names the sections that have a key.
+    ``places`` names the sections that have a key, ``ours`` the key that other programs call so.
     """
 
     problems: list[Problem]
     home: str = ""
     known_engines: Collection[str] | None = None
     places: Callable[[str], Sequence[str]] = lambda _: ()
+    ours: Callable[[str], str] = lambda _: ""
 
     def wrong(self, where: Where, path: str, text: str) -> None:
         path = path if len(path) <= 200 else f"{path[:199]}…"
@@ -118,23 +119,31 @@ _DURATION_PART = r"([0-9.]+)(ms|s|m|h|d)"
 
 
 class Duration:
-    """Seconds. With ``never``, 0 and the word mean that the time never comes."""
+    """Seconds. With ``never``, 0 and the word mean that the time never comes; with ``auto``, that word AUTO_IDLE."""
 
-    def __init__(self, low: float = 0.0, high: float = 365 * 86400.0, *, never: bool = False) -> None:
+    def __init__(
+        self, low: float = 0.0, high: float = 365 * 86400.0, *, never: bool = False, auto: bool = False
+    ) -> None:
         self.low = low
         self.high = high
         self.never = never
+        self.auto = auto
 
     @property
     def allowed(self) -> str:
         if self.never:
-            return f"0 or never, or seconds, or a time like 90s, 5m, 1h30m, up to {_time(self.high)}"
+            auto = "auto, " if self.auto else ""
+            low = f"from {_time(self.low)} " if self.low else ""
+            to = f"{low}to" if low else "up to"
+            return f"{auto}0 or never, or seconds, or a time like 90s, 5m, 1h30m, {to} {_time(self.high)}"
         return f"seconds, or a time like 500ms, 90s, 5m, 2h, from {_time(self.low)} to {_time(self.high)}"
 
     def read(self, node: Node, _path: str, _reading: Reading) -> float:
         text = text_of(node)
         if self.never and text == "never":
             return 0.0
+        if self.auto and text == "auto":
+            return AUTO_IDLE
         if re.fullmatch(DECIMAL, text):
             seconds = float(text)
         elif re.fullmatch(_DURATION, text):
@@ -143,11 +152,13 @@ class Duration:
             raise Wrong("is negative")
         else:
             raise Wrong("is not a time")
-        if not self.low <= seconds <= self.high:
+        if not self.low <= seconds <= self.high and not (self.never and seconds == 0):
             raise Wrong("is out of range")
         return seconds
 
     def write(self, value: Any) -> object:
+        if self.auto and value == AUTO_IDLE:
+            return "auto"
         return int(value) if value == int(value) else value
 
 
@@ -171,6 +182,35 @@ class Percent:
     """A share of the whole."""
 
     value: float
+
+
+class Share:
+    """A percentage; the sign may be left out. With ``never``, that word is read as 0."""
+
+    def __init__(self, *, never: bool = False) -> None:
+        self.never = never
+
+    @property
+    def allowed(self) -> str:
+        return f"a share like 85% (more than 0%, at most 100%){', or never' if self.never else ''}"
+
+    def read(self, node: Node, _path: str, _reading: Reading) -> float:
+        text = text_of(node)
+        if self.never and text == "never":
+            return 0.0
+        match = re.fullmatch(f"{_PERCENT}?", text)
+        if match is None:
+            raise Wrong("is not a share")
+        if not 0 < float(match[1]) <= 100:
+            raise Wrong("is out of range")
+        return float(match[1])
+
+    def write(self, value: Any) -> object:
+        return percent_text(value) if value else "never"
+
+
+def percent_text(value: float) -> str:
+    return f"{value:.9f}".rstrip("0").rstrip(".") + "%"
 
 
 class Size:
@@ -203,7 +243,7 @@ class Size:
 
     def write(self, value: Any) -> object:
         if isinstance(value, Percent):
-            return f"{value.value:.9f}".rstrip("0").rstrip(".") + "%"
+            return percent_text(value.value)
         return size_text(value)
 
 
@@ -249,7 +289,7 @@ class Choice:
         return text
 
     def write(self, value: Any) -> object:
-        return value
+        return str(value)
 
 
 class PriorityName:

@@ -33,6 +33,21 @@ class LoggingConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AlertsConfig:
+    """Who is told that a GPU is nearly full, beside the journal and the bus."""
+
+    webhook: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefetchConfig:
+    """What is done ahead of time, and whether also on battery."""
+
+    page_cache: bool = True
+    on_battery: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Door:
     """One listening address."""
 
@@ -64,7 +79,8 @@ class Config:
     """A whole configuration that has passed every check.
 
     ``models`` are complete: every default is in them, ``stop`` and ``idle_timeout_s`` too. ``engines`` has only those
-    that the files mention. ``sources`` are the files that were read.
+    that the files mention. ``backend_order`` has been obeyed already where a model leaves its engine open. ``sources``
+    are the files that were read.
     """
 
     models: Mapping[str, Model] = field(default_factory=dict)
@@ -72,7 +88,10 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     idle_timeout_s: float = 300.0
     stop: StopTimes = field(default_factory=StopTimes)
+    backend_order: tuple[str, ...] = ("llama_server", "embedded", "llama_cpp", "ollama")
     base_directory: str = "/var/lib/ml-models"
+    alerts: AlertsConfig = field(default_factory=AlertsConfig)
+    prefetch: PrefetchConfig = field(default_factory=PrefetchConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     http: HttpConfig = field(default_factory=HttpConfig)
     bus: BusConfig = field(default_factory=BusConfig)

@@ -2,13 +2,28 @@
 
 import os.path
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import yaml
 
 from gpud.config.kinds import Percent, nearest
 from gpud.config.records import Config
-from gpud.config.schema import BUS, ENGINE, GPU, HTTP, LOGGING, MODEL, RESTART, ROOT, STOP
+from gpud.config.schema import (
+    ALERTS,
+    BUS,
+    ENGINE,
+    EVICTION,
+    GPU,
+    HTTP,
+    LOGGING,
+    MODEL,
+    PREFETCH,
+    QUEUE,
+    RESTART,
+    ROOT,
+    STOP,
+)
 from gpud.config.sections import Key, Section
 from gpud.config.source import Scalar, Where, is_secret
 from gpud.core.errors import InvalidArguments
@@ -103,7 +118,11 @@ def _data(config: Config, *, secrets: bool) -> dict[str, object]:
         "reserve": limits.gpu.reserve_bytes,
         "host_budget": _budget(limits.host),
         "host_reserve": limits.host.reserve_bytes,
+        "watch": limits.watch_s,
+        "external_busy_mib": None if limits.external_busy_bytes is None else limits.external_busy_bytes >> 20,
+        "alert_percent": limits.alert_percent or 0.0,
     }
+    eviction = replace(limits.eviction, above_percent=limits.eviction.above_percent or 0.0)
     top = {key.name: key for key in ROOT.keys}
     doors = {key.name: getattr(config.http, key.name) for key in HTTP.keys}
     return {
@@ -112,6 +131,11 @@ def _data(config: Config, *, secrets: bool) -> dict[str, object]:
         "idle": {"timeout": _written(_key(ROOT, "idle", "timeout"), config.idle_timeout_s)},
         "storage": {"base_directory": config.base_directory},
         "gpu": {key.name: _written(key, gpu[key.name]) for key in GPU.keys if gpu[key.name] is not None},
+        "queue": _of_record(QUEUE, limits.queue, "", secrets=secrets),
+        "eviction": _of_record(EVICTION, eviction, "", secrets=secrets),
+        "scheduler": {"backend_order": list(config.backend_order)},
+        "alerts": _of_record(ALERTS, config.alerts, "", secrets=secrets),
+        "prefetch": _of_record(PREFETCH, config.prefetch, "", secrets=secrets),
         "stop": _of_record(STOP, config.stop, "", secrets=secrets),
         "restart": {key.name: _written(key, restart[key.name]) for key in RESTART.keys},
         "memory_wait": _written(top["memory_wait"], limits.memory_wait_s),
@@ -151,9 +175,28 @@ def _of_record(section: Section, record: object, engine: str, *, secrets: bool) 
 
 
 def _model(model: Model, *, secrets: bool) -> dict[str, object]:
+    """What several engines agree on stands below the model, what they do not, below each of them."""
+    variants = {one.engine: _by_engine(one, secrets=secrets) for one in (model, *model.alternatives)}
+    if not model.alternatives:
+        return {"engine": model.engine} | variants[model.engine]
+    own: dict[str, dict[str, object]] = {engine: {} for engine in variants}
+    common: dict[str, object] = {}
+    for key in MODEL.keys:
+        takers = [engine for engine in variants if key.used_by(engine)]
+        given = {engine: variants[engine][key.name] for engine in takers if key.name in variants[engine]}
+        values = list(given.values())
+        if values and len(given) == len(takers) and all(value == values[0] for value in values):
+            common[key.name] = values[0]
+        else:
+            for engine, value in given.items():
+                own[engine][key.name] = value
+    return {"engine": own if any(own.values()) else list(own)} | common
+
+
+def _by_engine(model: Model, *, secrets: bool) -> dict[str, object]:
     data: dict[str, object] = {}
     for key in MODEL.keys:
-        if not key.used_by(model.engine):
+        if key.name == "engine" or not key.used_by(model.engine):
             continue
         value = getattr(model if key.model_field else model.settings, key.field or key.name)
         if isinstance(value, HttpCall):
@@ -171,9 +214,11 @@ def _model(model: Model, *, secrets: bool) -> dict[str, object]:
 
 
 def _masked(name: str, value: object, *, secrets: bool) -> object:
-    """Environment, bodies and argument lists without what their names call a secret."""
+    """What is secret by its name; environment, bodies and argument lists without what their names call so."""
     if secrets:
         return value
+    if is_secret(name):
+        return MASK
     if name in ("environment", "body"):
         return _mask_map(value)
     if name in ("command", "extra_flags") and isinstance(value, list):
@@ -210,11 +255,11 @@ def warnings(config: Config) -> tuple[str, ...]:
     """What is valid and yet probably not meant. Looks at the file system; for ``gpudctl config check``."""
     said: list[str] = []
     for name, model in config.models.items():
-        settings = model.settings
         for key in ("file", "mmproj", "draft_file"):
-            path = getattr(settings, key)
-            if path and not os.path.isfile(path):  # noqa: PTH113
-                said.append(f'models.{name}.{key}: there is no file "{path}" now; loading the model would fail')
+            paths = dict.fromkeys(getattr(one.settings, key) for one in (model, *model.alternatives))
+            for path in paths:
+                if path and not os.path.isfile(path):  # noqa: PTH113
+                    said.append(f'models.{name}.{key}: there is no file "{path}" now; loading the model would fail')
         if model.size_bytes is not None and 0 < model.size_bytes < 1 << 20:
             said.append(
                 f"models.{name}.size: is {model.size_bytes} bytes, less than 1 MiB; a size without a unit is in bytes"

@@ -6,10 +6,12 @@ It is long because it is a table; it holds no logic but the checks of single tex
 import re
 from collections.abc import Iterator
 
+from gpud.config.engine_choice import EngineChoice, EngineOrder
 from gpud.config.forbidden import check_flag, check_variable
-from gpud.config.kinds import Choice, Duration, Flag, Layers, PriorityName, Size, Whole, Wrong, nearest
+from gpud.config.kinds import Choice, Duration, Flag, Layers, PriorityName, Share, Size, Whole, Wrong, nearest
 from gpud.config.sections import CUSTOM, LLAMA, LLAMA_SERVERS, OLLAMA, Key, Named, Section
-from gpud.config.texts import EngineName, Environment, FilePath, Json, Text, Texts, Url, check_engine
+from gpud.config.texts import Environment, FilePath, Json, Text, Texts, Url, WebAddress, check_engine
+from gpud.core.facts import EvictionPolicy
 
 # Checks of single texts -----------------------------------------------------------------------------------------------
 
@@ -103,18 +105,8 @@ BUSY = Section(
     )
 )
 
-MODEL = Section(
+_SETTINGS = Section(
     (
-        Key(
-            "engine",
-            EngineName(),
-            "What serves the model.",
-            shared=True,
-            model_field=True,
-            absent="required, here or in `defaults`",
-            also=("backend", "type", "runtime"),
-            example="embedded",
-        ),
         Key(
             "file",
             FilePath(),
@@ -135,15 +127,6 @@ MODEL = Section(
             example="llama3.2:3b",
         ),
         Key(
-            "aliases",
-            Texts("a list of names, each used once in the whole configuration", check_model_name),
-            "Other names for the same model.",
-            model_field=True,
-            absent="none",
-            also=("alias", "names"),
-            example="[small, gpt-4o-mini]",
-        ),
-        Key(
             "context",
             Whole(16, 16_777_216),
             "Tokens of context, shared by all parallel requests.",
@@ -154,9 +137,21 @@ MODEL = Section(
             also=("n_ctx", "ctx", "ctx_size", "context_size", "num_ctx", "context_length"),
         ),
         Key(
+            "least_context",
+            Whole(16, 16_777_216),
+            "Load it with a smaller context, down to this, rather than not at all.",
+            engines=LLAMA | OLLAMA,
+            shared=True,
+            model_field=True,
+            absent="it has its context or is not loaded",
+            also=("min_context", "min_ctx", "minimum_context", "fit_ctx"),
+            example="2048",
+        ),
+        Key(
             "layers",
             Layers(),
-            "Layers on the GPU; auto puts there as many as fit.",
+            "Layers on the GPU. auto: as many as fit, the rest in host memory. A number or all is kept: where it does "
+            "not fit, the model is not loaded.",
             "auto",
             engines=LLAMA | OLLAMA,
             default_engines=LLAMA,
@@ -369,8 +364,8 @@ MODEL = Section(
         ),
         Key(
             "idle_timeout",
-            Duration(never=True),
-            "Unload it after this long without a request.",
+            Duration(never=True, auto=True),
+            "Unload it after this long without a request; auto: the longer, the longer a load of it takes.",
             shared=True,
             model_field=True,
             field="idle_timeout_s",
@@ -442,6 +437,32 @@ MODEL = Section(
             also=("flags", "args", "extra_args", "extraflags"),
             example='[--temp, "1.2"]',
         ),
+    )
+)
+
+MODEL = Section(
+    (
+        Key(
+            "engine",
+            EngineChoice(_SETTINGS),
+            "What serves the model. Of several, the first that can, and has room. auto: those of "
+            "`scheduler.backend_order` that its other keys allow.",
+            shared=True,
+            model_field=True,
+            absent="required, here or in `defaults`",
+            also=("backend", "type", "runtime"),
+            example="embedded",
+        ),
+        Key(
+            "aliases",
+            Texts("a list of names, each used once in the whole configuration", check_model_name),
+            "Other names for the same model.",
+            model_field=True,
+            absent="none",
+            also=("alias", "names"),
+            example="[small, gpt-4o-mini]",
+        ),
+        *_SETTINGS.keys,
     )
 )
 
@@ -520,8 +541,8 @@ IDLE = Section(
     (
         Key(
             "timeout",
-            Duration(never=True),
-            "Unload a model after this long without a request.",
+            Duration(never=True, auto=True),
+            "Unload a model after this long without a request; auto: the longer, the longer a load of it takes.",
             "300",
             also=("idle_timeout", "seconds", "after"),
         ),
@@ -543,7 +564,7 @@ GPU = Section(
             Size(),
             "What is left free on each GPU for the desktop and others.",
             "256MiB",
-            also=("vram_reserve",),
+            also=("vram_reserve", "safety_margin"),
         ),
         Key(
             "host_budget",
@@ -553,6 +574,131 @@ GPU = Section(
             example="50%",
         ),
         Key("host_reserve", Size(), "What is left free of host memory.", "1GiB"),
+        Key(
+            "watch",
+            Duration(1, 86400, never=True),
+            "How often other programs are looked after while a model is loaded; 0: only when something happens.",
+            "10",
+            also=("interval", "monitoring_interval", "poll"),
+        ),
+        Key(
+            "external_busy_mib",
+            Whole(1, 1 << 30),
+            "Load nothing onto a GPU of which other programs hold this many MiB.",
+            absent="what is free decides",
+            also=("external_busy", "foreign_busy_mib"),
+            example="6144",
+        ),
+        Key(
+            "alert_percent",
+            Share(never=True),
+            "Raise an alert when so much of a GPU is used, by whomever.",
+            "90%",
+            also=("high_usage_threshold", "alert_threshold"),
+        ),
+    )
+)
+
+QUEUE = Section(
+    (
+        Key(
+            "size",
+            Whole(1, 10_000),
+            "How many may wait for memory; the next one is refused.",
+            "10",
+            also=("max_queue_size", "max_size", "max_queue"),
+        ),
+        Key(
+            "timeout",
+            Duration(1),
+            "How long each waits before it is told no.",
+            "300",
+            field="timeout_s",
+            also=("timeout_seconds",),
+        ),
+        Key(
+            "turn",
+            Duration(),
+            "After this long, models in the way of the one that waits take no new requests.",
+            absent="10, or `queue.timeout` where that is shorter",
+            field="turn_s",
+            also=("max_wait", "drain_after"),
+            example="10",
+        ),
+        Key(
+            "aging",
+            Duration(1),
+            "Who has waited this long counts as of the next higher priority.",
+            "60",
+            field="aging_s",
+        ),
+    )
+)
+
+EVICTION = Section(
+    (
+        Key(
+            "policy",
+            Choice(tuple(EvictionPolicy)),
+            "Which idle model goes. hybrid: the one whose loss costs least per byte; lru: the least recently used; "
+            "priority: the one of the lowest priority.",
+            "hybrid",
+            also=("eviction_policy",),
+        ),
+        Key(
+            "residence",
+            Duration(0, 86400),
+            "How long a model that was loaded for a request stays at least before it goes for another.",
+            "0",
+            field="residence_s",
+            also=("min_residence", "minimum_residence"),
+        ),
+        Key(
+            "above",
+            Share(never=True),
+            "Unload idle models, without anybody's asking, while more of a GPU than this is used.",
+            "never",
+            field="above_percent",
+            also=("auto_scaling_threshold", "threshold"),
+        ),
+        Key("below", Share(), "And stop as soon as less than this is.", "80%", field="below_percent"),
+    )
+)
+
+SCHEDULER = Section(
+    (
+        Key(
+            "backend_order",
+            EngineOrder(),
+            "Which engines are tried, in which order, for a model with `engine: auto`.",
+            "[llama_server, embedded, llama_cpp, ollama]",
+            also=("order", "engine_order", "backends"),
+        ),
+    )
+)
+
+ALERTS = Section(
+    (
+        Key(
+            "webhook",
+            WebAddress(),
+            "Each alert is sent there as JSON, with POST.",
+            absent="alerts are told in the journal and on D-Bus only",
+            also=("webhook_url", "url"),
+            example='"https://alerts.example.org/gpud"',
+        ),
+    )
+)
+
+PREFETCH = Section(
+    (
+        Key(
+            "page_cache",
+            Flag(),
+            "Read the file of the model that is likely to be loaded next into free host memory.",
+            "true",
+        ),
+        Key("on_battery", Flag(), "Even while the machine runs on its battery.", "false"),
     )
 )
 
@@ -616,6 +762,11 @@ ROOT = Section(
         Key("idle", IDLE, "Idleness."),
         Key("storage", STORAGE, "Where models are kept."),
         Key("gpu", GPU, "How much memory gpud may take.", also=("vram", "gpus", "limits")),
+        Key("queue", QUEUE, "Who waits for memory."),
+        Key("eviction", EVICTION, "Who goes when somebody needs the memory.", also=("auto_scaling",)),
+        Key("scheduler", SCHEDULER, "Which engine serves a model that several could serve."),
+        Key("alerts", ALERTS, "Who is told that a GPU is nearly full.", also=("alert", "notifications")),
+        Key("prefetch", PREFETCH, "What is done ahead of time.", also=("warm",)),
         Key("stop", STOP, "How engines are stopped."),
         Key("restart", RESTART, "What happens after an engine crashed.", also=("backoff",)),
         Key(
@@ -655,3 +806,15 @@ def sections() -> Iterator[tuple[str, Section]]:
 def places(name: str) -> list[str]:
     """The sections that have a key of this name."""
     return [place for place, section in sections() if any(key.name == name for key in section.keys)]
+
+
+def ours(name: str) -> str:
+    """The one key that other programs call so, as a whole path; empty where there is none, or more than one."""
+    found = [
+        f"{place}.{key.name}"
+        for place, section in sections()
+        if section is not ROOT
+        for key in section.keys
+        if name in key.also
+    ]
+    return found[0] if len(found) == 1 else ""

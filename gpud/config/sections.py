@@ -1,11 +1,11 @@
 """How a map of keys is read: what a key is, what a section is, and the messages for what does not belong there."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gpud.config.kinds import BROKEN, Kind, Reading, Wrong, nearest
-from gpud.config.source import Node, Scalar, Table, Where, shown
+from gpud.config.source import Items, Node, Scalar, Table, Where, shown
 
 LLAMA = frozenset({"embedded", "llama_server", "llama_cpp"})
 LLAMA_SERVERS = frozenset({"embedded", "llama_server"})
@@ -42,7 +42,12 @@ class Key:
 
     def default_value(self, reading: Reading) -> Any:
         assert self.default is not None
-        return self.kind.read(Scalar(Where("", 0), self.default), self.name, reading)
+        nowhere = Where("", 0)
+        if self.default.startswith("["):
+            items = tuple(Scalar(nowhere, one) for one in self.default[1:-1].split(", "))
+            # Nobody wrote it: that an engine in it is not installed is no mistake of theirs.
+            return self.kind.read(Items(nowhere, items, len(items)), self.name, replace(reading, known_engines=None))
+        return self.kind.read(Scalar(nowhere, self.default), self.name, reading)
 
     def used_by(self, engine: str) -> bool:
         return self.engines is None or engine in self.engines or engine not in BUILT_IN
@@ -101,6 +106,8 @@ class Section:
             return near
         if places := reading.places(name):
             return f'; "{name}" belongs in {" or ".join(places[:3])}'
+        if ours := reading.ours(plain):
+            return f'; did you mean "{ours}"?'
         return f"; allowed: {' '.join(names)}" if names else "; no keys are allowed here"
 
     def write(self, value: Any) -> object:
@@ -159,5 +166,5 @@ def read_key(key: Key, node: Node, path: str, where: Where, reading: Reading) ->
     try:
         return key.kind.read(node, path, reading)
     except Wrong as wrong:
-        reading.wrong(where, path, f"{shown(node)}: {wrong}; {key.allowed_text()}")
+        reading.wrong(where, path, f"{shown(node, key.name)}: {wrong}; {key.allowed_text()}")
         return BROKEN

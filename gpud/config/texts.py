@@ -85,12 +85,21 @@ class Url:
         return value
 
 
-class EngineName:
-    allowed: str = "embedded llama_server llama_cpp ollama custom, or what an installed package adds"
+class WebAddress:
+    """Where something on the web is told: unlike an engine's address it may have TLS, a user and a query."""
 
-    def read(self, node: Node, _path: str, reading: Reading) -> str:
+    allowed: str = "http://… or https://…, with a path and a query where the receiver wants them"
+
+    def read(self, node: Node, _path: str, _reading: Reading) -> str:
         text = text_of(node)
-        check_engine(text, reading)
+        host = r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])"
+        match = re.fullmatch(rf"https?://(?:[!-.0->A-~]*@)?{host}(?::([0-9]{{1,5}}))?(?:[/?][!-~]*)?", text)
+        if match is None:
+            raise Wrong("is not an address on the web")
+        if match[1] is not None and not 1 <= int(match[1]) <= 65535:
+            raise Wrong(f"has the port {match[1]}, which is not from 1 to 65535")
+        if "#" in text:
+            raise Wrong('has a fragment ("#"), which is never sent')
         return text
 
     def write(self, value: Any) -> object:
@@ -99,10 +108,22 @@ class EngineName:
 
 BUILT_IN_ENGINES = ("embedded", "llama_server", "llama_cpp", "ollama", "custom")
 
+OTHER_NAMES = {
+    "llamacpp": "llama_server",
+    "llama.cpp": "llama_server",
+    "llama-cpp": "llama_server",
+    "llama-server": "llama_server",
+    "llama-cpp-python": "llama_cpp",
+    "llama_cpp_python": "llama_cpp",
+}
+"""What engines are called elsewhere. "llamacpp" is nearer to "llama_cpp" by its letters, but not by what is meant."""
+
 
 def check_engine(text: str, reading: Reading) -> None:
     """Raises Wrong for what cannot be, or is not, the name of an engine."""
     known = reading.known_engines
+    if text in OTHER_NAMES:
+        raise Wrong(f'is not what the engine is called here; did you mean "{OTHER_NAMES[text]}"?')
     if not re.fullmatch("[a-z][a-z0-9_]{0,63}", text):
         plain = text.lower().replace("-", "_").replace(".", "_")
         near = nearest(plain, sorted(known or BUILT_IN_ENGINES))

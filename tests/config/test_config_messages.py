@@ -63,6 +63,7 @@ gpu: {reserve: -1}
         ("cmd", "command"),
         ("path", "file"),
         ("cont_batching", "continuous_batching"),
+        ("min_context", "least_context"),
     ],
 )
 def test_a_name_that_other_programs_use_leads_to_ours(key: str, meant: str) -> None:
@@ -74,6 +75,28 @@ def test_a_name_that_other_programs_use_leads_to_ours(key: str, meant: str) -> N
 def test_a_key_in_the_wrong_section_is_sent_to_the_right_one() -> None:
     """A key that exists elsewhere is answered with where it belongs."""
     assert problem("context: 4096") == 'gpud.yaml:1: context: 4096: unknown key; "context" belongs in models.NAME'
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("queue: {max_queue_size: 3}", "size"),
+        ("queue: {timeout_seconds: 3}", "timeout"),
+        ("eviction: {eviction_policy: lru}", "policy"),
+        ("eviction: {threshold: 85}", "above"),
+        ("eviction: {auto_scaling_threshold: 85}", "above"),
+        ("gpu: {high_usage_threshold: 90}", "alert_percent"),
+        ("gpu: {monitoring_interval: 5}", "watch"),
+        ("gpu: {safety_margin: 10}", "reserve"),
+        ("alerts: {webhookUrl: x}", "webhook"),
+        ("alerts: {high_usage_threshold: 90}", "gpu.alert_percent"),
+        ("scheduler: {max_queue: 10}", "queue.size"),
+        ("scheduler: {eviction_policy: lru}", "eviction.policy"),
+    ],
+)
+def test_the_old_names_of_limits_lead_to_ours(text: str, meant: str) -> None:
+    """Also where they stood in another section than here."""
+    assert f'did you mean "{meant}"?' in problem(text)
 
 
 def test_an_unknown_key_like_no_other_lists_what_is_allowed() -> None:
@@ -110,6 +133,8 @@ def test_an_unknown_key_like_no_other_lists_what_is_allowed() -> None:
         ("idle_timeout: 400d", "is out of range"),
         ("idle_timeout: .inf", "is not a time"),
         ("load_timeout: 0", "is out of range"),
+        ("least_context: 8192", "is more than its context, 4096; lower it, or raise context"),
+        ("least_context: 8", "is out of range"),
         ("extra_flags: --temp", "is not a list"),
         ("extra_flags: [[a]]", "extra_flags[0]: a list: is a list, one value is expected"),
         ("extra_flags: [a, ~]", "extra_flags[1]: nothing: is empty"),
@@ -313,7 +338,8 @@ def test_an_engine_that_nobody_installed_is_refused_only_when_the_engines_are_kn
     assert len(problems(text)) == 2
     model = config.parse(text, "x").models["a"]
     assert (model.engine, model.settings.context, model.settings.url) == ("vllm", 100, "http://h:1")
-    assert 'did you mean "llama_server"?' in problem("models: {a: {engine: llama-server, file: /a}}")
+    assert 'did you mean "llama_server"?' in problem("models: {a: {engine: llama-servr, file: /a}}")
+    assert 'did you mean "llama_server"?' in problem("engines: {llamacpp: {binary: /x}}")
 
 
 def test_doors_do_not_share_an_address() -> None:
@@ -332,8 +358,120 @@ def test_waits_between_restarts_are_in_order() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "queue: {timeout: 5, turn: 6}",
+            "queue.turn: 6 seconds: is more than queue.timeout, 5 seconds, so that nobody would live to see its turn",
+        ),
+        ("eviction: {above: 80}", "eviction.below: 80%: is not below eviction.above, 80%; lower it"),
+        ("eviction: {above: 50, below: 70%}", "eviction.below: 70%: is not below eviction.above, 50%; lower it"),
+        ("queue: {size: 0}", "queue.size: 0: is out of range; allowed: a whole number from 1 to 10000 (default 10)"),
+        ("queue: {timeout: never}", 'queue.timeout: "never": is not a time'),
+        ("queue: {aging: 0}", "queue.aging: 0: is out of range"),
+        ("eviction: {policy: lfu}", 'eviction.policy: "lfu": is none of the allowed words; did you mean "lru"?'),
+        ("eviction: {above: 0}", "eviction.above: 0: is out of range; allowed: a share like 85%"),
+        ("eviction: {below: never}", 'eviction.below: "never": is not a share'),
+        ("gpu: {alert_percent: 101}", "gpu.alert_percent: 101: is out of range"),
+        ("gpu: {alert_percent: 90MiB}", 'gpu.alert_percent: "90MiB": is not a share'),
+        ("gpu: {watch: 500ms}", 'gpu.watch: "500ms": is out of range; allowed: 0 or never, or seconds'),
+        ("gpu: {external_busy_mib: 6GiB}", 'gpu.external_busy_mib: "6GiB": is not a whole number'),
+        ("gpu: {external_busy_mib: 0}", "gpu.external_busy_mib: 0: is out of range"),
+        ("prefetch: {page_cache: yes}", "prefetch.page_cache: yes: is neither true nor false"),
+        ("models: {a: {engine: ollama, least_context: 2048}}", "least_context: 2048: has no effect without a context"),
+    ],
+)
+def test_limits_that_cannot_be_or_contradict_each_other_are_refused(text: str, said: str) -> None:
+    """With both values, where they come from two keys."""
+    assert said in problem(text)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("ftp://h/hush", "is not an address on the web"),
+        ("https://me:hush@", "is not an address on the web"),
+        ("https://h:70000/hush", "has the port 70000, which is not from 1 to 65535"),
+        ("https://h/hush#x", 'has a fragment ("#"), which is never sent'),
+        ("https://h/hush hush", "is not an address on the web"),
+    ],
+)
+def test_an_address_of_a_webhook_is_checked_and_not_shown(address: str, said: str) -> None:
+    """Many receivers have their only secret in the path."""
+    told = problem(f"alerts: {{webhook: '{address}'}}")
+    assert told.startswith(f"gpud.yaml:1: alerts.webhook: a secret: {said}; allowed: http://")
+    assert "hush" not in told
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ("[]", "models.a.engine: a list: is empty"),
+        ("{}", "models.a.engine: a map: is empty"),
+        ("[llama_server, olama]", 'models.a.engine[1]: "olama": is not an engine that is installed here'),
+        ("[llama_server, llamacpp]", 'models.a.engine[1]: "llamacpp": stands here twice'),
+        ("[[ollama]]", "models.a.engine[0]: a list: is a list, one value is expected"),
+        ("[auto]", 'models.a.engine[0]: "auto": is not an engine that is installed here'),
+        ("{llama_servr: {}}", "models.a.engine.llama_servr: is not an engine that is installed here"),
+        ("{ollama: {}, embedded: 5}", "models.a.engine.embedded: is not a map; its keys are: file model"),
+        ("{llama_server: {contxt: 5}}", 'models.a.engine.llama_server.contxt: 5: unknown key; did you mean "context"?'),
+        (
+            "{llama_server: {keep_alive: 5}, ollama: {batch: 3}}",
+            'models.a.engine.llama_server.keep_alive: 5: unknown key; did you mean "idle_timeout"?',
+        ),
+        ("{llama_server: {}, ollama: {batch: 3}}", 'ollama.batch: 3: means nothing to the engine "ollama"'),
+        ("{llama_server: {least_context: 9999}}", "models.a.engine.llama_server.least_context: 9999: is more than its"),
+        ("{custom: {size: 0, url: 'http://h:1', directory: /x}}", 'models.a.engine.custom.directory: "/x": gpud does'),
+    ],
+)
+def test_a_choice_of_engines_is_checked(engine: str, said: str) -> None:
+    """Each name and each key of it, where it stands."""
+    told = problems(f"models: {{a: {{file: /a.gguf, engine: {engine}}}}}")
+    assert any(said in one for one in told), told
+
+
+def test_a_key_that_none_of_several_engines_takes_is_refused() -> None:
+    """While one that some of them take is theirs."""
+    told = problem("models: {a: {engine: [llama_cpp, ollama], file: /a.gguf, reranking: true, context: 99}}")
+    assert 'models.a.reranking: true: means nothing to the engine "llama_cpp" or "ollama" (only to: ' in told
+    assert told.endswith("; remove it")
+
+
+def test_no_engine_is_left_for_what_nobody_can_serve() -> None:
+    """``auto`` says what is in the way."""
+    told = problem("models: {a: {engine: auto, file: /x/model.safetensors}}")
+    assert told == (
+        'gpud.yaml:1: models.a.file: "/x/model.safetensors": is no .gguf file, and llama engines read nothing else; no '
+        "other engine of scheduler.backend_order (llama_server embedded llama_cpp ollama) takes it; convert it, "
+        "or name one that does"
+    )
+    told = problem("scheduler: {backend_order: [ollama]}\nmodels: {a: {engine: auto, file: /x.gguf}}")
+    assert "models.a.engine: auto: no engine of scheduler.backend_order (ollama) can serve this model" in told
+    assert "models.a.file" in problem("models: {a: {engine: auto, file: [x]}}")
+
+
+@pytest.mark.parametrize(
+    ("order", "said"),
+    [
+        (
+            "ollama",
+            'backend_order: "ollama": is not a list; allowed: a list of engines, each once (default [llama_server',
+        ),
+        ("[]", "backend_order: a list: is empty"),
+        ("[ollama, llama_servr]", 'backend_order[1]: "llama_servr": is not an engine that is installed here'),
+        ("[ollama, ollama]", 'backend_order[1]: "ollama": stands here twice'),
+    ],
+)
+def test_the_order_of_engines_is_checked(order: str, said: str) -> None:
+    """Unknown engines are told with the nearest, as everywhere."""
+    assert said in problem(f"scheduler: {{backend_order: {order}}}")
+
+
+@pytest.mark.parametrize(
     ("text", "key"),
     [
+        ("queue: {timeout: x, turn: 900}", "queue.timeout"),
+        ("eviction: {above: x, below: 90}", "eviction.above"),
         ("restart: {first: 0, max: 2}", "restart.first"),
         ("restart: {first: 100, max: 1000d}", "restart.max"),
         ("http: {front: {port: 99999}, management: {port: 8080}}", "http.front.port"),

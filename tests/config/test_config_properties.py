@@ -8,10 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpud import config
-from gpud.config.kinds import Choice, Duration, Flag, Layers, PriorityName, Size, Whole
-from gpud.config.schema import DEFAULTS, ENGINE, MODEL, ROOT, sections
+from gpud.config.engine_choice import EngineOrder
+from gpud.config.kinds import Choice, Duration, Flag, Layers, PriorityName, Share, Size, Whole
+from gpud.config.schema import DEFAULTS, ENGINE, EVICTION, MODEL, QUEUE, ROOT, sections
 from gpud.config.sections import BUILT_IN, Key, Section
-from gpud.config.texts import Environment, FilePath, Json, Text, Texts, Url
+from gpud.config.texts import Environment, FilePath, Json, Text, Texts, Url, WebAddress
 from gpud.core.errors import ConfigInvalid
 
 KEYS = sorted({key.name for _, section in sections() for key in section.keys})
@@ -124,7 +125,18 @@ def values(key: Key) -> st.SearchStrategy[object]:
     if isinstance(kind, Whole):
         return st.integers(kind.low, kind.high)
     if isinstance(kind, Duration):
-        return st.one_of(st.integers(int(kind.low) + 1, 600), st.floats(max(kind.low, 0.001), 600.0))
+        times: st.SearchStrategy[object] = st.one_of(
+            st.integers(int(kind.low) + 1, 600), st.floats(max(kind.low, 0.001), 600.0)
+        )
+        words = [word for word, known in (("auto", kind.auto), ("never", kind.never), (0, kind.never)) if known]
+        return st.one_of(times, st.sampled_from(words)) if words else times
+    if isinstance(kind, Share):
+        shares = st.one_of(st.integers(1, 100), st.floats(0.01, 100.0).map(lambda share: f"{share:.3f}%"))
+        return st.one_of(shares, st.just("never")) if kind.never else shares
+    if isinstance(kind, EngineOrder):
+        return st.lists(st.sampled_from(sorted(BUILT_IN)), min_size=1, unique=True)
+    if isinstance(kind, WebAddress):
+        return st.sampled_from(["https://hooks.example.org/a/b", "http://me:pw@127.0.0.1:9/x?y=z", "https://[::1]"])
     if isinstance(kind, Size):
         plain: st.SearchStrategy[object] = st.one_of(
             st.integers(kind.low, 1 << 40), st.integers(1, 4000).map(lambda number: f"{number}MiB")
@@ -166,8 +178,22 @@ def mapping(section: Section, without: tuple[str, ...] = (), engine: str = "") -
 
 @st.composite
 def models(draw: st.DrawFn) -> dict[str, object]:
-    engine = draw(st.sampled_from(sorted(BUILT_IN)))
-    without: tuple[str, ...] = ("engine", "aliases")
+    """One with an engine, or one with several that have keys of their own."""
+    engines = draw(st.lists(st.sampled_from(sorted(BUILT_IN)), min_size=1, max_size=3, unique=True))
+    if len(engines) == 1:
+        return {"engine": engines[0], **draw(served_by(engines[0]))}
+    if draw(st.booleans()):
+        return {"engine": {engine: draw(served_by(engine)) for engine in engines}}
+    files = [engine for engine in engines if engine not in ("custom", "ollama")] or ["embedded"]
+    return {"engine": files, **draw(served_by(files[0], "llama_cpp"))}
+
+
+@st.composite
+def served_by(draw: st.DrawFn, *engines: str) -> dict[str, object]:
+    """Keys that all of these take."""
+    engine = engines[0]
+    without: tuple[str, ...] = ("engine", "aliases", "least_context")
+    without += tuple(key.name for key in MODEL.keys if not all(key.used_by(one) for one in engines))
     needs: dict[str, object] = {}
     if engine == "custom":
         needs["size"] = draw(st.integers(0, 1 << 40))
@@ -179,12 +205,21 @@ def models(draw: st.DrawFn) -> dict[str, object]:
             without += ("url",)
     elif engine != "ollama":
         needs["file"] = draw(PATHS)
-    return {"engine": engine, **draw(mapping(MODEL, without, engine)), **needs}
+    found = {**draw(mapping(MODEL, without, engine)), **needs}
+    if "context" in found and draw(st.booleans()):
+        assert isinstance(found["context"], int)
+        found["least_context"] = draw(st.integers(16, found["context"]))
+    return found
 
 
 @st.composite
 def configurations(draw: st.DrawFn) -> dict[str, object]:
-    top = draw(mapping(ROOT, ("models", "engines", "restart", "http", "defaults")))
+    top = draw(mapping(ROOT, ("models", "engines", "restart", "http", "defaults", "queue", "eviction")))
+    top["queue"] = draw(mapping(QUEUE, ("turn",)))
+    if draw(st.booleans()):
+        top["queue"] = {"timeout": 600, "turn": draw(st.floats(0, 600))}
+    low, high = sorted(draw(st.lists(st.integers(1, 100), min_size=2, max_size=2, unique=True)))
+    top["eviction"] = draw(mapping(EVICTION, ("above", "below"))) | {"above": high, "below": f"{low}%"}
     names = draw(st.lists(NAMES, max_size=4, unique=True))
     top["models"] = {name: draw(models()) for name in names}
     top["defaults"] = draw(mapping(DEFAULTS, ("engine",)))

@@ -10,6 +10,7 @@ from gpud.core.errors import InvalidArguments
 
 TEXT = """
 idle: {timeout: 2m}
+alerts: {webhook: "https://me:hush@example.org/hush?a=hush"}
 engines: {ollama: {environment: {OLLAMA_TOKEN: hush}}}
 models:
   llama3.2:3b: {engine: ollama}
@@ -52,10 +53,33 @@ def test_secrets_are_masked(parsed: config.Config) -> None:
     """Variables, fields of a body and flags whose names say so; placeholders and the rest stay."""
     shown = config.to_yaml(parsed)
     assert "hush" not in shown
-    assert config.to_yaml(parsed, secrets=True).count("hush") == 5
+    assert config.to_yaml(parsed, secrets=True).count("hush") == 8
     assert "A: b" in shown
     assert "- ${file}" in shown
     assert "--token=********" in shown
+
+
+def test_limits_are_shown_as_they_are_written() -> None:
+    """Words where there are words for it."""
+    parsed = config.parse("idle: {timeout: auto}\ngpu: {external_busy_mib: 6144, watch: 0, alert_percent: 95}", "x")
+    assert config.render(parsed, "idle.timeout") == "auto\n"
+    assert config.render(parsed, "gpu.external_busy_mib") == "6144\n"
+    assert config.render(parsed, "gpu.alert_percent") == "95%\n"
+    assert config.render(parsed, "eviction") == "policy: hybrid\nresidence: 0\nabove: never\nbelow: 80%\n"
+    assert config.render(parsed, "queue.turn") == "10\n"
+    assert config.render(parsed, "prefetch.page_cache") == "true\n"
+    assert config.render(config.parse("gpu: {alert_percent: never}", "x"), "gpu.alert_percent") == "never\n"
+
+
+def test_several_engines_are_shown_with_what_differs() -> None:
+    """What they agree on stands once; where they agree on all, a list is enough."""
+    text = "models: {m: {engine: [llama_server, embedded], file: /none/m.gguf}}"
+    assert config.render(config.parse(text, "x"), "models.m.engine") == "- llama_server\n- embedded\n"
+    text = "models: {m: {engine: {llama_server: {layers: 3}, ollama: {context: 5000}}, file: /none/m.gguf}}"
+    shown = config.render(config.parse(text, "x"), "models.m")
+    assert "engine:\n  llama_server:\n    context: 4096\n    layers: 3\n" in shown
+    assert "\nfile: /none/m.gguf\n" in shown
+    assert len(config.warnings(config.parse(text, "x"))) == 1
 
 
 def test_warnings_name_what_is_valid_and_not_meant(parsed: config.Config, tmp_path: Path) -> None:

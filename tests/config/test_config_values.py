@@ -7,7 +7,19 @@ import pytest
 
 from gpud import config
 from gpud.core.errors import ConfigInvalid
-from gpud.core.facts import BudgetLimits, BusyProbe, HttpCall, Limits, Model, Priority, StopTimes
+from gpud.core.facts import (
+    AUTO_IDLE,
+    BudgetLimits,
+    BusyProbe,
+    EvictionLimits,
+    EvictionPolicy,
+    HttpCall,
+    Limits,
+    Model,
+    Priority,
+    QueueLimits,
+    StopTimes,
+)
 
 
 def model(settings: str, before: str = "") -> Model:
@@ -228,6 +240,135 @@ def test_limits() -> None:
         shutdown_drain_s=0,
     )
     assert config.parse("", "x").limits == Limits()
+
+
+def test_limits_of_waiting_evicting_and_watching() -> None:
+    """The sections queue, eviction and the rest of gpu become the scheduler's limits, too."""
+    parsed = config.parse(
+        "queue: {size: 3, timeout: 1m, turn: 2, aging: 30}\n"
+        "eviction: {policy: lru, residence: 20, above: 85, below: 75.5%}\n"
+        "gpu: {watch: never, external_busy_mib: 6144, alert_percent: never}\n",
+        "x",
+    )
+    assert parsed.limits == Limits(
+        queue=QueueLimits(size=3, timeout_s=60, turn_s=2, aging_s=30),
+        eviction=EvictionLimits(EvictionPolicy.LRU, residence_s=20, above_percent=85, below_percent=75.5),
+        watch_s=0,
+        external_busy_bytes=6 << 30,
+        alert_percent=None,
+    )
+    assert isinstance(parsed.limits.eviction.policy, EvictionPolicy)
+    assert config.parse("gpu: {alert_percent: 95.5}", "x").limits.alert_percent == 95.5
+    assert config.parse("eviction: {above: never}", "x").limits == Limits()
+
+
+def test_a_turn_comes_before_the_end_of_the_wait() -> None:
+    """Who shortens the wait need not think of the turn."""
+    assert config.parse("queue: {timeout: 3}", "x").limits.queue == QueueLimits(timeout_s=3, turn_s=3)
+    assert config.parse("queue: {timeout: 3, turn: null}", "x").limits.queue.turn_s == 3
+
+
+def test_alerts_and_prefetching() -> None:
+    """Where alerts go, and what is done ahead of time."""
+    parsed = config.parse("alerts: {webhook: 'https://h/x?y=z'}\nprefetch: {page_cache: false, on_battery: true}", "x")
+    assert parsed.alerts == config.AlertsConfig("https://h/x?y=z")
+    assert parsed.prefetch == config.PrefetchConfig(page_cache=False, on_battery=True)
+    assert "https" not in repr(parsed)
+
+
+def test_an_idle_time_that_follows_from_the_load() -> None:
+    """For all models, or for one."""
+    parsed = config.parse(
+        "idle: {timeout: auto}\nmodels: {m: {engine: ollama}, n: {engine: ollama, ttl: 5}}".replace(
+            "ttl", "idle_timeout"
+        ),
+        "x",
+    )
+    assert (parsed.idle_timeout_s, parsed.models["m"].idle_timeout_s) == (AUTO_IDLE, AUTO_IDLE)
+    assert parsed.models["n"].idle_timeout_s == 5
+    assert llama("idle_timeout: auto").idle_timeout_s == AUTO_IDLE
+
+
+def test_the_least_context() -> None:
+    """Where there is a context to lower, it is how low that may be; a default that lowers nothing says nothing."""
+    assert llama("context: 8192, least_context: 2048").least_context == 2048
+    assert llama("least_context: 4096").least_context == 4096
+    before = "defaults: {least_context: 4096}"
+    assert llama("context: 2048", before).least_context is None
+    assert llama("context: 8192", before).least_context == 4096
+    assert model("engine: ollama", before).least_context is None
+    assert model("engine: ollama, context: 8192", before).least_context == 4096
+
+
+def test_several_engines_for_one_model() -> None:
+    """The first is the model's, the others are its alternatives, each with the settings that it takes."""
+    one = model(
+        "engine: [llama_server, ollama], file: /m.gguf, model: m:1b, context: 999, cpu_moe: 3, priority: high,"
+        "aliases: [x], least_context: 99"
+    )
+    (other,) = one.alternatives
+    assert (one.engine, one.settings.file, one.settings.cpu_moe, one.settings.ollama_name) == (
+        "llama_server",
+        "/m.gguf",
+        3,
+        "",
+    )
+    assert (other.engine, other.settings.file, other.settings.cpu_moe, other.settings.ollama_name) == (
+        "ollama",
+        "",
+        None,
+        "m:1b",
+    )
+    for each in (one, other):
+        assert (each.name, each.aliases, each.priority) == ("m", ("x",), Priority.HIGH)
+        assert (each.settings.context, each.least_context) == (999, 99)
+    assert other.alternatives == ()
+    assert (one.settings.batch, other.settings.batch) == (2048, None)
+
+
+def test_engines_with_settings_of_their_own() -> None:
+    """What stands below an engine holds for it alone, before what the model says; then come its defaults."""
+    one = model(
+        "engine: {llama_server: {layers: all}, ollama: {context: 8192}, embedded: }, file: /m.gguf, context: 99",
+        "engines: {ollama: {defaults: {context: 55, parallel: 7}}}",
+    )
+    assert [each.engine for each in (one, *one.alternatives)] == ["llama_server", "ollama", "embedded"]
+    assert [each.settings.layers for each in (one, *one.alternatives)] == ["all", None, "auto"]
+    assert [each.settings.context for each in (one, *one.alternatives)] == [99, 8192, 99]
+    assert [each.settings.parallel for each in (one, *one.alternatives)] == [1, 7, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "engines"),
+    [
+        ("file: /m.gguf", ["llama_server", "embedded", "llama_cpp"]),
+        ("file: /m.GGUF, model: m", ["llama_server", "embedded", "llama_cpp", "ollama"]),
+        ("model: m", ["ollama"]),
+    ],
+)
+def test_an_open_engine_is_chosen_by_what_the_model_is(settings: str, engines: list[str]) -> None:
+    """A file for the llama engines is a GGUF file; SafeTensors never reach them."""
+    one = model(f"engine: auto, {settings}")
+    assert [each.engine for each in (one, *one.alternatives)] == engines
+
+
+def test_a_file_in_safetensors_never_goes_to_llama_cpp() -> None:
+    """Not even beside a name that Ollama could serve: the file would be without a meaning."""
+    with pytest.raises(ConfigInvalid, match='models.m.file: "/m.safetensors": means nothing to the engine "ollama"'):
+        model("engine: auto, file: /m.safetensors, model: m")
+    other = model("engine: auto, file: /m.safetensors", "scheduler: {backend_order: [llama_server, vllm]}")
+    assert (other.engine, other.alternatives) == ("vllm", ())
+
+
+def test_the_order_of_engines_is_configured() -> None:
+    """By their names here, or those that others use; engines of other packages take a file."""
+    before = "scheduler: {backend_order: [ollama, vllm, custom, llamacpp]}\ndefaults: {engine: auto}"
+    assert config.parse(before, "x").backend_order == ("ollama", "vllm", "custom", "llama_server")
+    one = model("file: /m.gguf, model: m", before)
+    assert [each.engine for each in (one, *one.alternatives)] == ["ollama", "vllm", "llama_server"]
+    assert model("file: /m.safetensors", before).engine == "vllm"
+    assert model("url: 'http://h:1', size: 0", before).engine == "custom"
+    assert model("engine: llama.cpp, file: /m").engine == "llama_server"
 
 
 def test_engines_logging_and_bus() -> None:
