@@ -22,7 +22,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "directories": set(),
     **{adapter: set() for adapter in ADAPTERS},
     **{edge: {"engine"} for edge in EDGES},
-    "cli": {"config"},
+    # A model file is sized without the daemon: its header is read, and an engine asked.
+    "cli": {"config", "catalog", "backends"},
     "bridge": set(),
     "mcp": set(),
     "daemon": {"config", "log", "engine", "directories"} | ADAPTERS | EDGES,

@@ -17,7 +17,7 @@ from typing import Any
 
 from gpud.backends import failures, files, runner
 from gpud.backends.llama_flags import ALL_LAYERS, Flags
-from gpud.backends.llama_record import RecordReader
+from gpud.backends.llama_record import RecordReader, plain
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Endpoint, Exit
 from gpud.core.plan import Plan
@@ -32,6 +32,9 @@ LARGEST_OUTPUT_BYTES = 8 << 20
 """No engine says as much before its record; what does is no llama-server."""
 
 LONGEST_LINE_BYTES = 64 << 10
+
+LONGEST_SOCKET_BYTES = 107
+"""The kernel's limit for the path of a socket."""
 
 _LAYER_FLAGS = frozenset({"-ngl", "--gpu-layers", "--n-gpu-layers"})
 
@@ -183,6 +186,7 @@ def _untold_flood() -> BackendFailed:
 
 
 def _untold(program: str, ended: Exit | None, tail: Sequence[str], limit_s: float) -> BackendFailed:
+    tail = tuple(plain(line) for line in tail)
     start = f"cannot learn from {program} what the model takes"
     if ended is None:
         said = failures.last_line(tail)
@@ -194,8 +198,9 @@ def _untold(program: str, ended: Exit | None, tail: Sequence[str], limit_s: floa
         )
     failure = failures.classify(tail)
     if failure is not None:
+        hint = "correct the arguments, or take another build" if failure.kind == "bad-flag" else failure.hint
         return BackendFailed(
-            f"{start}: it {ended.describe()}: {failure.sentence}", hint=failure.hint, kind=failure.kind, tail=tail
+            f"{start}: it {ended.describe()}: {failure.sentence}", hint=hint, kind=failure.kind, tail=tail
         )
     said = failures.telling_line(tail)
     return BackendFailed(
@@ -221,8 +226,9 @@ class DryRun:
         flags = await self._flags()
         argv = telling((*self.program, *self.arguments), flags)
         argv += (flags.first("--model", "-m"), self.file)
-        socket = folder / "probe.sock"
-        argv += ("--host", str(socket)) if flags.says("--host", ".sock") else ("--host", "127.0.0.1", "--port", "0")
+        socket = str(folder / "probe.sock")
+        by_path = flags.says("--host", ".sock") and len(os.fsencode(socket)) <= LONGEST_SOCKET_BYTES
+        argv += ("--host", socket) if by_path else ("--host", "127.0.0.1", "--port", "0")
         if flags.first("--offline"):
             argv += ("--offline",)
         reader = await asyncio.to_thread(reader_for, self.plan)

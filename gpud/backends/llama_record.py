@@ -121,8 +121,7 @@ class RecordReader:
 
     def _with_extras(self, parts: list[Part]) -> list[Part]:
         names = [part.device for part in parts]
-        first = 0 if self._plan.layers else len(parts) - 1
-        parts[first] = replace(parts[first], weights_bytes=parts[first].weights_bytes + self._adapter_bytes)
+        parts = _with_adapters(parts, self._adapter_bytes)
         on = self._extras.projector_on
         if not any(name in names for name in on):
             on = {names[0]: self._extras.projector}
@@ -138,13 +137,8 @@ class RecordReader:
 
     def _unwrapped(self, text: str) -> str | None:
         """What a line of the log says; None for a record in JSON, which is taken in here."""
-        if not text.startswith("{"):
-            return text
-        try:
-            message = json.loads(text)
-        except (ValueError, RecursionError):
-            return text
-        if not isinstance(message, Mapping):
+        message = _message(text)
+        if message is None:
             return text
         if message.get("type") == "fit_memory_breakdown":
             # The same was said as a table, in lines of the log before.
@@ -166,6 +160,31 @@ class RecordReader:
             self._draft = rows
         else:
             self._main = rows
+
+
+def plain(text: str) -> str:
+    """A line of the log as text, where it comes as JSON."""
+    message = _message(text)
+    said = None if message is None else message.get("msg")
+    return said.rstrip("\n") if isinstance(said, str) else text
+
+
+def _message(text: str) -> Mapping[str, object] | None:
+    if not text.startswith("{"):
+        return None
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return message if isinstance(message, Mapping) else None
+
+
+def _with_adapters(parts: list[Part], size: int) -> list[Part]:
+    """An adapter's tensors are where those are that they adapt: in proportion to the weights."""
+    total = sum(part.weights_bytes for part in parts)
+    own = [size * part.weights_bytes // total if total else 0 for part in parts[:-1]]
+    own.append(size - sum(own))
+    return [replace(part, weights_bytes=part.weights_bytes + more) for part, more in zip(parts, own, strict=True)]
 
 
 def _rows_of(data: object) -> tuple[_Row, ...]:

@@ -34,6 +34,7 @@ COMMANDS = {
     "cancel": Command("cancel", "Give up a load or an unload that is going on"),
     "reset": Command("reset", "Forget the failures of a model, so that it may be tried again"),
     "log": Command("log", "Show what the journal says, of all models or of one"),
+    "estimate": Command("estimate", "Say what a model file would take of each memory"),
     "config": Command("config", "Check the configuration, or show what is in effect"),
     "reload": Command("reload", "Have the configuration read again"),
     "doctor": Command("doctor", "Look for what is wrong with this installation"),

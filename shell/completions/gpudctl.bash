@@ -24,7 +24,7 @@ _gpudctl() {
     current=${current##*[[:space:]]}
     local -a _gpudctl_bus=()
     local everywhere='--user --system --json --no-color --help'
-    local commands='status models load unload wait run cancel reset log config reload doctor version'
+    local commands='status models load unload wait run cancel reset log estimate config reload doctor version'
     # Words as the user sees them: COMP_WORDS is broken at colons.
     local line=${COMP_LINE:0:COMP_POINT}
     local -a words
@@ -58,11 +58,11 @@ _gpudctl() {
     case $previous in
         --hold) _gpudctl_words "$(_gpudctl_ask models)" "$current" && return ;;
         --state) _gpudctl_words 'ready unloaded' "$current" && return ;;
-        --file | --config)
+        --file | --config | --binary)
             mapfile -t COMPREPLY < <(compgen -f -- "$current")
             return
             ;;
-        --context | --idle-timeout | --timeout | --why | --since | --lines | -n) return ;;
+        --gpus | --context | --idle-timeout | --timeout | --why | --since | --lines | -n) return ;;
     esac
     local options=''
     case $command in
@@ -72,6 +72,7 @@ _gpudctl() {
         wait) options='--state --timeout' ;;
         run) options='--hold --why --' ;;
         log) options='--follow --lines --since --explain' ;;
+        estimate) options='--formula --gpus --binary --' ;;
         config) options='--file' ;;
         doctor) options='--config' ;;
         version) options='--daemon' ;;
@@ -84,6 +85,7 @@ _gpudctl() {
         status | load | wait | reset | log) _gpudctl_words "$(_gpudctl_ask models)" "$current" ;;
         unload) _gpudctl_words "$(_gpudctl_ask loaded)" "$current" ;;
         cancel) _gpudctl_words "$(_gpudctl_ask jobs)" "$current" ;;
+        estimate) mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
         config)
             case $action in
                 '') _gpudctl_words 'check show' "$current" ;;

@@ -41,6 +41,7 @@ complete -c gpudctl -n 'not __gpudctl_command' -a run -d 'Run a command and keep
 complete -c gpudctl -n 'not __gpudctl_command' -a cancel -d 'Give up a load or an unload that is going on'
 complete -c gpudctl -n 'not __gpudctl_command' -a reset -d 'Forget the failures of a model'
 complete -c gpudctl -n 'not __gpudctl_command' -a log -d 'Show what the journal says'
+complete -c gpudctl -n 'not __gpudctl_command' -a estimate -d 'Say what a model file would take of each memory'
 complete -c gpudctl -n 'not __gpudctl_command' -a config -d 'Check the configuration, or show what is in effect'
 complete -c gpudctl -n 'not __gpudctl_command' -a reload -d 'Have the configuration read again'
 complete -c gpudctl -n 'not __gpudctl_command' -a doctor -d 'Look for what is wrong with this installation'
@@ -77,6 +78,11 @@ complete -c gpudctl -n '__gpudctl_is config; and not __gpudctl_is_action check; 
 complete -c gpudctl -n '__gpudctl_is config; and __gpudctl_is_action check' -F
 complete -c gpudctl -n '__gpudctl_is config; and __gpudctl_is_action show' -a '(__gpudctl_ask keys)'
 complete -c gpudctl -n '__gpudctl_is config' -l file -r -F -d 'The file to read'
+
+complete -c gpudctl -n '__gpudctl_is estimate' -F
+complete -c gpudctl -n '__gpudctl_is estimate' -l formula -d 'Calculate, and start no llama-server'
+complete -c gpudctl -n '__gpudctl_is estimate' -l gpus -x -d 'How many GPUs there are'
+complete -c gpudctl -n '__gpudctl_is estimate' -l binary -r -F -d 'The llama-server to ask'
 
 complete -c gpudctl -n '__gpudctl_is doctor' -l config -r -F -d 'The configuration to look at'
 complete -c gpudctl -n '__gpudctl_is version' -l daemon -d 'Ask the running gpud too'

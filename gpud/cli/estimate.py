@@ -1,0 +1,365 @@
+"""``gpudctl estimate``: what a model file would take, by an engine's own word or calculated, without the daemon."""
+
+import os
+import re
+import shutil
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpud.cli.arguments import Parser, whole
+from gpud.cli.exits import DONE, Usage
+from gpud.cli.output import Output, mib, plural, size, table
+from gpud.core.errors import ConfigInvalid, GpudError
+from gpud.core.quote import Estimate, Part, Source
+
+if TYPE_CHECKING:
+    from gpud.core.modelfile import ModelFile
+    from gpud.core.plan import Plan
+
+DESCRIPTION = """\
+Say what a model would take of each device's memory: weights, keys and values, recurrent state, and buffers. ARGS are
+llama-server's own arguments. Where there is a llama-server it is asked: started as for a load, and ended as soon as it
+has said what it is about to allocate, before it reads a weight. Else it is calculated from the header of the file.
+What a driver takes for itself comes on top: 100 to 600 MiB on a GPU. gpud need not run."""
+
+EXAMPLES = (
+    "gpudctl estimate qwen3-8b-q4_k_m.gguf",
+    "gpudctl estimate model.gguf --json -- -c 16384 -np 2 -ctk q8_0 -ctv q8_0 -ngl 30",
+    "gpudctl estimate model.gguf --formula --gpus 2 -- -c 32768 -ts 3,1",
+)
+
+MOST_GPUS = 64
+
+OTHER_MODELS = (
+    *("-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-mu", "--model-url", "-dr", "--docker-repo"),
+    *("--models-dir", "--models-preset"),
+)
+"""Flags with which llama-server would take its model from elsewhere."""
+
+OTHER_ENDS = ("-h", "--help", "--usage", "--version", "--list-devices", "-cl", "--cache-list", "--completion-bash")
+"""Flags with which it loads nothing at all."""
+
+NVIDIA_GPUS = "/proc/driver/nvidia/gpus"
+AMD_VENDOR = "0x1002"
+
+
+class NoEstimate(GpudError):
+    code = "no-estimate"
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL.gguf", help="the model file; of one in parts, the first")
+    parser.add_argument("--formula", action="store_true", help="calculate, and start no llama-server")
+    parser.add_argument(
+        "--gpus", metavar="N", type=whole(0, MOST_GPUS), help="how many GPUs there are (default: those of this machine)"
+    )
+    parser.add_argument(
+        "--binary", metavar="PATH", help="the llama-server to ask (default: the configured one, or that in PATH)"
+    )
+    parser.add_argument("arguments", metavar="ARGS", nargs="*", help="llama-server's own arguments, behind --")
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The model and what is loaded beside it."""
+
+    model: "ModelFile"
+    draft: "ModelFile | None"
+    mmproj: "ModelFile | None"
+    adapter_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """``calculated`` is what the formula says where another source decides; ``note`` says what was not done and why."""
+
+    estimate: Estimate
+    calculated: Estimate | None = None
+    note: str = ""
+    program: str = ""
+
+
+def run(arguments: Namespace, output: Output) -> int:
+    if arguments.formula and arguments.binary:
+        raise Usage("estimate: --formula asks no llama-server, and --binary names one", hint="leave one of them out")
+    given = tuple(arguments.arguments)
+    environment = dict(os.environ)
+    gpus = visible_gpus(environment) if arguments.gpus is None else arguments.gpus
+    plan = plan_for(arguments.model, given, gpus, environment)
+    files = read_files(plan)
+    program = "" if arguments.formula else find_program(arguments.binary or "", arguments.bus)
+    found = ask(files, plan, given, program, arguments.gpus, environment) if program else calculated(files, plan)
+    show(found, files.model, output)
+    return DONE
+
+
+def plan_for(model: str, given: tuple[str, ...], gpus: int, environment: Mapping[str, str]) -> "Plan":
+    """What the arguments say. Raises Usage, InvalidArguments."""
+    from gpud.backends.llama_plan import plan_of
+
+    for word in given:
+        name = word.partition("=")[0]
+        if name in OTHER_MODELS:
+            raise Usage(f"estimate: {name} names another model than {model}", hint=f"leave out {name}")
+        if name in OTHER_ENDS:
+            raise Usage(f"estimate: with {name} llama-server loads nothing", hint=f"leave out {name}")
+    named = plan_of(given, gpus).file
+    if named and Path(named) != Path(model):
+        raise Usage(f"estimate: two models, {model} and {named}", hint="name the model once, before --")
+    return replace(plan_of(given, gpus, environment), file=model)
+
+
+def read_files(plan: "Plan") -> Files:
+    """Raises BackendFailed for what cannot be read."""
+    from gpud.catalog import gguf
+
+    return Files(
+        model=gguf.read(Path(plan.file)),
+        draft=gguf.read(Path(plan.draft.file)) if plan.draft is not None else None,
+        mmproj=gguf.read(Path(plan.mmproj)) if plan.mmproj else None,
+        adapter_bytes=sum(_size_of(path) for path in plan.adapters),
+    )
+
+
+def _size_of(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except OSError as problem:
+        raise NoEstimate(
+            f"cannot read the adapter {path}: {problem.strerror} (errno {problem.errno})", hint="correct its path"
+        ) from None
+
+
+def find_program(binary: str, bus: str) -> str:
+    """The llama-server to ask, or empty where there is none. Raises NoEstimate for one that is named and not there."""
+    if not binary:
+        return _configured(bus) or shutil.which("llama-server") or ""
+    found = shutil.which(str(Path(binary).expanduser()) if "/" in binary else binary)
+    if found is not None:
+        return found
+    what = "cannot be executed" if Path(binary).expanduser().exists() else "is not there"
+    raise NoEstimate(f"cannot ask {binary}: it {what}", hint="correct --binary, or let --formula calculate")
+
+
+def _configured(bus: str) -> str:
+    """The configuration is only a place to look at: one that cannot be used is another command's affair."""
+    from gpud.cli.config import chosen_path, engines
+
+    path = chosen_path(bus)
+    if not path.exists():
+        return ""
+    from gpud.config import load
+
+    try:
+        settings = load(path, known_engines=engines()).engines.get("llama_server")
+    except (ConfigInvalid, OSError):
+        return ""
+    return (shutil.which(settings.binary) or "") if settings is not None and settings.binary else ""
+
+
+def visible_gpus(environment: Mapping[str, str]) -> int:
+    """How many GPUs of this machine an engine would see, as far as that can be told without waking one."""
+    nvidia = sum(1 for _ in _entries(NVIDIA_GPUS))
+    if nvidia:
+        return _shown(environment, "CUDA_VISIBLE_DEVICES", nvidia)
+    cards = (entry for entry in _entries("/sys/class/drm") if re.fullmatch(r"card\d+", entry.name))
+    amd = sum(1 for card in cards if _text(card / "device/vendor") == AMD_VENDOR)
+    return _shown(environment, "ROCR_VISIBLE_DEVICES", _shown(environment, "HIP_VISIBLE_DEVICES", amd))
+
+
+def _entries(folder: str) -> list[Path]:
+    try:
+        return list(Path(folder).iterdir())
+    except OSError:
+        return []
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _shown(environment: Mapping[str, str], name: str, count: int) -> int:
+    listed = environment.get(name)
+    if listed is None:
+        return count
+    names = [word.strip() for word in listed.split(",")]
+    # The list ends at the first that is not there.
+    end = next((index for index, word in enumerate(names) if word in ("", "-1")), len(names))
+    return min(count, end)
+
+
+# Two ways ------------------------------------------------------------------------------------------------------------
+
+
+def calculated(files: Files, plan: "Plan", note: str = "") -> Found:
+    return Found(calculate(files, plan), note=note)
+
+
+def calculate(files: Files, plan: "Plan") -> Estimate:
+    """By the formula. Raises UnknownArchitecture."""
+    from gpud.core.estimate import estimate
+
+    return estimate(files.model, plan, draft=files.draft, mmproj=files.mmproj, adapter_bytes=files.adapter_bytes)
+
+
+def ask(
+    files: Files,
+    plan: "Plan",
+    given: tuple[str, ...],
+    program: str,
+    wanted_gpus: int | None,
+    environment: Mapping[str, str],
+) -> Found:
+    """By the engine's own word; by the formula where the engine cannot be asked that without harm."""
+    formula = _if_known(files, plan)
+    if plan.gpus and keeps_state(files.model, formula):
+        if formula is None:
+            raise NoEstimate(
+                f'cannot tell what a "{files.model.architecture}" model takes of a GPU: the formula does not know it, '
+                "and a dry run would really allocate its state there",
+                hint="ask with --gpus 0 for the whole of it",
+            )
+        return Found(formula, note="not asked of llama-server: a dry run would really allocate the state on the GPU")
+    told = _told(plan, given, program, _seeing(environment, wanted_gpus))
+    gpus = sum(1 for part in told.parts if part.gpu is not None)
+    if wanted_gpus is not None and gpus < plan.gpus:
+        note = f"calculated for {plural(plan.gpus, 'GPU')}: {program} sees {gpus or 'none'} here"
+        return calculated(files, plan, note)
+    if gpus != plan.gpus:
+        formula = _if_known(files, replace(plan, gpus=gpus))
+    told = replace(told, architecture=files.model.architecture)
+    return Found(told if formula is None else with_state(told, formula), formula, program=program)
+
+
+def _if_known(files: Files, plan: "Plan") -> Estimate | None:
+    from gpud.core.estimate import UnknownArchitecture
+
+    try:
+        return calculate(files, plan)
+    except UnknownArchitecture:
+        return None
+
+
+def keeps_state(model: "ModelFile", formula: Estimate | None) -> bool:
+    """Whether it is recurrent, wholly or in part: as the formula knows, or as its metadata look."""
+    if formula is not None:
+        return any(part.state_bytes for part in formula.parts)
+    marks = ("ssm.", "wkv_head_size", "shortconv.", "kda.")
+    return any(key.partition(".")[2].startswith(marks) for key in model.values)
+
+
+def _seeing(environment: Mapping[str, str], gpus: int | None) -> Mapping[str, str]:
+    """An environment in which an engine sees only so many GPUs."""
+    from gpud.backends import devices
+
+    if gpus is None:
+        return environment
+    if gpus == 0:
+        return {**environment, **devices.NOTHING_VISIBLE}
+    shown = dict(environment)
+    for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        named = [word for word in environment.get(name, "").split(",") if word]
+        shown[name] = ",".join((named or [str(number) for number in range(gpus)])[:gpus])
+    return shown
+
+
+def _told(plan: "Plan", given: tuple[str, ...], program: str, environment: Mapping[str, str]) -> Estimate:
+    import asyncio
+    from tempfile import TemporaryDirectory
+
+    from gpud.backends.llama_probe import DryRun
+
+    # With a short name: the path of a socket has room for a hundred letters.
+    with TemporaryDirectory(prefix="gpud-") as folder:
+        dry_run = DryRun((program,), plan.file, given, environment, plan)
+        return asyncio.run(dry_run.ask(Path(folder)))
+
+
+def with_state(told: Estimate, formula: Estimate) -> Estimate:
+    """The record has one sum for keys, values and states; the formula knows how large the states are in it."""
+    states = {part.gpu: part.state_bytes for part in formula.parts}
+
+    def split(part: Part) -> Part:
+        state = min(states.get(part.gpu, 0), part.kv_bytes)
+        return replace(part, kv_bytes=part.kv_bytes - state, state_bytes=state)
+
+    return replace(
+        told,
+        parts=tuple(split(part) for part in told.parts),
+        context=told.context or formula.context,
+        layers=told.layers or formula.layers,
+    )
+
+
+# What is shown -------------------------------------------------------------------------------------------------------
+
+
+def show(found: Found, model: "ModelFile", output: Output) -> None:
+    output.result("\n".join(sentences(found, model, output)), as_data(found))
+    if found.note:
+        output.note(f"gpudctl: {found.note}")
+
+
+def as_data(found: Found) -> dict[str, Any]:
+    estimate = found.estimate
+    data: dict[str, Any] = {
+        "architecture": estimate.architecture,
+        "devices": [
+            {
+                "name": part.device,
+                "weights_bytes": part.weights_bytes,
+                "kv_bytes": part.kv_bytes,
+                "state_bytes": part.state_bytes,
+                "compute_bytes": part.compute_bytes,
+                "total_bytes": part.total_bytes,
+            }
+            for part in estimate.parts
+        ],
+        "total_bytes": estimate.total_bytes,
+        "source": str(estimate.source),
+    }
+    if found.calculated is not None:
+        data["formula_bytes"] = found.calculated.total_bytes
+    return data
+
+
+def sentences(found: Found, model: "ModelFile", output: Output) -> list[str]:
+    estimate = found.estimate
+    context = f", {estimate.context} tokens of context" if estimate.context else ""
+    head = f"{estimate.architecture}: {size(model.size_bytes)} on disk{context}"
+    titles = ("DEVICE", "WEIGHTS", "KEYS AND VALUES", "STATE", "BUFFERS", "TOTAL")
+    rows = [
+        (
+            part.device,
+            *(_amount(each) for each in (part.weights_bytes, part.kv_bytes, part.state_bytes, part.compute_bytes)),
+            mib(part.total_bytes),
+        )
+        for part in estimate.parts
+    ]
+    lines = [head, "", *table(output, titles, [[(cell, "") for cell in row] for row in rows]), ""]
+    source = f"as {found.program} says" if estimate.source is Source.PROBE else "as calculated from its header"
+    lines.append(f"{size(estimate.total_bytes)} in all, {source}")
+    if found.calculated is not None:
+        lines.append(_compared(estimate.total_bytes, found.calculated.total_bytes))
+    elif estimate.source is Source.PROBE:
+        lines.append(f'the formula does not know "{estimate.architecture}" models')
+    return lines
+
+
+def _amount(size_bytes: int) -> str:
+    return mib(size_bytes) if size_bytes else ""
+
+
+def _compared(told_bytes: int, calculated_bytes: int) -> str:
+    difference = calculated_bytes - told_bytes
+    if abs(difference) < 1 << 20:
+        return "the formula says the same"
+    share = f" ({abs(difference) / told_bytes:.1%})" if told_bytes else ""
+    other = "more" if difference > 0 else "less"
+    return f"the formula says {size(calculated_bytes)}, {mib(abs(difference))}{share} {other}"
