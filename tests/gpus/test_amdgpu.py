@@ -28,6 +28,18 @@ def test_a_card_of_its_own_memory(tmp_path: Path) -> None:
     assert (sample.asleep, sample.health) == (False, "")
 
 
+def test_the_drivers_version_is_the_packages_or_the_kernels(tmp_path: Path) -> None:
+    """What was learnt about a size holds for one driver; one that sleeps has it too."""
+    root = recorded("rx7900", tmp_path)
+    (root / "proc/sys/kernel").mkdir(parents=True)
+    (root / "proc/sys/kernel/osrelease").write_text("6.12.48-amd64\n")
+    probe = AmdGpuProbe(root)
+    assert [sample.driver for sample in probe.look(NOBODY, wake=False)] == ["6.12.48-amd64"]
+    lay_out("sys/module/amdgpu/version: 6.14.14", root)
+    assert [sample.driver for sample in probe.look(NOBODY, wake=True)] == ["6.14.14"]
+    assert [sample.driver for sample in probe.recall("it hangs")] == ["6.14.14"]
+
+
 def test_processes_are_counted_once_for_each_client(tmp_path: Path) -> None:
     """Two descriptors of one client, and a child that inherited them, add nothing; two clients of one process add up.
     ROCm's own account holds where it knows of more."""
