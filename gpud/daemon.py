@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gpud import __version__, backends, config, gpus, systemd
 from gpud.backends import EngineOptions
+from gpud.catalog.reader import FileReader
 from gpud.config import Config
 from gpud.core.errors import BackendFailed, ConfigInvalid, GpudError
 from gpud.core.events import Kind, Level, Notice, Outcome
@@ -111,6 +112,7 @@ class Daemon:
                 gpus=gpus.build(),
                 store=self._store,
                 launcher=self._launcher,
+                files=FileReader(),
                 version=__version__,
                 reload=self.reload,
             )

@@ -1,15 +1,20 @@
 """The account of every device: the last look, what is promised, what is on its way back. Decides nothing."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from gpud.core import admission, budget, eviction
+from gpud.core.claims import Claim
 from gpud.core.facts import HOST, BudgetLimits, GpuSample, GpuStatus, Limits, State
 from gpud.core.instance import Instance
 from gpud.core.returning import Returning
 
 GOING = (State.DRAINING, State.STOPPING, State.KILLING)
 NOBODY: frozenset[int] = frozenset()
+
+RELOAD_FIXED_S = 1.0
+RELOAD_BYTES_PER_S = 2 << 30
+"""What a load takes of which nothing was measured yet: an engine's start, and its weights from a disk."""
 
 
 class Books:
@@ -20,16 +25,22 @@ class Books:
         self.override_bytes = 0
         self.samples: tuple[GpuSample, ...] = ()
         self._own: Mapping[str, frozenset[int]] = {}
+        self._claimed: Mapping[int, frozenset[int]] = {}
         self._returning = Returning()
 
     # The last look
 
     def seen(
-        self, samples: tuple[GpuSample, ...], own: Mapping[str, frozenset[int]], now: float
+        self,
+        samples: tuple[GpuSample, ...],
+        own: Mapping[str, frozenset[int]],
+        claimed: Mapping[int, frozenset[int]],
+        now: float,
     ) -> tuple[tuple[str, int], ...]:
         """Take a look into the books. Returns device and bytes of memory that is late, once."""
         self.samples = samples
         self._own = own
+        self._claimed = claimed
         return self._returning.seen(samples, now)
 
     def sample_of(self, uuid: str) -> GpuSample | None:
@@ -43,61 +54,134 @@ class Books:
         """The model's processes as of the last look."""
         return self._own.get(model, NOBODY)
 
-    def measured(self, instance: Instance) -> int | None:
-        """What its engine holds on its device by the last look."""
-        sample = self.sample_of(instance.device)
-        return None if sample is None else budget.measured(sample, self.pids_of(instance.model.name))
+    def measured(self, instance: Instance) -> Mapping[str, int]:
+        """What its engine holds on each of its devices by the last look, as far as they say."""
+        found = {}
+        for share in instance.shares:
+            sample = self.sample_of(share.device)
+            size = None if sample is None else budget.measured(sample, self.pids_of(instance.model.name))
+            if size is not None:
+                found[share.device] = size
+        return found
+
+    def measured_claim(self, claim: Claim) -> int | None:
+        """What its processes hold; nothing yet, while the device does not know them."""
+        sample = self.sample_of(claim.device)
+        if sample is None:
+            return None
+        pids = self._claimed.get(claim.id, NOBODY)
+        known = {process.pid for process in sample.processes}
+        return budget.measured(sample, pids) if pids & known else 0
+
+    @property
+    def own_pids(self) -> frozenset[int]:
+        """The processes of every model and claim."""
+        return NOBODY.union(*self._own.values(), *self._claimed.values())
+
+    def foreign_bytes(self, sample: GpuSample) -> int | None:
+        return budget.foreign(sample, self.own_pids)
+
+    def others(self, sample: GpuSample) -> str:
+        """Who else holds memory there, the largest first: ``blender (pid 4711) 3.1 GiB``."""
+        own = self.own_pids
+        others = [process for process in sample.processes if process.pid not in own and process.used_bytes]
+        others.sort(key=lambda process: -(process.used_bytes or 0))
+        return ", ".join(f"{p.name} (pid {p.pid}) {budget.describe(p.used_bytes)}" for p in others[:3])
 
     # What is on its way back
 
     def expect_back(self, instance: Instance, now: float) -> None:
         """Its engine is gone. Host memory is back at once; a GPU's comes back when its driver has cleaned up."""
-        if not instance.device or instance.device == HOST or instance.ready_since_s is None:
+        if instance.ready_since_s is None and not instance.used:
             return
-        sample = self.sample_of(instance.device)
-        self._returning.expect(
-            instance.device,
-            instance.charge().bytes,
-            None if sample is None else sample.free_bytes,
-            now + self.limits.memory_wait_s,
-        )
+        for share in instance.shares:
+            sample = self.sample_of(share.device)
+            if share.device == HOST:
+                continue
+            held = (
+                instance.bytes_on(share.device)
+                if instance.ready_since_s is not None
+                else instance.used.get(share.device, 0)
+            )
+            free_bytes = None if sample is None else sample.free_bytes
+            self._returning.expect(share.device, held, free_bytes, now + self.limits.memory_wait_s)
 
     def anything_back(self) -> bool:
         return self._returning.pending()
 
     # Accounts
 
-    def account(self, sample: GpuSample, instances: Iterable[Instance]) -> budget.Account:
-        charges = [instance.charge() for instance in instances]
-        return budget.account(sample, self._limits_of(sample), charges, self._override_of(sample))
+    def account(self, sample: GpuSample, instances: Collection[Instance], claims: Collection[Claim]) -> budget.Account:
+        charges = [charge for instance in instances for charge in instance.charges()]
+        charges += [claim.charge() for claim in claims]
+        return budget.account(sample, self.limits_of(sample), charges, self._override_of(sample))
 
     def devices(
-        self, instances: Collection[Instance], movable: Callable[[Instance], bool]
+        self,
+        instances: Collection[Instance],
+        claims: Collection[Claim],
+        may_go: Callable[[Instance], bool],
+        occupied: Callable[[Instance], bool],
     ) -> Sequence[admission.Device]:
-        """Every device as admission wants to see it. ``instances`` are those with an engine; ``movable`` says of one
-        that is ready whether it may go now, of one that is loading whether it may once it is ready.
+        """Every device as admission wants to see it. ``instances`` are those with an engine; ``may_go`` says of one
+        whether it may make room for others at all, ``occupied`` whether it has to answer somebody first.
         """
         devices = []
         for sample in self.samples:
-            here = [instance for instance in instances if instance.device == sample.uuid]
-            coming = sum(instance.charge().bytes for instance in here if instance.state in GOING)
-            candidates = tuple(
-                eviction.Candidate(i.model.name, i.idle_since(), i.charge().bytes, int(i.model.priority))
-                for i in here
-                if i.state is State.READY and movable(i)
-            )
-            starting = sum(i.charge().bytes for i in here if i.state is State.LOADING and movable(i))
-            account = self.account(sample, here)
+            here = [instance for instance in instances if any(s.device == sample.uuid for s in instance.shares)]
+            coming = sum(i.bytes_on(sample.uuid) for i in here if i.state in GOING)
+            ready = [
+                self._candidate(i, sample.uuid, busy=occupied(i)) for i in here if i.state is State.READY and may_go(i)
+            ]
+            starting = sum(i.bytes_on(sample.uuid) for i in here if i.state is State.LOADING and may_go(i))
             devices.append(
-                admission.Device(sample, account, coming + self._returning.bytes(sample.uuid), starting, candidates)
+                admission.Device(
+                    sample,
+                    self.account(sample, here, claims),
+                    coming + self._returning.bytes(sample.uuid),
+                    starting,
+                    tuple(candidate for candidate in ready if not candidate.busy),
+                    tuple(candidate for candidate in ready if candidate.busy),
+                    sum(claim.charge().bytes for claim in claims if claim.device == sample.uuid),
+                    self._taken_by(sample),
+                )
             )
         return devices
 
-    def statuses(self, instances: Collection[Instance]) -> tuple[GpuStatus, ...]:
-        own = NOBODY.union(*self._own.values())
+    @staticmethod
+    def _candidate(instance: Instance, device: str, *, busy: bool) -> eviction.Candidate:
+        size_bytes = instance.bytes_on(device)
+        reload_s = instance.reload_s
+        if reload_s is None:
+            reload_s = RELOAD_FIXED_S + size_bytes / RELOAD_BYTES_PER_S
+        return eviction.Candidate(
+            instance.model.name,
+            instance.idle_since(),
+            size_bytes,
+            int(instance.model.priority),
+            reload_s=reload_s,
+            usage=instance.usage,
+            busy=busy,
+        )
+
+    def _taken_by(self, sample: GpuSample) -> str:
+        limit_bytes = self.limits.external_busy_bytes
+        foreign_bytes = None if sample.is_host else self.foreign_bytes(sample)
+        if limit_bytes is None or foreign_bytes is None or foreign_bytes < limit_bytes:
+            return ""
+        who = self.others(sample)
+        return (
+            f"{budget.describe(foreign_bytes)} of {sample.name} are held by other programs, the limit is "
+            f"{budget.describe(limit_bytes)}" + (f" ({who})" if who else "")
+        )
+
+    def statuses(
+        self, instances: Collection[Instance], claims: Collection[Claim], alerts: Collection[str]
+    ) -> tuple[GpuStatus, ...]:
         statuses = []
+        own = self.own_pids
         for sample in self.samples:
-            account = self.account(sample, instances)
+            account = self.account(sample, instances, claims)
             statuses.append(
                 GpuStatus(
                     sample=sample,
@@ -106,23 +190,26 @@ class Books:
                     reserved_bytes=account.unseen_bytes,
                     available_bytes=account.available_bytes,
                     foreign_bytes=budget.foreign(sample, own),
+                    reserve_bytes=self.limits_of(sample).reserve_bytes,
+                    alert=sample.uuid in alerts,
+                    own_pids=own & {process.pid for process in sample.processes},
                 )
             )
         return tuple(statuses)
 
-    def _limits_of(self, sample: GpuSample) -> BudgetLimits:
+    def limits_of(self, sample: GpuSample) -> BudgetLimits:
         """The GPUs' budget is the host's where there is no GPU, unless the host has one of its own."""
         host, gpu = self.limits.host, self.limits.gpu
         if not sample.is_host:
             return gpu
-        if not self._is_for(sample) or host.budget_bytes is not None or host.budget_percent is not None:
+        if not self.is_for_gpus(sample) or host.budget_bytes is not None or host.budget_percent is not None:
             return host
         return replace(host, budget_bytes=gpu.budget_bytes, budget_percent=gpu.budget_percent)
 
     def _override_of(self, sample: GpuSample) -> int:
         """A budget that was set at run time is for the GPUs, or for the host where there is none."""
-        return self.override_bytes if self._is_for(sample) else 0
+        return self.override_bytes if self.is_for_gpus(sample) else 0
 
-    def _is_for(self, sample: GpuSample) -> bool:
+    def is_for_gpus(self, sample: GpuSample) -> bool:
         """Whether what is said of the GPUs holds for this device."""
         return not sample.is_host or all(other.is_host for other in self.samples)

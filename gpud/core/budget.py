@@ -22,23 +22,23 @@ def describe(size_bytes: int | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What one instance costs its device.
+    """What one tenant costs a device.
 
-    Until the load has settled, ``need_bytes`` is a promise that no measurement shows yet: it counts against the
-    budget and
-    against what is measured free. Afterwards, on a GPU, ``used_bytes`` takes its place where the driver tells it. In
-    host
-    memory an engine touches its pages as it works, so the promise is kept for the part that is not there yet.
+    Until its load has settled, ``need_bytes`` is a promise that no measurement shows yet: it counts against the budget
+    and against what is measured free. Afterwards, on a GPU, ``used_bytes`` takes its place where the driver tells it.
+    In host memory an engine touches its pages as it works, and whoever holds a claim allocates when it likes
+    (``grows``): there the promise is kept for the part that is not there yet.
     """
 
     device: str
     need_bytes: int
     used_bytes: int | None = None
     settled: bool = False
+    grows: bool = False
 
     @property
     def bytes(self) -> int:
-        if self.settled and self.device != HOST and self.used_bytes is not None:
+        if self.settled and not self._kept and self.used_bytes is not None:
             return self.used_bytes
         return max(self.need_bytes, self.used_bytes or 0)
 
@@ -47,9 +47,13 @@ class Charge:
         """The part that a measurement of free memory may not show yet."""
         if not self.settled:
             return self.need_bytes
-        if self.device == HOST:
+        if self._kept:
             return max(0, self.need_bytes - (self.used_bytes or 0))
         return 0
+
+    @property
+    def _kept(self) -> bool:
+        return self.grows or self.device == HOST
 
 
 @dataclass(frozen=True, slots=True)

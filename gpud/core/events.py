@@ -480,7 +480,7 @@ class ModelChanged:
 
 @dataclass(frozen=True, slots=True)
 class JobEnded:
-    """``error`` is why, where it failed or timed out."""
+    """``error`` is why, where it failed or timed out; ``generation`` the engine that a load came to."""
 
     job: int
     kind: JobKind
@@ -489,6 +489,7 @@ class JobEnded:
     message: str
     caller: Caller
     error: GpudError | None = None
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)

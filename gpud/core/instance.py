@@ -1,19 +1,41 @@
 """What the scheduler knows about one configured model. Mutable, and written by the scheduler alone."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from gpud.core.budget import Charge
-from gpud.core.facts import Caller, JobKind, JobStatus, Limits, Model, ModelStatus, State
+from gpud.core.facts import (
+    AUTO_IDLE,
+    HOST,
+    Caller,
+    JobKind,
+    JobStatus,
+    Limits,
+    Model,
+    ModelStatus,
+    Priority,
+    State,
+)
 from gpud.core.lifecycle import Trigger, next_state
+from gpud.core.queue import Ticket
+from gpud.core.quote import Offer, Share
+from gpud.core.usage import Usage
+
+AUTO_IDLE_PER_LOAD_SECOND = 20.0
+LEAST_AUTO_IDLE_S = 60.0
+MOST_AUTO_IDLE_S = 1800.0
+"""An idle engine burns about a twentieth of what loading it again does: after so long keeping it has cost as much as
+a reload. A minute at least, so that a pause for thought is not an unload; half an hour at most."""
 
 
 @dataclass(slots=True)
 class Job:
     """Somebody's wish.
 
-    ``evict``, ``context`` and ``idle_timeout_s`` belong to a load, and hold when its engine is started. ``remaining``
-    is for an unload: the models that are not gone yet. ``forgiven`` are those that were not loaded, and whose failures
-    or waiting it ended.
+    What belongs to a load holds when its engine is started: ``evict``, ``context`` and ``idle_timeout_s``. It waits
+    until ``until_s`` (None: for ever); ``hasty``: it does not wait for others to finish. ``use``: a request follows,
+    and counts as in flight from the moment at which the model is ready. ``remaining`` is for an unload: the models
+    that are not gone yet. ``forgiven`` are those that were not loaded, and whose failures or waiting it ended.
     """
 
     id: int
@@ -24,6 +46,10 @@ class Job:
     evict: bool = True
     context: int | None = None
     idle_timeout_s: float | None = None
+    priority: Priority | None = None
+    until_s: float | None = None
+    hasty: bool = False
+    use: bool = False
     remaining: set[str] = field(default_factory=set)
     unloaded: int = 0
     freed_bytes: int = 0
@@ -52,21 +78,28 @@ class Instance:
     ``generation`` counts starts: an answer that carries an older one is about an engine that is gone. ``wanted``: it
     was ready when its engine crashed, and comes back by itself. ``stale``: its engine no longer matches the
     configuration and goes as soon as it is idle. ``draining_for`` says why it is to go; ``told_busy``: since then its
-    engine has said that it works.
+    engine has said that it works. ``offer`` is how it was loaded; ``used`` what it was measured to hold, by device.
+    ``outgrew``: it took more than it had been promised and was ended for that; ``growth`` is how much more it is
+    promised now. ``for_request``: a request had it loaded. ``expects_bytes`` is what the last quote asks for.
     """
 
     model: Model
     state: State = State.COLD
     reason: str = ""
     generation: int = 0
-    device: str = ""
+    offer: Offer | None = None
+    shares: tuple[Share, ...] = ()
+    used: Mapping[str, int] = field(default_factory=dict)
     context: int | None = None
-    need_bytes: int = 0
-    used_bytes: int | None = None
     settled: bool = False
     in_flight: int = 0
-    waiting_since: int = 0
-    waits_for: str = ""
+    ticket: Ticket | None = None
+    outgrew: bool = False
+    growth: float = 1.0
+    expects_bytes: int = 0
+    for_request: bool = False
+    usage: Usage = field(default_factory=Usage)
+    reload_s: float | None = None
     launched_s: float = 0.0
     last_used_s: float | None = None
     ready_since_s: float | None = None
@@ -93,12 +126,65 @@ class Instance:
     @property
     def waiting(self) -> bool:
         """True while it stands in the queue for memory."""
-        return self.waiting_since > 0
+        return self.ticket is not None
+
+    @property
+    def waits_for(self) -> str:
+        return "" if self.ticket is None else self.ticket.waits_for
+
+    @property
+    def wanted_priority(self) -> Priority:
+        """Of those who wait for it, the most urgent."""
+        asked = [job.priority for job in self.load_jobs if job.priority is not None]
+        return max((*asked, self.model.priority))
+
+    @property
+    def parties(self) -> Collection[str]:
+        return {job.caller.stands_for for job in self.load_jobs}
 
     def leave_queue(self) -> None:
         """It stands in the queue no longer: it is started, or nobody waits for it."""
-        self.waiting_since = 0
-        self.waits_for = ""
+        self.ticket = None
+
+    # What it holds
+
+    @property
+    def device(self) -> str:
+        """The first of its devices: a GPU, if it has one."""
+        return self.shares[0].device if self.shares else ""
+
+    @property
+    def on_host(self) -> bool:
+        """True when all of it is in the machine's own memory."""
+        return all(share.device == HOST for share in self.shares)
+
+    @property
+    def main_shares(self) -> tuple[Share, ...]:
+        """Those that it is about: on GPUs, or in the machine's memory where it has none there."""
+        return tuple(share for share in self.shares if self.on_host or share.device != HOST)
+
+    @property
+    def need_bytes(self) -> int:
+        return sum(share.bytes for share in self.main_shares)
+
+    @property
+    def used_bytes(self) -> int | None:
+        known = [self.used[share.device] for share in self.main_shares if share.device in self.used]
+        return sum(known) if known and len(known) == len(self.main_shares) else None
+
+    def charges(self) -> tuple[Charge, ...]:
+        """What it costs each device. Of an engine on a GPU the pages in host memory are mostly its file's, which the
+        kernel takes back when it likes: there only the promise counts.
+        """
+        return tuple(
+            Charge(share.device, share.bytes, self.used.get(share.device), self.settled)
+            if self.on_host or share.device != HOST
+            else Charge(HOST, share.bytes, share.bytes if self.settled else None, self.settled)
+            for share in self.shares
+        )
+
+    def bytes_on(self, device: str) -> int:
+        return sum(charge.bytes for charge in self.charges() if charge.device == device)
 
     def move(self, trigger: Trigger) -> State:
         """Take a transition; returns the state that was left."""
@@ -108,6 +194,8 @@ class Instance:
 
     def launchable(self) -> Model:
         """The model with what the caller of this one load asked for: as it was started, or as it would be now."""
+        if self.state.has_engine() and self.offer is not None:
+            return as_offered(self.model, self.offer, self.context)
         context = self.context if self.state.has_engine() else self.wished_context
         if context is None:
             return self.model
@@ -118,9 +206,6 @@ class Instance:
         """The latest wish of those who wait; an engine that comes back by itself is as it was."""
         wishes = [job.context for job in self.load_jobs if job.context is not None]
         return wishes[-1] if wishes else self.context if self.wanted else None
-
-    def charge(self) -> Charge:
-        return Charge(self.device, self.need_bytes, self.used_bytes, self.settled)
 
     def idle_since(self) -> float:
         return max(self.last_used_s or 0.0, self.ready_since_s or 0.0)
@@ -135,10 +220,19 @@ class Instance:
 
     def unload_at(self, *, held: bool) -> float | None:
         """When it goes for idleness, or None when it does not."""
-        timeout_s = self.model.idle_timeout_s if self.idle_timeout_s is None else self.idle_timeout_s
+        timeout_s = self.idle_for_s
         if self.state is not State.READY or self.in_flight or held or self.model.pinned or timeout_s <= 0:
             return None
         return self.idle_since() + timeout_s
+
+    @property
+    def idle_for_s(self) -> float:
+        """How long it may be idle; 0: for ever."""
+        timeout_s = self.model.idle_timeout_s if self.idle_timeout_s is None else self.idle_timeout_s
+        if timeout_s != AUTO_IDLE:
+            return timeout_s
+        reload_s = self.reload_s or 0.0
+        return min(MOST_AUTO_IDLE_S, max(LEAST_AUTO_IDLE_S, AUTO_IDLE_PER_LOAD_SECOND * reload_s))
 
     def crash_count(self, now: float, limits: Limits) -> int:
         """How many failures in a row this one makes: an engine that was healthy for a while starts anew."""
@@ -147,19 +241,21 @@ class Instance:
 
     def status(self, holds: int, *, held: bool) -> ModelStatus:
         failure = self.failure or Failure("")
+        loaded = self.state.has_engine()
+        offer = self.offer if loaded else None
         return ModelStatus(
-            model=self.launchable() if self.state.has_engine() else self.model,
+            model=self.launchable() if loaded else self.model,
             state=self.state,
             reason=self.reason,
             progress=self.progress if self.state is State.LOADING else None,
-            device=self.device if self.state.has_engine() else "",
-            need_bytes=self.need_bytes if self.state.has_engine() else 0,
-            used_bytes=self.used_bytes if self.state.has_engine() else None,
+            device=self.device if loaded else "",
+            need_bytes=self.need_bytes if loaded else 0,
+            used_bytes=self.used_bytes if loaded else None,
             in_flight=self.in_flight,
             holds=holds,
             waiting=self.waiting,
             last_used_s=self.last_used_s,
-            ready_since_s=self.ready_since_s if self.state.has_engine() else None,
+            ready_since_s=self.ready_since_s if loaded else None,
             unload_at_s=self.unload_at(held=held),
             retry_at_s=self.retry_at_s,
             retries=self.wanted or self.waiting,
@@ -170,4 +266,22 @@ class Instance:
             error_code=failure.code,
             error_hint=failure.hint,
             error_tail=failure.tail,
+            shares=tuple((share.device, share.bytes) for share in self.shares) if loaded else (),
+            waits_for=self.waits_for,
+            reduced="" if offer is None else offer.reduced,
+            source="" if offer is None else str(offer.source),
+            kv_bytes=None if offer is None else offer.kv_bytes,
+            idle_timeout_s=self.idle_for_s,
         )
+
+
+def as_offered(model: Model, offer: Offer, context: int | None) -> Model:
+    """The model as an offer has it loaded: by which engine, with which context and layers. ``context`` is what the
+    caller of this one load asked for.
+    """
+    chosen = next((other for other in model.alternatives if other.engine == offer.engine), model)
+    wished = context if offer.context is None else offer.context
+    settings = chosen.settings if wished is None else replace(chosen.settings, context=wished)
+    if offer.layers is not None:
+        settings = replace(settings, layers=str(offer.layers))
+    return chosen if settings == chosen.settings else replace(chosen, settings=settings)

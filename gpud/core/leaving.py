@@ -16,6 +16,12 @@ from gpud.core.table import Table
 # How long after "I am busy" an engine is left in peace: llama-server starves its own checks when asked faster (0.5 Hz).
 BUSY_AGAIN_S = 2.0
 
+TURN = "turn"
+"""Drained for one who had waited long enough: it is not taken back because it works, it answers and goes."""
+
+_REASONS = {"evict": "budget", TURN: "budget", "give-way": "budget", "yield": "user"}
+"""What is told of the reason, where the word inside is another."""
+
 
 class Leaving:
     """Everything on the way from ready to cold, and what keeps a model from going."""
@@ -88,17 +94,17 @@ class Leaving:
                 self.drained(instance)
         self._out.touch()
 
-    def cancel_launch(self, instance: Instance, reason: str, text: str) -> None:
+    def cancel_launch(self, instance: Instance, reason: str, text: str, *, kill: bool = False) -> None:
         self._out.move(instance, Trigger.CANCEL, reason)
         self._out.tell(Kind.LOAD_CANCELED, f'Loading "{instance.model.name}" is canceled: {text}', instance)
-        self._out.add(events.CancelLaunch(instance.model.name, instance.generation))
+        self._out.add(events.CancelLaunch(instance.model.name, instance.generation, kill))
 
     def drain(self, instance: Instance, why: str, bound_s: float | None) -> None:
         """No new request from now on; stopped once the running ones are through."""
         instance.draining_for = why
         instance.told_busy = False
         instance.drain_until_s = None if bound_s is None else self._table.now + bound_s
-        self._out.move(instance, Trigger.DRAIN, {"evict": "budget"}.get(why, why))
+        self._out.move(instance, Trigger.DRAIN, _REASONS.get(why, why))
         if instance.force:
             self.drained(instance)
         elif not instance.in_flight:
@@ -127,10 +133,11 @@ class Leaving:
         jobs, instance.load_jobs = instance.load_jobs, []
         for job in jobs:
             if job.context in (None, context):
-                self._out.end_job(job, JobResult.DONE, f'"{name}" is still loaded')
+                self._out.serve(instance, job, f'"{name}" is still loaded', self._table.now)
             else:
                 text = f'"{name}" is busy and stays loaded with a context of {context}, not {job.context}'
-                self._out.end_job(job, JobResult.FAILED, f"{text}; unload it with force, or ask again later")
+                error = Busy(text, hint="unload it with force, or ask again later")
+                self._out.end_job(job, JobResult.FAILED, error.text, error)
 
     def kill_began(self, name: str, generation: int) -> None:
         instance = self._table.current(name, generation)
@@ -218,7 +225,8 @@ class Leaving:
 
     def gone(self, instance: Instance, why: str) -> None:
         """Its engine is no more. What it held counts as free when a sample shows it."""
-        freed_bytes = instance.need_bytes if instance.used_bytes is None else instance.used_bytes
+        used_bytes = instance.used_bytes
+        freed_bytes = instance.need_bytes if used_bytes is None else used_bytes
         self._books.expect_back(instance, self._table.now)
         was_loaded = instance.ready_since_s is not None
         self._out.move(instance, Trigger.GONE, instance.reason)
@@ -230,10 +238,11 @@ class Leaving:
                 freed_bytes=freed_bytes,
                 reason=instance.reason,
             )
-        instance.device = ""
+        instance.shares = ()
+        instance.used = {}
+        instance.offer = None
         instance.context = None
-        instance.need_bytes = 0
-        instance.used_bytes = None
+        instance.for_request = False
         instance.settled = False
         instance.ready_since_s = None
         instance.stage, instance.progress = "", None
@@ -265,6 +274,7 @@ class Leaving:
             raise NotLoaded(f'"{name}" is {instance.state}, not ready')
         instance.in_flight += 1
         instance.last_used_s = self._table.now
+        instance.usage.note(self._table.now)
         self._out.touch()
 
     def use_ended(self, name: str) -> None:
@@ -280,6 +290,9 @@ class Leaving:
             self.ask_busy(instance)
         elif instance.state is State.READY and instance.stale:
             self.drain(instance, "config", instance.model.stop.drain_s)
+        elif self._table.waiting():
+            # It may go now, if somebody needs what it holds.
+            self._table.look = True
 
     def ask_busy(self, instance: Instance, delay_s: float = 0.0) -> None:
         if not instance.asking:
@@ -297,7 +310,7 @@ class Leaving:
             instance.last_used_s = self._table.now
             instance.busy_until_s = self._table.now + BUSY_AGAIN_S
         if instance.state is State.DRAINING:
-            if instance.draining_for == "evict" and busy:
+            if instance.draining_for in ("evict", "give-way") and busy:
                 self.resume(instance)
             elif instance.in_flight:
                 return
@@ -353,6 +366,9 @@ def _why(instance: Instance) -> str:
     return {
         "user": "somebody asked for it",
         "evict": "its memory was needed",
+        TURN: "its memory was needed by one who had waited long enough",
+        "give-way": "other programs needed its memory",
+        "yield": "the GPUs are given away",
         "idle": "it was idle",
         "config": "its configuration has changed",
         "shutdown": "gpud is shutting down",

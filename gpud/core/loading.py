@@ -1,10 +1,13 @@
 """How a model comes: asked for, admitted, started, ready, or failed."""
 
+from collections.abc import Mapping, Sequence
+
 from gpud.core import admission, events
 from gpud.core.budget import describe
-from gpud.core.errors import BackendFailed, Busy, GpudError, NoSuchModel, ShuttingDown
+from gpud.core.errors import BackendFailed, BudgetExceeded, Busy, GpudError, NoSuchModel, ShuttingDown
 from gpud.core.events import Kind, Level
 from gpud.core.facts import (
+    HOST,
     JobKind,
     JobResult,
     State,
@@ -12,21 +15,41 @@ from gpud.core.facts import (
 from gpud.core.instance import Failure, Instance, Job
 from gpud.core.leaving import Leaving
 from gpud.core.lifecycle import Trigger
+from gpud.core.quote import Offer, Share, Source
 from gpud.core.table import Table
+from gpud.core.yielding import Yielding
+
+OUT_OF_MEMORY = "oom"
+"""How the kinds of failures begin that say so: see the engines' ``failures``."""
+
+GROWTH_BEYOND_SEEN = 1.1
+"""An engine that was ended while it grew would have grown on: it is promised so much more than it was seen with."""
+
+GROWTH_WHEN_UNKNOWN = 1.25
+"""The same for one that ended by itself for lack of memory: nobody knows how much it wanted."""
+
+_SOURCES = {
+    Source.MEASURED: "as measured before",
+    Source.DECLARED: "as configured",
+    Source.PROBE: "by its engine's own count",
+    Source.FORMULA: "calculated from its file",
+    Source.GUESS: "a guess from its size on disk",
+}
 
 
 class Loading:
     """Everything on the way from cold to ready."""
 
-    def __init__(self, table: Table, leaving: Leaving) -> None:
+    def __init__(self, table: Table, leaving: Leaving, yielding: Yielding) -> None:
         self._table = table
         self._leaving = leaving
+        self._yielding = yielding
         self._books = table.books
         self._out = table.out
 
     def load_asked(self, event: events.LoadAsked) -> None:
         """
-        1. gpud is ending: refused.
+        1. gpud is ending, or the GPUs are given away: refused.
         2. It failed too often: refused until somebody clears it.
         3. It is loaded or loading with another context: refused.
         4. It is ready: done at once.
@@ -39,6 +62,7 @@ class Loading:
         instance = self._table.find(event.model)
         if instance.removed:
             raise NoSuchModel(f'cannot load "{event.model}": it is no longer configured and is being unloaded')
+        self._yielding.check(instance.model)
         if instance.state is State.FAILED and instance.attempts >= self._table.limits.backoff_attempts:
             failure = instance.failure or Failure("it failed")
             raise BackendFailed(
@@ -56,6 +80,7 @@ class Loading:
                 )
             if event.options.idle_timeout_s is not None:
                 instance.idle_timeout_s = event.options.idle_timeout_s
+        wait_s = self._table.limits.queue.timeout_s if event.options.wait_s is None else event.options.wait_s
         job = Job(
             event.job,
             JobKind.LOAD,
@@ -65,26 +90,36 @@ class Loading:
             evict=event.options.evict,
             context=context,
             idle_timeout_s=event.options.idle_timeout_s,
+            priority=event.options.priority,
+            until_s=self._table.now + wait_s,
+            hasty=event.options.wait_s == 0,
+            use=event.options.use,
         )
+        instance.usage.note(self._table.now)
         if instance.state is State.READY:
             instance.last_used_s = self._table.now
-            self._out.end_job(job, JobResult.DONE, f'"{event.model}" is already loaded')
+            self._out.serve(instance, job, f'"{event.model}" is already loaded', self._table.now)
             return
+        if not instance.load_jobs and not instance.wanted:
+            instance.outgrew, instance.growth = False, 1.0
         instance.load_jobs.append(job)
         self._out.touch()
         if instance.state is not State.LOADING:
             self._table.enqueue(instance)
 
-    def launch(self, instance: Instance, granted: admission.Granted, need_bytes: int) -> None:
+    def launch(self, instance: Instance, granted: admission.Granted) -> None:
         restarted = instance.wanted or instance.attempts > 0
         self.take_wishes(instance)
+        waited_s = 0.0 if instance.ticket is None else self._table.now - instance.ticket.since_s
         instance.leave_queue()
+        offer = granted.offer
         instance.generation += 1
-        instance.device = granted.device
-        instance.need_bytes = need_bytes
-        instance.used_bytes = None
+        instance.offer = offer
+        instance.shares = granted.shares
+        instance.used = {}
         instance.settled = False
         instance.stale = False
+        instance.for_request = any(job.use for job in instance.load_jobs)
         instance.launched_s = self._table.now
         instance.ready_since_s = None
         instance.retry_at_s = None
@@ -93,17 +128,29 @@ class Loading:
         instance.restarts += restarted
         reason = "crash" if instance.wanted else "user"
         self._out.move(instance, Trigger.LAUNCH, reason)
+        text = (
+            f'Loading "{instance.model.name}" with {offer.engine or instance.model.engine} on '
+            f"{self._where(instance.shares)}, {describe(instance.need_bytes)} reserved ({_SOURCES[offer.source]})"
+        )
+        if offer.reduced:
+            text += f", {offer.reduced}"
+        if waited_s >= 1.0:
+            text += f", after {waited_s:.0f} s in the queue"
         self._out.tell(
             Kind.LOAD_STARTED,
-            f'Loading "{instance.model.name}" with {instance.model.engine} on '
-            f"{self._books.device_name(granted.device)}, {describe(need_bytes)} reserved",
+            text,
             instance,
-            device=granted.device,
-            need_bytes=need_bytes,
+            device=instance.device,
+            need_bytes=instance.need_bytes,
+            source=str(offer.source),
+            reduced=offer.reduced,
+            waited_seconds=round(waited_s, 3),
         )
-        self._out.add(
-            events.Launch(instance.launchable(), instance.generation, granted.device, granted.vendor, need_bytes)
-        )
+        self._out.add(events.Launch(instance.launchable(), instance.generation, offer, granted.shares, granted.vendor))
+
+    def _where(self, shares: Sequence[Share]) -> str:
+        main = [share for share in shares if share.device != HOST] or shares
+        return " and ".join(self._books.device_name(share.device) for share in main)
 
     def take_wishes(self, instance: Instance) -> None:
         """What those who wait asked of this one load, the latest first; an engine that comes back by itself is as it
@@ -129,6 +176,7 @@ class Loading:
         instance.ready_since_s = instance.last_used_s = self._table.now
         instance.load_seconds = self._table.now - instance.launched_s
         instance.stage, instance.progress = "", None
+        instance.reload_s = instance.load_seconds
         instance.wanted = False
         self._out.move(instance, Trigger.READY, instance.reason)
         text = f"ready after {instance.load_seconds:.2f} s"
@@ -139,7 +187,9 @@ class Loading:
             device=instance.device,
             load_seconds=round(instance.load_seconds, 3),
         )
-        self._out.end_load_jobs(instance, JobResult.DONE, f'"{event.model}" is {text}')
+        jobs, instance.load_jobs = instance.load_jobs, []
+        for job in jobs:
+            self._out.serve(instance, job, f'"{event.model}" is {text}', self._table.now)
         self._table.sample()
 
     def load_ended(self, event: events.LoadEnded) -> None:
@@ -155,6 +205,8 @@ class Loading:
         if not event.error:
             self._out.move(instance, Trigger.CANCEL, "user")
             self._leaving.gone(instance, "canceled while it was loading")
+            return
+        if event.kind.startswith(OUT_OF_MEMORY) and self.again_with_more(instance, event.error):
             return
         instance.failure = Failure(event.error, event.hint, event.kind or "failed", event.tail)
         self._out.tell(
@@ -172,8 +224,91 @@ class Loading:
         else:
             self._leaving.crashed(instance, again=instance.wanted)
         text = f"{event.error}; {event.hint}" if event.hint else event.error
-        self._out.end_load_jobs(instance, JobResult.FAILED, text)
+        error = BackendFailed(event.error, hint=event.hint, kind=event.kind, tail=event.tail, preflight=event.preflight)
+        self._out.end_load_jobs(instance, JobResult.FAILED, text, error)
         self._table.look = True
+
+    # More than was promised
+
+    def sized(self, event: events.Sized) -> None:
+        """What the engine is about to take. If that is more than it was promised and cannot be had, it is ended before
+        it has taken anything, and tried once more with what is known now.
+        """
+        instance = self._table.current(event.model, event.generation)
+        if instance is None or instance.state is not State.LOADING:
+            return
+        promised = {share.device: share.bytes for share in instance.shares}
+        more = {s.device: s.bytes - promised.get(s.device, 0) for s in event.shares}
+        if self.available(more):
+            instance.shares = event.shares
+            self._out.touch()
+            return
+        self.outgrown(instance, event.shares, "its engine is about to take", learned=True)
+
+    def available(self, more: Mapping[str, int]) -> bool:
+        """Whether so many more bytes can be had on each of these devices."""
+        accounts = {device.uuid: device.account.available_bytes for device in self._table.devices()}
+        return all(size <= 0 or size <= (accounts.get(device) or 0) for device, size in more.items())
+
+    def outgrown(self, instance: Instance, shares: Sequence[Share], what: str, *, learned: bool = False) -> None:
+        """It takes, or is about to take, more than it was promised, and nobody can give it. ``learned``: the next quote
+        knows it already.
+        """
+        promised = {share.device: share.bytes for share in instance.shares}
+        worst = max(shares, key=lambda share: share.bytes - promised.get(share.device, 0))
+        had_bytes = promised.get(worst.device, 0)
+        name = self._books.device_name(worst.device)
+        text = (
+            f'"{instance.model.name}" is ended while it loads: {what} {describe(worst.bytes)} on {name}, it was '
+            f"promised {describe(had_bytes)} and no more is free"
+        )
+        again = not instance.outgrew and bool(instance.load_jobs or instance.wanted)
+        self._out.tell(
+            Kind.OUTGREW,
+            f"{text}; " + ("it is tried once more with what is known now" if again else "it is not tried again"),
+            instance,
+            level=Level.WARNING,
+            need_bytes=worst.bytes,
+            promised_bytes=had_bytes,
+            device=worst.device,
+        )
+        instance.outgrew = True
+        if not learned:
+            instance.growth = max(instance.growth, GROWTH_BEYOND_SEEN * worst.bytes / max(1, had_bytes))
+        if not again:
+            error = BudgetExceeded(
+                text,
+                need_bytes=worst.bytes,
+                available_bytes=had_bytes,
+                hint="lower its context or layers, or declare its size; gpudctl budget tells what fits",
+            )
+            instance.wanted = False
+            instance.failure = Failure(error.message, error.hint, error.code)
+            self._out.end_load_jobs(instance, JobResult.FAILED, error.text, error)
+        self._leaving.cancel_launch(instance, "budget", "it takes more memory than it was promised", kill=True)
+        if again:
+            self._table.enqueue(instance)
+
+    def again_with_more(self, instance: Instance, error: str) -> bool:
+        """Its engine ran out of memory, although what it was expected to need was free: once, it is given more."""
+        if instance.outgrew or not (instance.load_jobs or instance.wanted):
+            return False
+        instance.outgrew = True
+        instance.growth = GROWTH_WHEN_UNKNOWN
+        self._out.tell(
+            Kind.OUTGREW,
+            f'Loading "{instance.model.name}" failed for lack of memory with {describe(instance.need_bytes)} reserved '
+            f"({error}); it is tried once more with {describe(int(instance.need_bytes * instance.growth))}",
+            instance,
+            level=Level.WARNING,
+            need_bytes=instance.need_bytes,
+        )
+        self._out.move(instance, Trigger.CANCEL, "budget")
+        self._table.enqueue(instance)
+        self._leaving.gone(instance, "it ran out of memory")
+        return True
+
+    # Refused
 
     def refuse(self, instance: Instance, error: GpudError) -> None:
         self._out.tell(
@@ -189,7 +324,7 @@ class Loading:
             self._leaving.forgive(instance, "budget")
         instance.failure = Failure(error.message, error.hint, error.code)
         instance.wanted = False
-        self._out.end_load_jobs(instance, JobResult.FAILED, error.text)
+        self._out.end_load_jobs(instance, JobResult.FAILED, error.text, error)
 
     def refuse_unfit(self, instance: Instance, unfit: events.Unfit) -> None:
         instance.leave_queue()
@@ -205,16 +340,19 @@ class Loading:
             hint=unfit.hint,
             error=unfit.kind or "failed",
         )
-        self._out.end_load_jobs(
-            instance, JobResult.FAILED, f"{unfit.error}; {unfit.hint}" if unfit.hint else unfit.error
-        )
+        error = BackendFailed(unfit.error, hint=unfit.hint, kind=unfit.kind, preflight=True)
+        self._out.end_load_jobs(instance, JobResult.FAILED, error.text, error)
 
     def adopted(self, event: events.Adopted) -> None:
         instance = self._table.find(event.model)
         instance.generation = event.generation
-        instance.device = event.device
-        instance.need_bytes = event.reserved_bytes
+        instance.shares = event.shares
+        instance.used = {}
+        instance.offer = None
         instance.context = event.context
+        if event.layers is not None:
+            text = f"{event.layers} layers on the GPU"
+            instance.offer = Offer(event.shares, context=event.context, layers=event.layers, reduced=text)
         instance.settled = False
         instance.ready_since_s = instance.last_used_s = self._table.now
         instance.idle_timeout_s = self._table.idle_override_s
@@ -223,7 +361,7 @@ class Loading:
             Kind.MODEL_ADOPTED,
             f'"{event.model}" was loaded by an earlier gpud and is taken over as it is',
             instance,
-            device=event.device,
+            device=instance.device,
         )
         self._table.sample()
         if event.stale:

@@ -1,50 +1,62 @@
-"""What a look at the devices brings: engines are measured, those who wait are admitted, or others go for them."""
+"""What a look at the devices brings: engines and claims are measured, late memory is told, and the rest is asked."""
 
 from collections.abc import Sequence
 
-from gpud.core import admission, events
-from gpud.core.budget import describe
+from gpud.core import events
+from gpud.core.admitting import Admitting
+from gpud.core.budget import MIB, describe
 from gpud.core.events import Kind, Level, Notice
-from gpud.core.facts import (
-    GpuSample,
-    State,
-)
+from gpud.core.facts import HOST, GpuSample, State
 from gpud.core.instance import Instance
-from gpud.core.leaving import Leaving
 from gpud.core.loading import Loading
+from gpud.core.pressure import Pressure
+from gpud.core.quote import Share
 from gpud.core.table import Table
 
 # How soon to look again for memory that an ended engine gives back while somebody waits for it.
 MEMORY_LOOK_S = 0.02
 # The same when nobody waits: it is only for the books.
 MEMORY_LOOK_IDLE_S = 0.25
+# An engine that loads on a GPU is looked at so often: it fills some hundred MiB meanwhile.
+LOADING_LOOK_S = 0.1
+# What a driver rounds up to is not more than was promised.
+TOLERANCE_BYTES = 64 * MIB
 
 
 class Memory:
-    """Grants the queue in order, against a look that was begun after the wish."""
+    """Takes each look into the books, then has the pressure and the queue looked after."""
 
-    def __init__(self, table: Table, loading: Loading, leaving: Leaving) -> None:
+    def __init__(self, table: Table, loading: Loading, pressure: Pressure, admitting: Admitting) -> None:
         self._table = table
         self._loading = loading
-        self._leaving = leaving
+        self._pressure = pressure
+        self._admitting = admitting
         self._books = table.books
-        self._holds = table.holds
         self._out = table.out
 
     def sampled(self, event: events.Sampled) -> None:
         self._table.sample_pending = False
+        self._table.looked_s = self._table.now
         self.report_health(event.gpus)
-        for device, late_bytes in self._books.seen(event.gpus, event.own, self._table.now):
+        for device, late_bytes in self._books.seen(event.gpus, event.own, event.claimed, self._table.now):
             self.tell_late(device, late_bytes)
         self.measure(event.settling)
+        for claim in self._table.claims.granted():
+            claim.used_bytes = self._books.measured_claim(claim)
         self._out.touch()
-        self.admit(event)
+        self._pressure.looked()
+        self._admitting.serve(event)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Soon, while memory is on its way back, or while an engine that loads may take more than it was promised."""
         if self._table.sample_again:
             self._table.sample_again = False
             self._table.sample()
         elif self._books.anything_back():
-            someone = any(instance.waiting for instance in self._table.instances.values())
-            self._table.sample(MEMORY_LOOK_S if someone else MEMORY_LOOK_IDLE_S)
+            self._table.sample(MEMORY_LOOK_S if self._table.waiting() else MEMORY_LOOK_IDLE_S)
+        elif any(i.state is State.LOADING and not i.on_host for i in self._table.instances.values()):
+            self._table.sample(LOADING_LOOK_S)
 
     def tell_late(self, device: str, late_bytes: int) -> None:
         name = self._books.device_name(device)
@@ -61,89 +73,56 @@ class Memory:
 
     def measure(self, settling: frozenset[str]) -> None:
         """Set what each engine is measured to hold; the first time after it became ready, the load has settled."""
-        for instance in self._table.instances.values():
-            if instance.state not in (State.READY, State.DRAINING):
-                continue
-            sample = self._books.sample_of(instance.device)
-            name = instance.model.name
-            if sample is None or not (instance.settled or name in settling):
-                continue
-            used_bytes = self._books.measured(instance)
-            if used_bytes is not None:
-                instance.used_bytes = used_bytes
-            if instance.settled:
-                continue
-            instance.settled = True
-            if used_bytes is None:
-                continue
-            if used_bytes > instance.need_bytes:
-                self._out.tell(
-                    Kind.OVER_ESTIMATE,
-                    f'"{name}" holds {describe(used_bytes)}, more than the {describe(instance.need_bytes)} reserved '
-                    "for it; the next load reserves what was measured",
-                    instance,
-                    level=Level.WARNING,
-                    used_bytes=used_bytes,
-                    need_bytes=instance.need_bytes,
-                )
-            if not sample.is_host or used_bytes > instance.need_bytes:
-                self._out.add(events.Learn(name, used_bytes))
+        for instance in list(self._table.instances.values()):
+            if instance.state is State.LOADING:
+                self._watch_load(instance)
+            elif instance.state in (State.READY, State.DRAINING):
+                settled_now = not instance.settled and instance.model.name in settling
+                if self._books.sample_of(instance.device) is None or not (instance.settled or settled_now):
+                    continue
+                # What a device does not tell any more stays as it was told last.
+                instance.used = {**instance.used, **self._books.measured(instance)}
+                if settled_now:
+                    self._settle(instance)
 
-    def admit(self, event: events.Sampled) -> None:
-        """Grant the queue in order; whoever waits for memory on a device keeps those behind off that device."""
-        blocked: set[str] = set()
-        contexts = {model.name: model.settings.context for model in event.checked}
-        for instance in self._table.queue():
-            name = instance.model.name
-            if name in event.unfit:
-                self._loading.refuse_unfit(instance, event.unfit[name])
-                continue
-            model = instance.launchable()
-            if name not in event.sizes or contexts.get(name) != model.settings.context:
-                # It came, or another context was wished for, after the look had begun.
-                self._table.look = True
-                continue
-            need_bytes = event.sizes[name]
-            may_evict = instance.wanted or any(job.evict for job in instance.load_jobs)
-            verdict = admission.decide(
-                model,
-                need_bytes,
-                self._books.devices(self._table.with_engine(), self.movable),
-                may_evict=may_evict,
-                taken=blocked,
+    def _watch_load(self, instance: Instance) -> None:
+        """An engine that takes more than it was promised is ended before others lose what they were promised."""
+        used = self._books.measured(instance)
+        instance.used = used
+        promised = {share.device: share.bytes for share in instance.shares}
+        over = {
+            device: used_bytes - promised[device]
+            for device, used_bytes in used.items()
+            if device != HOST and used_bytes > promised[device] + TOLERANCE_BYTES
+        }
+        if not over:
+            return
+        shares = tuple(Share(s.device, max(s.bytes, used.get(s.device, 0))) for s in instance.shares)
+        if self._loading.available(over):
+            instance.shares = shares
+            return
+        self._loading.outgrown(instance, shares, "it holds")
+
+    def _settle(self, instance: Instance) -> None:
+        """The load is over, and what it took can be seen."""
+        instance.settled = True
+        name, used_bytes = instance.model.name, instance.used_bytes
+        if used_bytes is None:
+            return
+        instance.growth = 1.0
+        if used_bytes > instance.need_bytes:
+            self._out.tell(
+                Kind.OVER_ESTIMATE,
+                f'"{name}" holds {describe(used_bytes)}, more than the {describe(instance.need_bytes)} reserved '
+                "for it; the next load reserves what was measured",
+                instance,
+                level=Level.WARNING,
+                used_bytes=used_bytes,
+                need_bytes=instance.need_bytes,
             )
-            if isinstance(verdict, admission.Granted):
-                self._loading.launch(instance, verdict, need_bytes)
-            elif isinstance(verdict, admission.Waits):
-                instance.waits_for = verdict.text
-                blocked.add(verdict.device)
-            elif isinstance(verdict, admission.Evicts):
-                instance.waits_for = f"waiting until {_names(verdict.victims)} is unloaded: {verdict.text}"
-                blocked.add(verdict.device)
-                for victim in verdict.victims:
-                    self.evict(self._table.instances[victim], instance, verdict.text)
-            else:
-                self._loading.refuse(instance, verdict.error)
-
-    def evict(self, victim: Instance, wanting: Instance, text: str) -> None:
-        idle_s = self._table.now - victim.idle_since()
-        self._out.tell(
-            Kind.EVICTED,
-            f'"{victim.model.name}", idle for {idle_s:.0f} s and holding {describe(victim.charge().bytes)}, makes room '
-            f'for "{wanting.model.name}" ({text})',
-            victim,
-            for_model=wanting.model.name,
-            freed_bytes=victim.charge().bytes,
-        )
-        self._leaving.drain(victim, "evict", victim.model.stop.drain_s)
-
-    def movable(self, instance: Instance) -> bool:
-        return (
-            not instance.in_flight
-            and not instance.model.pinned
-            and not self._holds.held(instance.model.name, "evict")
-            and instance.busy_until_s <= self._table.now
-        )
+        if not instance.on_host or used_bytes > instance.need_bytes:
+            shares = tuple(Share(share.device, instance.used.get(share.device, 0)) for share in instance.main_shares)
+            self._out.add(events.Learn(name, shares, instance.load_seconds or 0.0))
 
     def report_health(self, samples: Sequence[GpuSample]) -> None:
         before = {sample.uuid: sample.health for sample in self._books.samples}
@@ -157,7 +136,3 @@ class Memory:
                         fields={"device": sample.uuid},
                     )
                 )
-
-
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(f'"{name}"' for name in names)

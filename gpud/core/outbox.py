@@ -2,6 +2,7 @@
 
 from gpud.core import events
 from gpud.core.budget import describe
+from gpud.core.errors import GpudError
 from gpud.core.events import Action, Kind, Level, Notice
 from gpud.core.facts import JobResult
 from gpud.core.instance import Instance, Job
@@ -48,13 +49,24 @@ class Outbox:
 
     # Jobs
 
-    def end_job(self, job: Job, result: JobResult, message: str) -> None:
-        self.add(events.JobEnded(job.id, job.kind, job.model, result, message, job.caller))
+    def end_job(
+        self, job: Job, result: JobResult, message: str, error: GpudError | None = None, generation: int = 0
+    ) -> None:
+        self.add(events.JobEnded(job.id, job.kind, job.model, result, message, job.caller, error, generation))
 
-    def end_load_jobs(self, instance: Instance, result: JobResult, message: str) -> None:
+    def end_load_jobs(
+        self, instance: Instance, result: JobResult, message: str, error: GpudError | None = None
+    ) -> None:
         jobs, instance.load_jobs = instance.load_jobs, []
         for job in jobs:
-            self.end_job(job, result, message)
+            self.end_job(job, result, message, error)
+
+    def serve(self, instance: Instance, job: Job, message: str, now: float) -> None:
+        """A load that is wished for is there. If a request follows, it counts as in flight from this moment."""
+        if job.use:
+            instance.in_flight += 1
+            instance.last_used_s = now
+        self.end_job(job, JobResult.DONE, message, generation=instance.generation)
 
     def end_unload_jobs(self, instance: Instance, freed_bytes: int) -> None:
         jobs, instance.unload_jobs = instance.unload_jobs, []

@@ -121,6 +121,9 @@ class Launcher(Protocol):
     async def end_strangers(self, known_units: Collection[str]) -> tuple[str, ...]:
         """End what lives in cgroup leaves that no record names; returns their names."""
 
+    def family(self, pid: int) -> frozenset[int]:
+        """A process and all that descends from it, as far as they live. Reads /proc: for threads."""
+
     def socket_path(self, unit: str) -> str:
         """A path for this start's private Unix socket, short enough for the kernel; a stale file there is removed."""
 
@@ -332,6 +335,12 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Everything that was given is on the disk, as far as it takes it."""
+
+
+class Warmer(Protocol):
+    """Has files in the page cache, when nothing else needs the memory or the battery."""
+
+    async def warm(self, path: str) -> None: ...
 
 
 class FdStore(Protocol):

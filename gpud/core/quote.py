@@ -69,7 +69,7 @@ class Offer:
     ``context`` and ``layers`` differ from the configuration where less was needed to make it fit; ``reduced`` says so
     in words (empty: as configured). ``split`` gives each GPU of ``shares`` its part of the layers, in their order,
     where there is more than one. ``shares`` names GPUs first. ``engine`` is one of the model's alternatives, empty its
-    own. ``unproven``: the engine has not been heard about it yet.
+    own. ``unproven``: the engine has not been heard about it yet; ``key`` names what its own count is kept under.
     """
 
     shares: tuple[Share, ...]
@@ -81,6 +81,7 @@ class Offer:
     parts: tuple[Part, ...] = ()
     engine: str = ""
     unproven: bool = False
+    key: str = ""
 
     @property
     def kv_bytes(self) -> int | None:
@@ -109,12 +110,13 @@ class Quote:
     """All ways in which a model may be loaded, the best first.
 
     Admission takes the first that fits, and gives up none of a better one's context or layers while other models could
-    make room for that. ``load_s`` is how long its last load took. ``advice`` says what would need less.
+    make room for that. ``load_s`` is how long its last load took. ``less`` are offers that nobody allowed: they are
+    named to whoever is refused, as what would fit (``reduced``: "a context of 4096").
     """
 
     offers: tuple[Offer, ...]
     load_s: float | None = None
-    advice: str = ""
+    less: tuple[Offer, ...] = ()
 
     @classmethod
     def simple(cls, size_bytes: int, source: Source = Source.DECLARED, *, on_host: bool = False) -> "Quote":

@@ -3,16 +3,22 @@
 It never awaits, logs or asks the time; whoever calls it carries the actions out and feeds the answers back as events.
 Memory is admitted only against a look at the devices that was begun after the wish (``Sampled``), and an engine that
 has gone gives its memory back when a later look shows it. How models come is in ``loading``, how they go in
-``leaving``, what a look brings in ``memory``; here are the events, the deadlines, the configuration and the end.
+``leaving``, what a look brings in ``memory``, who gets what is free in ``admitting``, what others need in ``pressure``;
+here are the events, the deadlines, the configuration and the end.
 """
 
 from collections.abc import Mapping
 from typing import assert_never
 
-from gpud.core import events
+from gpud.core import admission, events
+from gpud.core.admitting import Admitting, Entry
+from gpud.core.budget import describe
+from gpud.core.claiming import Claiming
+from gpud.core.claims import Claim
 from gpud.core.errors import NoSuchJob
 from gpud.core.events import Action
 from gpud.core.facts import (
+    ClaimStatus,
     GpuStatus,
     HoldStatus,
     JobResult,
@@ -20,13 +26,18 @@ from gpud.core.facts import (
     Limits,
     Model,
     ModelStatus,
+    QueueStatus,
     State,
+    YieldStatus,
 )
 from gpud.core.instance import Instance, Job
 from gpud.core.leaving import Leaving
 from gpud.core.loading import Loading
 from gpud.core.memory import Memory
+from gpud.core.pressure import Pressure
+from gpud.core.quote import Quote
 from gpud.core.table import Table
+from gpud.core.yielding import Yielding
 
 
 class Scheduler:
@@ -35,8 +46,11 @@ class Scheduler:
     def __init__(self, models: Mapping[str, Model], limits: Limits) -> None:
         self._table = Table(models, limits)
         self._leaving = Leaving(self._table)
-        self._loading = Loading(self._table, self._leaving)
-        self._memory = Memory(self._table, self._loading, self._leaving)
+        self._yielding = Yielding(self._table, self._leaving)
+        self._loading = Loading(self._table, self._leaving, self._yielding)
+        self._claiming = Claiming(self._table)
+        self._admitting = Admitting(self._table, self._loading, self._leaving, self._claiming)
+        self._memory = Memory(self._table, self._loading, Pressure(self._table, self._leaving), self._admitting)
         self._books = self._table.books
         self._holds = self._table.holds
         self._out = self._table.out
@@ -57,12 +71,22 @@ class Scheduler:
                 self._hold_asked(event)
             case events.HoldDropped(cookie, reason):
                 self._hold_dropped(cookie, reason)
+            case events.ClaimAsked():
+                self._claiming.asked(event)
+            case events.ClaimDropped():
+                self._claiming.dropped(event)
+            case events.YieldAsked():
+                self._yielding.asked(event)
+            case events.ResumeAsked():
+                self._yielding.resumed(event)
             case events.UseBegan(name):
                 self._leaving.use_began(name)
             case events.UseEnded(name):
                 self._leaving.use_ended(name)
             case events.Progressed():
                 self._loading.progressed(event)
+            case events.Sized():
+                self._loading.sized(event)
             case events.BecameReady():
                 self._loading.became_ready(event)
             case events.LoadEnded():
@@ -101,7 +125,12 @@ class Scheduler:
 
     def next_deadline(self) -> float | None:
         """When ``TimePassed`` is wanted next; None while nothing waits for the time."""
-        deadlines: list[float] = []
+        deadlines = self._admitting.deadlines()
+        yielded, limits = self._table.yielded, self._table.limits
+        if yielded is not None and yielded.until_s is not None:
+            deadlines.append(yielded.until_s)
+        if limits.watch_s > 0 and not self._table.sample_pending and self._table.with_engine():
+            deadlines.append(self._table.looked_s + limits.watch_s)
         for instance in self._table.instances.values():
             if instance.state is State.READY and not instance.asking:
                 at = instance.unload_at(held=self._holds.held(instance.model.name, "unload"))
@@ -122,7 +151,43 @@ class Scheduler:
         return tuple(statuses)
 
     def gpu_statuses(self) -> tuple[GpuStatus, ...]:
-        return self._books.statuses(self._table.with_engine())
+        return self._books.statuses(self._table.with_engine(), self._table.claims.granted(), self._table.alerts)
+
+    def claim_statuses(self) -> tuple[ClaimStatus, ...]:
+        return self._table.claims.statuses()
+
+    def yield_status(self) -> YieldStatus | None:
+        return self._table.yielded
+
+    def given_away(self) -> str:
+        """Why nothing is loaded on the GPUs now, or nothing."""
+        return self._yielding.reason()
+
+    def queue_statuses(self) -> tuple[QueueStatus, ...]:
+        """Those who wait for memory in the order in which they are served, then those who wait for something else."""
+        order = list(self._table.queue())
+        rest = [entry for entry in self._table.waiting() if not any(entry is other for other in order)]
+        return tuple(_place(position, entry) for position, entry in enumerate([*order, *rest], 1))
+
+    def consider(self, size_bytes: int, gpu: str) -> admission.Considered:
+        """What would come of a wish for so many bytes, by the last look; nothing is done."""
+        subject = f"give {describe(size_bytes)}"
+        kept: dict[str, int] = {}
+        devices = self._table.devices()
+        policy = self._table.limits.eviction.policy
+        wish = admission.Wish(subject, Quote.simple(size_bytes), gpu)
+        verdict = admission.decide(wish, devices, kept=kept, policy=policy, now=self._table.now)
+        match verdict:
+            case admission.Granted(_, shares, _):
+                name = self._books.device_name(shares[0].device)
+                return admission.Considered("fits", shares[0].device, (), f"{describe(size_bytes)} fit on {name}")
+            case admission.Evicts(shares, victims, _, text):
+                names = tuple(victim.model for victim in victims)
+                return admission.Considered("evicts", shares[0].device, names, text)
+            case admission.Waits(shares, text, _):
+                return admission.Considered("waits", shares[0].device, (), text)
+            case admission.Refused(error):
+                return admission.Considered("refused", "", (), error.text)
 
     def job_statuses(self) -> tuple[JobStatus, ...]:
         seen: dict[int, JobStatus] = {}
@@ -147,6 +212,11 @@ class Scheduler:
         return self._books.pids_of(name)
 
     def _time_passed(self) -> None:
+        self._yielding.time_passed()
+        self._admitting.time_passed()
+        watch_s = self._table.limits.watch_s
+        if watch_s > 0 and self._table.now >= self._table.looked_s + watch_s and self._table.with_engine():
+            self._table.sample()
         for instance in list(self._table.instances.values()):
             if instance.state is State.READY and not instance.asking:
                 at = instance.unload_at(held=self._holds.held(instance.model.name, "unload"))
@@ -172,6 +242,8 @@ class Scheduler:
                 event.cookie, event.model, event.caller, event.reason, event.application, event.what, self._table.now
             )
         )
+        if "load" in event.what:
+            self._yielding.inhibited()
         self._out.touch()
 
     def _hold_dropped(self, cookie: int, reason: str) -> None:
@@ -182,6 +254,11 @@ class Scheduler:
         instance = self._table.instances.get(hold.model)
         if instance is not None and instance.state is State.READY:
             instance.last_used_s = self._table.now
+        if "load" in hold.what:
+            self._yielding.inhibition_over()
+        if self._table.waiting():
+            # What it held may go now, if somebody needs the memory.
+            self._table.look = True
         self._out.add(events.HoldEnded(cookie, hold.caller.owner, reason))
         self._out.touch()
 
@@ -233,6 +310,8 @@ class Scheduler:
     def _shutdown_asked(self) -> None:
         again = self._table.closing
         self._table.closing = True
+        for claim in self._table.claims.all():
+            self._claiming.dropped(events.ClaimDropped(claim.id, "gpud is shutting down"))
         for instance in self._table.instances.values():
             instance.wanted = False
             instance.leave_queue()
@@ -259,7 +338,8 @@ class Scheduler:
             if self._table.queue():
                 self._table.sample()
         engines = bool(self._table.with_engine())
-        idle = not engines and not self._table.queue() and not self._table.sample_pending
+        others = self._table.queue() or self._table.claims.all()
+        idle = not engines and not others and not self._table.sample_pending
         if idle and self._table.gpus_held and not self._books.anything_back():
             self._table.gpus_held = False
             self._out.add(events.ReleaseGpus())
@@ -297,3 +377,37 @@ class Scheduler:
     def _unload_not_wanted(self, instance: Instance) -> None:
         if instance.state is State.DRAINING and instance.draining_for == "user":
             self._leaving.resume(instance)
+
+
+def _place(position: int, entry: Entry) -> QueueStatus:
+    ticket = entry.ticket
+    assert ticket is not None
+    if isinstance(entry, Claim):
+        return QueueStatus(
+            position=position,
+            model="",
+            claim=entry.id,
+            need_bytes=entry.bytes,
+            priority=entry.priority,
+            callers=(entry.caller.label or entry.caller.stands_for,),
+            requests=1,
+            since_s=entry.since_s,
+            until_s=entry.until_s,
+            overdue=ticket.overdue,
+            waits_for=ticket.waits_for,
+        )
+    untils = [job.until_s for job in entry.load_jobs if job.until_s is not None]
+    return QueueStatus(
+        position=position,
+        model=entry.model.name,
+        claim=0,
+        need_bytes=entry.expects_bytes,
+        priority=entry.wanted_priority,
+        callers=tuple(dict.fromkeys(job.caller.label or job.caller.stands_for for job in entry.load_jobs)),
+        requests=len(entry.load_jobs),
+        since_s=ticket.since_s,
+        until_s=None if entry.wanted else max(untils, default=None),
+        overdue=ticket.overdue,
+        waits_for=ticket.waits_for,
+        load_s=entry.reload_s,
+    )

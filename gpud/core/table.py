@@ -1,11 +1,12 @@
 """What the parts of the scheduler share: every instance, the books, the holds, and what one event brings about."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
-from gpud.core import events
+from gpud.core import admission, events, queue
 from gpud.core.books import Books
+from gpud.core.claims import Claim, Claims
 from gpud.core.errors import NoSuchModel
-from gpud.core.facts import Limits, Model, State
+from gpud.core.facts import Limits, Model, State, YieldStatus
 from gpud.core.holds import Holds
 from gpud.core.instance import Instance
 from gpud.core.outbox import Outbox
@@ -15,7 +16,8 @@ class Table:
     """Everything that the scheduler knows. Only its parts write here, while they handle one event at ``now``.
 
     ``look``: somebody waits for memory, and the devices are to be looked at after this event. ``gpus_held``: drivers
-    may be open since a look that was allowed to wake them.
+    may be open since a look that was allowed to wake them. ``yielded``: the GPUs are given away. ``alerts`` are the
+    devices that are nearly full, ``giving_way`` those on which other programs need what idle models hold.
     """
 
     def __init__(self, models: Mapping[str, Model], limits: Limits) -> None:
@@ -23,6 +25,11 @@ class Table:
         self.limits = limits
         self.books = Books(limits)
         self.holds = Holds()
+        self.claims = Claims()
+        self.yielded: YieldStatus | None = None
+        self.alerts: set[str] = set()
+        self.giving_way: set[str] = set()
+        self.looked_s = 0.0
         self.out = Outbox()
         self.now = 0.0
         self.closing = False
@@ -34,16 +41,18 @@ class Table:
         self.sample_again = False
         self._sequence = 0
 
+    def ticket(self, waits_for: str = "waiting for a look at the devices") -> queue.Ticket:
+        """The last place in the queue."""
+        self._sequence += 1
+        return queue.Ticket(self._sequence, self.now, waits_for)
+
     def enqueue(self, instance: Instance) -> None:
-        if not instance.waiting:
-            self._sequence += 1
-            instance.waiting_since = self._sequence
+        if instance.ticket is None:
+            instance.ticket = self.ticket()
         if instance.state is State.BACKOFF and instance.retry_at_s is not None:
-            instance.waits_for = f"backing off after {instance.attempts} failed attempts"
+            instance.ticket.waits_for = f"backing off after {instance.attempts} failed attempts"
         elif instance.state in (State.DRAINING, State.STOPPING, State.KILLING):
-            instance.waits_for = "waiting until it is unloaded"
-        else:
-            instance.waits_for = "waiting for a look at the devices"
+            instance.ticket.waits_for = "waiting until it is unloaded"
         self.look = True
 
     def find(self, name: str) -> Instance:
@@ -60,20 +69,48 @@ class Table:
     def with_engine(self) -> list[Instance]:
         return [instance for instance in self.instances.values() if instance.state.has_engine()]
 
-    def queue(self) -> list[Instance]:
-        """Those that may be admitted as soon as there is memory: higher priority first, then first come, first
-        served.
-        """
-        ready = [
-            i
-            for i in self.instances.values()
-            if i.waiting
-            and (
-                i.state in (State.COLD, State.FAILED)
-                or (i.state is State.BACKOFF and (i.retry_at_s or 0.0) <= self.now)
-            )
+    def queue(self) -> Sequence[Instance | Claim]:
+        """Those that may be admitted as soon as there is memory, in the order in which they are served."""
+        ready: list[Instance | Claim] = [
+            i for i in self.instances.values() if i.ticket is not None and self.may_start(i)
         ]
-        return sorted(ready, key=lambda i: (-i.model.priority, i.waiting_since))
+        ready += self.claims.waiting()
+        return queue.in_order(ready, self.now, self.limits.queue)
+
+    def may_start(self, instance: Instance) -> bool:
+        """Whether nothing but memory is missing."""
+        return instance.state in (State.COLD, State.FAILED) or (
+            instance.state is State.BACKOFF and (instance.retry_at_s or 0.0) <= self.now
+        )
+
+    def waiting(self) -> Collection[Instance | Claim]:
+        """Everyone with a ticket, also who cannot start yet."""
+        return [*(i for i in self.instances.values() if i.ticket is not None), *self.claims.waiting()]
+
+    def queued(self) -> int:
+        """How many have been told to wait for memory."""
+        return sum(1 for entry in self.waiting() if entry.ticket is not None and entry.ticket.queued)
+
+    # Who may make room for others
+
+    def may_go(self, instance: Instance) -> bool:
+        """It is neither pinned nor held: it may make room for others, sooner or later."""
+        return not instance.model.pinned and not self.holds.held(instance.model.name, "evict")
+
+    def occupied(self, instance: Instance) -> bool:
+        """It has to answer somebody first, or has only just been loaded for somebody."""
+        return (
+            instance.in_flight > 0
+            or instance.busy_until_s > self.now
+            or (instance.for_request and self.resident_until(instance) > self.now)
+        )
+
+    def resident_until(self, instance: Instance) -> float:
+        return (instance.ready_since_s or 0.0) + self.limits.eviction.residence_s
+
+    def devices(self) -> Sequence[admission.Device]:
+        """Every device as admission wants to see it."""
+        return self.books.devices(self.with_engine(), self.claims.granted(), self.may_go, self.occupied)
 
     def sample(self, delay_s: float = 0.0) -> None:
         """Have the devices looked at. One look at a time; a delayed one does not keep an urgent one waiting."""
@@ -82,11 +119,14 @@ class Table:
             return
         self.sample_pending = True
         self.sample_delayed = delay_s > 0.0
-        settling = frozenset(i.model.name for i in self.with_engine() if i.state is State.READY)
-        check = tuple(instance.launchable() for instance in self.queue())
-        wake = bool(check) or bool(self.with_engine())
+        waiting = self.queue()
+        engines = self.with_engine()
+        settling = frozenset(i.model.name for i in engines if i.state is State.READY)
+        check = tuple(entry.launchable() for entry in waiting if isinstance(entry, Instance))
+        claims = {claim.id: claim.caller.pid for claim in self.claims.granted()}
+        wake = bool(waiting) or bool(engines) or bool(claims)
         self.gpus_held = self.gpus_held or wake
-        self.out.add(events.Sample(wake, delay_s, check, settling))
+        self.out.add(events.Sample(wake, delay_s, check, settling, claims))
 
     def drop_if_removed(self, instance: Instance) -> None:
         if instance.removed and not instance.state.has_engine():

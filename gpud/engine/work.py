@@ -12,12 +12,26 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, assert_never
 
-from gpud.core import estimate, events
+from gpud.core import events
 from gpud.core.errors import BackendFailed, GpudError
 from gpud.core.events import Event, Kind, Level
-from gpud.core.facts import HOST, Exit, Model
-from gpud.core.ports import Backend, Gpus, Launcher, LoadOrder, Progress, Runner, RunnerRecord, Store
+from gpud.core.facts import HOST, Exit, GpuSample, Model
+from gpud.core.instance import as_offered
+from gpud.core.ports import (
+    Backend,
+    Files,
+    Gpus,
+    Launcher,
+    LoadOrder,
+    Progress,
+    Runner,
+    RunnerRecord,
+    Store,
+    Warmer,
+)
+from gpud.core.quote import Estimate, Offer, Quote, Share
 from gpud.engine.checks import Checks, Unanswered
+from gpud.engine.sizing import Ground, Machine, Sizer
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +46,9 @@ GONE_GRACE_S = 5.0
 # A look at a few files takes milliseconds, from a disk that has to spin up ten seconds.
 CHECK_S = 20.0
 
+# A dry run takes some 30 ms, and on a GPU that has to be woken some seconds.
+DRY_RUN_S = 15.0
+
 
 class Say(Protocol):
     """Tells everybody something that happened outside the scheduler."""
@@ -40,15 +57,38 @@ class Say(Protocol):
 
 
 @dataclass(slots=True)
-class Running:
-    """A runner, the start it belongs to, and the settings it was started with."""
+class Start:
+    """One start of an engine, and the settings it was made with.
+
+    ``context`` and ``layers`` are those of this start alone, where it has others than are configured. ``counted`` is
+    what the engine itself said that it takes, ``build`` which one it is, ``gpus`` where it was put.
+    """
 
     generation: int
     unit: str
+    engine: str
+    fingerprint: str = ""
+    context: int | None = None
+    layers: int | None = None
+    counted: Estimate | None = None
+    build: str = ""
+    gpus: tuple[GpuSample, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A start that has become ready."""
+
+    start: Start
     runner: Runner
     backend: Backend
-    engine: str
-    fingerprint: str
+
+
+def as_started(model: Model, engine: str, context: int | None, layers: int | None) -> Model | None:
+    """The model by this engine, with what one start had for itself; None when it is no longer by this engine."""
+    offer = Offer((), context=context, layers=layers, engine=engine)
+    found = as_offered(model, offer, None)
+    return found if found.engine == engine else None
 
 
 class Work:
@@ -68,6 +108,8 @@ class Work:
         gpus: Gpus,
         store: Store,
         launcher: Launcher,
+        files: Files,
+        warmer: Warmer | None = None,
     ) -> None:
         self.models = dict(models)
         self.backends = dict(backends)
@@ -87,7 +129,11 @@ class Work:
         self._closing: set[asyncio.Task[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._gpu_problems: tuple[str, ...] = ()
+        self._samples: tuple[GpuSample, ...] = ()
+        self._starting_pids: dict[str, frozenset[int]] = {}
         self._checks = Checks(CHECK_S)
+        self._sizer = Sizer(files, store)
+        self._warmer = warmer
 
     def begin(self, action: events.Work) -> None:
         """Begin to carry out one action; what comes of it is posted."""
@@ -96,12 +142,12 @@ class Work:
                 task = self._start(self._load(action))
                 task.add_done_callback(partial(self._never_began, action))
                 self._loading[action.model.name] = (action.generation, task)
-            case events.CancelLaunch(model, generation):
+            case events.CancelLaunch(model, generation, kill):
                 started = self._loading.get(model)
                 if started is not None and started[0] == generation:
                     started[1].cancel()
                 else:
-                    self._start(self._stop(model, generation, kill=False))
+                    self._start(self._stop(model, generation, kill=kill))
             case events.Stop(model, generation, kill):
                 self._start(self._stop(model, generation, kill=kill))
             case events.AskBusy():
@@ -110,10 +156,11 @@ class Work:
                 self._start(self._sample(action))
             case events.ReleaseGpus():
                 self._start(self._gpus.release())
-            case events.Learn(model, used_bytes):
-                running = self.running.get(model)
-                if running is not None and running.fingerprint:
-                    self._start(self._learn(running.fingerprint, used_bytes))
+            case events.Learn():
+                self._start(self._learn(action))
+            case events.Warm(model):
+                if self._warmer is not None:
+                    self._start(self._warmer.warm(model.settings.file))
             case _:
                 assert_never(action)
 
@@ -125,24 +172,25 @@ class Work:
         kept = {r.child.pid for r, adopted in zip(records, taken, strict=True) if adopted and r.child is not None}
         left = [record for record, adopted in zip(records, taken, strict=True) if not adopted]
         await asyncio.gather(*(self._end_leftover(record, kept) for record in left))
-        units = {running.unit for running in self.running.values()}
+        units = {running.start.unit for running in self.running.values()}
         for unit in await self._launcher.end_strangers(units):
             self._say(Kind.LEFTOVER_ENDED, f"Ended what was left of {unit}: no record names it", level=Level.WARNING)
 
     async def changed(self, models: Mapping[str, Model], backends: Mapping[str, Backend]) -> frozenset[str]:
         """The models whose engines, running or starting, no longer match these settings."""
-        prints = {
-            name: await self._fingerprint(backends[model.engine], model)
-            for name, model in models.items()
-            if name in self.running and model.engine in backends
-        }
         running = {
             name
-            for name, value in prints.items()
-            if name in self.running and value not in ("", self.running[name].fingerprint)
+            for name, model in models.items()
+            if name in self.running and not await self._still_matches(self.running[name], model, backends)
         }
         loading = {name for name in self._loading if models.get(name) != self.models.get(name)}
         return frozenset(running | loading)
+
+    async def _still_matches(self, running: Running, model: Model, backends: Mapping[str, Backend]) -> bool:
+        started = as_started(model, running.start.engine, running.start.context, running.start.layers)
+        if started is None or running.start.engine not in backends:
+            return False
+        return await self._fingerprint(backends[running.start.engine], started) in ("", running.start.fingerprint)
 
     def reconfigure(self, models: Mapping[str, Model], backends: Mapping[str, Backend]) -> None:
         """From now on these. A backend that is replaced is closed once its last model has gone."""
@@ -174,22 +222,16 @@ class Work:
         model, generation = action.model, action.generation
         name = model.name
         unit = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[:40]}-{secrets.token_hex(4)}"
-        fingerprint = ""
-
-        def report(progress: Progress) -> None:
-            self._post(events.Progressed(name, generation, progress.stage, progress.fraction))
-
-        def record(made: RunnerRecord) -> None:
-            configured = self.models.get(name, model).settings.context
-            context = model.settings.context if model.settings.context != configured else None
-            self._store.keep(replace(made, reserved_bytes=action.need_bytes, context=context))
-
-        devices = () if action.device == HOST else (action.device,)
+        gpus = tuple(g for share in action.shares for g in self._samples if g.uuid == share.device and not g.is_host)
+        start = Start(generation, unit, model.engine, layers=action.offer.layers, gpus=gpus)
         ended: Event
         try:
             backend = self._starting[unit] = self.backends[model.engine]
-            fingerprint = await self._fingerprint(backend, model)
-            runner = await backend.load(LoadOrder(model, unit, devices, action.vendor, report, record))
+            configured = as_offered(self.models.get(name, model), Offer((), engine=model.engine), None)
+            if model.settings.context != configured.settings.context:
+                start.context = model.settings.context
+            start.fingerprint, start.build = await self._identify(backend, model)
+            runner = await backend.load(self._order(action, start))
         except asyncio.CancelledError:
             ended = events.LoadEnded(name, generation)
         except BackendFailed as error:
@@ -202,18 +244,42 @@ class Work:
             log.exception("internal error: loading %r failed", name)
             ended = events.LoadEnded(name, generation, f"internal error: {error!r}", kind="internal")
         else:
-            running = Running(generation, unit, runner, backend, model.engine, fingerprint)
-            self.running[name] = running
+            running = self.running[name] = Running(start, runner, backend)
             self._start(self._watch(name, running))
             ended = events.BecameReady(name, generation)
         started = self._loading.get(name)
         if started is not None and started[0] == generation:
             del self._loading[name]
+            self._starting_pids.pop(name, None)
         self._starting.pop(unit, None)
         if isinstance(ended, events.LoadEnded):
             self._store.forget(unit)
         self._post(ended)
         self.close_retired()
+
+    def _order(self, action: events.Launch, start: Start) -> LoadOrder:
+        name, generation = action.model.name, action.generation
+
+        def report(progress: Progress) -> None:
+            self._post(events.Progressed(name, generation, progress.stage, progress.fraction))
+
+        def record(made: RunnerRecord) -> None:
+            if made.child is not None:
+                self._starting_pids[name] = frozenset((made.child.pid,))
+            self._store.keep(replace(made, shares=action.shares, context=start.context, layers=start.layers))
+
+        def sized(counted: Estimate) -> None:
+            start.counted = counted
+            if action.offer.key:
+                self._start(self._in_thread(partial(self._sizer.heard, action.offer.key, counted)))
+            shares = self._sizer.shares_of(counted, start.gpus, start.build)
+            self._post(events.Sized(name, generation, shares))
+
+        devices = tuple(share.device for share in action.shares if share.device != HOST)
+        offer = action.offer
+        return LoadOrder(
+            action.model, start.unit, devices, action.vendor, report, record, offer.split, offer.unproven, sized
+        )
 
     async def _watch(self, name: str, running: Running) -> None:
         """An engine's end, whatever brought it about, is noticed here and only here."""
@@ -224,16 +290,16 @@ class Work:
         if self.running.get(name) is not running:
             return
         del self.running[name]
-        self._store.forget(running.unit)
-        self._post(events.EngineGone(name, running.generation, gone, running.runner.crash_hint(gone)))
+        self._store.forget(running.start.unit)
+        self._post(events.EngineGone(name, running.start.generation, gone, running.runner.crash_hint(gone)))
         self.close_retired()
 
     async def _stop(self, name: str, generation: int, *, kill: bool) -> None:
         running = self.running.get(name)
-        if running is None or running.generation != generation:
+        if running is None or running.start.generation != generation:
             return
         model = self.models.get(name)
-        times = model.stop if model is not None else Model(name, running.engine).stop
+        times = model.stop if model is not None else Model(name, running.start.engine).stop
         runner = running.runner
         try:
             if not kill:
@@ -250,7 +316,7 @@ class Work:
         try:
             gone = await asyncio.wait_for(runner.gone(), GONE_GRACE_S)
         except TimeoutError:
-            log.error("internal error: %r says that %r is unloaded but not that it is gone", running.engine, name)
+            log.error("internal error: %r says that %r is unloaded but not that it is gone", running.start.engine, name)
             gone = Exit(0, None)
         self._lost(name, running, gone)
 
@@ -259,7 +325,7 @@ class Work:
             await asyncio.sleep(action.delay_s)
         running = self.running.get(action.model)
         busy: bool | None = None
-        if running is not None and running.generation == action.generation:
+        if running is not None and running.start.generation == action.generation:
             try:
                 busy = await asyncio.wait_for(running.runner.busy(), BUSY_PROBE_S)
             except TimeoutError:
@@ -271,40 +337,83 @@ class Work:
     async def _sample(self, action: events.Sample) -> None:
         if action.delay_s:
             await asyncio.sleep(action.delay_s)
-        own = {name: running.runner.pids() for name, running in self.running.items()}
-        pids = frozenset[int]().union(*own.values())
-        sizes: dict[str, int] = {}
+        quotes: dict[str, Quote] = {}
         unfit: dict[str, events.Unfit] = {}
-        found = await asyncio.gather(*(self._check(model) for model in action.check))
-        for model, need in zip(action.check, found, strict=True):
-            if isinstance(need, events.Unfit):
-                unfit[model.name] = need
+        if action.check and not self._samples:
+            self._samples = await self._look(self._own_pids(), wake=action.wake)
+        machine = Machine.of(self._samples)
+        found = await asyncio.gather(*(self._check(model, machine) for model in action.check))
+        for model, answer in zip(action.check, found, strict=True):
+            if isinstance(answer, events.Unfit):
+                unfit[model.name] = answer
             else:
-                sizes[model.name] = need
-        try:
-            samples = await self._gpus.sample(pids, wake=action.wake)
-        except Exception:
-            # Nothing is admitted on figures that are not there, and everybody who waits is told so.
-            log.exception("internal error: looking at the devices failed")
-            samples = ()
+                quotes[model.name] = answer
+        claimed = await self._families(action.claims)
+        own = self._own_pids()
+        samples = await self._look(
+            {**own, **{f"claim {claim}": pids for claim, pids in claimed.items()}}, wake=action.wake
+        )
+        self._samples = samples
         self.looked_at_s = self._loop.time()
         for problem in self._gpus.problems:
             if problem not in self._gpu_problems:
                 self._say(Kind.GPU_PROBLEM, problem, level=Level.WARNING)
         self._gpu_problems = self._gpus.problems
         looks, self.looks = self.looks, []
-        self._post(events.Sampled(samples, own, sizes, unfit, action.settling, action.check))
+        self._post(events.Sampled(samples, own, quotes, unfit, action.settling, action.check, claimed))
         for look in looks:
             if not look.done():
                 look.set_result(None)
 
-    async def _check(self, model: Model) -> int | events.Unfit:
-        """Look at a model's files and programs, and find what it needs."""
+    def _own_pids(self) -> Mapping[str, frozenset[int]]:
+        """The processes of every model, also of those that are still loading."""
+        return {**self._starting_pids, **{name: running.runner.pids() for name, running in self.running.items()}}
+
+    async def _look(self, own: Mapping[str, frozenset[int]], *, wake: bool) -> tuple[GpuSample, ...]:
+        try:
+            return await self._gpus.sample(frozenset[int]().union(*own.values()), wake=wake)
+        except Exception:
+            # Nothing is admitted on figures that are not there, and everybody who waits is told so.
+            log.exception("internal error: looking at the devices failed")
+            return ()
+
+    async def _families(self, claims: Mapping[int, int]) -> Mapping[int, frozenset[int]]:
+        """The processes of each claim: whoever asked, and what it started."""
+        if not claims:
+            return {}
+        return await asyncio.to_thread(lambda: {claim: self._launcher.family(pid) for claim, pid in claims.items()})
+
+    async def quote(self, model: Model) -> Quote | events.Unfit:
+        """What a model would need now."""
+        if not self._samples:
+            self._samples = await self._look(self._own_pids(), wake=False)
+        return await self._check(model, Machine.of(self._samples))
+
+    async def _check(self, model: Model, machine: Machine) -> Quote | events.Unfit:
+        """Look at a model's files and programs, and find what it needs, by each engine that may serve it."""
+        quotes: list[Quote] = []
+        problems: list[events.Unfit] = []
+        for candidate in (model, *model.alternatives):
+            answer = await self._check_one(candidate, machine)
+            if isinstance(answer, Quote):
+                quotes.append(answer)
+            else:
+                problems.append(answer)
+        if not quotes:
+            return problems[0]
+        offers = [offer for quote in quotes for offer in quote.offers]
+        offers.sort(key=lambda offer: bool(offer.reduced))
+        return Quote(tuple(offers), quotes[0].load_s, tuple(offer for quote in quotes for offer in quote.less))
+
+    async def _check_one(self, model: Model, machine: Machine) -> Quote | events.Unfit:
         backend = self.backends.get(model.engine)
         if backend is None:
             return events.Unfit(f'the engine "{model.engine}" is not available')
         try:
-            return await self._checks.ask(model.name, partial(self._need, backend, model))
+            ground = await self._checks.ask(model.name, partial(self._sizer.ground, backend, model, machine))
+            if await self._checks.ask(model.name, partial(self._sizer.wants_probe, ground)):
+                await self._dry_run(ground)
+            return await self._checks.ask(model.name, partial(self._sizer.quote, ground))
         except Unanswered:
             return events.Unfit(
                 f'cannot load "{model.name}": a look at its files and programs has not ended within {CHECK_S:g} s',
@@ -317,12 +426,48 @@ class Work:
             log.exception("internal error: checking %r failed", model.name)
             return events.Unfit(f"internal error: {error!r}", kind="internal")
 
-    async def _learn(self, fingerprint: str, used_bytes: int) -> None:
+    async def _dry_run(self, ground: Ground) -> None:
+        """Ask the engine itself. What it does not say stays a guess."""
+        model, gpus = ground.model, ground.gpus[:1]
+        vendor = gpus[0].vendor if gpus else HOST
+        try:
+            counted = await asyncio.wait_for(
+                ground.backend.probe(model, tuple(gpu.uuid for gpu in gpus), vendor, ()), DRY_RUN_S
+            )
+        except TimeoutError:
+            log.warning("A dry run of %r has not ended within %g s", model.name, DRY_RUN_S)
+            return
+        if counted is not None:
+            await asyncio.to_thread(self._sizer.probed, ground, counted)
+
+    async def _learn(self, action: events.Learn) -> None:
         """In a thread: the disk may be slow. Whether it takes what is written can be seen from outside."""
+        running = self.running.get(action.model)
+        if running is None or not running.start.fingerprint:
+            return
         before = self._store.problem
-        await asyncio.to_thread(self._store.learn, fingerprint, used_bytes)
+        await asyncio.to_thread(
+            self._sizer.settled,
+            running.start.fingerprint,
+            running.start.build,
+            action.shares,
+            action.load_s,
+            running.start.gpus,
+            running.start.counted,
+        )
         if self._store.problem != before:
             self._touch()
+
+    async def _in_thread(self, what: Callable[[], None]) -> None:
+        await asyncio.to_thread(what)
+
+    async def _identify(self, backend: Backend, model: Model) -> tuple[str, str]:
+        """The fingerprint of the settings, and the engine's build."""
+        fingerprint = await self._fingerprint(backend, model)
+        try:
+            return fingerprint, await self._checks.ask(model.name, backend.build)
+        except Unanswered:
+            return fingerprint, ""
 
     async def _fingerprint(self, backend: Backend, model: Model) -> str:
         """Of the settings as they are now; empty, which matches any, while the files do not answer: an engine that runs
@@ -334,25 +479,14 @@ class Work:
             log.warning("The files of %r have not answered within %g s", model.name, CHECK_S)
             return ""
 
-    def _need(self, backend: Backend, model: Model) -> int:
-        """In a thread: what is declared, else what was measured with these settings, else a first guess."""
-        backend.check(model)
-        if model.size_bytes is not None:
-            return model.size_bytes
-        learned = self._store.learned(backend.fingerprint(model))
-        if learned is not None:
-            return learned
-        return estimate.first_guess(backend.file_bytes(model), model.settings.context)
-
     async def _take_over(self, record: RunnerRecord) -> bool:
         """One engine of an earlier daemon: True when it was adopted because it answers."""
-        model = self.models.get(record.model)
+        configured = self.models.get(record.model)
         backend = self.backends.get(record.engine)
         runner: Runner | None = None
         stale = False
-        if model is not None and backend is not None and model.engine == record.engine:
-            if record.context is not None:
-                model = replace(model, settings=replace(model.settings, context=record.context))
+        model = None if configured is None else as_started(configured, record.engine, record.context, record.layers)
+        if model is not None and backend is not None:
             try:
                 stale = await self._fingerprint(backend, model) not in ("", record.fingerprint)
                 runner = await asyncio.wait_for(backend.adopt(record, model), ADOPT_S)
@@ -365,10 +499,10 @@ class Work:
             await runner.kill()
             return False
         generation = 1
-        running = Running(generation, record.unit, runner, backend, record.engine, record.fingerprint)
-        self.running[record.model] = running
-        device = record.devices[0] if record.devices else HOST
-        self._post(events.Adopted(record.model, generation, device, record.reserved_bytes, record.context, stale=stale))
+        start = Start(generation, record.unit, record.engine, record.fingerprint, record.context, record.layers)
+        running = self.running[record.model] = Running(start, runner, backend)
+        shares = record.shares or (Share(record.devices[0] if record.devices else HOST, 0),)
+        self._post(events.Adopted(record.model, generation, shares, record.context, record.layers, stale=stale))
         self._start(self._watch(record.model, running))
         return True
 

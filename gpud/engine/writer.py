@@ -14,21 +14,27 @@ from dataclasses import replace
 from difflib import get_close_matches
 
 from gpud.core import events
-from gpud.core.errors import BackendFailed, NoSuchHold, NoSuchJob, NoSuchModel
-from gpud.core.events import Event, JobEnded, Kind, Level, LoadOptions, Notice, Outcome
+from gpud.core.admission import Considered
+from gpud.core.errors import BackendFailed, Canceled, GpudError, NoSuchClaim, NoSuchHold, NoSuchJob, NoSuchModel
+from gpud.core.events import Event, JobEnded, Kind, Level, LoadOptions, Logged, Notice, Outcome
 from gpud.core.facts import (
     Caller,
+    ClaimStatus,
     Endpoint,
     JobResult,
     JobStatus,
     Limits,
     Model,
+    Priority,
     Snapshot,
     State,
 )
-from gpud.core.ports import Backend, Gpus, Launcher, Store
+from gpud.core.instance import as_offered
+from gpud.core.ports import Backend, Files, Gpus, Launcher, Store, Warmer
+from gpud.core.quote import Offer, Quote
 from gpud.core.scheduler import Scheduler
-from gpud.engine.work import Work
+from gpud.engine.history import History
+from gpud.engine.work import Running, Work
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +61,9 @@ class Engine:
         gpus: Gpus,
         store: Store,
         launcher: Launcher,
+        files: Files,
         version: str,
+        warmer: Warmer | None = None,
         reload: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._store = store
@@ -73,7 +81,12 @@ class Engine:
             gpus=gpus,
             store=store,
             launcher=launcher,
+            files=files,
+            warmer=warmer,
         )
+        self._history = History(store)
+        self._claims = itertools.count(1)
+        self._claimants: dict[int, asyncio.Future[None]] = {}
         self._listeners: list[Listener] = []
         self._waiters: dict[int, list[asyncio.Future[JobEnded]]] = {}
         self._jobs = itertools.count(1)
@@ -216,26 +229,137 @@ class Engine:
             await self._reload()
 
     @asynccontextmanager
-    async def use(self, model: str, caller: Caller) -> AsyncIterator[Endpoint]:
-        """An engine that answers, for as long as the block lasts: loaded if need be, and never stopped meanwhile."""
+    async def use(self, model: str, caller: Caller, options: LoadOptions | None = None) -> AsyncIterator[Endpoint]:
+        """An engine that answers, for as long as the block lasts: loaded if need be, and never stopped meanwhile.
+
+        Raises the GpudError that kept it from being loaded.
+        """
         name = self.resolve(model)
-        while self._scheduler.state_of(name) is not State.READY or name not in self._work.running:
-            job = self.load(name, caller)
-            try:
-                ended = await self.wait(job)
-            except asyncio.CancelledError:
-                if self.job(job) is not None:
-                    self._post(events.CancelAsked(job))
-                raise
-            if ended.result is not JobResult.DONE:
-                raise BackendFailed(ended.message)
-        self._post(events.UseBegan(name))
-        running = self._work.running[name]
+        running = await self._used(name, caller, replace(options or LoadOptions(), use=True))
         try:
             yield running.runner.endpoint
         finally:
             if self._work.running.get(name) is running:
                 self._post(events.UseEnded(name))
+
+    async def _used(self, name: str, caller: Caller, options: LoadOptions) -> Running:
+        """The engine, with this use of it counted."""
+        while True:
+            if self._scheduler.state_of(name) is State.READY and name in self._work.running:
+                self._post(events.UseBegan(name))
+                return self._work.running[name]
+            job = self.load(name, caller, options)
+            try:
+                ended = await self.wait(job)
+            except asyncio.CancelledError:
+                self._give_up(name, job)
+                raise
+            if ended.result is not JobResult.DONE:
+                raise ended.error or BackendFailed(ended.message)
+            running = self._work.running.get(name)
+            if running is not None and running.start.generation == ended.generation:
+                return running
+            # It has gone again before anybody could use it.
+
+    def _give_up(self, name: str, job: int) -> None:
+        """Whoever wanted it has left: it no longer waits, and what was counted for it counts no longer."""
+        if self.job(job) is not None:
+            self._post(events.CancelAsked(job))
+            return
+        ended = self._ended.get(job)
+        running = self._work.running.get(name)
+        served = ended is not None and ended.result is JobResult.DONE
+        if ended is not None and served and running is not None and running.start.generation == ended.generation:
+            self._post(events.UseEnded(name))
+
+    # Claims, and giving the GPUs away --------------------------------------------------------------------------------
+
+    def claim(
+        self,
+        size_bytes: int,
+        caller: Caller,
+        *,
+        who: str,
+        why: str,
+        gpu: str = "",
+        priority: Priority = Priority.NORMAL,
+        wait_s: float | None = None,
+    ) -> int:
+        """Ask for memory for a program that is no engine. :meth:`claimed` tells when it has it."""
+        claim = next(self._claims)
+        self._claimants[claim] = self._loop.create_future()
+        try:
+            self._post(events.ClaimAsked(claim, size_bytes, caller, who, why, gpu, priority, wait_s))
+        except GpudError:
+            del self._claimants[claim]
+            raise
+        return claim
+
+    async def claimed(self, claim: int) -> ClaimStatus:
+        """Returns when it is granted; raises why it is not. Whoever no longer waits drops the claim."""
+        future = self._claimants.get(claim)
+        if future is None:
+            raise NoSuchClaim(f"there is no claim {claim}", hint="it may have been given back already")
+        await asyncio.shield(future)
+        status = next((status for status in self._scheduler.claim_statuses() if status.id == claim), None)
+        if status is None:
+            raise NoSuchClaim(f"there is no claim {claim}", hint="it may have been given back already")
+        return status
+
+    def drop_claim(self, claim: int, reason: str) -> None:
+        """It is no longer wanted, or its holder has gone. Nothing happens when it is not there any more."""
+        if any(status.id == claim for status in self._scheduler.claim_statuses()):
+            self._post(events.ClaimDropped(claim, reason))
+
+    def _claim_settled(self, claim: int, error: GpudError | None, *, over: bool) -> None:
+        future = self._claimants.get(claim)
+        if over:
+            self._claimants.pop(claim, None)
+        if future is None or future.done():
+            return
+        if not over:
+            future.set_result(None)
+            return
+        future.set_exception(error or Canceled(f"claim {claim} was given up"))
+        # Nobody may be waiting for it: that is no mistake.
+        future.exception()
+
+    def yield_gpus(self, caller: Caller, *, why: str, for_s: float | None = None) -> None:
+        """Empty the GPUs, and load nothing on them until :meth:`resume` or for so long."""
+        self._post(events.YieldAsked(caller, why, for_s))
+
+    def resume(self, caller: Caller) -> None:
+        self._post(events.ResumeAsked(caller))
+
+    # Reasons ---------------------------------------------------------------------------------------------------------
+
+    async def explain(self, model: str, limit: int = 20) -> tuple[Logged, ...]:
+        """What was decided about a model lately, and why; the newest first. Empty: about everything.
+
+        Also of a name that is no longer configured, as long as something is known of it.
+        """
+        try:
+            name = self.resolve(model) if model else ""
+        except NoSuchModel:
+            found = await self._history.latest(model, limit)
+            if found:
+                return found
+            raise
+        return await self._history.latest(name, limit)
+
+    def consider(self, size_bytes: int, *, gpu: str = "") -> Considered:
+        """What would come of a wish for so many bytes, by the last look at the devices. Nothing is done."""
+        return self._scheduler.consider(size_bytes, gpu)
+
+    async def quote(self, model: str, *, context: int | None = None, layers: int | None = None) -> Quote:
+        """What a model would need now, as configured or with another context or other layers on the GPU, and in which
+        ways it may be loaded.
+        """
+        configured = self._work.models[self.resolve(model)]
+        answer = await self._work.quote(as_offered(configured, Offer((), context=context, layers=layers), None))
+        if isinstance(answer, events.Unfit):
+            raise BackendFailed(answer.error, hint=answer.hint, kind=answer.kind, preflight=True)
+        return answer
 
     # Beginning and end -----------------------------------------------------------------------------------------------
 
@@ -260,6 +384,7 @@ class Engine:
 
     async def close(self) -> None:
         """After :meth:`finished`: let go of everything."""
+        await self._history.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -297,7 +422,13 @@ class Engine:
 
     def _tell(self, outcomes: tuple[Outcome, ...]) -> None:
         for outcome in outcomes:
-            if isinstance(outcome, JobEnded):
+            if isinstance(outcome, Notice):
+                self._history.add(outcome)
+            elif isinstance(outcome, events.ClaimGranted):
+                self._claim_settled(outcome.claim, None, over=False)
+            elif isinstance(outcome, events.ClaimOver):
+                self._claim_settled(outcome.claim, outcome.error, over=True)
+            elif isinstance(outcome, JobEnded):
                 self._ended[outcome.job] = outcome
                 if len(self._ended) > ENDED_KEPT:
                     del self._ended[next(iter(self._ended))]
@@ -358,6 +489,8 @@ class Engine:
             state = "unloading"
         elif State.READY in states:
             state = "active"
+        elif self._scheduler.given_away():
+            state = "yielded"
         elif degraded == "gpu-unavailable":
             state = "unavailable"
         else:
@@ -372,4 +505,7 @@ class Engine:
             holds=self._scheduler.hold_statuses(),
             idle_timeout_s=self._idle_timeout_s,
             version=self._version,
+            claims=self._scheduler.claim_statuses(),
+            queue=self._scheduler.queue_statuses(),
+            yielded=self._scheduler.yield_status(),
         )

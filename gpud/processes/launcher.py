@@ -293,6 +293,9 @@ class ProcessLauncher:
     def socket_path(self, unit: str) -> str:
         return self._sockets.path(unit)
 
+    def family(self, pid: int) -> frozenset[int]:
+        return frozenset((pid, *identity.descendants(pid)))
+
     async def close(self) -> tuple[str, ...]:
         """End whatever still runs, and return its units: at an orderly end there is nothing."""
         left = tuple(self._children)

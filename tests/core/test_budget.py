@@ -39,8 +39,8 @@ def test_without_a_gpu_the_gpus_budget_is_the_hosts() -> None:
 
     def capacity(of: GpuSample, *samples: GpuSample, **own: int) -> int | None:
         books = Books(Limits(gpu=BudgetLimits(budget_bytes=2 * GIB), host=BudgetLimits(**own)))
-        books.seen(samples, {}, 0.0)
-        return books.account(of, ()).capacity_bytes
+        books.seen(samples, {}, {}, 0.0)
+        return books.account(of, (), ()).capacity_bytes
 
     assert capacity(host, host) == 2 * GIB
     assert capacity(host, host, budget_bytes=4 * GIB) == 4 * GIB

@@ -6,6 +6,7 @@ from gpud.core import events
 from gpud.core.errors import BackendFailed, Busy, NoSuchJob, NoSuchModel, NotLoaded, ShuttingDown
 from gpud.core.events import Kind, ModelChanged
 from gpud.core.facts import HOST, BudgetLimits, JobResult, Limits, Priority, State, StopTimes
+from gpud.core.quote import Share
 
 from .world import ALICE, BOB, GIB, GPU, World, model
 
@@ -193,7 +194,7 @@ def test_the_least_recently_used_idle_model_makes_room() -> None:
 
 
 def test_a_busy_model_is_never_evicted() -> None:
-    """The request in flight protects it; the newcomer is refused."""
+    """The request in flight protects it; the newcomer waits until it is answered, and then it goes."""
     w = loaded("a", size=6 * GIB)
     w.models["b"] = model("b")
     w.sizes["b"] = 6 * GIB
@@ -202,8 +203,14 @@ def test_a_busy_model_is_never_evicted() -> None:
     job = w.load("b")
     w.settle()
 
-    assert w.result(job) is JobResult.FAILED
+    assert job not in w.jobs
     assert w.state("a") is State.READY
+    assert 'waiting until "a" has answered' in w.status("b").waits_for
+
+    w.post(events.UseEnded("a"))
+    w.settle()
+    assert w.result(job) is JobResult.DONE
+    assert w.state("a") is State.COLD
 
 
 def test_a_model_whose_engine_says_it_is_busy_is_not_evicted() -> None:
@@ -215,9 +222,12 @@ def test_a_model_whose_engine_says_it_is_busy_is_not_evicted() -> None:
     w.busy.add("a")
     job = w.load("b")
     w.settle()
-
-    assert w.result(job) is JobResult.FAILED
+    assert job not in w.jobs
     assert w.state("a") is State.READY
+
+    w.busy.clear()
+    w.pass_time(3)
+    assert w.result(job) is JobResult.DONE
 
 
 @pytest.mark.parametrize("protection", ["hold", "pinned", "inhibit"])
@@ -598,7 +608,9 @@ def test_zero_means_never() -> None:
     w.load("a")
     w.settle()
 
-    assert w.scheduler.next_deadline() is None
+    assert w.status("a").unload_at_s is None
+    w.pass_time(5_000)
+    assert w.state("a") is State.READY
 
 
 def test_a_request_in_flight_is_not_idleness_however_long_it_takes() -> None:
@@ -931,7 +943,7 @@ def test_a_second_shutdown_does_not_wait() -> None:
 def test_an_adopted_engine_is_ready_and_measured() -> None:
     """Nothing is launched."""
     w = world("a")
-    w.post(events.Adopted("a", 1, GPU, 3 * GIB))
+    w.post(events.Adopted("a", 1, (Share(GPU, 3 * GIB),)))
     w.settle()
 
     assert w.state("a") is State.READY
@@ -943,7 +955,7 @@ def test_an_adopted_engine_with_old_settings_goes_when_idle() -> None:
     w = world("a")
     w.busy.add("a")
     w.engines["a"] = type(loaded("a").engines["a"])("a", 1, 5, GPU, GIB)
-    w.post(events.Adopted("a", 1, GPU, 3 * GIB, stale=True))
+    w.post(events.Adopted("a", 1, (Share(GPU, 3 * GIB),), stale=True))
     w.settle()
     assert w.state("a") is State.DRAINING
 

@@ -17,6 +17,7 @@ from gpud.core.facts import (
     ModelStatus,
     State,
 )
+from gpud.core.quote import Quote
 from gpud.core.scheduler import Scheduler
 
 GIB = 1 << 30
@@ -28,6 +29,10 @@ WORK = (events.Launch, events.CancelLaunch, events.Stop, events.AskBusy, events.
 
 def model(name: str, **settings: object) -> Model:
     return replace(Model(name, "llama_server"), **settings)  # type: ignore[arg-type]
+
+
+def promised(launch: events.Launch) -> int:
+    return sum(share.bytes for share in launch.shares)
 
 
 @dataclass
@@ -97,8 +102,8 @@ class World:
                 case events.Finish():
                     assert not self.engines
                     self.finished = True
-                case events.Learn(name, used_bytes):
-                    self.learned[name] = used_bytes
+                case events.Learn(name, shares, _):
+                    self.learned[name] = sum(share.bytes for share in shares)
                 case _:
                     pass
         self.check(actions)
@@ -127,8 +132,9 @@ class World:
         """Carry one pending action out."""
         self.pending.remove(action)
         match action:
-            case events.Launch(launched, generation, device, _, need_bytes):
-                name = launched.name
+            case events.Launch(launched, generation, _, shares, _):
+                name, device = launched.name, shares[0].device
+                need_bytes = promised(action)
                 if name in self.broken:
                     self.post(events.LoadEnded(name, generation, "exited with status 1", tail=("last line",)))
                     return
@@ -149,12 +155,13 @@ class World:
                     self.end(name, code=0)
             case events.AskBusy(name, generation):
                 self.post(events.BusyAnswered(name, generation, name in self.busy))
-            case events.Sample(_, _, check, settling):
+            case events.Sample(_, _, check, settling, claims):
                 own = {e.model: frozenset((e.pid,)) for e in self.engines.values()}
                 names = [model.name for model in check]
-                sizes = {m.name: self.need(m) for m in check if m.name not in self.unfit}
+                quotes = {m.name: Quote.simple(self.need(m)) for m in check if m.name not in self.unfit}
                 unfit = {name: self.unfit[name] for name in names if name in self.unfit}
-                self.post(events.Sampled(self.sample(), own, sizes, unfit, settling, check))
+                claimed = {claim: frozenset((pid,)) for claim, pid in claims.items()}
+                self.post(events.Sampled(self.sample(), own, quotes, unfit, settling, check, claimed))
 
     def need(self, wanted: Model) -> int:
         """A context costs a byte a token, beyond what the model needs anyway."""
@@ -219,8 +226,10 @@ class World:
         for status in self.scheduler.model_statuses():
             assert status.in_flight >= 0
         # The books are kept here a second time, from what was launched and what really runs.
-        for device in {a.device for a in actions if isinstance(a, events.Launch) and a.need_bytes}:
-            starting = [a.need_bytes for a in self.pending if isinstance(a, events.Launch) and a.device == device]
+        launched = [a for a in actions if isinstance(a, events.Launch)]
+        for device in {a.shares[0].device for a in launched if promised(a)}:
+            pending = [a for a in self.pending if isinstance(a, events.Launch)]
+            starting = [promised(a) for a in pending if a.shares[0].device == device]
             running = [e for e in self.engines.values() if e.device == device]
             if any(e.bytes > e.need_bytes for e in running):
                 continue

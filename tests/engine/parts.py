@@ -1,12 +1,17 @@
 """Parts to hand to the engine: engines that do what a test says, a store in memory, a machine with one GPU."""
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from gpud.core.errors import BackendFailed
+from gpud.core.events import Logged
 from gpud.core.facts import HOST, Endpoint, Exit, GpuProcess, GpuSample, Limits, Model, StopTimes
+from gpud.core.learning import Measured, Residual
+from gpud.core.modelfile import ModelFile
+from gpud.core.plan import Plan
 from gpud.core.ports import Child, ChildRecord, Command, LineReader, LoadOrder, Progress, Runner, RunnerRecord
+from gpud.core.quote import Estimate
 from gpud.engine import Engine
 
 GIB = 1 << 30
@@ -80,6 +85,9 @@ class FakeBackend:
         self.canceled = 0
         self.entered = asyncio.Event()
         self.closed = False
+        self.plans: dict[str, Plan] = {}
+        self.probes = 0
+        self.counts: Estimate | None = None
 
     def check(self, model: Model) -> None:
         if self.unfit is not None:
@@ -90,6 +98,18 @@ class FakeBackend:
 
     def fingerprint(self, model: Model) -> str:
         return f"{self.version}-{model.settings.context}"
+
+    def plan(self, model: Model, gpus: int) -> Plan | None:
+        return self.plans.get(model.name)
+
+    def build(self) -> str:
+        return "fake 1"
+
+    async def probe(
+        self, model: Model, devices: tuple[str, ...], vendor: str, split: tuple[float, ...]
+    ) -> Estimate | None:
+        self.probes += 1
+        return self.counts
 
     async def load(self, order: LoadOrder) -> Runner:
         self.orders.append(order)
@@ -125,7 +145,11 @@ class MemoryStore:
     problem: str = ""
     next_problem: str = ""
     kept: dict[str, RunnerRecord] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, Measured] = field(default_factory=dict)
+    residuals: dict[str, Residual] = field(default_factory=dict)
+    probes: dict[str, Estimate] = field(default_factory=dict)
+    entries: list[Logged] = field(default_factory=list)
+    closed: bool = False
     learned_something: asyncio.Event = field(default_factory=asyncio.Event)
     loop: asyncio.AbstractEventLoop | None = None
 
@@ -138,14 +162,48 @@ class MemoryStore:
     def forget(self, unit: str) -> None:
         self.kept.pop(unit, None)
 
-    def learn(self, key: str, used_bytes: int) -> None:
-        self.sizes[key] = used_bytes
+    def learn(self, key: str, measured: Measured) -> None:
+        self.sizes[key] = measured
         self.problem = self.next_problem
         assert self.loop is not None
         self.loop.call_soon_threadsafe(self.learned_something.set)
 
-    def learned(self, key: str) -> int | None:
+    def learned(self, key: str) -> Measured | None:
         return self.sizes.get(key)
+
+    def learn_residual(self, place: str, residual_bytes: int) -> None:
+        self.residuals[place] = self.residuals.get(place, Residual()).with_one_more(residual_bytes)
+
+    def residual(self, place: str) -> Residual | None:
+        return self.residuals.get(place)
+
+    def keep_probe(self, key: str, estimate: Estimate) -> None:
+        self.probes[key] = estimate
+
+    def probed(self, key: str) -> Estimate | None:
+        return self.probes.get(key)
+
+    def log(self, entries: Sequence[Logged]) -> None:
+        self.entries += entries
+
+    def logged(self, model: str = "", limit: int = 100) -> tuple[Logged, ...]:
+        found = [entry for entry in reversed(self.entries) if model in ("", entry.notice.model)]
+        return tuple(found[:limit])
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class ModelFiles:
+    """Model files by their path, as if they were on a disk."""
+
+    def __init__(self) -> None:
+        self.by_path: dict[str, ModelFile] = {}
+
+    def read(self, path: str) -> ModelFile:
+        if path not in self.by_path:
+            raise BackendFailed(f"cannot read {path}", preflight=True)
+        return self.by_path[path]
 
 
 @dataclass
@@ -189,6 +247,9 @@ class NoLauncher:
     async def end_strangers(self, known_units: Collection[str]) -> tuple[str, ...]:
         return ()
 
+    def family(self, pid: int) -> frozenset[int]:
+        return frozenset((pid,))
+
     def socket_path(self, unit: str) -> str:
         return f"/sockets/{unit}"
 
@@ -202,6 +263,7 @@ class Bench:
         self.store = store or MemoryStore()
         self.store.loop = asyncio.get_running_loop()
         self.launcher = NoLauncher()
+        self.files = ModelFiles()
         self.models = {model.name: model for model in models}
         self.limits = Limits(backoff_first_s=0.01, backoff_max_s=0.02)
         self.engine = Engine(
@@ -212,6 +274,7 @@ class Bench:
             gpus=self.gpus,
             store=self.store,
             launcher=self.launcher,
+            files=self.files,
             version="0",
         )
 

@@ -1,0 +1,121 @@
+"""The GPUs are given away: whatever is on them goes, and nothing is loaded there until they are taken back."""
+
+from gpud.core import events
+from gpud.core.errors import Yielded
+from gpud.core.events import Kind, Notice
+from gpud.core.facts import HOST, JobResult, Model, State, YieldStatus
+from gpud.core.leaving import Leaving
+from gpud.core.table import Table
+
+
+class Yielding:
+    """Gives the GPUs away for a time, for as long as somebody inhibits loading, or until somebody resumes.
+
+    What was pinned or waited for by nobody but gpud itself comes back afterwards.
+    """
+
+    def __init__(self, table: Table, leaving: Leaving) -> None:
+        self._table = table
+        self._leaving = leaving
+        self._out = table.out
+        self._back: list[str] = []
+
+    def asked(self, event: events.YieldAsked) -> None:
+        now = self._table.now
+        until_s = None if event.for_s is None else now + event.for_s
+        self._table.yielded = YieldStatus(event.caller, event.why, now, until_s)
+        how_long = "until somebody resumes" if event.for_s is None else f"for {event.for_s:g} s"
+        self._tell(
+            Kind.YIELDED, f"The GPUs are given away {how_long} by {_label(event)}: {event.why or 'no reason given'}"
+        )
+        self._empty()
+
+    def resumed(self, event: events.ResumeAsked) -> None:
+        if self._table.yielded is not None:
+            self._table.yielded = None
+            self._tell(Kind.RESUMED, f"The GPUs are taken back by {event.caller.label or event.caller.owner}")
+            self._take_back()
+
+    def time_passed(self) -> None:
+        yielded = self._table.yielded
+        if yielded is not None and yielded.until_s is not None and yielded.until_s <= self._table.now:
+            self._table.yielded = None
+            self._tell(Kind.RESUMED, f"The GPUs are taken back: the {yielded.until_s - yielded.since_s:g} s are over")
+            self._take_back()
+
+    def inhibited(self) -> None:
+        """Somebody forbids loading for as long as a descriptor is open."""
+        self._tell(Kind.YIELDED, f"The GPUs are given away: {self.reason()}")
+        self._empty()
+
+    def inhibition_over(self) -> None:
+        if not self.reason():
+            self._tell(Kind.RESUMED, "The GPUs are taken back: nobody forbids loading any more")
+            self._take_back()
+
+    def reason(self) -> str:
+        """Why nothing is loaded on the GPUs, or nothing."""
+        yielded = self._table.yielded
+        if yielded is not None:
+            who = yielded.caller.label or yielded.caller.owner
+            left = "" if yielded.until_s is None else f", {max(0.0, yielded.until_s - self._table.now):.0f} s are left"
+            return f"{who} has asked for them ({yielded.why or 'no reason given'}{left})"
+        for hold in self._table.holds.all():
+            if "load" in hold.what:
+                who = hold.application or hold.caller.label or hold.caller.owner
+                return f"{who} forbids loading ({hold.reason or 'no reason given'})"
+        return ""
+
+    def check(self, model: Model) -> None:
+        """Raises Yielded for a model that would go where nothing is loaded now."""
+        reason = self.reason()
+        if reason and self._concerns(model):
+            raise Yielded(
+                f'cannot load "{model.name}": the GPUs are given away, {reason}',
+                hint="wait, or take them back with gpudctl resume",
+            )
+
+    def _concerns(self, model: Model) -> bool:
+        """Without a GPU it is the machine's memory that is given away."""
+        if all(sample.is_host for sample in self._table.books.samples):
+            return True
+        return model.gpu != HOST and model.settings.layers != "0"
+
+    def _empty(self) -> None:
+        no_gpu = all(sample.is_host for sample in self._table.books.samples)
+        for instance in list(self._table.instances.values()):
+            model = instance.model
+            there = no_gpu or any(share.device != HOST for share in instance.shares)
+            if not (there if instance.shares else self._concerns(model)):
+                continue
+            if instance.wanted or (instance.model.pinned and instance.state is State.READY):
+                self._back.append(model.name)
+            instance.wanted = False
+            if instance.waiting or instance.load_jobs:
+                error = Yielded(
+                    f'cannot load "{model.name}": the GPUs are given away, {self.reason()}', hint="see gpudctl resume"
+                )
+                instance.leave_queue()
+                self._out.end_load_jobs(instance, JobResult.FAILED, error.text, error)
+            if instance.state is State.LOADING:
+                self._leaving.cancel_launch(instance, "user", "the GPUs are given away")
+            elif instance.state is State.READY:
+                self._leaving.drain(instance, "yield", None)
+        self._out.touch()
+
+    def _take_back(self) -> None:
+        names, self._back = self._back, []
+        for name in names:
+            instance = self._table.instances.get(name)
+            if instance is not None and instance.state in (State.COLD, State.BACKOFF):
+                instance.wanted = True
+                self._table.enqueue(instance)
+        self._table.look = True
+        self._out.touch()
+
+    def _tell(self, kind: Kind, message: str) -> None:
+        self._out.add(Notice(kind, message))
+
+
+def _label(event: events.YieldAsked) -> str:
+    return event.caller.label or event.caller.owner
