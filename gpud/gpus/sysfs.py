@@ -6,6 +6,10 @@ from pathlib import Path
 DISPLAY_CLASS = "0x03"
 """PCI class of display controllers: VGA (0x0300) and 3D (0x0302) alike."""
 
+COMM_LENGTH = 15
+"""The kernel keeps so many bytes of a process's name."""
+LONGEST_PATH = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class PciDevice:
@@ -69,9 +73,22 @@ def display_devices(root: Path, vendor: str) -> list[PciDevice]:
 
 
 def process_name(root: Path, pid: int) -> str:
-    """The program's name; empty where the PID says nothing here (it ended, or belongs to another PID namespace)."""
-    name = read_text(root / "proc" / str(pid) / "comm") or ""
-    command = read_text(root / "proc" / str(pid) / "cmdline") or ""
-    program = command.split("\0", 1)[0].rsplit("/", 1)[-1]
-    # The kernel cuts comm to 15 characters; the command line has the rest, unless the process renamed itself.
-    return program if name and program.startswith(name) else name
+    """The program's name; empty where the PID says nothing here (it ended, or belongs to another PID namespace).
+
+    Asked for each process of each GPU at each look: plain reads, which take a third of the time.
+    """
+    name = _beginning(f"{root}/proc/{pid}/comm").removesuffix(b"\n")
+    if len(name) >= COMM_LENGTH:
+        # The kernel cuts comm; the command line has the rest, unless the process renamed itself.
+        program = _beginning(f"{root}/proc/{pid}/cmdline").split(b"\0", 1)[0].rsplit(b"/", 1)[-1]
+        name = program if program.startswith(name) else name
+    return name.decode(errors="replace")
+
+
+def _beginning(path: str) -> bytes:
+    """As much of a file as a program's path may be long; empty where it cannot be read."""
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+            return file.read(LONGEST_PATH) or b""
+    except OSError:
+        return b""

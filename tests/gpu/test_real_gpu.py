@@ -6,6 +6,7 @@
 import csv
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ pytestmark = pytest.mark.gpu
 MIB = 1 << 20
 NEAR_BYTES = 64 * MIB
 """The desktop and the driver change a little between two looks."""
+
+MEDIAN_LOOK_S = 0.02
+"""While memory is waited for, a look is made every 20 ms."""
 
 
 def nvidia_smi(what: str, *fields: str) -> list[dict[str, str]]:
@@ -39,18 +43,51 @@ def test_the_figures_are_those_of_nvidia_smi(run: Callable[..., Any]) -> None:
             samples = {sample.uuid: sample for sample in await found.sample(frozenset(), wake=True)}
         finally:
             await found.release()
-        rows = nvidia_smi("gpu", "uuid", "name", "memory.total", "memory.free")
+        rows = nvidia_smi("gpu", "uuid", "name", "memory.total", "memory.free", "driver_version")
         assert rows
         for row in rows:
             sample = samples[row["uuid"]]
             assert sample.name == row["name"]
             assert sample.health == ""
+            assert sample.driver == row["driver_version"]
             assert sample.total_bytes is not None
             assert sample.free_bytes is not None
             assert abs(sample.total_bytes - int(row["memory.total"]) * MIB) <= NEAR_BYTES
             assert abs(sample.free_bytes - int(row["memory.free"]) * MIB) <= NEAR_BYTES
 
     run(work())
+
+
+def test_a_look_is_short_and_nothing_is_held_after_it(run: Callable[..., Any]) -> None:
+    """The driver answers in milliseconds while it is kept open; once it is let go, no device is open any more."""
+
+    async def work() -> None:
+        found = gpus.build()
+        try:
+            await found.sample(frozenset(), wake=True)
+            took_s = []
+            for _ in range(20):
+                began = time.monotonic()
+                await found.sample(frozenset(), wake=True)
+                took_s.append(time.monotonic() - began)
+            assert devices()
+        finally:
+            await found.release()
+        assert sorted(took_s)[10] < MEDIAN_LOOK_S, took_s
+        assert not devices()
+
+    run(work())
+
+
+def devices() -> list[str]:
+    """NVIDIA's devices that this process has open."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{number}"))
+        except OSError:
+            continue  # The listing's own.
+    return [link for link in found if link.startswith("/dev/nvidia")]
 
 
 def test_a_loaded_model_holds_gpu_memory_and_gives_it_back(place: Place, tmp_path: Path) -> None:

@@ -187,3 +187,21 @@ def test_a_real_llama_server_is_a_process_of_the_gpu(place: Place, llama_server:
         assert gone(pid)
         assert gpus.overflows() == []
         daemon.aftermath()
+
+
+def test_nothing_is_loaded_on_a_lost_gpu_and_it_is_taken_up_again(place: Place) -> None:
+    """The refusal has the reason; nobody has to tell the daemon that the GPU is back."""
+    with FakeGpus(place.root / "gpus", 6 * GIB) as gpus:
+        place.environment |= gpus.environment()
+        place.configure({"a": engine(size="1GiB", gpu=gpus.uuid()), "spare": engine()})
+        daemon = place.start()
+        assert daemon.load("a").result == "done", daemon.log()
+        gpus.xid(79)
+        gpus.lose()
+        assert daemon.unload("a").result == "done", daemon.log()
+        refused = daemon.load("a")
+        assert refused.result == "failed" and "fallen off the bus" in refused.message, refused
+        assert shown(daemon, gpus.uuid())["Health"].endswith("(Xid 79)")
+        gpus.find()
+        assert daemon.load("a").result == "done", daemon.log()
+        daemon.aftermath()

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from gpu_trees import lay_out
 
 from gpud.gpus.host import HostProbe
+from gpud.gpus.sysfs import process_name
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -110,3 +112,25 @@ def test_a_real_process_is_measured_on_the_real_machine() -> None:
     assert process.used_bytes is not None and 64 * MIB <= process.used_bytes < 128 * MIB
     assert sample.total_bytes is not None and sample.free_bytes is not None
     assert 0 < sample.free_bytes <= sample.total_bytes
+
+
+@pytest.mark.parametrize(
+    ("comm", "command", "name"),
+    [
+        (b"game\n", b"/opt/other\0", "game"),
+        (b"averylongprogra\n", b"/opt/averylongprogramname\0-x\0", "averylongprogramname"),
+        (b"a renamed threa\n", b"/opt/averylongprogramname\0", "a renamed threa"),
+        (b"fifteen.letters\n", b"", "fifteen.letters"),
+        ("änderungsdiens".encode() + b"\n", "/opt/änderungsdienst\0".encode(), "änderungsdienst"),
+        ("zehn Wörter mö".encode()[:15] + b"\n", "/x/zehn Wörter möglich\0".encode(), "zehn Wörter möglich"),
+        (b"\xff\xfe\n", b"", "\ufffd\ufffd"),
+        (b"", b"", ""),
+    ],
+)
+def test_a_process_has_the_name_of_its_program(tmp_path: Path, comm: bytes, command: bytes, name: str) -> None:
+    """The kernel cuts it after 15 bytes, in the middle of a letter if need be; whatever is there, nothing is raised."""
+    (tmp_path / "proc/7").mkdir(parents=True)
+    (tmp_path / "proc/7/comm").write_bytes(comm)
+    (tmp_path / "proc/7/cmdline").write_bytes(command)
+    assert process_name(tmp_path, 7) == name
+    assert process_name(tmp_path, 8) == ""
