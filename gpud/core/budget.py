@@ -24,8 +24,8 @@ def describe(size_bytes: int | None) -> str:
 class Charge:
     """What one tenant costs a device.
 
-    Until its load has settled, ``need_bytes`` is a promise that no measurement shows yet: it counts against the budget
-    and against what is measured free. Afterwards, on a GPU, ``used_bytes`` takes its place where the driver tells it.
+    Until its load has settled, ``need_bytes`` is a promise: it counts against the budget and, as far as no measurement
+    shows it yet, against what is measured free. Afterwards, on a GPU, ``used_bytes`` takes its place where the driver tells it.
     In host memory an engine touches its pages as it works, and whoever holds a claim allocates when it likes
     (``grows``): there the promise is kept for the part that is not there yet.
     """
@@ -45,9 +45,7 @@ class Charge:
     @property
     def unseen_bytes(self) -> int:
         """The part that a measurement of free memory may not show yet."""
-        if not self.settled:
-            return self.need_bytes
-        if self._kept:
+        if not self.settled or self._kept:
             return max(0, self.need_bytes - (self.used_bytes or 0))
         return 0
 
@@ -73,6 +71,12 @@ class Account:
         within_budget = self.capacity_bytes - self.committed_bytes
         within_free = self.free_bytes - self.unseen_bytes
         return max(0, min(within_budget, within_free))
+
+    @property
+    def overdrawn(self) -> bool:
+        """Whether more is promised or held than there is, as far as the device says."""
+        over_budget = self.capacity_bytes is not None and self.committed_bytes > self.capacity_bytes
+        return over_budget or (self.free_bytes is not None and self.unseen_bytes > self.free_bytes)
 
 
 def capacity(total_bytes: int | None, limits: BudgetLimits, override_bytes: int = 0) -> int | None:

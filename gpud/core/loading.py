@@ -1,6 +1,6 @@
 """How a model comes: asked for, admitted, started, ready, or failed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from gpud.core import admission, events
 from gpud.core.budget import describe
@@ -237,18 +237,19 @@ class Loading:
         instance = self._table.current(event.model, event.generation)
         if instance is None or instance.state is not State.LOADING:
             return
-        promised = {share.device: share.bytes for share in instance.shares}
-        more = {s.device: s.bytes - promised.get(s.device, 0) for s in event.shares}
-        if self.available(more):
-            instance.shares = event.shares
-            self._out.touch()
-            return
-        self.outgrown(instance, event.shares, "its engine is about to take", learned=True)
+        if not self.promise(instance, event.shares):
+            self.outgrown(instance, event.shares, "its engine is about to take", learned=True)
 
-    def available(self, more: Mapping[str, int]) -> bool:
-        """Whether so many more bytes can be had on each of these devices."""
-        accounts = {device.uuid: device.account.available_bytes for device in self._table.devices()}
-        return all(size <= 0 or size <= (accounts.get(device) or 0) for device, size in more.items())
+    def promise(self, instance: Instance, shares: tuple[Share, ...]) -> bool:
+        """Promise it this instead of what it was promised, if nobody is the worse for it."""
+        before, instance.shares = instance.shares, shares
+        had = {share.device: share.bytes for share in before}
+        more = {share.device for share in shares if share.bytes > had.get(share.device, 0)}
+        if any(d.account.overdrawn for d in self._table.devices() if d.uuid in more):
+            instance.shares = before
+            return False
+        self._out.touch()
+        return True
 
     def outgrown(self, instance: Instance, shares: Sequence[Share], what: str, *, learned: bool = False) -> None:
         """It takes, or is about to take, more than it was promised, and nobody can give it. ``learned``: the next quote

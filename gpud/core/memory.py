@@ -98,10 +98,8 @@ class Memory:
         if not over:
             return
         shares = tuple(Share(s.device, max(s.bytes, used.get(s.device, 0))) for s in instance.shares)
-        if self._loading.available(over):
-            instance.shares = shares
-            return
-        self._loading.outgrown(instance, shares, "it holds")
+        if not self._loading.promise(instance, shares):
+            self._loading.outgrown(instance, shares, "it holds")
 
     def _settle(self, instance: Instance) -> None:
         """The load is over, and what it took can be seen."""
