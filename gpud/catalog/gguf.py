@@ -12,15 +12,21 @@ from pathlib import Path
 from types import MappingProxyType
 
 from gpud.catalog.kinds import KINDS, REMOVED
-from gpud.catalog.stream import INCOMPLETE, SUSPECT, Allowance, Identity, Stream, bad_file, opened, quoted
+from gpud.catalog.stream import (
+    INCOMPLETE,
+    PAIRS_LIMIT,
+    SUSPECT,
+    TENSORS_LIMIT,
+    Allowance,
+    Identity,
+    Stream,
+    bad_file,
+    opened,
+    quoted,
+    visible,
+)
 from gpud.core.errors import BackendFailed
 from gpud.core.modelfile import ModelFile, Tensor, Value
-
-PAIRS_LIMIT = 1 << 16
-"""How many entries of metadata one file may have; real ones have fewer than a hundred."""
-
-TENSORS_LIMIT = 1 << 16
-"""How many tensors a model may have, all parts together; the largest known, with each expert apart, has 45,000."""
 
 PARTS_LIMIT = 1000
 """How many parts a model may have."""
@@ -77,22 +83,15 @@ def read(path: str | Path) -> ModelFile:
 def read_parts(path: str) -> tuple[ModelFile, tuple[Identity, ...]]:
     """As :func:`read`, and which files it was read from, each in the state in which it was when it was opened."""
     allowance = Allowance()
-    given = _read_part(path, allowance, TENSORS_LIMIT)
+    given = _read_part(path, allowance)
     count = _integer(given, "split.count", 1)
     if count <= 1:
         return _model((given,))
     stem = _stem(given, count)
     number = _integer(given, "split.no", 0)
-    left = TENSORS_LIMIT - len(given.tensors)
-    parts = []
-    for index in range(count):
-        part = given
-        if index != number:
-            part = _read_part(_sibling(path, f"{stem}-{index + 1:05}-of-{count:05}.gguf"), allowance, left)
-            left -= len(part.tensors)
-            _must_belong(part, index, count)
-        parts.append(part)
-    return _model(tuple(parts))
+    return _model(
+        tuple(given if index == number else _other_part(path, stem, index, count, allowance) for index in range(count))
+    )
 
 
 # Parts ---------------------------------------------------------------------------------------------------------------
@@ -138,9 +137,21 @@ def _stem(part: _Part, count: int) -> str:
     return found["stem"]
 
 
-def _sibling(path: str, name: str) -> str:
-    """Beside the name that was given, not beside what that leads to: stores keep content elsewhere, under its hash."""
-    return str(Path(path).with_name(name))
+def _other_part(path: str, stem: str, index: int, count: int, allowance: Allowance) -> _Part:
+    """Read it beside the name that was given, not beside what that leads to: stores keep content under its hash."""
+    name = f"{stem}-{index + 1:05}-of-{count:05}.gguf"
+    try:
+        part = _read_part(str(Path(path).with_name(name)), allowance)
+    except BackendFailed as problem:
+        if not isinstance(problem.__cause__, FileNotFoundError):
+            raise
+        raise bad_file(
+            path,
+            f'its part {index + 1} of {count} is missing: there is no "{visible(name)}" beside it',
+            "download the missing part into the same folder",
+        ) from problem
+    _must_belong(part, index, count)
+    return part
 
 
 def _must_belong(part: _Part, index: int, count: int) -> None:
@@ -177,7 +188,7 @@ def _must_be_whole(first: _Part, parts: tuple[_Part, ...], tensors: tuple[Tensor
         for tensor in part.tensors:
             other = names.setdefault(tensor.name, part.identity.path)
             if other != part.identity.path:
-                raise part.bad(f"its tensor {quoted(tensor.name)} is also in {quoted(Path(other).name)}")
+                raise part.bad(f'its tensor {quoted(tensor.name)} is also in "{visible(Path(other).name)}"')
     expected = _integer(first, "split.tensors.count", len(tensors))
     if expected != len(tensors):
         raise first.bad(
@@ -197,10 +208,10 @@ def _vocabulary(part: _Part, architecture: str) -> int:
 # One file ------------------------------------------------------------------------------------------------------------
 
 
-def _read_part(path: str, allowance: Allowance, tensors_left: int) -> _Part:
+def _read_part(path: str, allowance: Allowance) -> _Part:
     with opened(path, allowance) as stream:
         part = _Part(stream.identity)
-        tensors, pairs = _start(stream, tensors_left)
+        tensors, pairs = _start(stream)
         for number in range(pairs):
             stream.doing = f"entry {number + 1:,} of {pairs:,} of its metadata"
             _pair(stream, part)
@@ -209,7 +220,7 @@ def _read_part(path: str, allowance: Allowance, tensors_left: int) -> _Part:
         return part
 
 
-def _start(stream: Stream, tensors_left: int) -> tuple[int, int]:
+def _start(stream: Stream) -> tuple[int, int]:
     """The number of tensors and of entries of metadata."""
     if stream.size_bytes < 4 or (magic := stream.take(4)) != b"GGUF":
         found = f"it begins with {quoted(magic)}" if stream.size_bytes >= 4 else f"it has {stream.size_bytes} bytes"
@@ -228,12 +239,14 @@ def _start(stream: Stream, tensors_left: int) -> tuple[int, int]:
             "convert it again" if version < 2 else "upgrade gpud, if its engine can read it",
         )
     tensors, pairs = stream.integer(_U64), stream.integer(_U64)
-    if tensors > tensors_left:
-        raise stream.bad(
-            f"it says that it has {tensors:,} tensors; a model may have {TENSORS_LIMIT:,}, all of its parts together"
-        )
-    if pairs > PAIRS_LIMIT:
-        raise stream.bad(f"it says that it has {pairs:,} entries of metadata; a file may have {PAIRS_LIMIT:,}")
+    stream.allowance.tensors -= tensors
+    stream.allowance.pairs -= pairs
+    for number, left, limit, what in (
+        (tensors, stream.allowance.tensors, TENSORS_LIMIT, "tensors"),
+        (pairs, stream.allowance.pairs, PAIRS_LIMIT, "entries of metadata"),
+    ):
+        if left < 0:
+            raise stream.bad(f"it says that it has {number:,} {what}; a model may have {limit:,}, all parts together")
     least = pairs * _PAIR_LEAST_BYTES + tensors * _TENSOR_LEAST_BYTES
     if least > stream.left_bytes:
         stream.doing = f"the table of {pairs:,} entries of metadata and {tensors:,} tensors"

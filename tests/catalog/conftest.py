@@ -1,0 +1,17 @@
+"""The real engine that tests/provision makes: what the reader says is compared with what it says."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+PROVISION = Path(__file__).parent.parent / "provision"
+
+
+@pytest.fixture(scope="session")
+def site() -> Path:
+    """The folder of llama.cpp's programs and libraries."""
+    made = subprocess.run([PROVISION, "llama-server"], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        pytest.fail(f"tests/provision llama-server: {made.stderr}")
+    return Path(made.stdout.strip()) / "site"
