@@ -18,7 +18,7 @@ Info = tuple[str, tuple[int, ...], str]
 
 @dataclass(frozen=True)
 class Header:
-    """One model. ``values`` are without the architecture in front of their keys."""
+    """One model. ``values`` are without the architecture in front of their keys, except those of the tokenizer."""
 
     name: str
     architecture: str
@@ -28,7 +28,10 @@ class Header:
 
     @property
     def metadata(self) -> dict[str, Value | Sequence[int] | str]:
-        own = {f"{self.architecture}.{key}": value for key, value in self.values.items()}
+        own = {
+            key if key.startswith("tokenizer.") else f"{self.architecture}.{key}": value
+            for key, value in self.values.items()
+        }
         return {"general.architecture": self.architecture, "general.name": self.name, **own}
 
     def file(self) -> ModelFile:
@@ -563,19 +566,19 @@ def mamba() -> Header:
 
 def mamba2() -> Header:
     def layer(_: int) -> Shapes:
-        yield "attn_norm.weight", (4096,)
-        yield from mamba2_mixer(4096, 8192, 128, 8, 128)
+        yield "attn_norm.weight", (2048,)
+        yield from mamba2_mixer(2048, 4096, 128, 1, 64)
 
     values = {
-        "block_count": 64,
+        "block_count": 48,
         "context_length": 1048576,
-        "embedding_length": 4096,
+        "embedding_length": 2048,
         "feed_forward_length": 0,
         "attention.head_count": 0,
         "attention.layer_norm_rms_epsilon": 1e-5,
-        **state_space(4, 8192, 128, 128, 8),
+        **state_space(4, 4096, 128, 64, 1),
     }
-    return build("Mamba-Codestral-7B-v0.1", "mamba2", values, layer, vocabulary=32768)
+    return build("mamba2-1.3b", "mamba2", values, layer, vocabulary=50288, tied=True, mix=Tied(48))
 
 
 def gpt_oss() -> Header:
@@ -748,6 +751,274 @@ def cohere2() -> Header:
     return build("c4ai-command-r7b-12-2024", "cohere2", values, layer, vocabulary=256000, tied=True, mix=Tied(32))
 
 
+def falcon_h1() -> Header:
+    def layer(_: int) -> Shapes:
+        yield from attention(3072, 1536, 256)
+        for name, shape in mamba2_mixer(3072, 3072, 256, 1, 24):
+            if name != "ssm_norm.weight":
+                yield name, shape
+        yield "ffn_norm", (3072,)
+        yield from gated(3072, 12288)
+
+    values = {
+        **common(44, 3072, 12, 2, 262144),
+        "attention.key_length": 128,
+        "attention.value_length": 128,
+        "feed_forward_length": 12288,
+        **state_space(4, 3072, 256, 24, 1),
+    }
+    return build("Falcon-H1-7B-Instruct", "falcon-h1", values, layer, vocabulary=130048)
+
+
+def nemotron_h() -> Header:
+    kinds = "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-"
+
+    def layer(number: int) -> Shapes:
+        if kinds[number] == "*":
+            yield from attention(4096, 4096, 1024)
+            return
+        yield "attn_norm.weight", (4096,)
+        if kinds[number] == "M":
+            yield from mamba2_mixer(4096, 8192, 128, 8, 128)
+        else:
+            yield "ffn_up.weight", (4096, 21504)
+            yield "ffn_down.weight", (21504, 4096)
+
+    values = {
+        **common(52, 4096, 32, tuple(8 if kind == "*" else 0 for kind in kinds), 8192),
+        "attention.key_length": 128,
+        "attention.value_length": 128,
+        "attention.layer_norm_epsilon": 1e-5,
+        "feed_forward_length": tuple(21504 if kind == "-" else 0 for kind in kinds),
+        **state_space(4, 8192, 128, 128, 8),
+    }
+    return build("Nemotron-H-8B-Base-8K", "nemotron_h", values, layer, vocabulary=131072)
+
+
+def qwen35() -> Header:
+    def layer(number: int) -> Shapes:
+        if number % 4 == 3:
+            yield from attention(5120, 12288, 1024, norm=256)
+        else:
+            yield "attn_norm.weight", (5120,)
+            yield "attn_qkv.weight", (5120, 10240)
+            yield "attn_gate.weight", (5120, 6144)
+            yield "ssm_conv1d.weight", (4, 10240)
+            yield "ssm_dt.bias", (48,)
+            yield "ssm_a", (48,)
+            yield "ssm_beta.weight", (5120, 48)
+            yield "ssm_alpha.weight", (5120, 48)
+            yield "ssm_norm.weight", (128,)
+            yield "ssm_out.weight", (6144, 5120)
+        yield "post_attention_norm.weight", (5120,)
+        yield from gated(5120, 17408)
+
+    def gated_query(number: int) -> Shapes:
+        for name, shape in layer(number):
+            yield name, (6144, 5120) if name == "attn_output.weight" else shape
+
+    values = {
+        **common(64, 5120, 24, 4, 262144),
+        "attention.key_length": 256,
+        "attention.value_length": 256,
+        "rope.dimension_count": 64,
+        "rope.dimension_sections": (11, 11, 10, 0),
+        "feed_forward_length": 17408,
+        **state_space(4, 6144, 128, 48, 16),
+    }
+    return build("Qwen3.5-27B", "qwen35", values, gated_query, vocabulary=248320)
+
+
+def kimi_linear() -> Header:
+    attentive = {3, 7, 11, 15, 19, 23, 26}
+
+    def layer(number: int) -> Shapes:
+        if number in attentive:
+            yield "attn_norm.weight", (2304,)
+            yield "attn_kv_a_norm.weight", (512,)
+            yield "attn_q.weight", (2304, 32 * 192)
+            yield "attn_kv_a_mqa.weight", (2304, 576)
+            yield "attn_k_b.weight", (128, 512, 32)
+            yield "attn_v_b.weight", (512, 128, 32)
+            yield "attn_output.weight", (4096, 2304)
+        else:
+            yield from attention(2304, 4096, 4096)
+            for letter in "qkv":
+                yield f"ssm_conv1d_{letter}.weight", (4, 1, 4096)
+            yield "ssm_f_a.weight", (2304, 128)
+            yield "ssm_f_b.weight", (128, 4096)
+            yield "ssm_beta.weight", (2304, 32)
+            yield "ssm_a", (1, 32)
+            yield "ssm_dt.bias", (4096,)
+            yield "ssm_g_a.weight", (2304, 128)
+            yield "ssm_g_b.weight", (128, 4096)
+            yield "ssm_norm.weight", (128,)
+        yield "ffn_norm.weight", (2304,)
+        if number < 1:
+            yield from gated(2304, 9216)
+        else:
+            yield from experts(2304, 1024, 256)
+            yield from gated(2304, 1024, "_shexp")
+            yield "exp_probs_b.bias", (256,)
+
+    values = {
+        **common(27, 2304, 32, tuple(1 if n in attentive else 0 for n in range(27)), 1048576),
+        "attention.key_length": 576,
+        "attention.value_length": 512,
+        "attention.key_length_mla": 192,
+        "attention.value_length_mla": 128,
+        "attention.kv_lora_rank": 512,
+        "rope.dimension_count": 64,
+        "ssm.conv_kernel": 4,
+        "kda.head_dim": 128,
+        "feed_forward_length": 9216,
+        "leading_dense_block_count": 1,
+        "expert_count": 256,
+        "expert_used_count": 8,
+        "expert_shared_count": 1,
+        "expert_feed_forward_length": 1024,
+        "expert_weights_scale": 2.446,
+        "expert_gating_func": 2,
+    }
+    return build("Kimi-Linear-48B-A3B-Instruct", "kimi-linear", values, layer, vocabulary=163840)
+
+
+def rwkv7() -> Header:
+    def layer(number: int) -> Shapes:
+        for norm in ("attn_norm", "attn_norm_2"):
+            yield f"{norm}.weight", (2560,)
+            yield f"{norm}.bias", (2560,)
+        for letter, rank in (("w", 96), ("a", 96), ("v", 64 if number else 96)):
+            yield f"time_mix_{letter}0.weight", (2560,)
+            yield f"time_mix_{letter}1.weight", (2560, rank)
+            yield f"time_mix_{letter}2.weight", (rank, 2560)
+        yield "time_mix_g1.weight", (2560, 320)
+        yield "time_mix_g2.weight", (320, 2560)
+        yield "time_mix_lerp_fused.weight", (2560, 1, 1, 6)
+        for name in ("k_k", "k_a", "r_k"):
+            yield f"time_mix_{name}.weight", (2560,)
+        for name in ("key", "value", "receptance", "output"):
+            yield f"time_mix_{name}.weight", (2560, 2560)
+        yield "time_mix_ln.weight", (2560,)
+        yield "time_mix_ln.bias", (2560,)
+        yield "channel_mix_lerp_k.weight", (2560, 1, 1)
+        yield "channel_mix_key.weight", (2560, 10240)
+        yield "channel_mix_value.weight", (10240, 2560)
+
+    values = {
+        "block_count": 32,
+        "context_length": 1048576,
+        "embedding_length": 2560,
+        "feed_forward_length": 10240,
+        "attention.head_count": 0,
+        "attention.layer_norm_epsilon": 1e-5,
+        "wkv.head_size": 64,
+        "attention.decay_lora_rank": 96,
+        "attention.iclr_lora_rank": 96,
+        "attention.value_residual_mix_lora_rank": 64,
+        "attention.gate_lora_rank": 320,
+    }
+    extra = [(name, (2560,)) for name in ("output_norm.bias", "token_embd_norm.weight", "token_embd_norm.bias")]
+    mix = Quantized(32, "F16", "F16")
+    return build("RWKV7-Goose-World3-2.9B", "rwkv7", values, layer, vocabulary=65536, extra=extra, mix=mix)
+
+
+def gemma4() -> Header:
+    full = {n for n in range(42) if n % 6 == 5}
+
+    def layer(number: int) -> Shapes:
+        head = 512 if number in full else 256
+        for name, shape in attention(2560, 8 * head, 2 * head, norm=head):
+            reused = name.startswith(("attn_k", "attn_v")) and number >= 24
+            if not reused:
+                yield name, shape
+        yield from feed_forward(2560, 10240)
+        yield "post_attention_norm.weight", (2560,)
+        yield "post_ffw_norm.weight", (2560,)
+        yield "inp_gate.weight", (2560, 256)
+        yield "proj.weight", (256, 2560)
+        yield "post_norm.weight", (2560,)
+
+    values = {
+        **common(42, 2560, 8, 2, 131072),
+        "attention.key_length": 512,
+        "attention.value_length": 512,
+        "attention.key_length_swa": 256,
+        "attention.value_length_swa": 256,
+        "attention.sliding_window": 512,
+        "attention.sliding_window_pattern": tuple(n not in full for n in range(42)),
+        "attention.shared_kv_layers": 18,
+        "embedding_length_per_layer_input": 256,
+        "feed_forward_length": 10240,
+    }
+    extra = [
+        ("per_layer_token_embd.weight", (256 * 42, 262144)),
+        ("per_layer_model_proj.weight", (2560, 256 * 42)),
+        ("per_layer_proj_norm.weight", (256,)),
+        ("rope_freqs.weight", (256,)),
+    ]
+    return build("gemma-4-E4B-it", "gemma4", values, layer, vocabulary=262144, tied=True, extra=extra, mix=TiedRope(42))
+
+
+class TiedRope(Tied):
+    def __call__(self, name: str, shape: Sequence[int]) -> str:
+        return "F32" if name == "rope_freqs.weight" else super().__call__(name, shape)
+
+
+def bert() -> Header:
+    def layer(_: int) -> Shapes:
+        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            yield f"{part}.weight", (1024, 1024)
+            yield f"{part}.bias", (1024,)
+        for part in ("attn_output_norm", "layer_output_norm"):
+            yield f"{part}.weight", (1024,)
+            yield f"{part}.bias", (1024,)
+        yield "ffn_up.weight", (1024, 4096)
+        yield "ffn_up.bias", (4096,)
+        yield "ffn_down.weight", (4096, 1024)
+        yield "ffn_down.bias", (1024,)
+
+    values = {
+        **common(24, 1024, 16, 16, 512),
+        "attention.layer_norm_epsilon": 1e-12,
+        "attention.causal": False,
+        "pooling_type": 2,
+        "tokenizer.ggml.token_type_count": 2,
+        "feed_forward_length": 4096,
+    }
+    header = build(
+        "bge-large-en-v1.5",
+        "bert",
+        values,
+        layer,
+        vocabulary=30522,
+        tied=True,
+        extra=[("position_embd.weight", (1024, 512)), ("token_types.weight", (1024, 2))],
+        mix=Quantized(24, "F16", "F16"),
+        output_norm="token_embd_norm.weight",
+    )
+    bias = ("token_embd_norm.bias", (1024,), "F32")
+    return Header(header.name, header.architecture, header.values, (*header.tensors, bias), header.vocabulary)
+
+
+def small_qwen3() -> Header:
+    """The draft model for the others of its family."""
+    return dense(
+        "Qwen3-0.6B",
+        "qwen3",
+        layers=28,
+        width=1024,
+        heads=16,
+        kv_heads=8,
+        head=128,
+        inner=3072,
+        vocabulary=151936,
+        trained=40960,
+        tied=True,
+        norm=True,
+    )
+
+
 ALL: tuple[Callable[[], Header], ...] = (
     llama,
     small_llama,
@@ -771,6 +1042,14 @@ ALL: tuple[Callable[[], Header], ...] = (
     glm4moe,
     lfm2,
     cohere2,
+    falcon_h1,
+    nemotron_h,
+    qwen35,
+    kimi_linear,
+    rwkv7,
+    gemma4,
+    bert,
+    small_qwen3,
 )
 
 HEADERS: Mapping[str, Header] = {header.name: header for header in (make() for make in ALL)}

@@ -74,7 +74,7 @@ class Rules:
 
 PLAIN = Rules()
 _NARROW = Rules(widths=3.0)
-_ENCODER = Rules(cache=Cache.NONE, ties_output=False)
+_ENCODER = Rules(cache=Cache.NONE, ties_output=False, widths=3.0)
 _DIFFUSION = Rules(cache=Cache.NONE)
 _STATE = Rules(cache=Cache.RECURRENT)
 _HYBRID = Rules(cache=Cache.HYBRID, recurrent=Recurrent.WITHOUT_KV_HEADS)
@@ -124,7 +124,7 @@ ARCHITECTURES: Mapping[str, Rules] = {
     "gemma2": _windows(2, default=4096),
     "gemma3": _windows(6),
     "gemma3n": Rules(window=Window(5), kv_layers=20, output_first=True, widths=9.4),
-    "gemma4": Rules(window=Window(), lists_shared=True, output_first=True),
+    "gemma4": Rules(window=Window(), lists_shared=True, output_first=True, widths=6.2),
     "gpt-oss": _windows(2),
     "granite_swa": _LISTED,
     "laguna": _windows(4, full_first=True),
@@ -139,7 +139,8 @@ ARCHITECTURES: Mapping[str, Rules] = {
     "spark2_5": _LISTED,
     "step35": _LISTED,
     # States, alone and beside keys and values.
-    **_named("mamba mamba2 rwkv6 rwkv6qwen2 rwkv7 arwkv7", _STATE),
+    **_named("mamba mamba2", _STATE),
+    **_named("rwkv6 rwkv6qwen2 rwkv7 arwkv7", Rules(cache=Cache.RECURRENT, widths=15.5)),
     "falcon-h1": Rules(cache=Cache.HYBRID, recurrent=Recurrent.EVERY),
     "granitehybrid": _HYBRID,
     "jamba": _NARROW_HYBRID,

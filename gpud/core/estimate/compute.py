@@ -10,6 +10,7 @@ regression values; a GPU's own plans differ (other fusions, other scratch), and 
 
 from dataclasses import dataclass
 
+from gpud.core.estimate.architectures import Cache
 from gpud.core.estimate.cache import Cells
 from gpud.core.estimate.shape import Shape, Work
 from gpud.core.plan import Plan
@@ -21,15 +22,16 @@ FLOAT_BYTES = 4
 class Factors:
     """Numbers of floats for each token, in units of a width of the model.
 
-    Fitted to llama-server 0.5.0-dev (0c1e570), CPU, 24 models × 15 argument sets. ``gated``: of a feed-forward network
-    its two inner halves and their product; beside it ``Rules.widths`` rows as wide as the model (4 in most
-    architectures). ``chosen`` experts write a row each, and once more weighted, beside ``chosen_widths`` rows.
-    ``shared_widths``: rows beside an expert that all tokens use. ``attending``: rows beside the scores without flash
-    attention, ``heads`` rows as wide as all heads. ``mixed``: of the inner width of a state-space layer, one width of
-    the model beside it; ``projected``: of all that enters one with groups, and of what it convolves.
+    Fitted to llama-server 0.5.0-dev (0c1e570), CPU, 30 models × 15 argument sets. ``gated``: of a feed-forward network
+    its two inner halves and their product, ``plain`` of one without a gate; beside it ``Rules.widths`` rows as wide as
+    the model (4 in most architectures). ``chosen``: experts write a row each, and once more weighted, beside
+    ``chosen_widths`` rows. ``shared_widths``: rows beside an expert that all tokens use. ``attending``: rows beside the
+    scores without flash attention, ``heads`` rows as wide as all heads. ``mixed``: of the inner width of a state-space
+    layer, one width of the model beside it; ``projected``: of what enters one with groups, and of what it convolves.
     """
 
     gated: float = 3.0
+    plain: float = 1.0
     chosen: float = 2.0
     chosen_widths: float = 6.0
     shared_widths: float = 5.0
@@ -54,37 +56,41 @@ class Buffers:
 def buffers(shape: Shape, plan: Plan, cells: Cells, factors: Factors = FACTORS) -> Buffers:
     work = shape.work
     flash = plan.flash_attention != "off" and shape.rules.flash_attention
-    attending = any(layer.key for layer in shape.layers)
-    masks = _masks(shape, cells, 2 if flash else FLOAT_BYTES) if attending else 0
+    # Without a cache the tokens of a batch see each other, and nothing else.
+    encodes = shape.rules.cache is Cache.NONE
+    seen = cells.tokens if encodes else cells.full
+    attending = encodes or any(layer.key for layer in shape.layers)
+    masks = _masks(shape, cells, seen, 2 if flash else FLOAT_BYTES) if attending else 0
     tokens = cells.tokens
     floats = _feed_forward(work, shape.rules.widths, factors) * tokens
     floats = max(floats, _state_space(shape, factors, cells))
     if attending and not flash:
         rows = factors.attending * work.width + factors.heads * work.heads * work.head
-        floats = max(floats, (work.heads * cells.full + rows) * tokens)
+        floats = max(floats, (work.heads * seen + rows) * tokens)
     outputs = tokens if plan.embeddings else min(cells.sequences, tokens)
     if shape.rules.ties_output and not (plan.embeddings and shape.rules.embeds_apart):
         floats = max(floats, outputs * (work.vocabulary + work.width))
     return Buffers(masks + int(floats * FLOAT_BYTES), masks + tokens * work.width * FLOAT_BYTES)
 
 
-def _masks(shape: Shape, cells: Cells, element: int) -> int:
+def _masks(shape: Shape, cells: Cells, seen: int, element: int) -> int:
     """Which token may see which cell, for each kind of cache."""
-    size = cells.tokens * cells.full * element
+    size = cells.tokens * seen * element
     if any(layer.windowed for layer in shape.layers):
-        size += cells.tokens * cells.windowed * element
+        size += cells.tokens * min(seen, cells.windowed) * element
     return size
 
 
 def _feed_forward(work: Work, widths: float, factors: Factors) -> float:
     """Floats for each token in the widest phase of a layer after its attention."""
     beside = widths * work.width
-    phases = [factors.gated * work.feed_forward + beside + work.per_layer]
+    inner = factors.gated if work.gated else factors.plain
+    phases = [inner * work.feed_forward + beside + work.per_layer]
     if work.experts_used:
-        phases.append(factors.gated * work.experts_used * work.expert_feed_forward + beside)
+        phases.append(inner * work.experts_used * work.expert_feed_forward + beside)
         phases.append((factors.chosen * work.experts_used + factors.chosen_widths) * work.width)
     if work.shared_feed_forward:
-        phases.append(factors.gated * work.shared_feed_forward + factors.shared_widths * work.width)
+        phases.append(inner * work.shared_feed_forward + factors.shared_widths * work.width)
     return max(phases)
 
 

@@ -62,6 +62,7 @@ class Work:
     state_size: int = 0
     state_heads: int = 0
     per_layer: int = 0
+    gated: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +296,17 @@ class _Reader:
             self.number("ssm.state_size"),
             self.number("ssm.time_step_rank"),
             per_layer,
+            self.gated(),
         )
+
+    def gated(self) -> bool:
+        """True when feed-forward networks have a gate, as a matrix of its own or in one with the other half."""
+        for tensor in self.file.tensors:
+            if ".ffn_gate" in tensor.name and ".ffn_gate_inp" not in tensor.name:
+                return True
+            if tensor.name.endswith(".ffn_up.weight") and tensor.shape[1] > max(self.feed_forward):
+                return True
+        return False
 
 
 def _pattern(window: Window, distance: int, used: int, count: int) -> tuple[bool, ...]:

@@ -49,7 +49,7 @@ def estimate(
 
 def draft_plan(plan: Plan, cells: cache.Cells) -> Plan:
     """How the draft model is placed: as it says itself, with as much context and as many slots as the model has."""
-    own = plan.draft or Plan(layers=plan.layers)
+    own = plan.draft or Plan()
     return replace(
         own,
         context=cells.context,

@@ -1,0 +1,507 @@
+"""What a model takes, from the header of its file: llama.cpp's rules with values computed by hand."""
+
+import re
+import time
+from dataclasses import replace
+
+import pytest
+
+from core.model_headers import HEADERS, Header, size
+from gpud.core.estimate import (
+    Shape,
+    ShapeInvalid,
+    UnknownArchitecture,
+    context_that_fits,
+    estimate,
+    gpu_bytes,
+    known,
+    layers_that_fit,
+)
+from gpud.core.modelfile import ModelFile, Tensor
+from gpud.core.plan import ALL_LAYERS, Plan
+from gpud.core.quote import Estimate, Part, Source
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+LLAMA = HEADERS["Llama-3.1-8B-Instruct"]
+SMALL = HEADERS["Llama-3.2-1B-Instruct"]
+MIXTURE = HEADERS["Qwen3-30B-A3B"]
+DRAFT = HEADERS["Qwen3-0.6B"]
+
+ONE_GPU = Plan(context=4096, parallel=1, gpus=1)
+TWO_GPUS = replace(ONE_GPU, gpus=2)
+
+
+def weights(header: Header, *patterns: str) -> int:
+    """The bytes of all tensors whose names match, as the file has them."""
+    return sum(
+        size(shape, kind)
+        for name, shape, kind in header.tensors
+        if not patterns or any(re.match(one, name) for one in patterns)
+    )
+
+
+def host(made: Estimate) -> Part:
+    return made.parts[-1]
+
+
+def gpu(made: Estimate, number: int = 0) -> Part:
+    return made.parts[number]
+
+
+def layers(numbers: range) -> str:
+    return rf"blk\.({'|'.join(map(str, numbers))})\."
+
+
+def test_parts_name_gpus_first_and_the_host_last() -> None:
+    """One part for each GPU that the engine sees, in its order, and one for the machine's own memory."""
+    made = estimate(LLAMA.file(), TWO_GPUS)
+
+    assert [(part.device, part.gpu) for part in made.parts] == [("CUDA0", 0), ("CUDA1", 1), ("Host", None)]
+    assert (made.architecture, made.source, made.context, made.layers) == ("llama", Source.FORMULA, 4096, 33)
+
+
+def test_without_a_gpu_everything_is_on_the_host() -> None:
+    """The machine's own memory is the only part; no layer counts as offloaded."""
+    made = estimate(LLAMA.file(), Plan(context=4096, layers=20))
+
+    assert [part.device for part in made.parts] == ["Host"]
+    assert host(made).weights_bytes == weights(LLAMA)
+    assert made.layers == 0
+
+
+def test_the_embeddings_stay_on_the_host() -> None:
+    """With all layers on a GPU, what the tokens are looked up in is not; the file is larger than what the GPU needs."""
+    made = estimate(LLAMA.file(), ONE_GPU)
+
+    assert host(made).weights_bytes == weights(LLAMA, "token_embd")
+    assert gpu(made).weights_bytes == weights(LLAMA) - weights(LLAMA, "token_embd")
+
+
+def test_embeddings_that_are_the_output_too_are_in_memory_twice() -> None:
+    """A file without an output tensor takes its whole size on the GPU, and the embeddings again on the host."""
+    made = estimate(SMALL.file(), ONE_GPU)
+
+    assert gpu(made).weights_bytes == weights(SMALL)
+    assert host(made).weights_bytes == weights(SMALL, "token_embd")
+
+
+def test_layers_count_from_the_end_with_the_output_first() -> None:
+    """20 of 33 layers: the output and the last 19 repeating ones, with the rope factors that all of them need."""
+    made = estimate(LLAMA.file(), replace(ONE_GPU, layers=20))
+
+    on_gpu = weights(LLAMA, layers(range(13, 32)), "output")
+    rope = weights(LLAMA, "rope_freqs")
+    assert gpu(made).weights_bytes == on_gpu + rope
+    assert host(made).weights_bytes == weights(LLAMA) - on_gpu
+    assert made.layers == 20
+
+
+def test_one_layer_is_the_output_alone() -> None:
+    """The first layer that goes to a GPU repeats nothing and has no cache."""
+    made = estimate(LLAMA.file(), replace(ONE_GPU, layers=1))
+
+    assert gpu(made).weights_bytes == weights(LLAMA, "output")
+    assert gpu(made).kv_bytes == 0
+
+
+def test_the_cache_is_where_its_layer_is() -> None:
+    """4,096 tokens of 1,024 keys and as many values of two bytes are 16 MiB a layer."""
+    made = estimate(LLAMA.file(), replace(ONE_GPU, layers=20))
+
+    assert gpu(made).kv_bytes == 19 * 16 * MIB
+    assert host(made).kv_bytes == 13 * 16 * MIB
+
+
+def test_the_cache_stays_on_the_host_when_told_so() -> None:
+    """``--no-kv-offload`` keeps all of it there, wherever the layers are."""
+    made = estimate(LLAMA.file(), replace(ONE_GPU, kv_on_gpu=False))
+
+    assert gpu(made).kv_bytes == 0
+    assert host(made).kv_bytes == 512 * MIB
+
+
+@pytest.mark.parametrize(
+    ("split", "first"),
+    [
+        # 33 layers: a layer is on the first GPU whose cumulative share is above its own place.
+        ((), 17),
+        ((1.0, 1.0), 17),
+        ((3.0, 1.0), 25),
+        ((24.0, 8.0), 25),
+        ((1.0, 0.0), 33),
+        ((0.0, 1.0), 0),
+    ],
+)
+def test_gpus_take_consecutive_layers_by_their_shares(split: tuple[float, ...], first: int) -> None:
+    """``tensor_split`` in any unit; without one, equal parts."""
+    made = estimate(LLAMA.file(), replace(TWO_GPUS, tensor_split=split))
+
+    repeating = min(first, 32)
+    assert gpu(made, 0).kv_bytes == repeating * 16 * MIB
+    assert gpu(made, 1).kv_bytes == (32 - repeating) * 16 * MIB
+    on_first = weights(LLAMA, layers(range(first))) if first else 0
+    rope = weights(LLAMA, "rope_freqs")
+    expected = on_first + (rope if first else 0) + (weights(LLAMA, "output") if first == 33 else 0)
+    assert gpu(made, 0).weights_bytes == expected
+
+
+def test_three_equal_shares_are_compared_in_single_precision() -> None:
+    """Where a layer lies exactly on the border of two shares, it goes to the second, as llama.cpp's floats have it."""
+    made = estimate(LLAMA.file(), replace(ONE_GPU, gpus=3, tensor_split=(1, 1, 1)))
+
+    assert [part.kv_bytes // (16 * MIB) for part in made.parts] == [11, 11, 10, 0]
+
+
+def test_a_partial_offload_is_split_in_the_same_way() -> None:
+    """Shares are of what is offloaded: 20 of 33 layers in equal parts are ten each, the output among the last."""
+    made = estimate(LLAMA.file(), replace(TWO_GPUS, layers=20))
+
+    assert gpu(made, 0).kv_bytes == 10 * 16 * MIB
+    assert gpu(made, 1).kv_bytes == 9 * 16 * MIB
+    assert host(made).kv_bytes == 13 * 16 * MIB
+
+
+def test_split_mode_none_uses_the_main_gpu_alone() -> None:
+    """All layers go to the one that ``main_gpu`` names."""
+    made = estimate(LLAMA.file(), replace(TWO_GPUS, split_mode="none", main_gpu=1))
+
+    assert gpu(made, 0).total_bytes == 0
+    assert gpu(made, 1).kv_bytes == 512 * MIB
+
+
+def test_split_mode_row_shares_matrices_and_keeps_caches_whole() -> None:
+    """Each GPU has its share of every matrix; keys and values follow their layer."""
+    made = estimate(LLAMA.file(), replace(TWO_GPUS, split_mode="row", tensor_split=(3.0, 1.0)))
+
+    total = weights(LLAMA) - weights(LLAMA, "token_embd")
+    assert gpu(made, 0).weights_bytes == pytest.approx(total * 3 / 4, rel=0.001)
+    assert gpu(made, 0).kv_bytes == 25 * 16 * MIB
+
+
+def test_several_gpus_in_a_row_keep_copies_of_the_inputs() -> None:
+    """Pipelining needs more of its buffers; it ends as soon as anything is left to the CPU."""
+    whole = estimate(LLAMA.file(), TWO_GPUS)
+    alone = estimate(LLAMA.file(), ONE_GPU)
+
+    mask, embedded = 512 * 4096 * 2, 512 * 4096 * 4
+    assert gpu(whole).compute_bytes == gpu(alone).compute_bytes + 3 * (mask + embedded)
+    assert gpu(estimate(LLAMA.file(), replace(TWO_GPUS, kv_on_gpu=False))).compute_bytes == gpu(alone).compute_bytes
+
+
+def test_all_experts_count() -> None:
+    """However few are active at a time, all of them are in memory: a 4-bit 30B mixture takes 15.5 to 19 GB."""
+    made = estimate(MIXTURE.file(), ONE_GPU)
+
+    assert 15.5e9 <= gpu(made).total_bytes <= 19e9
+    assert 15.5 * GIB <= gpu(made).total_bytes <= 19 * GIB
+
+
+def test_experts_of_the_first_layers_stay_on_the_host() -> None:
+    """``--n-cpu-moe 10`` moves the experts of ten layers, nothing else of them."""
+    made = estimate(MIXTURE.file(), replace(ONE_GPU, cpu_moe=10))
+
+    ten = weights(MIXTURE, r"blk\.\d\.ffn_(up|down|gate)_exps")
+    assert ten > 3 * GIB
+    assert host(made).weights_bytes == weights(MIXTURE, "token_embd") + ten
+    whole = estimate(MIXTURE.file(), ONE_GPU)
+    # Rows of 768 are padded on a GPU: some hundred bytes for each of the ten that have them.
+    assert ten < gpu(whole).weights_bytes - gpu(made).weights_bytes < ten + 10 * 512
+    assert gpu(made).kv_bytes == gpu(whole).kv_bytes
+
+
+def test_overrides_pin_tensors_by_pattern() -> None:
+    """The first pattern that is found in a name decides, whatever layer it is in."""
+    overrides = ((r"blk\.0\.ffn_down", "CUDA1"), (r"\.ffn_down", "CPU"), (r"blk\.1\.", "CUDA0"))
+    made = estimate(LLAMA.file(), replace(TWO_GPUS, tensor_split=(1.0, 0.0), override_tensors=overrides))
+
+    downs = weights(LLAMA, r".*ffn_down")
+    first = weights(LLAMA, r"blk\.0\.ffn_down")
+    assert host(made).weights_bytes == weights(LLAMA, "token_embd") + downs - first
+    assert gpu(made, 1).weights_bytes == first
+
+
+def test_what_stays_behind_is_copied_to_the_gpu_when_there_is_much_to_do() -> None:
+    """The largest matrix on the host counts in the GPU's buffers: of a model whose output is there, that one."""
+    none = estimate(LLAMA.file(), replace(ONE_GPU, layers=0))
+    every = estimate(LLAMA.file(), ONE_GPU)
+
+    assert gpu(none).weights_bytes == gpu(none).kv_bytes == 0
+    assert gpu(none).compute_bytes == gpu(every).compute_bytes + weights(LLAMA, "output.weight")
+
+
+def test_last_rows_are_padded_on_a_gpu() -> None:
+    """Rows of 2,880 quantized elements are filled up to 3,072: 192 of them once a tensor, then up to 128 bytes."""
+    tensor = Tensor("blk.0.ffn_down_exps.weight", (2880, 2880, 32), "MXFP4", 2880 * 2880 * 17)
+    file = ModelFile(
+        "llama",
+        {"llama.block_count": 1, "llama.embedding_length": 2880, "llama.context_length": 4096},
+        (tensor,),
+    )
+
+    assert gpu(estimate(file, ONE_GPU)).weights_bytes == 2880 * 2880 * 17 + 102 + 26
+    assert host(estimate(file, replace(ONE_GPU, gpus=0))).weights_bytes == 2880 * 2880 * 17
+
+
+def test_layers_for_drafts_are_not_loaded() -> None:
+    """The last layer of this file is for predicting ahead: no weights, no cache."""
+    header = HEADERS["GLM-4.5-Air"]
+    made = estimate(header.file(), Plan(context=4096))
+
+    assert host(made).weights_bytes == weights(header) - weights(header, r"blk\.46\.")
+    assert host(made).kv_bytes == 46 * 16 * MIB
+
+
+@pytest.mark.parametrize(
+    ("plan", "cells"),
+    [
+        (Plan(context=16384), 16384),
+        (Plan(context=16384, parallel=2), 16384),
+        (Plan(context=1000, parallel=1), 1024),
+        (Plan(context=1000, parallel=3), 3 * 512),
+        (Plan(context=100, parallel=4), 4 * 256),
+        (Plan(context=1000, parallel=3, unified=True), 1024),
+        (Plan(context=0), 131072),
+    ],
+)
+def test_contexts_come_in_multiples_of_256_for_each_slot(plan: Plan, cells: int) -> None:
+    """What the engine says its context is; without a word, what the model was trained with."""
+    made = estimate(LLAMA.file(), plan)
+
+    assert made.context == cells
+    assert host(made).kv_bytes == cells * 128 * KIB
+
+
+@pytest.mark.parametrize(
+    ("keys", "values", "bytes_per_token"),
+    [("f16", "f16", 4096), ("q8_0", "q8_0", 2176), ("q4_0", "q4_0", 1152), ("q8_0", "f16", 3136), ("f32", "f16", 6144)],
+)
+def test_quantized_caches(keys: str, values: str, bytes_per_token: int) -> None:
+    """Types mix; blocks of 32 elements take 34 bytes in q8_0, 18 in q4_0."""
+    made = estimate(LLAMA.file(), Plan(context=4096, type_k=keys, type_v=values, flash_attention="on"))
+
+    assert host(made).kv_bytes == 4096 * 32 * bytes_per_token
+
+
+def test_a_cache_type_that_does_not_exist_is_named() -> None:
+    """The error lists those that do."""
+    with pytest.raises(Exception, match='cache of type "q3_0": no such type') as caught:
+        estimate(LLAMA.file(), Plan(type_k="q3_0"))
+    assert "q8_0" in getattr(caught.value, "hint", "")
+
+
+GEMMA_ROW = 8 * 256 * 2 * 2
+"""Keys and values of one token in one layer."""
+
+
+@pytest.mark.parametrize(
+    ("plan", "windowed"),
+    [
+        # A window of 1,024, of each of the four slots of a shared cache, and what is computed at once; full: 16,384.
+        (Plan(context=16384), 1024 * 4 + 512),
+        (Plan(context=16384, parallel=1), 1024 + 512),
+        (Plan(context=16384, parallel=1, micro_batch=600), 1792),
+        (Plan(context=16384, parallel=2), 2 * (1024 + 512)),
+        (Plan(context=16384, parallel=2, unified=True), 2 * 1024 + 512),
+        (Plan(context=16384, full_swa=True), 16384),
+    ],
+)
+def test_windows_bound_the_cache_of_their_layers(plan: Plan, windowed: int) -> None:
+    """Five of six layers keep only what their window may see, in multiples of 256 cells."""
+    made = estimate(HEADERS["gemma-3-12b-it"].file(), plan)
+
+    assert host(made).kv_bytes == (8 * 16384 + 40 * windowed) * GEMMA_ROW
+
+
+def test_keys_that_values_are_computed_from_have_no_values_beside_them() -> None:
+    """27 layers of 512 + 64 elements for each token."""
+    made = estimate(HEADERS["DeepSeek-V2-Lite-Chat"].file(), Plan(context=4096))
+
+    assert host(made).kv_bytes == 4096 * 27 * 576 * 2
+
+
+def test_layers_that_reuse_keys_have_none() -> None:
+    """Of 35 layers 20 have a cache: four that see everything, 16 with a window of 512."""
+    made = estimate(HEADERS["gemma-3n-E4B-it"].file(), Plan(context=16384, parallel=1))
+
+    assert host(made).kv_bytes == (4 * 16384 + 16 * 1024) * 2 * 256 * 2 * 2
+
+
+def test_states_are_kept_for_each_slot_whatever_the_context() -> None:
+    """36 layers with a state of 128 × 3,072 and three rows of convolution, in four bytes; four with keys and values."""
+    file = HEADERS["granite-4.0-h-tiny"].file()
+    one = host(estimate(file, Plan(context=4096, parallel=1)))
+    four = host(estimate(file, Plan(context=16384)))
+
+    state = 36 * 4 * (128 * 3072 + 3 * (3072 + 2 * 128))
+    assert (one.state_bytes, four.state_bytes) == (state, 4 * state)
+    assert one.kv_bytes == 4 * 4096 * 2 * 512 * 2
+
+
+def test_a_model_of_states_alone_does_not_grow_with_its_context() -> None:
+    """No keys, no values; a long context is free."""
+    file = HEADERS["falcon-mamba-7b"].file()
+    small, large = (estimate(file, Plan(context=context, parallel=1)) for context in (4096, 1 << 20))
+
+    assert host(small).kv_bytes == 0
+    assert small.total_bytes == large.total_bytes
+    assert host(small).state_bytes == 64 * 4 * (8192 * 16 + 3 * 8192)
+
+
+def test_without_flash_attention_scores_take_memory() -> None:
+    """32 heads × 4,096 cells × 512 tokens in four bytes are 256 MiB."""
+    plain = host(estimate(LLAMA.file(), Plan(context=4096, parallel=1, flash_attention="off")))
+
+    assert plain.compute_bytes > 256 * MIB
+
+
+def test_without_flash_attention_all_layers_keep_as_many_values_as_the_widest() -> None:
+    """The values of layers of different widths lie transposed then, and all are padded."""
+    file = HEADERS["gemma-4-E4B-it"].file()
+    padded = host(estimate(file, Plan(context=4096, parallel=1, flash_attention="off")))
+    usual = host(estimate(file, Plan(context=4096, parallel=1)))
+
+    # 20 layers with a window of 512 have 2 × 256 values each instead of 2 × 512.
+    assert padded.kv_bytes - usual.kv_bytes == 20 * 1024 * 512 * 2
+
+
+def test_a_draft_model_is_added_with_as_much_context() -> None:
+    """It has its own cache, of the context that the model has, on the GPU that it is on."""
+    alone = estimate(HEADERS["Qwen3-8B"].file(), replace(ONE_GPU, type_k="q8_0"))
+    both = estimate(HEADERS["Qwen3-8B"].file(), replace(ONE_GPU, type_k="q8_0"), draft=DRAFT.file())
+
+    assert gpu(both).weights_bytes - gpu(alone).weights_bytes == weights(DRAFT)
+    assert gpu(both).kv_bytes - gpu(alone).kv_bytes == 4096 * 28 * 2 * 1024 * 2
+    assert both.architecture == "qwen3"
+
+
+def test_a_draft_model_may_be_placed_on_its_own() -> None:
+    """Its plan says how many of its layers go to the GPU and of what type its cache is."""
+    own = Plan(layers=0, type_k="q8_0", type_v="q8_0")
+    both = estimate(HEADERS["Qwen3-8B"].file(), replace(ONE_GPU, draft=own), draft=DRAFT.file())
+    alone = estimate(HEADERS["Qwen3-8B"].file(), ONE_GPU)
+
+    assert gpu(both).weights_bytes == gpu(alone).weights_bytes
+    assert host(both).kv_bytes == 4096 * 28 * 2 * 1088
+
+
+def test_a_projector_is_on_one_gpu_as_a_whole() -> None:
+    """All of its tensors, and buffers for its largest picture."""
+    tensors = tuple(Tensor(f"v.blk.{n}.ffn_up.weight", (1152, 4304), "F16", 1152 * 4304 * 2) for n in range(27))
+    values = {
+        "clip.vision.image_size": 896,
+        "clip.vision.patch_size": 14,
+        "clip.vision.embedding_length": 1152,
+        "clip.vision.feed_forward_length": 4304,
+    }
+    made = estimate(LLAMA.file(), ONE_GPU, mmproj=ModelFile("clip", values, tensors))
+    without = estimate(LLAMA.file(), ONE_GPU)
+
+    assert gpu(made).weights_bytes - gpu(without).weights_bytes == 27 * 1152 * 4304 * 2
+    assert gpu(made).compute_bytes > gpu(without).compute_bytes
+    assert host(made) == host(without)
+
+
+def test_adapters_are_where_the_weights_are() -> None:
+    """They count to the byte, in proportion."""
+    without = estimate(LLAMA.file(), replace(ONE_GPU, layers=20))
+    made = estimate(LLAMA.file(), replace(ONE_GPU, layers=20), adapter_bytes=100 * MIB)
+
+    assert made.total_bytes - without.total_bytes == 100 * MIB
+    share = gpu(without).weights_bytes / (gpu(without).weights_bytes + host(without).weights_bytes)
+    assert gpu(made).weights_bytes - gpu(without).weights_bytes == pytest.approx(100 * MIB * share, rel=0.001)
+
+
+def test_an_unknown_architecture_is_said_so() -> None:
+    """Nothing is guessed: the sentence says what is not known and who knows."""
+    file = ModelFile("deepseek4", {"deepseek4.block_count": 61}, ())
+
+    with pytest.raises(UnknownArchitecture) as caught:
+        estimate(file, Plan())
+    assert caught.value.code == "unknown-architecture"
+    assert '"deepseek4"' in caught.value.message
+    assert "dry run" in caught.value.hint
+    assert not known("deepseek4")
+    assert known("llama")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "it has 0 layers"),
+        ({"block_count": 10**9}, "it has 1000000000 layers"),
+        ({"block_count": 2, "attention.head_count": (8,)}, "attention.head_count has 1 entries for 2 layers"),
+        ({"block_count": 2, "attention.head_count": (8, -8)}, "attention.head_count has a negative entry"),
+        ({"block_count": 2, "embedding_length": -1}, "embedding_length is -1"),
+    ],
+)
+def test_metadata_that_no_engine_loads_are_named(values: dict[str, object], words: str) -> None:
+    """The sentence has the key and what is wrong with it."""
+    file = ModelFile("llama", {f"llama.{key}": value for key, value in values.items()}, ())  # type: ignore[misc]
+
+    with pytest.raises(ShapeInvalid, match=re.escape(words)):
+        estimate(file, Plan())
+
+
+def test_fewer_layers_and_less_context_need_less() -> None:
+    """An 8B model at all layers and 32,768 tokens, and what "lower its layers and its context" brings it to."""
+    large = estimate(LLAMA.file(), replace(ONE_GPU, context=32768))
+    small = estimate(LLAMA.file(), replace(ONE_GPU, context=4096, layers=20))
+
+    assert gpu(large).kv_bytes == 8 * 512 * MIB
+    assert gpu(small).total_bytes < gpu(large).total_bytes / 2
+
+
+@pytest.mark.parametrize("gib", [0, 1, 2, 4, 5, 6, 100])
+def test_as_many_layers_as_fit(gib: int) -> None:
+    """One layer more would not fit; all of them when there is room."""
+    shape = Shape.of(LLAMA.file())
+    budget = gib * GIB
+    fit = layers_that_fit(shape, ONE_GPU, budget)
+
+    def need(count: int) -> int:
+        return gpu_bytes(estimate(shape, replace(ONE_GPU, layers=count)).parts)
+
+    assert fit == 0 or need(fit) <= budget
+    assert fit == 33 or need(fit + 1) > budget
+    assert layers_that_fit(shape, replace(ONE_GPU, layers=12), 100 * GIB) == 12
+
+
+def test_the_context_halves_until_it_fits() -> None:
+    """Never under the floor, which is the last to be tried; 0 says that not even that fits."""
+    shape = Shape.of(LLAMA.file())
+    plan = replace(ONE_GPU, context=131072)
+
+    def need(context: int) -> int:
+        return gpu_bytes(estimate(shape, replace(plan, context=context)).parts)
+
+    assert context_that_fits(shape, plan, need(131072), 4096) == 131072
+    assert context_that_fits(shape, plan, need(131072) - 1, 4096) == 65536
+    assert context_that_fits(shape, plan, need(6144), 6144) == 6144
+    assert context_that_fits(shape, plan, need(4096) - 1, 4096) == 0
+
+
+def test_an_estimate_takes_less_than_a_millisecond() -> None:
+    """A quote makes dozens of them: of 100 layers on two GPUs, with what is made once for the file kept."""
+    header = HEADERS["Qwen3-8B"]
+    blocks = [one for one in header.tensors if one[0].startswith("blk.0.")]
+    tensors = [one for one in header.tensors if not one[0].startswith("blk.")]
+    tensors += [(name.replace("blk.0.", f"blk.{n}."), *rest) for n in range(100) for name, *rest in blocks]  # type: ignore[misc]
+    deep = Header("deep", "qwen3", {**header.values, "block_count": 100}, tuple(tensors), header.vocabulary)
+    shape = Shape.of(deep.file())
+    plans = [replace(TWO_GPUS, layers=count, tensor_split=(2.0, 1.0)) for count in range(1, 102)]
+    estimate(shape, plans[0])
+
+    spent = []
+    for _ in range(5):
+        start = time.process_time()
+        for plan in plans:
+            estimate(shape, plan)
+        spent.append((time.process_time() - start) / len(plans))
+    assert min(spent) < 0.001
+
+
+def test_everything_goes_to_a_gpu_by_default() -> None:
+    """The default of a plan is more layers than any model has."""
+    assert estimate(LLAMA.file(), ONE_GPU).layers == 33
+    assert ONE_GPU.layers == ALL_LAYERS
