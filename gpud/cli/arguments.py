@@ -112,6 +112,37 @@ def duration(text: str) -> float:
     return float(sum(float(number) * _UNITS[unit or "s"] for number, unit in parts))
 
 
+def patience(text: str) -> float:
+    """How long to wait: a duration, of which 0 means not at all, and not for ever."""
+    if text.strip().lower() == "never":
+        raise argparse.ArgumentTypeError(
+            '"never" is no time to wait; write 0 for now or never, or leave the option out'
+        )
+    return duration(text)
+
+
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def size(text: str) -> int:
+    """Bytes, as gpud.yaml writes them: ``8GiB``, ``8G`` (the same), ``500MB`` (decimal), or a number of bytes."""
+    import re
+
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?b)?)", text.strip().lower())
+    if match is None or (not match[2] and "." in match[1]):
+        raise argparse.ArgumentTypeError(f'"{text}" is not a size; write 8GiB, 1.5G, 500MB or a number of bytes')
+    unit_bytes: int = (1000 if match[3] == "b" else 1024) ** _POWERS[match[2]]
+    size_bytes = round(float(match[1]) * unit_bytes)
+    if not 0 < size_bytes <= MOST_BYTES:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a size from 1 to {MOST_BYTES} bytes')
+    return size_bytes
+
+
+MOST_BYTES = 1 << 62
+
+PRIORITIES = ("low", "normal", "high", "critical")
+
+
 def whole(least: int, most: int) -> Callable[[str], int]:
     """A reader of whole numbers within bounds."""
 

@@ -35,6 +35,9 @@ CALL_S = 10.0
 ASK_S = 120.0
 """For the answer to a call for which polkit may ask a person for a password."""
 
+NEVER = float("inf")
+"""As a bound: wait for the answer for as long as the daemon lives. A wait for memory ends when the daemon says so."""
+
 START_S = 30.0
 """For the bus to start the daemon; systemd itself gives up earlier when the unit cannot start."""
 
@@ -70,22 +73,31 @@ class Gpud:
 
     async def call(self, member: str, signature: str = "", *body: Any, asks: bool = False) -> list[Any]:
         """Call a method of gpud's interface. ``asks``: polkit may have to ask the person at the terminal first."""
+        flags = await self._flags(asks=asks)
+        timeout_s = ASK_S if flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION else CALL_S
+        return await _call(self._bus, _to_gpud(member, signature, list(body), flags), timeout_s)
+
+    async def _flags(self, *, asks: bool) -> MessageFlag:
         flags = MessageFlag.NO_AUTOSTART
         if asks and interactive():
             flags |= MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
             if self._agent is None and self.kind == "system" and os.geteuid() != 0:
                 self._agent = await asyncio.to_thread(agent.start)
-        message = Message(
-            destination=NAME,
-            path=PATH,
-            interface=NAME,
-            member=member,
-            signature=signature,
-            body=list(body),
-            flags=flags,
-        )
-        timeout_s = ASK_S if flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION else CALL_S
-        return await _call(self._bus, message, timeout_s)
+        return flags
+
+    async def claim(self, size_bytes: int, who: str, why: str, options: Mapping[str, Variant]) -> tuple[int, int]:
+        """Wait until memory is granted: the claim's number, and the descriptor that it lasts as long as.
+
+        The connection must have been made with ``descriptors``.
+        """
+        flags = await self._flags(asks=True)
+        message = _to_gpud("Claim", "tssa{sv}", [size_bytes, who, why, dict(options)], flags)
+        reply = await _reply(self._bus, message, NEVER)
+        number, index = reply.body
+        descriptor: int = reply.unix_fds[index]
+        # The library takes descriptors without the flag. A program that is started later must not have this one.
+        os.set_inheritable(descriptor, False)
+        return number, descriptor
 
     async def status(self) -> dict[str, Any]:
         """Everything at one moment, in plain values."""
@@ -147,10 +159,15 @@ class Gpud:
 
 def changed_models(signal: Signal) -> list[dict[str, Any]] | None:
     """The records of all models, where the signal brings them."""
+    models: list[dict[str, Any]] | None = changed(signal, "Models")
+    return models
+
+
+def changed(signal: Signal, name: str) -> Any:
+    """The new value of a property, where the signal brings it; else None."""
     if signal.member != "PropertiesChanged" or signal.body[0] != NAME:
         return None
-    models: list[dict[str, Any]] | None = signal.body[1].get("Models")
-    return models
+    return signal.body[1].get(name)
 
 
 def interactive() -> bool:
@@ -197,8 +214,10 @@ def bus_address(kind: str, environment: Mapping[str, str]) -> str:
     return f"unix:path={runtime}/bus" if runtime else ""
 
 
-async def connect(asked: str = "", *, start: bool = False) -> Gpud:
-    """The daemon on the wanted bus. ``start`` lets the bus start it where it does not run. Raises NotRunning."""
+async def connect(asked: str = "", *, start: bool = False, descriptors: bool = False) -> Gpud:
+    """The daemon on the wanted bus. ``start`` lets the bus start it where it does not run; ``descriptors`` allows it to
+    send some. Raises NotRunning.
+    """
     kinds = wanted_buses(asked, os.environ)
     reached: list[tuple[str, MessageBus]] = []
     chosen: MessageBus | None = None
@@ -207,7 +226,7 @@ async def connect(asked: str = "", *, start: bool = False) -> Gpud:
         for kind in kinds:
             if len(kinds) > 1 and not bus_address(kind, os.environ):
                 continue  # Nobody asked for that bus, and here is none.
-            bus = await _open(kind, problems)
+            bus = await _open(kind, problems, descriptors=descriptors)
             if bus is None:
                 continue
             reached.append((kind, bus))
@@ -244,7 +263,7 @@ async def ask_bus(bus: MessageBus, member: str, signature: str = "", *body: Any)
     return values[0] if values else None
 
 
-async def _open(kind: str, problems: list[str]) -> MessageBus | None:
+async def _open(kind: str, problems: list[str], *, descriptors: bool = False) -> MessageBus | None:
     address = bus_address(kind, os.environ)
     label = f"the {BUS_NAMES[kind]}"
     if not address:
@@ -252,7 +271,7 @@ async def _open(kind: str, problems: list[str]) -> MessageBus | None:
         return None
     try:
         async with asyncio.timeout(CONNECT_S):
-            return await MessageBus(bus_address=address).connect()
+            return await MessageBus(bus_address=address, negotiate_unix_fd=descriptors).connect()
     except TimeoutError:
         problems.append(f"{label} does not answer")
     except Exception as problem:
@@ -287,9 +306,19 @@ def _to_bus(member: str, signature: str = "", *body: Any) -> Message:
     )
 
 
+def _to_gpud(member: str, signature: str, body: list[Any], flags: MessageFlag) -> Message:
+    return Message(
+        destination=NAME, path=PATH, interface=NAME, member=member, signature=signature, body=body, flags=flags
+    )
+
+
 async def _call(bus: MessageBus, message: Message, timeout_s: float) -> list[Any]:
+    return list(plain((await _reply(bus, message, timeout_s)).body))
+
+
+async def _reply(bus: MessageBus, message: Message, timeout_s: float) -> Message:
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(None if timeout_s == NEVER else timeout_s):
             reply = await bus.call(message)
     except TimeoutError:
         raise GpudError(
@@ -302,7 +331,7 @@ async def _call(bus: MessageBus, message: Message, timeout_s: float) -> list[Any
         raise _gone()
     if reply.message_type is MessageType.ERROR:
         raise _error(reply)
-    return list(plain(reply.body))
+    return reply
 
 
 # Errors --------------------------------------------------------------------------------------------------------------
@@ -351,13 +380,13 @@ def _not_running(kinds: Sequence[str], problems: Sequence[str]) -> NotRunning:
 # Running -------------------------------------------------------------------------------------------------------------
 
 
-def run(work: Callable[[Gpud], Awaitable[T]], asked: str, *, start: bool = False) -> T:
+def run(work: Callable[[Gpud], Awaitable[T]], asked: str, *, start: bool = False, descriptors: bool = False) -> T:
     """Connect, do the work, disconnect. The first Ctrl-C cancels the work, which may clean up before it ends."""
     # The library tells of lost connections through logging; those come out as errors here, once.
     logging.disable(logging.CRITICAL)
 
     async def main() -> T:
-        gpud = await connect(asked, start=start)
+        gpud = await connect(asked, start=start, descriptors=descriptors)
         try:
             return await work(gpud)
         finally:

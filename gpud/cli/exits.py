@@ -19,6 +19,10 @@ STATUSES = {
     "interaction-required": REFUSED,
     "busy": REFUSED,
     "budget-exceeded": REFUSED,
+    "queue-full": REFUSED,
+    "waited-too-long": REFUSED,
+    "yielded": REFUSED,
+    "gpu-taken": REFUSED,
     "limits-exceeded": REFUSED,
 }
 """Every other error is FAILED."""

@@ -4,7 +4,7 @@ from argparse import Namespace
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from gpud.cli.arguments import Parser, duration, whole
+from gpud.cli.arguments import PRIORITIES, Parser, duration, patience, whole
 from gpud.cli.exits import DONE, FAILED, STATUSES, exit_status
 from gpud.cli.output import Output, mib, plural, span
 from gpud.core.errors import Canceled, GpudError
@@ -21,6 +21,7 @@ EXAMPLES = (
     "gpudctl load qwen3-8b",
     "gpudctl load --context 16384 --idle-timeout 1h qwen3-8b",
     "gpudctl load --no-evict tiny      # rather fail than unload another model",
+    "gpudctl load --priority high --wait 10m big",
     "gpudctl load --no-wait big        # say which job it is and return",
 )
 
@@ -37,6 +38,13 @@ def add_arguments(parser: Parser) -> None:
         help="unload it after this long without a request (90s, 10m, 1h; never), in place of the configured time",
     )
     parser.add_argument("--no-evict", action="store_true", help="rather fail than unload another model to make room")
+    parser.add_argument("--priority", choices=PRIORITIES, help="whom to go before, in place of the model's own")
+    parser.add_argument(
+        "--wait",
+        type=patience,
+        metavar="TIME",
+        help="wait for memory at most this long (90s, 10m; 0: now or never), in place of the configured time",
+    )
     parser.add_argument("--no-wait", action="store_true", help="return at once; the load goes on")
 
 
@@ -57,6 +65,10 @@ def options_of(arguments: Namespace) -> dict[str, Any]:
         options["idle-timeout-usec"] = Variant("t", round(arguments.idle_timeout * 1e6))
     if arguments.no_evict:
         options["evict"] = Variant("b", False)
+    if arguments.priority is not None:
+        options["priority"] = Variant("s", arguments.priority)
+    if arguments.wait is not None:
+        options["wait-usec"] = Variant("t", round(arguments.wait * 1e6))
     return options
 
 

@@ -1,13 +1,14 @@
-"""``gpudctl run``: runs a command and keeps a model loaded for as long as it runs."""
+"""``gpudctl run``: runs a command, and keeps a model loaded or memory claimed for as long as it runs."""
 
 import os
 import shutil
 import signal
 from argparse import REMAINDER, Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpud.cli.arguments import Parser
+from gpud.cli.arguments import PRIORITIES, Parser, patience, size
 from gpud.cli.exits import Usage
 from gpud.cli.output import Output
 from gpud.core.errors import GpudError
@@ -16,13 +17,18 @@ if TYPE_CHECKING:
     from gpud.cli.client import Gpud
 
 DESCRIPTION = """\
-Load a model, hold it so that it is not unloaded, run a command, and release the model when the command has ended. The
-status is the command's own; 128 and the number of the signal when one ended it, 127 when there is no such command. The
-hold ends with this process, whatever ends it."""
+Run a command that needs a GPU. With --hold, a model is loaded, and held so that it is not unloaded while the command
+runs. With --vram, that much memory of a GPU is claimed for the command itself: gpud makes idle models go, loads none in
+its place, and shows the command that GPU alone (CUDA_VISIBLE_DEVICES, or ROCR_VISIBLE_DEVICES for AMD). It waits its
+turn and says what it waits for; Ctrl-C then gives up. The status is the command's own; 128 and the number of the signal
+when one ended it, 127 when there is no such command. Hold and claim end with this process, whatever ends it: what the
+command leaves running in the background has no claim."""
 
 EXAMPLES = (
     "gpudctl run --hold qwen3-8b -- python summarize.py notes/",
     "gpudctl run --hold big --hold tiny -- ./evaluate.sh",
+    "gpudctl run --vram 8GiB -- python train.py",
+    "gpudctl run --vram 20G --gpu 1 --wait 10m --priority high -- ./render.sh",
 )
 
 NOT_FOUND = 127
@@ -39,25 +45,57 @@ class NoSuchCommand(GpudError):
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "--hold", metavar="MODEL", action="append", required=True, help="the model to load and hold; may be repeated"
+        "--hold", metavar="MODEL", action="append", help="load this model and hold it meanwhile; may be repeated"
     )
-    parser.add_argument("--why", metavar="TEXT", default="", help="what others read about the hold (default: COMMAND)")
+    parser.add_argument(
+        "--vram", metavar="SIZE", type=size, help="claim this much memory for the command (8GiB, 500MiB)"
+    )
+    parser.add_argument("--gpu", metavar="GPU", help="with --vram: on this one, by index or uuid (default: any)")
+    parser.add_argument(
+        "--wait", metavar="TIME", type=patience, help="with --vram: wait at most this long (90s, 10m; 0: now or never)"
+    )
+    parser.add_argument("--priority", choices=PRIORITIES, help="with --vram: whom to go before (default: normal)")
+    parser.add_argument("--why", metavar="TEXT", default="", help="what others read about it (default: COMMAND)")
     parser.add_argument("command", metavar="COMMAND", nargs=REMAINDER, help="what to run, best behind --")
 
 
 def run(arguments: Namespace, output: Output) -> int:
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
-    if not command:
-        raise Usage("run: there is no command to run", hint=f"write it behind --: {EXAMPLES[0]}")
+    _check(arguments, command)
     program = shutil.which(command[0])
     if program is None:
         found = Path(command[0]).exists()
         what = "it is not executable" if found else "there is no such command"
-        output.error(NoSuchCommand(f'cannot run "{command[0]}": {what}', hint="no model was loaded for it"))
+        spared = "no memory was claimed" if arguments.vram else "no model was loaded"
+        output.error(NoSuchCommand(f'cannot run "{command[0]}": {what}', hint=f"{spared} for it"))
         return NOT_EXECUTABLE if found else NOT_FOUND
     from gpud.cli import client
 
+    if arguments.vram:
+        from gpud.cli.claim import claim_and_run
+
+        return client.run(
+            lambda gpud: claim_and_run(gpud, arguments, command, output), arguments.bus, start=True, descriptors=True
+        )
     return client.run(lambda gpud: hold_and_run(gpud, arguments, command, output), arguments.bus, start=True)
+
+
+def _check(arguments: Namespace, command: list[str]) -> None:
+    """What the parser cannot know: which options go with which."""
+    if arguments.hold and arguments.vram:
+        raise Usage(
+            "run: --hold and --vram do not go together",
+            hint="--hold keeps a model of gpud's loaded, --vram claims memory for the command itself: choose one",
+        )
+    if not arguments.hold and not arguments.vram:
+        raise Usage("run: there is nothing to keep for the command", hint="give --hold MODEL or --vram SIZE")
+    for name in ("gpu", "wait", "priority"):
+        if arguments.hold and getattr(arguments, name) is not None:
+            raise Usage(
+                f"run: --{name} goes with --vram alone", hint='configure it for the model, or use "gpudctl load"'
+            )
+    if not command:
+        raise Usage("run: there is no command to run", hint=f"write it behind --: {EXAMPLES[0]}")
 
 
 async def hold_and_run(gpud: "Gpud", arguments: Namespace, command: list[str], output: Output) -> int:
@@ -66,12 +104,11 @@ async def hold_and_run(gpud: "Gpud", arguments: Namespace, command: list[str], o
     from gpud.cli import load
 
     await gpud.subscribe()
-    why = arguments.why or f"runs {Path(command[0]).name}"
     cookies: dict[int, str] = {}
     jobs: dict[int, str] = {}
     for model in dict.fromkeys(arguments.hold):
         # Held before it is loaded: between the two nothing can take its place.
-        (cookie,) = await gpud.call("Hold", "sss", model, why[:128], "gpudctl run", asks=True)
+        (cookie,) = await gpud.call("Hold", "sss", model, reason_of(arguments, command), "gpudctl run", asks=True)
         cookies[cookie] = model
         jobs[await load.start(gpud, model, {})] = model
     ended = await load.wait_for(gpud, jobs, output)
@@ -79,14 +116,20 @@ async def hold_and_run(gpud: "Gpud", arguments: Namespace, command: list[str], o
         raise GpudError(failed.sentence("loading"), hint=f'"{command[0]}" was not started')
     watch = asyncio.ensure_future(_watch(gpud, cookies, output))
     try:
-        return await _run(command)
+        return await run_command(command)
     finally:
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
 
 
-async def _run(command: list[str]) -> int:
-    """The command's status, with signals passed on to it meanwhile."""
+def reason_of(arguments: Namespace, command: list[str]) -> str:
+    """What others read about it."""
+    why: str = arguments.why or f"runs {Path(command[0]).name}"
+    return why[:128]
+
+
+async def run_command(command: list[str], environment: Mapping[str, str] | None = None) -> int:
+    """The command's status, with signals passed on to it meanwhile. ``environment`` is laid over our own."""
     import asyncio
 
     loop = asyncio.get_running_loop()
@@ -105,7 +148,7 @@ async def _run(command: list[str]) -> int:
     # Ctrl-C is the command's to answer: it has got it from the terminal, and may well go on.
     loop.add_signal_handler(signal.SIGINT, lambda: None)
     try:
-        child = await asyncio.create_subprocess_exec(*command)
+        child = await asyncio.create_subprocess_exec(*command, env={**os.environ, **(environment or {})})
         for number in early:
             pass_on(number)
         status = await child.wait()

@@ -2,6 +2,7 @@
 
 import re
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpud.cli.arguments import Parser
@@ -11,8 +12,9 @@ if TYPE_CHECKING:
     from gpud.cli.client import Gpud
 
 DESCRIPTION = """\
-Show the models and what they hold, the GPUs and who else uses them, and the jobs and holds there are. With the name of
-a model, all that is known of it. It looks without starting gpud and without waking a GPU that sleeps."""
+Show the models and what they hold, the GPUs and who else uses them, who waits for memory, and the claims, jobs and
+holds there are. With the name of a model, all that is known of it. It looks without starting gpud and without waking a
+GPU that sleeps."""
 
 EXAMPLES = (
     "gpudctl status",
@@ -29,6 +31,15 @@ STATE_COLORS = {
     "failed": "red",
     "unloaded": "dim",
 }
+
+SOURCES = {
+    "measured": "as measured",
+    "declared": "as configured",
+    "probe": "by the engine's own count",
+    "formula": "as calculated",
+    "guess": "a guess",
+}
+"""Where a need comes from, for a person."""
 
 DEGRADED = {
     "cuda-unavailable": "CUDA does not work; models run on the processor or not at all",
@@ -88,9 +99,15 @@ def everything(status: dict[str, Any], bus: str, output: Output) -> list[str]:
     if degraded := status["Degraded"]:
         words = DEGRADED.get(degraded, "something is wrong")
         lines.append(output.paint(f"degraded: {degraded} ({words})", "red"))
+    if given := status.get("Yielded"):
+        lines.append(output.paint(yielded(given), "yellow"))
     lines += ["", *models(status["Models"], output)]
     for gpu in status["Gpus"]:
         lines += ["", *device(gpu, status["Models"], output)]
+    if status.get("Queue"):
+        lines += ["", *(waiting(record, status.get("Claims", ())) for record in status["Queue"])]
+    if status.get("Claims"):
+        lines += ["", *(claim(record, status["Gpus"]) for record in status["Claims"])]
     if status["Jobs"]:
         lines += ["", *(job(record) for record in status["Jobs"])]
     if status["Holds"]:
@@ -101,7 +118,7 @@ def everything(status: dict[str, Any], bus: str, output: Output) -> list[str]:
 def models(records: list[dict[str, Any]], output: Output) -> list[str]:
     if not records:
         return ["no model is configured: add one under models: in gpud.yaml"]
-    head = ("MODEL", "ENGINE", "STATE", "MEMORY", "CONTEXT", "LAST USED", "UNLOADS IN", "HOLDS")
+    head = ("MODEL", "ENGINE", "STATE", "MEMORY", "CONTEXT", "KV", "LAST USED", "UNLOADS IN", "HOLDS")
     rows = [
         (
             (record["Id"], ""),
@@ -109,6 +126,7 @@ def models(records: list[dict[str, Any]], output: Output) -> list[str]:
             (state_words(record), STATE_COLORS.get(record["State"], "")),
             (memory(record), ""),
             (str(record["ContextSize"] or ""), ""),
+            (mib(record["KvBytes"]) if record.get("KvBytes") and memory(record) else "", ""),
             (last_used(record), ""),
             (unloads_in(record), ""),
             (str(record["Holds"] or ""), ""),
@@ -116,9 +134,15 @@ def models(records: list[dict[str, Any]], output: Output) -> list[str]:
         for record in records
     ]
     lines = table(output, head, rows)
+    lines += [output.paint(f"{one['Id']}: reduced to {one['Reduced']}", "yellow") for one in records if reduced(one)]
     for record in records:
         lines += [output.paint(line, "red") for line in trouble(record)]
     return lines
+
+
+def reduced(record: dict[str, Any]) -> bool:
+    """Whether a model is loaded with less than is configured."""
+    return bool(record.get("Reduced")) and record["State"] not in ("unloaded", "failed")
 
 
 def state_words(record: dict[str, Any]) -> str:
@@ -185,23 +209,70 @@ def device(gpu: dict[str, Any], records: list[dict[str, Any]], output: Output) -
     lines = [f"{output.paint(name, 'bold')}: {'; '.join(filter(None, facts))}"]
     if gpu["Health"]:
         lines.append(output.paint(f"  {gpu['Health']}", "red"))
+    if gpu.get("Alert"):
+        lines.append(output.paint(f"  nearly full: {size(gpu.get('VramUsed', 0))} are used", "red"))
     return lines + others(gpu, records)
 
 
 def others(gpu: dict[str, Any], records: list[dict[str, Any]]) -> list[str]:
     """What other programs hold, with the names of those that the driver tells."""
-    own = {pid for record in records for pid in record.get("Pids", ())}
-    strangers = [one for one in gpu["Processes"] if one["Pid"] not in own]
-    strangers.sort(key=lambda one: -one.get("UsedBytes", 0))
     named = [
         f"{one['Name'] or 'unknown'} (pid {one['Pid']})" + (f" {mib(one['UsedBytes'])}" if "UsedBytes" in one else "")
-        for one in strangers
+        for one in strangers(gpu, records)
     ]
     foreign = gpu.get("VramForeign", 0)
     if not named and (not foreign or gpu["Uuid"] == "host"):
         return []
     total = f" {mib(foreign)}" if foreign else ""
     return [f"  other programs{total}" + (f": {', '.join(named)}" if named else "")]
+
+
+def strangers(gpu: dict[str, Any], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The processes on a device that are not gpud's, the largest first."""
+    own = {pid for record in records for pid in record.get("Pids", ())}
+    found = [one for one in gpu["Processes"] if not one.get("Own", one["Pid"] in own)]
+    return sorted(found, key=lambda one: -one.get("UsedBytes", 0))
+
+
+def yielded(record: dict[str, Any]) -> str:
+    """That the GPUs are given away: by whom, why and until when."""
+    by = record["Caller"] or f"uid {record['Uid']}"
+    why = f": {record['Why']}" if record["Why"] else ""
+    left = f"for {until(record['UntilUSec'])} more" if record["UntilUSec"] else 'until "gpudctl resume"'
+    return f"the GPUs are given away {left}, by {by}{why}"
+
+
+def waiting(record: dict[str, Any], claims: Sequence[dict[str, Any]]) -> str:
+    """One who waits for memory, on one line."""
+    what = f'"{record["Model"]}"' if record["Model"] else claimant(record["Claim"], claims)
+    facts = [f"needs {size(record['NeedBytes'])}" if record["NeedBytes"] else ""]
+    facts.append(f"{record['Priority']} priority" if record["Priority"] != "normal" else "")
+    facts.append(f"for {span_since(record['SinceUSec'])}" if record["SinceUSec"] else "")
+    facts.append("it is its turn" if record["Overdue"] else "")
+    reason = f": {record['WaitsFor']}" if record["WaitsFor"] else ""
+    return f"waits {record['Position']}: {what}, " + ", ".join(filter(None, facts)) + reason
+
+
+def claimant(number: int, claims: Sequence[dict[str, Any]]) -> str:
+    """A claim by the name of its program."""
+    who = next((one["Who"] for one in claims if one["Id"] == number), "")
+    return f"claim {number} of {who}" if who else f"claim {number}"
+
+
+def claim(record: dict[str, Any], gpus: Sequence[dict[str, Any]]) -> str:
+    """One claim on one line: what it has claimed, beside what it uses."""
+    used = f", uses {size(record['UsedBytes'])}" if "UsedBytes" in record else ""
+    where = f" on {place_name(record['Device'], gpus)}" if record["Granted"] else ", waits"
+    why = f": {record['Why']}" if record["Why"] else ""
+    by = record["Caller"] or f"uid {record['Uid']}"
+    when = f" for {span_since(record['SinceUSec'])}" if record["SinceUSec"] else ""
+    return f"claim {record['Id']}: {record['Who']}, {size(record['Bytes'])}{where}{used}, by {by}{when}{why}"
+
+
+def place_name(device: str, gpus: Sequence[dict[str, Any]]) -> str:
+    """A device by its number, the machine's own memory by its name."""
+    gpu = next((gpu for gpu in gpus if gpu["Uuid"] == device), None)
+    return device if gpu is None or device == "host" else f"GPU {gpu['Index']}"
 
 
 def job(record: dict[str, Any]) -> str:
@@ -215,10 +286,18 @@ def job(record: dict[str, Any]) -> str:
 
 def hold(record: dict[str, Any]) -> str:
     who = record["Application"] or record["Caller"] or f"uid {record['Uid']}"
-    what = f'"{record["Model"]}"' if record["Model"] else f"everything ({record['What'].replace(':', ', ')})"
+    what = f'hold on "{record["Model"]}"' if record["Model"] else inhibited(record["What"])
     reason = f": {record['Reason']}" if record["Reason"] else ""
     when = f" for {span_since(record['SinceUSec'])}" if record["SinceUSec"] else ""
-    return f"hold on {what} by {who}{when}{reason}"
+    return f"{what} by {who}{when}{reason}"
+
+
+def inhibited(what: str) -> str:
+    """What a program forbids: ``unload`` and ``evict`` keep everything loaded, ``load`` keeps the GPUs empty."""
+    words = what.split(":")
+    kept = ", ".join(word for word in words if word != "load")
+    parts = [f"hold on everything ({kept})" if kept else "", "loading forbidden" if "load" in words else ""]
+    return " and ".join(filter(None, parts))
 
 
 def span_since(at_usec: int) -> str:
@@ -229,14 +308,21 @@ def one_model(record: dict[str, Any], status: dict[str, Any], output: Output) ->
     gpu = next((gpu for gpu in status["Gpus"] if gpu["Uuid"] == record["Device"]), None)
     place = record["Device"] if gpu is None or gpu["Uuid"] == "host" else f"GPU {gpu['Index']} ({gpu['Name']})"
     why = f" ({record['Reason']})" if record["Reason"] else ""
+    shares = record.get("Shares", {})
+    if len(shares) > 1:
+        place = ", ".join(f"{place_name(device, status['Gpus'])} {mib(share)}" for device, share in shares.items())
+    source = SOURCES.get(record.get("NeedSource", ""), record.get("NeedSource", ""))
+    kv = f", {mib(record['KvBytes'])} for keys and values" if record.get("KvBytes") else ""
     facts = (
         ("engine", record["Backend"]),
         ("state", output.paint(state_words(record), STATE_COLORS.get(record["State"], "")) + why),
         ("aliases", ", ".join(record["Aliases"])),
         ("device", place),
         ("memory", f"{mib(record['VramBytes'])} measured" if record["VramBytes"] else ""),
-        ("needs", mib(record["NeedBytes"]) if record["NeedBytes"] else ""),
-        ("context", f"{record['ContextSize']} tokens" if record["ContextSize"] else ""),
+        ("needs", mib(record["NeedBytes"]) + (f" ({source})" if source else "") if record["NeedBytes"] else ""),
+        ("context", f"{record['ContextSize']} tokens{kv}" if record["ContextSize"] else kv.removeprefix(", ")),
+        ("reduced", record.get("Reduced", "")),
+        ("waits for", record.get("WaitsFor", "")),
         ("requests", str(record["InFlight"]) if record["InFlight"] else ""),
         ("holds", str(record["Holds"]) if record["Holds"] else ""),
         ("last used", last_used(record)),
@@ -250,4 +336,5 @@ def one_model(record: dict[str, Any], status: dict[str, Any], output: Output) ->
     lines = [output.paint(record["Id"], "bold"), *(f"  {name:<{width}}  {text}" for name, text in facts if text)]
     lines += [f"  {hold(one)}" for one in status["Holds"] if one["Model"] == record["Id"]]
     lines += [f"  {job(one)}" for one in status["Jobs"] if one["Model"] == record["Id"]]
+    lines += [f"  {waiting(one, ())}" for one in status.get("Queue", ()) if one["Model"] == record["Id"]]
     return lines + [output.paint(line, "red") for line in trouble(record)]

@@ -3,25 +3,10 @@
 from collections.abc import Callable
 from typing import Protocol
 
+from gpud.core.admission import Considered
 from gpud.core.events import LoadOptions, Logged, Outcome
 from gpud.core.facts import Caller, ClaimStatus, JobStatus, Priority, Snapshot
 from gpud.core.quote import Quote
-
-
-class Considered(Protocol):
-    """What would come of a wish for memory: ``verdict`` is fits, waits, evicts or refused."""
-
-    @property
-    def verdict(self) -> str: ...
-
-    @property
-    def device(self) -> str: ...
-
-    @property
-    def victims(self) -> tuple[str, ...]: ...
-
-    @property
-    def message(self) -> str: ...
 
 
 class EngineApi(Protocol):
@@ -87,7 +72,8 @@ class EngineApi(Protocol):
 
     def consider(self, size_bytes: int, *, gpu: str = "") -> Considered: ...
 
-    async def quote(self, model: str) -> Quote: ...
+    async def quote(self, model: str, *, context: int | None = None, layers: int | None = None) -> Quote:
+        """What the model would need; ``context`` and ``layers`` in place of the configured ones."""
 
     def set_idle_timeout(self, timeout_s: float) -> None: ...
 

@@ -27,6 +27,7 @@ from gpud.dbus.wire import Variant
 
 _CLAIM_OPTIONS = {"gpu": "s", "priority": "s", "wait-usec": "t"}
 _CONSIDER_OPTIONS = {"gpu": "s"}
+_QUOTE_OPTIONS = {"context-size": "u", "layers": "u"}
 EXPLAIN_LIMIT = 20
 EXPLAIN_MOST = 500
 
@@ -120,6 +121,8 @@ class MemoryMethods:
         gpu = checked_gpu(checked_options(options, _CONSIDER_OPTIONS).get("gpu", ""))
         return Reply((considered_record(self._engine.consider(size_bytes, gpu=gpu)),))
 
-    async def quote(self, _request: Request, model: str) -> Reply:
+    async def quote(self, _request: Request, model: str, options: dict[str, Variant]) -> Reply:
         checked_model(model, empty='name a model; "gpudctl models" lists them')
-        return Reply((quote_record(await self._engine.quote(model)),))
+        values = checked_options(options, _QUOTE_OPTIONS)
+        quote = await self._engine.quote(model, context=values.get("context-size"), layers=values.get("layers"))
+        return Reply((quote_record(quote),))

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+from gpud.core.admission import Considered
 from gpud.core.events import Alert, Logged
 from gpud.core.facts import (
     ClaimStatus,
@@ -17,7 +18,6 @@ from gpud.core.facts import (
     State,
 )
 from gpud.core.quote import Offer, Quote
-from gpud.dbus.engine_api import Considered
 from gpud.dbus.wire import Variant
 
 Record = dict[str, Variant]
@@ -216,6 +216,7 @@ def claim_record(status: ClaimStatus, clock: WallClock) -> Record:
         "Who": text(status.who),
         "Why": text(status.why),
         "Uid": number("u", status.caller.uid),
+        "Pid": number("u", status.caller.pid),
         "Caller": text(status.caller.label),
         "Bytes": number("t", status.bytes),
         "Device": text(status.device),
@@ -347,7 +348,8 @@ def alert_values(alert: Alert) -> list[Any]:
 
 def shown_overall(snapshot: Snapshot) -> str:
     """The word for gpud itself: while the GPUs are given away, it is not merely idle."""
-    return "yielded" if snapshot.yielded is not None and snapshot.state == "idle" else snapshot.state
+    given = snapshot.yielded is not None or any("load" in hold.what for hold in snapshot.holds)
+    return "yielded" if given and snapshot.state == "idle" else snapshot.state
 
 
 def loaded_models(snapshot: Snapshot) -> list[ModelStatus]:

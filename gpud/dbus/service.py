@@ -288,7 +288,7 @@ class Service:
             self._engine.release(cookie, owner)
 
     def _claim_closed(self, number: int, _owner: str) -> None:
-        self._engine.drop_claim(number, "given back")
+        self._engine.drop_claim(number, "its descriptor is closed")
 
 
 async def _owner(connection: Connection) -> str:

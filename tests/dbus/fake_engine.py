@@ -203,7 +203,8 @@ class FakeEngine:
         self.calls.append(("consider", size_bytes, gpu))
         return self.answer
 
-    async def quote(self, model: str) -> Quote:
+    async def quote(self, model: str, *, context: int | None = None, layers: int | None = None) -> Quote:
+        self.calls.append(("quote", model, context, layers))
         if model not in self.quotes:
             raise NoSuchModel(f'there is no model "{model}"')
         return self.quotes[model]

@@ -66,7 +66,7 @@ def test_a_claim_reaches_the_engine_in_its_units(run: Any, private_bus: PrivateB
                 assert list(engine.claims) == [number]
                 os.close(fd)
                 await engine.until(lambda: not engine.claims)
-            assert engine.asked("drop_claim") == [("drop_claim", number, "given back")]
+            assert engine.asked("drop_claim") == [("drop_claim", number, "its descriptor is closed")]
 
     run(scenario())
 

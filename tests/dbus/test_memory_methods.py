@@ -153,6 +153,10 @@ def test_a_loading_model_is_more_than_a_given_away_gpu() -> None:
     for state, word in (("idle", "yielded"), ("active", "active"), ("unloading", "unloading")):
         engine.state = state
         assert property_values(engine.snapshot(), WallClock(), "1")["State"].value == word
+    engine.yielded, engine.state = None, "idle"
+    assert property_values(engine.snapshot(), WallClock(), "1")["State"].value == "idle"
+    engine.inhibit(frozenset({"load"}), CALLER, who="a game", why="")
+    assert property_values(engine.snapshot(), WallClock(), "1")["State"].value == "yielded"
 
 
 def test_loading_can_be_inhibited_for_as_long_as_a_descriptor_is_open(
@@ -245,7 +249,7 @@ def test_a_quote_has_every_way_to_load_a_model(run: Any, private_bus: PrivateBus
 
     async def scenario() -> None:
         async with serving(private_bus.address, engine), peer(private_bus.address, NOBODY) as client:
-            shown = values_of(await client.call("Quote", "s", "tiny"))
+            shown = values_of(await client.call("Quote", "sa{sv}", "tiny", {}))
             (first,), (second,) = (map(values_of, shown.pop(key)) for key in ("Offers", "Less"))
             assert shown == {
                 "NeedBytes": 4 * GIB,
@@ -264,8 +268,10 @@ def test_a_quote_has_every_way_to_load_a_model(run: Any, private_bus: PrivateBus
                 2048,
                 0,
             )
-            assert (await client.refused("Quote", "s", "big")).name == OWN + "NoSuchModel"
-            assert (await client.refused("Quote", "s", "")).name == STANDARD + "InvalidArgs"
+            options = {"context-size": ("u", 4096), "layers": ("u", 0)}
+            assert (await client.refused("Quote", "sa{sv}", "big", options)).name == OWN + "NoSuchModel"
+            assert engine.calls == [("quote", "tiny", None, None), ("quote", "big", 4096, 0)]
+            assert (await client.refused("Quote", "sa{sv}", "", {})).name == STANDARD + "InvalidArgs"
 
     run(scenario())
 

@@ -1,0 +1,344 @@
+"""``gpudctl budget``: whether a model fits, what would make it fit, and what would have to go for it. Loads nothing."""
+
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpud.cli.arguments import Parser, whole
+from gpud.cli.exits import DONE, REFUSED, NotRunning
+from gpud.cli.output import Output, size
+from gpud.cli.status import SOURCES, place_name
+
+if TYPE_CHECKING:
+    from gpud.cli.client import Gpud
+    from gpud.core.quote import Estimate
+
+DESCRIPTION = """\
+Say whether a model fits: what it needs, what gpud may use of each device and what is available there now, and what
+would be unloaded for it. Where it does not fit, the largest number of layers on the GPU and the largest context with
+which it would. MODEL is one that is configured, with its own settings; FILE is any GGUF file, which gpud need not know.
+Nothing is loaded. Status 4 when it does not fit."""
+
+EXAMPLES = (
+    "gpudctl budget qwen3-8b",
+    "gpudctl budget qwen3-8b --ctx 32768",
+    "gpudctl budget ~/models/big-q4_k_m.gguf --ctx 16384 --layers 20",
+)
+
+LEAST_CONTEXT = 1024
+"""With less, a model is of no use, and nobody is told to try."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to load a model. ``need_bytes`` is on the GPU, or all of it where it has no part there (``on_host``)."""
+
+    need_bytes: int
+    host_bytes: int = 0
+    on_host: bool = False
+    source: str = "formula"
+    context: int | None = None
+    layers: int | None = None
+    reduced: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What was asked about: the way that was asked for, and others that need less, the best of each kind first.
+
+    ``allowed`` are those that the model's configuration lets gpud take by itself.
+    """
+
+    name: str
+    way: Way
+    with_fewer_layers: Iterable[Way]
+    with_less_context: Iterable[Way]
+    allowed: tuple[Way, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """One device with the scheduler's account of it; None is not known."""
+
+    uuid: str
+    name: str
+    budget_bytes: int | None
+    available_bytes: int | None
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL|FILE", help="the name of a configured model, or a GGUF file")
+    parser.add_argument("--ctx", metavar="N", type=whole(1, (1 << 32) - 1), help="tokens of context")
+    parser.add_argument("--layers", metavar="N", type=whole(0, 1 << 20), help="layers on the GPU")
+
+
+def run(arguments: Namespace, output: Output) -> int:
+    from gpud.cli import client
+
+    if not is_file(arguments.model):
+        return client.run(lambda gpud: of_model(gpud, arguments, output), arguments.bus)
+    try:
+        return client.run(lambda gpud: of_file(gpud, arguments, output), arguments.bus)
+    except NotRunning as problem:
+        answer = Answer(file_wish(arguments, _visible_gpus()), (), None)
+        answer.show(output)
+        output.note(f"gpudctl: {problem.message}: its budget is not known, nor what would be unloaded")
+        return DONE
+
+
+def is_file(text: str) -> bool:
+    """Whether it means a file: names of models may hold slashes as well."""
+    return text.endswith(".gguf") or text.startswith(("/", "./", "../", "~/")) or ("/" in text and Path(text).is_file())
+
+
+async def of_model(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
+    from gpud.cli.library import Variant
+    from gpud.cli.wait import find
+
+    status = await gpud.status()
+    record = find(status["Models"], arguments.model)
+    options = {}
+    if arguments.ctx is not None:
+        options["context-size"] = Variant("u", arguments.ctx)
+    if arguments.layers is not None:
+        options["layers"] = Variant("u", arguments.layers)
+    (quote,) = await gpud.call("Quote", "sa{sv}", record["Id"], options)
+    first, *rest = [offered(offer) for offer in quote["Offers"]]
+    others = [*rest, *(offered(offer) for offer in quote["Less"])]
+    way = replace(
+        first,
+        context=first.context or arguments.ctx or record["ContextSize"] or None,
+        layers=first.layers if arguments.layers is None else arguments.layers,
+    )
+    fewer_layers = [one for one in others if one.layers is not None]
+    less_context = [one for one in others if one.layers is None and one.context is not None]
+    wish = Wish(record["Id"], way, fewer_layers, less_context, tuple(rest))
+    return await answer(gpud, wish, status, output)
+
+
+def offered(offer: dict[str, Any]) -> Way:
+    """A way as the daemon tells it."""
+    return Way(
+        offer["NeedBytes"],
+        offer["HostBytes"],
+        all(device == "host" for device in offer["Shares"]),
+        offer["Source"],
+        offer.get("Context"),
+        offer.get("Layers"),
+        offer["Reduced"],
+    )
+
+
+async def of_file(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
+    import asyncio
+
+    status = await gpud.status()
+    gpus = sum(gpu["Uuid"] != "host" and not gpu["Health"] for gpu in status["Gpus"])
+    wish = await asyncio.to_thread(file_wish, arguments, gpus)
+    return await answer(gpud, wish, status, output)
+
+
+async def answer(gpud: "Gpud", wish: Wish, status: dict[str, Any], output: Output) -> int:
+    from gpud.cli.library import Variant
+
+    rooms = tuple(
+        Room(gpu["Uuid"], gpu["Name"], gpu.get("Budget"), gpu.get("Available"))
+        for gpu in status["Gpus"]
+        if (gpu["Uuid"] == "host") == wish.way.on_host
+    )
+    options = {"gpu": Variant("s", "host")} if wish.way.on_host else {}
+    (considered,) = await gpud.call("Consider", "ta{sv}", wish.way.need_bytes, options)
+    found = Answer(wish, rooms, considered, status)
+    found.show(output)
+    return REFUSED if found.fits is False else DONE
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def _visible_gpus() -> int:
+    import os
+
+    from gpud.cli.estimate import visible_gpus
+
+    return visible_gpus(os.environ)
+
+
+def file_wish(arguments: Namespace, gpus: int) -> Wish:
+    """What a file would need, as the formula says it: on one GPU where there is one, for that is tried first."""
+    from gpud.backends.llama_flags import DEFAULT_CONTEXT
+    from gpud.cli.estimate import calculate, plan_for, read_files
+    from gpud.core.estimate import UnknownArchitecture
+
+    context = arguments.ctx or DEFAULT_CONTEXT
+    path = str(Path(arguments.model).expanduser())
+    layers = () if arguments.layers is None else ("-ngl", str(arguments.layers))
+    on_gpu = min(1, gpus) if arguments.layers != 0 else 0
+    plan = plan_for(path, ("-c", str(context), *layers), on_gpu, {})
+    files = read_files(plan)
+
+    def way(context: int, layers: int | None, reduced: str = "") -> Way:
+        chosen = replace(plan, context=context)
+        if layers is not None:
+            chosen = replace(chosen, layers=layers, gpus=on_gpu if layers else 0)
+        return counted(calculate(files, chosen), layers, reduced)
+
+    def fewer_layers() -> Iterator[Way]:
+        for layers in range(first.layers - 1, -1, -1) if first.layers else ():
+            yield way(context, layers, f"{layers} layers on the GPU")
+
+    def less_context() -> Iterator[Way]:
+        smaller = first.context or 0
+        while smaller > LEAST_CONTEXT:
+            smaller = max(LEAST_CONTEXT, smaller // 2)
+            yield replace(way(smaller, arguments.layers), layers=None, reduced=f"a context of {smaller}")
+
+    try:
+        first = way(context, arguments.layers)
+    except UnknownArchitecture as problem:
+        problem.hint = f'"gpudctl estimate {arguments.model}" asks llama-server, which may know it'
+        raise
+    return Wish(Path(path).name, first, fewer_layers(), less_context())
+
+
+def counted(estimate: "Estimate", layers: int | None, reduced: str) -> Way:
+    """What gpud would reserve for this on a machine on which nothing was measured yet."""
+    from gpud.core.learning import beyond
+
+    on_gpu = [part.total_bytes for part in estimate.parts if part.gpu is not None]
+    host = sum(part.total_bytes for part in estimate.parts if part.gpu is None)
+    rest, margin = beyond(host, None, on_host=True)
+    if not on_gpu:
+        return Way(host + rest + margin, 0, True, str(estimate.source), estimate.context, layers, reduced)
+    own = sum(on_gpu)
+    held = own + sum(beyond(own, None, on_host=False))
+    shown = estimate.layers if layers is None else layers
+    return Way(held, host + rest, False, str(estimate.source), estimate.context, shown, reduced)
+
+
+# The answer ----------------------------------------------------------------------------------------------------------
+
+
+class Answer:
+    """Puts together what was asked for, what there is, and what the scheduler would do. None is not known."""
+
+    def __init__(
+        self,
+        wish: Wish,
+        rooms: tuple[Room, ...],
+        considered: dict[str, Any] | None,
+        status: dict[str, Any] | None = None,
+    ) -> None:
+        self.wish = wish
+        self.rooms = rooms
+        self.considered = considered
+        self._status = status or {"Gpus": []}
+        budgets = [room for room in rooms if room.budget_bytes is not None]
+        chosen = considered["Device"] if considered else ""
+        self.room = next((room for room in rooms if room.uuid == chosen), None) or max(
+            budgets, key=lambda room: room.budget_bytes or 0, default=None
+        )
+        self._host_budget_bytes: int | None = next(
+            (gpu.get("Budget") for gpu in self._status["Gpus"] if gpu["Uuid"] == "host"), None
+        )
+        self.fits: bool | None = None if considered is None else self._would_fit(wish.way)
+        self.allowed = next((way for way in wish.allowed if self._would_fit(way)), None) if not self.fits else None
+        self.suggestions = self._suggestions() if self.fits is False else {}
+
+    def _would_fit(self, way: Way) -> bool:
+        """Into the budget, if everything that may go went."""
+        if way is self.wish.way and self.considered is not None and self.considered["Verdict"] == "refused":
+            return False
+        host = self._host_budget_bytes
+        if way.on_host:
+            return host is not None and way.need_bytes <= host
+        room = self.room
+        if room is None or (room.budget_bytes is not None and way.need_bytes > room.budget_bytes):
+            return False
+        return host is None or way.host_bytes <= host
+
+    def _suggestions(self) -> dict[str, int]:
+        """The most layers, and the most context, with which it would fit."""
+        layers = next((way.layers for way in self.wish.with_fewer_layers if self._would_fit(way)), None)
+        context = next((way.context for way in self.wish.with_less_context if self._would_fit(way)), None)
+        return {key: value for key, value in (("layers", layers), ("context", context)) if value is not None}
+
+    def as_data(self) -> dict[str, Any]:
+        way = self.wish.way
+        return {
+            "model": self.wish.name,
+            "need_bytes": way.need_bytes,
+            "host_bytes": way.host_bytes,
+            "source": way.source,
+            "context": way.context,
+            "layers": way.layers,
+            "device": self.room.uuid if self.room else None,
+            "budget_bytes": self.room.budget_bytes if self.room else None,
+            "available_bytes": self.room.available_bytes if self.room else None,
+            "fits": self.fits,
+            "verdict": self.considered["Verdict"] if self.considered else None,
+            "victims": list(self.considered["Victims"]) if self.considered else [],
+            "message": self.considered["Message"] if self.considered else "",
+            "devices": [
+                {
+                    "uuid": room.uuid,
+                    "name": room.name,
+                    "budget_bytes": room.budget_bytes,
+                    "available_bytes": room.available_bytes,
+                }
+                for room in self.rooms
+            ],
+            "suggestions": {key: self.suggestions.get(key) for key in ("layers", "context")},
+        }
+
+    def show(self, output: Output) -> None:
+        output.result("\n".join(self._lines(output)), self.as_data())
+
+    def _lines(self, output: Output) -> list[str]:
+        way = self.wish.way
+        settings = [f"a context of {way.context}" if way.context else ""]
+        settings.append(f"{way.layers} layers on the GPU" if way.layers is not None and not way.on_host else "")
+        given = " and ".join(filter(None, settings))
+        where = "of the machine's memory" if way.on_host else "on a GPU"
+        beside = f", and {size(way.host_bytes)} of the machine's memory" if way.host_bytes else ""
+        source = SOURCES.get(way.source, way.source)
+        name = f"{self.wish.name}, with {given}" if given else self.wish.name
+        lines = [f"{name}: needs {size(way.need_bytes)} {where}{beside}" + (f", {source}" if source else "")]
+        for room in self.rooms:
+            name = (
+                "host memory" if room.uuid == "host" else f"{place_name(room.uuid, self._status['Gpus'])} ({room.name})"
+            )
+            budget = "unknown" if room.budget_bytes is None else size(room.budget_bytes)
+            free = "" if room.available_bytes is None else f", {size(room.available_bytes)} available"
+            lines.append(f"  {name}: budget {budget}{free}")
+        if self.considered is not None:
+            lines.append(self._verdict(output))
+        if self.fits is False:
+            lines.append(self._advice())
+        return lines
+
+    def _verdict(self, output: Output) -> str:
+        assert self.considered is not None
+        if not self.fits:
+            why = self.considered["Message"] if self.considered["Verdict"] == "refused" else ""
+            short = self._host_budget_bytes
+            if not why and short is not None and self.wish.way.host_bytes > short:
+                why = f"its part in the machine's memory is above the budget there, {size(short)}"
+            return output.paint("does not fit", "red") + (f": {why}" if why else "")
+        if self.considered["Verdict"] == "fits":
+            return output.paint("fits now", "green")
+        if self.considered["Victims"]:
+            names = ", ".join(f'"{name}"' for name in self.considered["Victims"])
+            return output.paint("fits", "yellow") + f" when {names} {'is' if names.count(',') == 0 else 'are'} unloaded"
+        return output.paint("fits, but has to wait", "yellow") + f": {self.considered['Message']}"
+
+    def _advice(self) -> str:
+        if self.allowed is not None:
+            return f"gpud would load it with {self.allowed.reduced}, as its configuration allows"
+        options = {"layers": "--layers", "context": "--ctx"}
+        words = [f"{options[key]} {self.suggestions[key]}" for key in ("layers", "context") if key in self.suggestions]
+        if words:
+            return f"it would fit with {' or '.join(words)}"
+        return "it would not fit with fewer layers or less context either: take a smaller model or quantization"
