@@ -10,8 +10,8 @@ import pytest
 TOP = Path(__file__).resolve().parent.parent
 PACKAGE = TOP / "gpud"
 
-ADAPTERS = {"gpus", "catalog", "backends", "processes", "store", "systemd"}
-EDGES = {"dbus", "http"}
+ADAPTERS = {"gpus", "catalog", "backends", "processes", "store", "systemd", "power", "pagecache"}
+EDGES = {"dbus", "http", "webhook"}
 
 # What each room may import of gpud, beyond itself, core and the package's own version.
 MAY_IMPORT: dict[str, set[str]] = {
