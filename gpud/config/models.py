@@ -88,8 +88,8 @@ class Models:
         file = own.get("file")
         if file is not None and is_good(file) and not _is_gguf(file.value):
             text = (
-                f"is no .gguf file, and llama engines read nothing else; no other engine of {order} takes it; convert it, "
-                "or name one that does"
+                f"is no .gguf file, and llama engines read nothing else; no other engine of {order} takes it; "
+                "convert it, or name one that does"
             )
             self._reading.wrong(file.where, f"{path}.file", f"{shown(file.node)}: {text}")
         else:

@@ -257,9 +257,10 @@ def warnings(config: Config) -> tuple[str, ...]:
     for name, model in config.models.items():
         for key in ("file", "mmproj", "draft_file"):
             paths = dict.fromkeys(getattr(one.settings, key) for one in (model, *model.alternatives))
-            for path in paths:
-                if path and not os.path.isfile(path):  # noqa: PTH113
-                    said.append(f'models.{name}.{key}: there is no file "{path}" now; loading the model would fail')
+            missing = (path for path in paths if path and not os.path.isfile(path))  # noqa: PTH113
+            said += [
+                f'models.{name}.{key}: there is no file "{path}" now; loading the model would fail' for path in missing
+            ]
         if model.size_bytes is not None and 0 < model.size_bytes < 1 << 20:
             said.append(
                 f"models.{name}.size: is {model.size_bytes} bytes, less than 1 MiB; a size without a unit is in bytes"

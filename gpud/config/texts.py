@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from gpud.config.kinds import BROKEN, DECIMAL, WHOLE, Reading, Wrong, nearest, text_of
 from gpud.config.source import Items, Node, Scalar, Table, shown
@@ -98,6 +99,10 @@ class WebAddress:
             raise Wrong("is not an address on the web")
         if match[1] is not None and not 1 <= int(match[1]) <= 65535:
             raise Wrong(f"has the port {match[1]}, which is not from 1 to 65535")
+        try:
+            urlsplit(text)
+        except ValueError:
+            raise Wrong("has a host in brackets that is no IPv6 address") from None
         if "#" in text:
             raise Wrong('has a fragment ("#"), which is never sent')
         return text

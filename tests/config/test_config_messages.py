@@ -394,6 +394,7 @@ def test_limits_that_cannot_be_or_contradict_each_other_are_refused(text: str, s
         ("https://h:70000/hush", "has the port 70000, which is not from 1 to 65535"),
         ("https://h/hush#x", 'has a fragment ("#"), which is never sent'),
         ("https://h/hush hush", "is not an address on the web"),
+        ("https://[:::1]/hush", "has a host in brackets that is no IPv6 address"),
     ],
 )
 def test_an_address_of_a_webhook_is_checked_and_not_shown(address: str, said: str) -> None:

@@ -354,7 +354,7 @@ def test_an_open_engine_is_chosen_by_what_the_model_is(settings: str, engines: l
 
 def test_a_file_in_safetensors_never_goes_to_llama_cpp() -> None:
     """Not even beside a name that Ollama could serve: the file would be without a meaning."""
-    with pytest.raises(ConfigInvalid, match='models.m.file: "/m.safetensors": means nothing to the engine "ollama"'):
+    with pytest.raises(ConfigInvalid, match='safetensors": means nothing to the engine "ollama"'):
         model("engine: auto, file: /m.safetensors, model: m")
     other = model("engine: auto, file: /m.safetensors", "scheduler: {backend_order: [llama_server, vllm]}")
     assert (other.engine, other.alternatives) == ("vllm", ())
