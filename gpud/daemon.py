@@ -25,9 +25,12 @@ from gpud.dbus.service import BusUnavailable, NameTaken, Service
 from gpud.directories import AlreadyRunning, Directories, alone
 from gpud.engine import Engine
 from gpud.log import Journal, set_level, setup
+from gpud.pagecache import PageCache
+from gpud.power import on_battery
 from gpud.processes.cgroup import Cgroup, enter_delegated_cgroup
 from gpud.processes.launcher import ProcessLauncher
 from gpud.store import FileStore
+from gpud.webhook import Webhook
 
 log = logging.getLogger(__name__)
 
@@ -113,10 +116,13 @@ class Daemon:
                 store=self._store,
                 launcher=self._launcher,
                 files=FileReader(),
+                warmer=PageCache(may=self._may_read_ahead),
                 version=__version__,
                 reload=self.reload,
             )
             self._engine.subscribe(self._listen)
+            self._webhook = Webhook(self._config.alerts.webhook)
+            self._engine.subscribe(self._webhook.listen)
             for number in STOP_SIGNALS:
                 loop.add_signal_handler(number, self._stop)
             loop.add_signal_handler(signal.SIGHUP, self._hang_up)
@@ -171,6 +177,7 @@ class Daemon:
         await self._engine.finished()
         await service.close()
         await self._engine.close()
+        await self._webhook.close()
         await self._launcher.close()
 
     def _ready(self) -> None:
@@ -242,6 +249,7 @@ class Daemon:
         restart = new.bus != self._config.bus
         self._config, self._backends = new, made
         self._launcher.lines_per_second = new.logging.engine_lines_per_second
+        self._webhook.url = new.alerts.webhook
         set_level(self._journal, Level(new.logging.level))
         await self._engine.apply(models=new.models, limits=new.limits, idle_timeout_s=new.idle_timeout_s, backends=made)
         text = f"The configuration was reloaded: {_models(new)} in {', '.join(new.sources)}"
@@ -253,7 +261,8 @@ class Daemon:
         """A backend for each engine that a model uses; one whose options have not changed is kept as it is."""
         made: dict[str, Backend] = {}
         options: dict[str, EngineOptions] = {}
-        for name in dict.fromkeys(model.engine for model in wanted.models.values()):
+        models = wanted.models.values()
+        for name in dict.fromkeys(one.engine for model in models for one in (model, *model.alternatives)):
             options[name] = engine_options(wanted, name, service=not self._user)
             if self._options.get(name) == options[name] and name in self._backends:
                 made[name] = self._backends[name]
@@ -264,6 +273,11 @@ class Daemon:
                 raise ConfigInvalid([error.text]) from error
         self._options = options
         return made
+
+    def _may_read_ahead(self) -> bool:
+        """Asked in a thread, each time before a file is read ahead of its load."""
+        wanted = self._config.prefetch
+        return wanted.page_cache and (wanted.on_battery or on_battery() is not True)
 
     # What is told ----------------------------------------------------------------------------------------------------
 
