@@ -168,6 +168,8 @@ class RunningChild:
         self._signal(signal.SIGTERM)
         # A stopped process acts on a signal only when it goes on.
         self._signal(signal.SIGCONT)
+        # One that listens to its stdin ends when both have come: until then a llama-server waits for more lines.
+        self.close_lease()
 
     def _signal(self, number: signal.Signals) -> None:
         if self._main_ended.is_set():

@@ -48,6 +48,20 @@ def test_second_term_is_sent_to_a_busy_child(launcher: ProcessLauncher, sink: Li
     assert run(scene()).code == 6
 
 
+def test_a_child_that_reads_its_stdin_to_the_end_when_told_to_go_need_not_be_told_twice(
+    launcher: ProcessLauncher, sink: Lines, run: Run
+) -> None:
+    """A llama-server waits for the thread that reads its stdin: the lease ends with the first TERM."""
+
+    async def scene() -> Exit:
+        script = "trap 'cat >/dev/null; exit 7' TERM; echo ready; while :; do sleep 0.01; done"
+        child = await launcher.spawn(shell(script, lease=True))
+        await told(sink)
+        return await child.stop(StopTimes(term_s=60.0, second_term_s=60.0))
+
+    assert run(scene()).code == 7
+
+
 def test_child_that_ignores_term_is_killed_and_it_is_told(launcher: ProcessLauncher, sink: Lines, run: Run) -> None:
     """Both rungs pass, ``on_kill`` is called once, the exit is a SIGKILL."""
 
