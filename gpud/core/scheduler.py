@@ -30,6 +30,7 @@ from gpud.core.facts import (
     State,
     YieldStatus,
 )
+from gpud.core.foresight import Foresight
 from gpud.core.instance import Instance, Job
 from gpud.core.leaving import Leaving
 from gpud.core.loading import Loading
@@ -51,6 +52,7 @@ class Scheduler:
         self._claiming = Claiming(self._table)
         self._admitting = Admitting(self._table, self._loading, self._leaving, self._claiming)
         self._memory = Memory(self._table, self._loading, Pressure(self._table, self._leaving), self._admitting)
+        self._foresight = Foresight(self._table)
         self._books = self._table.books
         self._holds = self._table.holds
         self._out = self._table.out
@@ -89,6 +91,7 @@ class Scheduler:
                 self._loading.sized(event)
             case events.BecameReady():
                 self._loading.became_ready(event)
+                self._foresight.loaded()
             case events.LoadEnded():
                 self._loading.load_ended(event)
             case events.EngineGone():

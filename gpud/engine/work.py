@@ -159,8 +159,7 @@ class Work:
             case events.Learn():
                 self._start(self._learn(action))
             case events.Warm(model):
-                if self._warmer is not None:
-                    self._start(self._warmer.warm(model.settings.file))
+                self._start(self._warm(model))
             case _:
                 assert_never(action)
 
@@ -457,6 +456,19 @@ class Work:
         )
         if self._store.problem != before:
             self._touch()
+
+    async def _warm(self, model: Model) -> None:
+        """Read the file ahead that its engine would read. What stands in the way is told when somebody loads it."""
+        backend = self.backends.get(model.engine)
+        if self._warmer is None or backend is None:
+            return
+        try:
+            plan = await self._checks.ask(model.name, partial(backend.plan, model, 0))
+        except (Unanswered, GpudError) as problem:
+            log.debug("The file of %r is not read ahead: %r", model.name, problem)
+            return
+        if plan is not None and plan.file:
+            await self._warmer.warm(plan.file)
 
     async def _in_thread(self, what: Callable[[], None]) -> None:
         await asyncio.to_thread(what)
