@@ -144,7 +144,16 @@ def resident_bytes(path: str) -> int | None:
 
 
 def parts(path: str) -> tuple[str, ...]:
-    """All files of a model that was split: ``x-00001-of-00003.gguf`` stands for three. Else the file alone."""
+    """All files of a model that was split: ``x-00001-of-00003.gguf`` stands for three. Else the file alone.
+
+    Raises OSError for the latest snapshot of what has none.
+    """
+    head, latest, tail = path.partition("/snapshots/latest/")
+    if latest and not os.path.exists(path):  # noqa: PTH110
+        # In a Hugging Face cache that means the newest snapshot that has the file.
+        having = [snapshot for snapshot in Path(head, "snapshots").iterdir() if (snapshot / tail).exists()]
+        if having:
+            path = str(max(having, key=lambda snapshot: snapshot.stat().st_mtime_ns) / tail)
     match = re.fullmatch(r"(.*)-00001-of-([0-9]{5})\.gguf", path, re.DOTALL)
     if match is None:
         return (path,)

@@ -76,6 +76,21 @@ def test_a_model_in_parts_is_read_in_their_order(folder: Path) -> None:
     assert resident_bytes(str(files[0])) == 8 * MIB
 
 
+def test_the_latest_snapshot_is_the_newest_that_has_the_file(tmp_path: Path) -> None:
+    """As the engines that load it understand it."""
+    for age, name in enumerate(("new", "old", "older"), start=1):
+        snapshot = tmp_path / "snapshots" / name
+        snapshot.mkdir(parents=True)
+        if name != "new":
+            (snapshot / "m.gguf").touch()
+        os.utime(snapshot, (10**9 - age, 10**9 - age))
+    asked = f"{tmp_path}/snapshots/latest/m.gguf"
+    assert parts(asked) == (f"{tmp_path}/snapshots/old/m.gguf",)
+    assert parts(asked.replace("m.gguf", "n.gguf")) == (asked.replace("m.gguf", "n.gguf"),)
+    with pytest.raises(FileNotFoundError):
+        parts("/nonexistent/snapshots/latest/m.gguf")
+
+
 def test_a_file_that_is_not_there_is_an_error() -> None:
     """For the caller, who can say what it was to be read for."""
     with pytest.raises(FileNotFoundError):

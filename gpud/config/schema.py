@@ -592,7 +592,7 @@ GPU = Section(
         Key(
             "alert_percent",
             Share(never=True),
-            "Raise an alert when so much of a GPU is used, by whomever.",
+            "Raise an alert when so much of a GPU is used, by whomever (of host memory, where there is no GPU).",
             "90%",
             also=("high_usage_threshold", "alert_threshold"),
         ),
@@ -628,7 +628,7 @@ QUEUE = Section(
         Key(
             "aging",
             Duration(1),
-            "Who has waited this long counts as of the next higher priority.",
+            "Whoever waits rises by one priority each time that this long has passed.",
             "60",
             field="aging_s",
         ),
@@ -640,8 +640,8 @@ EVICTION = Section(
         Key(
             "policy",
             Choice(tuple(EvictionPolicy)),
-            "Which idle model goes. hybrid: the one whose loss costs least per byte; lru: the least recently used; "
-            "priority: the one of the lowest priority.",
+            "Which idle models go. lru: those unused for longest; priority: the same, but a lower priority first; "
+            "hybrid: a lower priority first, and within one those whose loss costs least.",
             "hybrid",
             also=("eviction_policy",),
         ),
