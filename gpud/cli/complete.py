@@ -15,7 +15,7 @@ EXAMPLES = ("gpudctl _complete models",)
 BOUND_S = 1.0
 """Somebody has pressed a key and waits: better no words than late ones."""
 
-KINDS = ("models", "loaded", "jobs", "keys")
+KINDS = ("models", "loaded", "jobs", "gpus", "keys")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -40,6 +40,8 @@ def _of_daemon(arguments: Namespace) -> list[str]:
     status = asyncio.run(_status(arguments.bus))
     if arguments.kind == "jobs":
         return [str(job["Id"]) for job in status["Jobs"]]
+    if arguments.kind == "gpus":
+        return [str(gpu["Index"]) for gpu in status["Gpus"] if gpu["Uuid"] != "host"] + ["host"]
     wanted = [m for m in status["Models"] if arguments.kind == "models" or m["State"] in LOADED]
     return [name for model in wanted for name in (model["Id"], *model["Aliases"])]
 

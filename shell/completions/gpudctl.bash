@@ -24,7 +24,8 @@ _gpudctl() {
     current=${current##*[[:space:]]}
     local -a _gpudctl_bus=()
     local everywhere='--user --system --json --no-color --help'
-    local commands='status models load unload wait run cancel reset log estimate config reload doctor version'
+    local commands='status vram queue explain models load unload wait run yield resume cancel reset log budget estimate'
+    commands+=' config reload doctor version'
     # Words as the user sees them: COMP_WORDS is broken at colons.
     local line=${COMP_LINE:0:COMP_POINT}
     local -a words
@@ -58,19 +59,25 @@ _gpudctl() {
     case $previous in
         --hold) _gpudctl_words "$(_gpudctl_ask models)" "$current" && return ;;
         --state) _gpudctl_words 'ready unloaded' "$current" && return ;;
+        --priority) _gpudctl_words 'low normal high critical' "$current" && return ;;
+        --gpu) _gpudctl_words "$(_gpudctl_ask gpus)" "$current" && return ;;
         --file | --config | --binary)
             mapfile -t COMPREPLY < <(compgen -f -- "$current")
             return
             ;;
-        --gpus | --context | --idle-timeout | --timeout | --why | --since | --lines | -n) return ;;
+        --gpus | --context | --ctx | --layers | --idle-timeout | --timeout | --wait | --for) return ;;
+        --vram | --why | --since | --lines | -n) return ;;
     esac
     local options=''
     case $command in
         models) options='--loaded --aliases' ;;
-        load) options='--context --idle-timeout --no-evict --no-wait' ;;
+        explain) options='--lines' ;;
+        load) options='--context --idle-timeout --no-evict --priority --wait --no-wait' ;;
         unload) options='--all --force --no-wait' ;;
         wait) options='--state --timeout' ;;
-        run) options='--hold --why --' ;;
+        run) options='--hold --vram --gpu --wait --priority --why --' ;;
+        yield) options='--for --why --no-wait' ;;
+        budget) options='--ctx --layers' ;;
         log) options='--follow --lines --since --explain' ;;
         estimate) options='--formula --gpus --binary --' ;;
         config) options='--file' ;;
@@ -82,9 +89,15 @@ _gpudctl() {
         return
     fi
     case $command in
-        status | load | wait | reset | log) _gpudctl_words "$(_gpudctl_ask models)" "$current" ;;
+        status | explain | load | wait | reset | log) _gpudctl_words "$(_gpudctl_ask models)" "$current" ;;
         unload) _gpudctl_words "$(_gpudctl_ask loaded)" "$current" ;;
         cancel) _gpudctl_words "$(_gpudctl_ask jobs)" "$current" ;;
+        budget)
+            _gpudctl_words "$(_gpudctl_ask models)" "$current"
+            local -a files
+            mapfile -t files < <(compgen -f -- "$current")
+            COMPREPLY+=("${files[@]}")
+            ;;
         estimate) mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
         config)
             case $action in

@@ -33,21 +33,27 @@ complete -c gpudctl -s h -l help -d 'Show help'
 complete -c gpudctl -n 'not __gpudctl_command' -l version -d 'Show the version'
 
 complete -c gpudctl -n 'not __gpudctl_command' -a status -d 'Show the models, the GPUs and what is going on'
+complete -c gpudctl -n 'not __gpudctl_command' -a vram -d 'Show who holds the memory of each GPU'
+complete -c gpudctl -n 'not __gpudctl_command' -a queue -d 'Show who waits for memory'
+complete -c gpudctl -n 'not __gpudctl_command' -a explain -d 'Say what was decided about a model, and why'
 complete -c gpudctl -n 'not __gpudctl_command' -a models -d 'List the names of the models'
 complete -c gpudctl -n 'not __gpudctl_command' -a load -d 'Load models and wait until they answer'
 complete -c gpudctl -n 'not __gpudctl_command' -a unload -d 'Unload models and give their memory back'
 complete -c gpudctl -n 'not __gpudctl_command' -a wait -d 'Wait until a model is ready, or unloaded'
-complete -c gpudctl -n 'not __gpudctl_command' -a run -d 'Run a command and keep a model loaded meanwhile'
+complete -c gpudctl -n 'not __gpudctl_command' -a run -d 'Run a command with a model loaded or memory claimed'
+complete -c gpudctl -n 'not __gpudctl_command' -a yield -d 'Give the GPUs away: unload everything, load nothing'
+complete -c gpudctl -n 'not __gpudctl_command' -a resume -d 'Take the GPUs back after yield'
 complete -c gpudctl -n 'not __gpudctl_command' -a cancel -d 'Give up a load or an unload that is going on'
 complete -c gpudctl -n 'not __gpudctl_command' -a reset -d 'Forget the failures of a model'
 complete -c gpudctl -n 'not __gpudctl_command' -a log -d 'Show what the journal says'
+complete -c gpudctl -n 'not __gpudctl_command' -a budget -d 'Say whether a model fits, and what would make it fit'
 complete -c gpudctl -n 'not __gpudctl_command' -a estimate -d 'Say what a model file would take of each memory'
 complete -c gpudctl -n 'not __gpudctl_command' -a config -d 'Check the configuration, or show what is in effect'
 complete -c gpudctl -n 'not __gpudctl_command' -a reload -d 'Have the configuration read again'
 complete -c gpudctl -n 'not __gpudctl_command' -a doctor -d 'Look for what is wrong with this installation'
 complete -c gpudctl -n 'not __gpudctl_command' -a version -d 'Show the versions of gpudctl and of gpud'
 
-complete -c gpudctl -n '__gpudctl_is status load wait reset log' -a '(__gpudctl_ask models)' -d model
+complete -c gpudctl -n '__gpudctl_is status explain load wait reset log budget' -a '(__gpudctl_ask models)' -d model
 complete -c gpudctl -n '__gpudctl_is unload' -a '(__gpudctl_ask loaded)' -d model
 complete -c gpudctl -n '__gpudctl_is cancel' -a '(__gpudctl_ask jobs)' -d job
 
@@ -57,7 +63,7 @@ complete -c gpudctl -n '__gpudctl_is models' -l aliases -d 'Their aliases too'
 complete -c gpudctl -n '__gpudctl_is load' -l context -x -d 'Tokens of context'
 complete -c gpudctl -n '__gpudctl_is load' -l idle-timeout -x -d 'Unload it after this long without a request'
 complete -c gpudctl -n '__gpudctl_is load' -l no-evict -d 'Rather fail than unload another model'
-complete -c gpudctl -n '__gpudctl_is load unload' -l no-wait -d 'Return at once'
+complete -c gpudctl -n '__gpudctl_is load unload yield' -l no-wait -d 'Return at once'
 
 complete -c gpudctl -n '__gpudctl_is unload' -l all -d 'Every loaded model'
 complete -c gpudctl -n '__gpudctl_is unload' -l force -d 'In spite of holds and running requests'
@@ -66,8 +72,18 @@ complete -c gpudctl -n '__gpudctl_is wait' -l state -x -a 'ready unloaded' -d 'W
 complete -c gpudctl -n '__gpudctl_is wait' -l timeout -x -d 'Give up after this long'
 
 complete -c gpudctl -n '__gpudctl_is run' -l hold -x -a '(__gpudctl_ask models)' -d 'The model to load and hold'
-complete -c gpudctl -n '__gpudctl_is run' -l why -x -d 'What others read about the hold'
+complete -c gpudctl -n '__gpudctl_is run' -l vram -x -d 'Claim memory for the command'
+complete -c gpudctl -n '__gpudctl_is run' -l gpu -x -a '(__gpudctl_ask gpus)' -d 'The GPU to claim it of'
+complete -c gpudctl -n '__gpudctl_is run load' -l wait -x -d 'Wait for memory at most this long'
+complete -c gpudctl -n '__gpudctl_is run load' -l priority -x -a 'low normal high critical' -d 'Whom to go before'
+complete -c gpudctl -n '__gpudctl_is run yield' -l why -x -d 'What others read about it'
 complete -c gpudctl -n '__gpudctl_is run; and contains -- -- (commandline -opc)' -F -a '(__fish_complete_command)'
+
+complete -c gpudctl -n '__gpudctl_is explain' -s n -l lines -x -d 'Only the last decisions'
+complete -c gpudctl -n '__gpudctl_is yield' -l for -x -d 'Take them back after this long'
+complete -c gpudctl -n '__gpudctl_is budget' -F
+complete -c gpudctl -n '__gpudctl_is budget' -l ctx -x -d 'Tokens of context'
+complete -c gpudctl -n '__gpudctl_is budget' -l layers -x -d 'Layers on the GPU'
 
 complete -c gpudctl -n '__gpudctl_is log' -s f -l follow -d 'Go on with what is said from now on'
 complete -c gpudctl -n '__gpudctl_is log' -s n -l lines -x -d 'Only the last messages'

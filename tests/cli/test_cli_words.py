@@ -10,8 +10,9 @@ import pytest
 from cli_place import Place
 
 from gpud.cli import COMMANDS, load_command, parser_for
-from gpud.cli.arguments import duration, whole
-from gpud.cli.output import mib, size, span, table
+from gpud.cli.arguments import duration, patience, size, whole
+from gpud.cli.output import mib, span, table
+from gpud.cli.output import size as shown_size
 from gpud.cli.status import snake
 
 SHOWN = [name for name, command in COMMANDS.items() if not command.hidden]
@@ -90,7 +91,14 @@ def test_help_of_a_command_in_three_ways(alone: Place) -> None:
         (("unload", "--all", "x"), "unload: --all leaves no model to name; leave out either --all or the names"),
         (("wait", "--state", "asleep", "x"), "wait: argument --state: invalid choice"),
         (("run", "--hold", "x"), "run: there is no command to run; write it behind --"),
-        (("run", "--", "ls"), "run: the following arguments are required: --hold"),
+        (("run", "--", "ls"), "run: there is nothing to keep for the command; give --hold MODEL or --vram SIZE"),
+        (("run", "--hold", "x", "--vram", "1G", "--", "ls"), "run: --hold and --vram do not go together; --hold keeps"),
+        (("run", "--hold", "x", "--wait", "5", "--", "ls"), "run: --wait goes with --vram alone"),
+        (("run", "--vram", "1G"), "run: there is no command to run; write it behind --"),
+        (("run", "--vram", "much", "--", "ls"), 'run: argument --vram: "much" is not a size; write 8GiB, 1.5G'),
+        (("run", "--vram", "1G", "--wait", "never", "--", "ls"), 'run: argument --wait: "never" is no time to wait'),
+        (("run", "--vram", "1G", "--priority", "urgent", "--", "ls"), "run: argument --priority: invalid choice"),
+        (("explain", "-n", "0"), 'explain: argument -n/--lines: "0" is not a whole number from 1 to 500'),
         (("--user", "--system", "status"), "status: argument --system: not allowed with argument --user"),
         (("--frobnicate", "status"), '"--frobnicate" needs a command before it'),
         (("config", "mend"), "config: argument action: invalid choice: 'mend'"),
@@ -141,6 +149,39 @@ def test_durations_that_are_none(text: str) -> None:
         duration(text)
 
 
+def test_a_time_to_wait_may_be_none_at_all() -> None:
+    """0 is now or never; never is no time to wait, and is not taken for 0."""
+    assert (patience("0"), patience("10m")) == (0, 600)
+    with pytest.raises(argparse.ArgumentTypeError, match="write 0 for now or never"):
+        patience("never")
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("1", 1),
+        ("8GiB", 8 << 30),
+        ("8G", 8 << 30),
+        ("8 gib", 8 << 30),
+        ("1.5G", 3 << 29),
+        ("500MB", 500_000_000),
+        ("1TB", 10**12),
+        ("64k", 64 << 10),
+        ("12B", 12),
+    ],
+)
+def test_sizes_as_the_configuration_writes_them(text: str, size_bytes: int) -> None:
+    """Binary units, with or without the iB; decimal ones with B."""
+    assert size(text) == size_bytes
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "G", "1.5", "8GG", "8iG", "nan", "5000000000G", "1 2"])
+def test_sizes_that_are_none(text: str) -> None:
+    """Nothing, and more than there can be, are mistakes too."""
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a size"):
+        size(text)
+
+
 def test_whole_numbers_within_bounds() -> None:
     """The bounds are part of what is allowed."""
     read = whole(1, 10)
@@ -158,7 +199,7 @@ def test_spans_have_two_units_at_most() -> None:
 def test_sizes_have_the_unit_that_shows_them() -> None:
     """A small file is not shown as nothing."""
     sizes = (0, 1, 700 << 10, 1 << 20, 1536 << 20)
-    assert [size(one) for one in sizes] == ["0 MiB", "1 KiB", "700 KiB", "1 MiB", "1.5 GiB"]
+    assert [shown_size(one) for one in sizes] == ["0 MiB", "1 KiB", "700 KiB", "1 MiB", "1.5 GiB"]
     assert mib(700 << 10) == "700 KiB"
 
 
