@@ -22,12 +22,12 @@ class Header:
 
     name: str
     architecture: str
-    values: Mapping[str, Value | Sequence[int] | str]
+    values: Mapping[str, Value | Sequence[float] | str]
     tensors: tuple[Info, ...]
     vocabulary: int
 
     @property
-    def metadata(self) -> dict[str, Value | Sequence[int] | str]:
+    def metadata(self) -> dict[str, Value | Sequence[float] | str]:
         own = {
             key if key.startswith("tokenizer.") else f"{self.architecture}.{key}": value
             for key, value in self.values.items()
@@ -42,7 +42,7 @@ class Header:
 
     def write(self, path: Path) -> Path:
         """A file of the right size that takes some kilobytes."""
-        return gguf_writer.write(path, self.metadata, self.tensors, self.vocabulary)
+        return gguf_writer.write(path, self.metadata, self.tensors, self.vocabulary or None)
 
 
 def size(shape: Sequence[int], kind: str) -> int:
@@ -1053,3 +1053,99 @@ ALL: tuple[Callable[[], Header], ...] = (
 )
 
 HEADERS: Mapping[str, Header] = {header.name: header for header in (make() for make in ALL)}
+
+
+def encoder(
+    name: str, kind: str, *, side: int, layers: int, width: int, inner: int, heads: int, output: int, parts: Shapes
+) -> Header:
+    """A vision encoder, in a file of its own beside the model that looks through it."""
+    shapes: list[tuple[str, tuple[int, ...]]] = [("v.patch_embd.weight", (14, 14, 3, width))]
+    for number in range(layers):
+        for norm in ("ln1", "ln2"):
+            shapes += [(f"v.blk.{number}.{norm}.{part}", (width,)) for part in ("weight", "bias")]
+        for part, row, rows in (
+            *((f"attn_{letter}", width, width) for letter in ("q", "k", "v", "out")),
+            ("ffn_up", width, inner),
+            ("ffn_down", inner, width),
+        ):
+            shapes += [(f"v.blk.{number}.{part}.weight", (row, rows)), (f"v.blk.{number}.{part}.bias", (rows,))]
+    shapes += parts
+    values: dict[str, Value | Sequence[float] | str] = {
+        "has_vision_encoder": True,
+        "projector_type": kind,
+        "use_gelu": True,
+        "vision.image_size": side,
+        "vision.patch_size": 14,
+        "vision.embedding_length": width,
+        "vision.feed_forward_length": inner,
+        "vision.block_count": layers,
+        "vision.attention.head_count": heads,
+        "vision.attention.layer_norm_epsilon": 1e-6,
+        "vision.projection_dim": output,
+        "vision.image_mean": (0.5, 0.5, 0.5),
+        "vision.image_std": (0.5, 0.5, 0.5),
+    }
+    whole = ("embd", "norm", "ln")
+    tensors = tuple(
+        (
+            tensor,
+            shape,
+            "F32"
+            if len(shape) == 1 or any(f"{part}." in tensor and "patch" not in tensor for part in whole)
+            else "F16",
+        )
+        for tensor, shape in shapes
+    )
+    return Header(name, "clip", values, tensors, 0)
+
+
+def gemma3_encoder() -> Header:
+    def parts() -> Shapes:
+        yield "v.patch_embd.bias", (1152,)
+        yield "v.position_embd.weight", (1152, 4096)
+        yield "v.post_ln.weight", (1152,)
+        yield "v.post_ln.bias", (1152,)
+        yield "mm.input_projection.weight", (3840, 1152)
+        yield "mm.soft_emb_norm.weight", (1152,)
+
+    return encoder(
+        "mmproj-gemma-3-12b-it",
+        "gemma3",
+        side=896,
+        layers=27,
+        width=1152,
+        inner=4304,
+        heads=16,
+        output=3840,
+        parts=parts(),
+    )
+
+
+def qwen2vl_encoder() -> Header:
+    def parts() -> Shapes:
+        yield "v.patch_embd.weight.1", (14, 14, 3, 1280)
+        yield "v.post_ln.weight", (1280,)
+        yield "v.post_ln.bias", (1280,)
+        yield "mm.0.weight", (5120, 5120)
+        yield "mm.0.bias", (5120,)
+        yield "mm.2.weight", (5120, 3584)
+        yield "mm.2.bias", (3584,)
+
+    return encoder(
+        "mmproj-Qwen2-VL-7B-Instruct",
+        "qwen2vl_merger",
+        side=560,
+        layers=32,
+        width=1280,
+        inner=5120,
+        heads=16,
+        output=3584,
+        parts=parts(),
+    )
+
+
+ENCODERS: Mapping[str, tuple[Header, str]] = {
+    "gemma3": (gemma3_encoder(), "gemma-3-12b-it"),
+    "qwen2vl": (qwen2vl_encoder(), "Qwen2.5-7B-Instruct"),
+}
+"""Each with the name of a model that it fits."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from core.model_headers import HEADERS, Header, size
+from core.model_headers import ENCODERS, HEADERS, Header, size
 from gpud.core.estimate import (
     Shape,
     ShapeInvalid,
@@ -386,20 +386,15 @@ def test_a_draft_model_may_be_placed_on_its_own() -> None:
 
 
 def test_a_projector_is_on_one_gpu_as_a_whole() -> None:
-    """All of its tensors, and buffers for its largest picture."""
-    tensors = tuple(Tensor(f"v.blk.{n}.ffn_up.weight", (1152, 4304), "F16", 1152 * 4304 * 2) for n in range(27))
-    values = {
-        "clip.vision.image_size": 896,
-        "clip.vision.patch_size": 14,
-        "clip.vision.embedding_length": 1152,
-        "clip.vision.feed_forward_length": 4304,
-    }
-    made = estimate(LLAMA.file(), ONE_GPU, mmproj=ModelFile("clip", values, tensors))
-    without = estimate(LLAMA.file(), ONE_GPU)
+    """All of its tensors, and buffers for a picture of 64 × 64 patches: 4,304 and 3 × 1,152 floats for each."""
+    encoder = ENCODERS["gemma3"][0]
+    plan = replace(TWO_GPUS, layers=10)
+    made = estimate(LLAMA.file(), plan, mmproj=encoder.file())
+    without = estimate(LLAMA.file(), plan)
 
-    assert gpu(made).weights_bytes - gpu(without).weights_bytes == 27 * 1152 * 4304 * 2
-    assert gpu(made).compute_bytes > gpu(without).compute_bytes
-    assert host(made) == host(without)
+    assert gpu(made).weights_bytes - gpu(without).weights_bytes == pytest.approx(weights(encoder), abs=128 * 500)
+    assert gpu(made).compute_bytes - gpu(without).compute_bytes == 4096 * (4304 + 3 * 1152) * 4
+    assert made.parts[1:] == without.parts[1:]
 
 
 def test_adapters_are_where_the_weights_are() -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from gpud.core.estimate import cache, compute
 from gpud.core.estimate.placement import HOST, devices_of_layers, only_gpu, shares
+from gpud.core.estimate.projector import projector_bytes
 from gpud.core.estimate.shape import Shape
 from gpud.core.estimate.weights import GPU_ALIGNMENT, Place, Sizes, padded
 from gpud.core.modelfile import ModelFile
@@ -13,8 +14,6 @@ from gpud.core.quote import Estimate, Part, Source
 
 PIPELINE_COPIES = 4
 """Of all inputs, where several GPUs work on a model one after the other and nothing is left to the CPU."""
-
-SCALE = 1 << 20
 
 
 def estimate(
@@ -182,27 +181,11 @@ def _buffers(ledger: _Ledger, shape: Shape, plan: Plan, cells: cache.Cells, plac
 
 
 def _projector(ledger: _Ledger, plan: Plan, file: ModelFile) -> None:
-    """An encoder of images or sounds is on one GPU as a whole. Its buffers are an upper guess from its largest input,
-    as the engine's record does not have them."""
+    """An encoder of pictures or sounds is on one GPU as a whole."""
     target = ledger[only_gpu(plan) if plan.gpus else HOST]
-    target.weights += sum(padded(tensor.bytes, GPU_ALIGNMENT) for tensor in file.tensors)
-    for kind in ("vision", "audio"):
-        target.compute += _encoder_buffers(file, kind)
-
-
-def _encoder_buffers(file: ModelFile, kind: str) -> int:
-    def number(key: str) -> int:
-        value = file.values.get(f"clip.{kind}.{key}", 0)
-        return int(value) if isinstance(value, int | float) else 0
-
-    side, patch = number("image_size"), number("patch_size")
-    width, inner = number("embedding_length"), number("feed_forward_length")
-    tokens = (side // patch) ** 2 if side and patch else AUDIO_TOKENS if kind == "audio" and width else 0
-    return int((compute.FACTORS.gated * inner + 4 * width) * tokens * compute.FLOAT_BYTES)
-
-
-AUDIO_TOKENS = 1500
-"""Half a minute of sound, the longest piece that the usual encoders take at once."""
+    weights, buffers = projector_bytes(file, on_gpu=bool(plan.gpus))
+    target.weights += weights
+    target.compute += buffers
 
 
 def _adapters(ledger: _Ledger, size: int) -> None:
