@@ -106,8 +106,6 @@ class NvmlProbe:
     def release(self) -> None:
         self._is_held = self._has_lost = False
         self._close()
-        if self._xids is not None:
-            self._xids.forget()
 
     def _close(self) -> None:
         self._devices.clear()
@@ -229,7 +227,7 @@ class NvmlProbe:
                     self._xids.watch(index, device.known.address, device.handle)
                 self._devices[index] = device
             readings = self._devices[index].measure()
-            self._xids.forget(self._devices[index].known.address)
+            self._xids.is_well(self._devices[index].known.address)
             return readings
         except Unwell as unwell:
             self._has_lost = self._has_lost or unwell.is_lost

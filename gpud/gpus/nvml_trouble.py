@@ -6,6 +6,8 @@ the journal and named in the sentence about a GPU that is not well; most are the
 
 import ctypes
 import logging
+import time
+from collections.abc import Callable
 from typing import Any
 
 from gpud.gpus.nvml_calls import Calls, Unwell, reset_hint
@@ -14,6 +16,10 @@ log = logging.getLogger(__name__)
 
 MOST_EVENTS = 64
 """Read in one look: a GPU in real trouble says the same thing over and over."""
+
+EXPLAINS_S = 60.0
+"""How long after an Xid a GPU's trouble is put down to it: the driver tells of the Xid first, and gives up on the GPU a
+little later."""
 
 
 def check_advice(calls: Calls, index: int, handle: Any) -> bool:
@@ -47,12 +53,14 @@ def check_advice(calls: Calls, index: int, handle: Any) -> bool:
 class XidWatch:
     """The Xids of the GPUs that are watched. What happened before is told by nobody but the kernel's log."""
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Calls, clock: Callable[[], float] = time.monotonic) -> None:
         self._calls = calls
+        self._clock = clock
         self._events: Any = None
         self._is_blind = False
         self._watched: dict[int, tuple[int, str]] = {}
-        self._last: dict[str, int] = {}
+        self._last: dict[str, tuple[int, float]] = {}
+        self._named: set[str] = set()
 
     def watch(self, index: int, address: str, handle: Any) -> None:
         """From now on; does nothing where the GPU or the driver has no such events."""
@@ -80,7 +88,8 @@ class XidWatch:
             index, address = self._watched.get(_place(event.device), (None, ""))
             if index is None:
                 continue
-            self._last[address] = number = int(event.eventData)
+            number = int(event.eventData)
+            self._last[address] = number, self._clock()
             log.warning(
                 "GPU %d reported Xid %d; the kernel's log says which process it was, and NVIDIA's list of Xids what it "
                 "means: journalctl -k | grep Xid",
@@ -89,14 +98,18 @@ class XidWatch:
             )
 
     def last(self, address: str) -> str:
-        """For a sentence about a GPU that is not well: `` (Xid 79)``, or nothing."""
-        return f" (Xid {self._last[address]})" if address in self._last else ""
+        """For a sentence about a GPU that is not well: `` (Xid 79)``, or nothing. Once named, it is named until the GPU
+        is well."""
+        number, at = self._last.get(address, (0, 0.0))
+        if not number or (address not in self._named and self._clock() - at > EXPLAINS_S):
+            return ""
+        self._named.add(address)
+        return f" (Xid {number})"
 
-    def forget(self, address: str | None = None) -> None:
-        """It did not keep the GPU from being well; without an address: none of them matters any more."""
-        if address is None:
-            self._last.clear()
-        else:
+    def is_well(self, address: str) -> None:
+        """The GPU has recovered from what its Xid was named for. One that was not named yet may still show its harm."""
+        if address in self._named:
+            self._named.discard(address)
             self._last.pop(address, None)
 
     def close(self) -> None:

@@ -196,12 +196,11 @@ def test_nothing_is_loaded_on_a_lost_gpu_and_it_is_taken_up_again(place: Place) 
         place.configure({"a": engine(size="1GiB", gpu=gpus.uuid()), "spare": engine()})
         daemon = place.start()
         assert daemon.load("a").result == "done", daemon.log()
-        gpus.xid(79)
         gpus.lose()
         assert daemon.unload("a").result == "done", daemon.log()
         refused = daemon.load("a")
         assert refused.result == "failed" and "fallen off the bus" in refused.message, refused
-        assert shown(daemon, gpus.uuid())["Health"].endswith("(Xid 79)")
+        assert "fallen off the bus" in shown(daemon, gpus.uuid())["Health"]
         gpus.find()
         assert daemon.load("a").result == "done", daemon.log()
         daemon.aftermath()

@@ -1,8 +1,10 @@
 """What goes wrong with NVIDIA's GPUs: seen at the next look, said of the GPU that it is about, over when it is over."""
 
+import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_nvml
@@ -10,6 +12,9 @@ import pytest
 from fake_nvml import FakeInstance, FakeProcess
 from fake_nvml.gpu import GIB, MIB, FakeGpus
 from nvml_program import Program, held
+
+from gpud.gpus.nvml_calls import Calls
+from gpud.gpus.nvml_trouble import XidWatch
 
 ERRORS = [
     "UNINITIALIZED",
@@ -164,6 +169,59 @@ def test_a_gpu_that_must_be_recovered_is_not_used(gpus: FakeGpus, program: Progr
     assert well["free_bytes"] == 8 * GIB
     gpus.change(0, recovery=0)
     assert program.sample()[0]["free_bytes"] == 6 * GIB
+
+
+class TellsOfOneXid:
+    """Of the bindings, what a watch asks."""
+
+    NVML_ERROR_TIMEOUT = 10
+    nvmlEventTypeXidCriticalError = 8  # noqa: N815
+
+    class NVMLError(Exception):
+        value = 10
+
+    def __init__(self) -> None:
+        self.handle = ctypes.c_void_p(4096)
+        self._told = [79]
+
+    def nvmlEventSetCreate(self) -> object:  # noqa: N802
+        return object()
+
+    def nvmlDeviceRegisterEvents(self, *_: object) -> None:  # noqa: N802
+        """Whatever is registered is watched."""
+
+    def nvmlEventSetWait_v2(self, *_: object) -> object:  # noqa: N802
+        if not self._told:
+            raise self.NVMLError
+        return SimpleNamespace(device=self.handle, eventData=self._told.pop())
+
+
+def test_an_xid_explains_what_comes_soon_after_it() -> None:
+    """The driver may give up on the GPU a look later; a loss of the next hour has a cause of its own."""
+    for later_s, says in ((5.0, " (Xid 79)"), (3600.0, "")):
+        now = [100.0]
+        nvml = TellsOfOneXid()
+        watch = XidWatch(Calls(nvml), lambda now=now: now[0])  # type: ignore[misc]
+        watch.watch(0, "0000:01:00.0", nvml.handle)
+        watch.read()
+        now[0] += later_s
+        watch.is_well("0000:01:00.0")
+        assert watch.last("0000:01:00.0") == says
+        now[0] += 3600.0
+        assert watch.last("0000:01:00.0") == says
+        watch.is_well("0000:01:00.0")
+        assert watch.last("0000:01:00.0") == ""
+
+
+def test_an_xid_is_named_when_the_loss_is_seen_a_look_later(gpus: FakeGpus, program: Program) -> None:
+    """In between the GPU seemed to be well."""
+    program.sample()
+    gpus.xid(79)
+    assert program.sample()[0]["health"] == ""
+    gpus.lose()
+    assert unwell(program.sample()[0]).endswith("(Xid 79)")
+    program.ask("release")
+    assert unwell(program.sample()[0]).endswith("(Xid 79)")
 
 
 def test_an_xid_that_leaves_the_gpu_well_is_told_once_in_the_journal(gpus: FakeGpus, program: Program) -> None:
