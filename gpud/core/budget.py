@@ -56,7 +56,10 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """One device's books at one moment. ``None`` means that the device does not say."""
+    """One device's books at one moment. ``None`` means that the device does not say.
+
+    ``free_bytes`` is what is measured free beyond the reserve; negative when others have taken of that.
+    """
 
     capacity_bytes: int | None
     committed_bytes: int
@@ -96,7 +99,7 @@ def capacity(total_bytes: int | None, limits: BudgetLimits, override_bytes: int 
 def account(sample: GpuSample, limits: BudgetLimits, charges: Iterable[Charge], override_bytes: int = 0) -> Account:
     """The books of the sampled device. ``charges`` of other devices are passed over."""
     mine = [charge for charge in charges if charge.device == sample.uuid]
-    free_bytes = None if sample.free_bytes is None else max(0, sample.free_bytes - limits.reserve_bytes)
+    free_bytes = None if sample.free_bytes is None else sample.free_bytes - limits.reserve_bytes
     return Account(
         capacity_bytes=capacity(sample.total_bytes, limits, override_bytes),
         committed_bytes=sum(charge.bytes for charge in mine),
