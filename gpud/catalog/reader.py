@@ -1,10 +1,11 @@
 """Keeps what model files said, for as long as they stay as they were on disk. Decides nothing."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
+from time import time_ns
 
 from gpud.catalog import gguf
 from gpud.catalog.stream import Identity
@@ -14,11 +15,18 @@ FILES_KEPT = 256
 TENSORS_KEPT = 100_000
 """What is kept is bounded twice: a model of a few hundred tensors takes about 0.1 MB, and some have ten thousand."""
 
+SETTLED_NS = 50_000_000
+"""How long a file must have been left alone to be remembered. The kernel dates changes by its tick (1 to 10 ms): one
+more change within the same tick would leave the same date."""
+
 
 @dataclass(slots=True)
 class _Known:
     file: ModelFile
     identities: tuple[Identity, ...]
+
+    def settled(self, now_ns: int) -> bool:
+        return now_ns - max(identity.ctime_ns for identity in self.identities) >= SETTLED_NS
 
     def holds(self) -> bool:
         return all(identity.holds() for identity in self.identities)
@@ -38,7 +46,13 @@ class FileReader:
     What is returned is shared: it must not be changed, and cannot be by accident.
     """
 
-    def __init__(self, files_kept: int = FILES_KEPT, tensors_kept: int = TENSORS_KEPT) -> None:
+    def __init__(
+        self,
+        files_kept: int = FILES_KEPT,
+        tensors_kept: int = TENSORS_KEPT,
+        now_ns: Callable[[], int] = time_ns,
+    ) -> None:
+        self._now_ns = now_ns
         self._files_kept = files_kept
         self._tensors_kept = tensors_kept
         self._tensors = 0
@@ -56,7 +70,10 @@ class FileReader:
                 known = self._known.get(path)
             if known is None or not known.holds():
                 self._forget(path)
+                began_ns = self._now_ns()
                 known = _Known(*gguf.read_parts(path))
+                if not known.settled(began_ns):
+                    return known.file
             self._keep(path, known)
             return known.file
 
