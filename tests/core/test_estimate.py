@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from core.model_headers import ENCODERS, HEADERS, Header, size
+from gpud.core.errors import GpudError
 from gpud.core.estimate import (
     Shape,
     ShapeInvalid,
@@ -221,6 +222,12 @@ def test_overrides_pin_tensors_by_pattern() -> None:
     assert gpu(made, 1).weights_bytes == first
 
 
+def test_a_pattern_that_is_none_is_named() -> None:
+    """The sentence has the pattern and what is wrong with it."""
+    with pytest.raises(GpudError, match=re.escape('by the pattern "blk.(": missing )')):
+        estimate(LLAMA.file(), replace(ONE_GPU, override_tensors=(("blk.(", "CPU"),)))
+
+
 def test_what_stays_behind_is_copied_to_the_gpu_when_there_is_much_to_do() -> None:
     """The largest matrix on the host counts in the GPU's buffers: of a model whose output is there, that one."""
     none = estimate(LLAMA.file(), replace(ONE_GPU, layers=0))
@@ -285,9 +292,9 @@ def test_quantized_caches(keys: str, values: str, bytes_per_token: int) -> None:
 
 def test_a_cache_type_that_does_not_exist_is_named() -> None:
     """The error lists those that do."""
-    with pytest.raises(Exception, match='cache of type "q3_0": no such type') as caught:
+    with pytest.raises(GpudError, match='cache of type "q3_0": no such type') as caught:
         estimate(LLAMA.file(), Plan(type_k="q3_0"))
-    assert "q8_0" in getattr(caught.value, "hint", "")
+    assert "q8_0" in caught.value.hint
 
 
 GEMMA_ROW = 8 * 256 * 2 * 2
@@ -426,8 +433,10 @@ def test_an_unknown_architecture_is_said_so() -> None:
         ({}, "it has 0 layers"),
         ({"block_count": 10**9}, "it has 1000000000 layers"),
         ({"block_count": 2, "attention.head_count": (8,)}, "attention.head_count has 1 entries for 2 layers"),
-        ({"block_count": 2, "attention.head_count": (8, -8)}, "attention.head_count has a negative entry"),
+        ({"block_count": 2, "attention.head_count": (8, -8)}, "attention.head_count has -8 among its entries"),
         ({"block_count": 2, "embedding_length": -1}, "embedding_length is -1"),
+        ({"block_count": 2, "context_length": "long"}, "context_length is 'long'"),
+        ({"block_count": 2, "context_length": float("inf")}, "context_length is inf"),
     ],
 )
 def test_metadata_that_no_engine_loads_are_named(values: dict[str, object], words: str) -> None:

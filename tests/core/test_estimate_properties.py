@@ -6,7 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.model_headers import HEADERS
+from gpud.core.errors import GpudError
 from gpud.core.estimate import Shape, estimate, gpu_bytes, layers_that_fit
+from gpud.core.estimate.architectures import ARCHITECTURES
+from gpud.core.modelfile import ModelFile, Tensor, Value
 from gpud.core.plan import Plan
 from gpud.core.quote import Estimate
 
@@ -115,3 +118,76 @@ def test_what_is_said_to_fit_fits(model: str, plan: Plan, budget: int) -> None:
     assert 0 <= fit <= plan.layers
     if fit:
         assert gpu_bytes(estimate(SHAPES[model], replace(plan, layers=fit)).parts) <= budget
+
+
+KEYS = [
+    "block_count",
+    "nextn_predict_layers",
+    "embedding_length",
+    "context_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.key_length_mla",
+    "attention.sliding_window",
+    "attention.value_length_mla",
+    "attention.sliding_window_pattern",
+    "attention.shared_kv_layers",
+    "attention.recurrent_layers",
+    "full_attention_interval",
+    "ssm.conv_kernel",
+    "ssm.inner_size",
+    "ssm.state_size",
+    "ssm.group_count",
+    "ssm.time_step_rank",
+    "wkv.head_size",
+    "token_shift_count",
+    "kda.head_dim",
+    "shortconv.l_cache",
+    "expert_used_count",
+    "expert_feed_forward_length",
+    "attention.causal",
+]
+
+numbers = st.integers(-2, 600) | st.integers(-(1 << 40), 1 << 70) | st.floats() | st.booleans() | st.text(max_size=3)
+values = numbers | st.lists(st.integers(-1, 64) | st.floats() | st.booleans(), max_size=8).map(tuple)
+names = st.builds(
+    "{}{}{}".format,
+    st.sampled_from(["", "blk.0.", "blk.7.", "blk.999999999999.", "blk.-1.", "v."]),
+    st.sampled_from(
+        ["token_embd", "output", "ffn_up", "ffn_up_shexp", "ffn_gate_exps", "rope_freqs", "nextn.x", "", "é"]
+    ),
+    st.sampled_from([".weight", ".bias", ""]),
+)
+tensors = st.builds(
+    lambda name, shape, kind, size: Tensor(name, tuple(shape), kind, size),
+    names,
+    st.lists(st.integers(0, 1 << 40), max_size=4),
+    st.sampled_from(["F32", "Q4_K", "Q9_9"]),
+    st.integers(0, 1 << 50),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.sampled_from(sorted(ARCHITECTURES)),
+    st.dictionaries(st.sampled_from(KEYS), values),
+    st.integers(1, 8),
+    st.lists(tensors, max_size=6),
+    plans,
+)
+def test_whatever_a_file_says_ends_in_an_estimate_or_a_clear_error(
+    architecture: str, said: dict[str, Value], count: int, infos: list[Tensor], plan: Plan
+) -> None:
+    """Metadata are somebody else's: no combination of them breaks the formula, and none makes it negative."""
+    own = {f"{architecture}.{key}": value for key, value in {"block_count": count, **said}.items()}
+    file = ModelFile(architecture, own, tuple(infos))
+    try:
+        made = estimate(file, plan)
+    except GpudError as error:
+        assert str(error).startswith("cannot ")
+        assert error.hint
+    else:
+        assert all(part.total_bytes >= 0 for part in made.parts)

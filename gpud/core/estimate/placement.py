@@ -37,7 +37,7 @@ def only_gpu(plan: Plan) -> int:
 def shares(plan: Plan) -> tuple[float, ...]:
     """What each GPU is to have, in any unit. Without a word llama.cpp goes by what is free, which is not known here:
     equal parts then."""
-    given = plan.tensor_split[: plan.gpus]
+    given = [share if math.isfinite(share) and share > 0 else 0.0 for share in plan.tensor_split[: plan.gpus]]
     if not any(given):
         return (1.0,) * plan.gpus
     return (*given, *(0.0,) * (plan.gpus - len(given)))

@@ -5,11 +5,14 @@ from dataclasses import dataclass, field
 
 from gpud.core.errors import GpudError
 from gpud.core.estimate.architectures import ARCHITECTURES, Cache, Recurrent, Rules, Window
-from gpud.core.estimate.weights import Weights, weigh
+from gpud.core.estimate.weights import Weights, row, rows, weigh
 from gpud.core.modelfile import ModelFile
 
 MOST_LAYERS = 512
-"""More than llama.cpp can load."""
+"""All that llama.cpp can load."""
+
+LARGEST = 1 << 32
+"""Widths, counts and lengths have 32 bits."""
 
 
 class UnknownArchitecture(GpudError):
@@ -142,8 +145,8 @@ class _Reader:
             value = max(value, default=None)
         if value is None:
             return default
-        if not isinstance(value, int | float) or value < 0:
-            raise self.invalid(f"{key} is {value!r}, a number from 0 is needed")
+        if not isinstance(value, int | float) or not 0 <= value < LARGEST:
+            raise self.invalid(f"{key} is {value!r}, a number from 0 to {LARGEST - 1} is needed")
         return int(value)
 
     def per_layer(self, key: str, default: int | Sequence[int]) -> tuple[int, ...]:
@@ -151,8 +154,9 @@ class _Reader:
         if isinstance(value, tuple):
             if len(value) < self.count:
                 raise self.invalid(f"{key} has {len(value)} entries for {self.count} layers")
-            if any(one < 0 for one in value):
-                raise self.invalid(f"{key} has a negative entry")
+            wrong = next((one for one in value[: self.count] if not 0 <= one < LARGEST), None)
+            if wrong is not None:
+                raise self.invalid(f"{key} has {wrong!r} among its entries, numbers from 0 to {LARGEST - 1} are needed")
             return tuple(int(one) for one in value[: self.count])
         if value is None and not isinstance(default, int):
             return tuple(default)
@@ -277,11 +281,11 @@ class _Reader:
             dense = inner if any(".ffn_gate.weight" in tensor.name for tensor in self.file.tensors) else 0
         elif used and not any(".ffn_down.weight" in tensor.name for tensor in self.file.tensors):
             dense = 0
-        shared = max((t.shape[1] for t in self.file.tensors if t.name.endswith("ffn_up_shexp.weight")), default=0)
+        shared = max((rows(t) for t in self.file.tensors if t.name.endswith("ffn_up_shexp.weight")), default=0)
         embeddings = next((t for t in self.file.tensors if t.name == "token_embd.weight"), None)
-        if embeddings is not None and len(embeddings.shape) > 1:
-            vocabulary = embeddings.shape[1]
-        per_layer = next((t.shape[0] for t in self.file.tensors if t.name == "per_layer_token_embd.weight"), 0)
+        if embeddings is not None:
+            vocabulary = rows(embeddings)
+        per_layer = next((row(t) for t in self.file.tensors if t.name == "per_layer_token_embd.weight"), 0)
         return Work(
             self.width,
             vocabulary,
@@ -304,7 +308,7 @@ class _Reader:
         for tensor in self.file.tensors:
             if ".ffn_gate" in tensor.name and ".ffn_gate_inp" not in tensor.name:
                 return True
-            if tensor.name.endswith(".ffn_up.weight") and tensor.shape[1] > max(self.feed_forward):
+            if tensor.name.endswith(".ffn_up.weight") and rows(tensor) > max(self.feed_forward):
                 return True
         return False
 

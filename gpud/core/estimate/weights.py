@@ -1,7 +1,8 @@
 """Where each tensor of a file goes when llama.cpp loads it, and what it takes there.
 
 Layers are counted as llama.cpp does: the repeating ones from 0, and the output as one more after them. What belongs to
-the input never leaves the machine's own memory.
+the input never leaves the machine's own memory; tables of more than 4 GiB of it, which llama.cpp may read from disk
+piece by piece, count in full, as they do in its own record.
 """
 
 import math
@@ -9,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from gpud.core.errors import GpudError
 from gpud.core.modelfile import ModelFile, Tensor
 
 INPUT = -1
@@ -29,11 +31,23 @@ Nothing grows by that, but embeddings that serve as the output too are then in m
 """
 
 _UNQUANTIZED = frozenset({"F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64"})
-_BLOCK = re.compile(r"blk\.(\d+)\.")
+_BLOCK = re.compile(r"blk\.(\d{1,9})\.")
 _EXPERTS = re.compile(r"\.ffn_(up|down|gate|gate_up)_(ch|)exps")
 _INPUTS = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
 _FIRST_LAYER = ("token_embd_norm.", "per_layer_model_proj.", "per_layer_proj_norm.")
 _EVERYWHERE = ("rope_freqs.", "rope_factors_long.", "rope_factors_short.")
+
+
+class OverrideInvalid(GpudError):
+    """A pattern for tensors that is none."""
+
+    code = "invalid-option"
+
+    def __init__(self, pattern: str, why: str) -> None:
+        super().__init__(
+            f'cannot place tensors by the pattern "{pattern}": {why}',
+            hint="correct the override; it is a regular expression that is searched for in names of tensors",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +89,21 @@ class Weights:
 def sizes(tensor: Tensor) -> Sizes:
     """What one tensor takes, with the padding that each kind of memory wants."""
     on_gpu = tensor.bytes
-    row = tensor.shape[0] if tensor.shape else 1
-    if tensor.kind not in _UNQUANTIZED and row % GPU_ROW_PADDING:
-        row_bytes = tensor.bytes * row // max(math.prod(tensor.shape), 1)
-        on_gpu += row_bytes * (GPU_ROW_PADDING - row % GPU_ROW_PADDING) // row
+    missing = -row(tensor) % GPU_ROW_PADDING
+    if missing and tensor.kind not in _UNQUANTIZED:
+        # Whole blocks are missing, and a block takes the same wherever it is.
+        on_gpu += tensor.bytes * missing // max(math.prod(tensor.shape), 1)
     matrix = tensor.bytes if len(tensor.shape) > 1 and not tensor.name.startswith(_INPUTS) else 0
     return Sizes(padded(tensor.bytes, HOST_ALIGNMENT), padded(on_gpu, GPU_ALIGNMENT), matrix)
+
+
+def row(tensor: Tensor) -> int:
+    """Elements that lie beside each other."""
+    return tensor.shape[0] if tensor.shape else 1
+
+
+def rows(tensor: Tensor) -> int:
+    return tensor.shape[1] if len(tensor.shape) > 1 else 1
 
 
 def padded(size: int, alignment: int) -> int:
@@ -117,7 +140,7 @@ def weigh(
     output_first: bool,
 ) -> Weights:
     """Sort the tensors of a file. The last ``predicting`` of its layers are for drafts, and are not loaded."""
-    patterns = [(re.compile(pattern), buffer) for pattern, buffer in overrides]
+    patterns = [(_compiled(pattern), buffer) for pattern, buffer in overrides]
     inputs, everywhere = _Sum(), []
     places = [_Sum() for _ in range(layers + 1)]
     embeddings: Tensor | None = None
@@ -149,9 +172,15 @@ def weigh(
     if ties_output and embeddings is not None and not has_output:
         once = sizes(embeddings)
         tied = Sizes(once.host, once.gpu, embeddings.bytes)
-        rows = embeddings.shape[1] if len(embeddings.shape) > 1 else 1
-        again = output_first or (embeddings.kind in REPACKED and rows % 8 == 0)
+        again = output_first or (embeddings.kind in REPACKED and rows(embeddings) % 8 == 0)
     return Weights(inputs.place(), tuple(one.place() for one in places), _add(everywhere), tied, again)
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise OverrideInvalid(pattern, str(error)) from error
 
 
 def _layer(name: str, layers: int, norm_of_output: bool) -> int | None:
