@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from gpud.core import admission, events, eviction
-from gpud.core.admission import kept_with
 from gpud.core.budget import describe
 from gpud.core.claiming import Claiming
 from gpud.core.claims import Claim
@@ -30,39 +29,58 @@ class Admitting:
         self._leaving = leaving
         self._claiming = claiming
         self._out = table.out
+        self._waits: dict[int, admission.Waits] = {}
 
     def serve(self, event: events.Sampled) -> None:
-        """Go through the queue once. ``kept`` is what those who wait will need, by device: nobody behind takes that."""
-        kept: Mapping[str, int] = {}
+        """Go through the queue once. What those who wait will need, nobody behind them takes."""
+        before, self._waits = self._waits, {}
         devices: Sequence[admission.Device] | None = None
         contexts = {model.name: model.settings.context for model in event.checked}
-        for entry in self._table.queue():
-            wish = self._wish(entry, event, contexts)
+        order = self._table.queue()
+        overdue = max((place for place, entry in enumerate(order) if _is_overdue(entry)), default=-1)
+        for place, entry in enumerate(order):
+            # Who stands before one whose turn has come has its turn as well: else that one would wait for it.
+            wish = self._wish(entry, event, contexts, overdue=place <= overdue)
             if wish is None:
+                self._as_before(entry, before)
                 continue
             if devices is None:
                 devices = self._table.devices()
-            limits = self._table.limits
-            verdict = admission.decide(wish, devices, kept=kept, policy=limits.eviction.policy, now=self._table.now)
-            if isinstance(verdict, admission.Granted):
-                self._grant(entry, verdict)
-                devices = None
-            elif isinstance(verdict, admission.Waits):
-                if self._keep_waiting(entry, verdict.text, verdict.cause):
-                    kept = kept_with(kept, verdict.shares)
-            elif isinstance(verdict, admission.Evicts):
-                names = _names([victim.model for victim in verdict.victims])
-                if self._keep_waiting(entry, f"waiting until {names} is unloaded: {verdict.text}", "eviction"):
-                    kept = kept_with(kept, verdict.shares)
-                    self._evict(entry, verdict)
+            policy = self._table.limits.eviction.policy
+            verdict = admission.decide(wish, devices, ahead=self.ahead(), policy=policy, now=self._table.now)
+            match verdict:
+                case admission.Granted():
+                    self._grant(entry, verdict)
                     devices = None
-            else:
-                self._refuse(entry, verdict.error)
+                case admission.Waits():
+                    self._keep_waiting(entry, verdict)
+                case admission.Evicts(shares, victims, _, text):
+                    text = f"waiting until {_names([victim.model for victim in victims])} is unloaded: {text}"
+                    if self._keep_waiting(entry, admission.Waits(shares, text, "eviction")):
+                        self._evict(entry, verdict)
+                        devices = None
+                case admission.Refused(error):
+                    self._refuse(entry, error)
 
-    def _wish(self, entry: Entry, event: events.Sampled, contexts: Mapping[str, int | None]) -> admission.Wish | None:
+    def ahead(self) -> admission.Ahead:
+        """All that those need together who were told to wait."""
+        together = admission.NOBODY
+        for waits in self._waits.values():
+            together = together.and_then(waits)
+        return together
+
+    def _as_before(self, entry: Entry, before: Mapping[int, admission.Waits]) -> None:
+        """This look says nothing of it; what it was promised the last time stays promised."""
+        ticket = entry.ticket
+        if ticket is not None and ticket.sequence in before:
+            self._waits[ticket.sequence] = before[ticket.sequence]
+
+    def _wish(
+        self, entry: Entry, event: events.Sampled, contexts: Mapping[str, int | None], *, overdue: bool
+    ) -> admission.Wish | None:
         """What it wants, or None when that is not known by this look, or known to be in vain."""
         if isinstance(entry, Claim):
-            return self._claiming.wish(entry)
+            return self._claiming.wish(entry, overdue=overdue)
         name = entry.model.name
         if name in event.unfit:
             self._loading.refuse_unfit(entry, event.unfit[name])
@@ -75,7 +93,6 @@ class Admitting:
         if entry.reload_s is None:
             entry.reload_s = quote.load_s
         may_evict = entry.wanted or any(job.evict for job in entry.load_jobs)
-        overdue = entry.ticket is not None and entry.ticket.overdue
         wish = admission.Wish.load(entry.launchable(), grown(quote, entry.growth), may_evict=may_evict, overdue=overdue)
         if entry.ticket is not None and wish.quote.offers:
             entry.expects_bytes = wish.quote.offers[0].need_bytes
@@ -95,7 +112,7 @@ class Admitting:
 
     # Waiting
 
-    def _keep_waiting(self, entry: Entry, text: str, cause: str) -> bool:
+    def _keep_waiting(self, entry: Entry, waits: admission.Waits) -> bool:
         """It stays in the queue for this reason, unless the queue is full or it would not wait: then it is told so."""
         ticket = entry.ticket
         if ticket is None:
@@ -107,18 +124,19 @@ class Admitting:
                 entry,
                 QueueFull(
                     f"cannot {self._subject(entry)}: {self._table.queued()} wait for memory already, the limit is "
-                    f"{limits.size} ({text})",
+                    f"{limits.size} ({waits.text})",
                     hint="ask again later, see gpudctl queue, or raise queue.size",
                 ),
             )
             return False
-        first, moved = not ticket.queued, ticket.cause != cause
+        moved = ticket.cause != waits.cause
         ticket.queued = True
-        ticket.waits_for, ticket.cause = text, cause
-        if cause in ("busy", "behind", "loading") and self._hasty_go(entry, text):
+        ticket.waits_for, ticket.cause = waits.text, waits.cause
+        if waits.cause not in ("coming", "eviction") and self._hasty_go(entry, waits.text):
             return False
-        if (first or moved) and cause != "coming":
-            self._tell_waiting(entry, text)
+        self._waits[ticket.sequence] = waits
+        if moved and waits.cause != "coming":
+            self._tell_waiting(entry, waits.text)
         return True
 
     def _hasty_go(self, entry: Entry, text: str) -> bool:
@@ -253,6 +271,10 @@ class Admitting:
             spared=spared,
         )
         self._leaving.drain(victim, TURN if candidate.busy else "evict", victim.model.stop.drain_s)
+
+
+def _is_overdue(entry: Entry) -> bool:
+    return entry.ticket is not None and entry.ticket.overdue
 
 
 def grown(quote: Quote, growth: float) -> Quote:

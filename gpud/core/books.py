@@ -133,15 +133,17 @@ class Books:
             ready = [
                 self._candidate(i, sample.uuid, busy=occupied(i)) for i in here if i.state is State.READY and may_go(i)
             ]
-            starting = sum(i.bytes_on(sample.uuid) for i in here if i.state is State.LOADING and may_go(i))
+            starting = [
+                self._candidate(i, sample.uuid, busy=False) for i in here if i.state is State.LOADING and may_go(i)
+            ]
             devices.append(
                 admission.Device(
                     sample,
                     self.account(sample, here, claims),
                     coming + self._returning.bytes(sample.uuid),
-                    starting,
                     tuple(candidate for candidate in ready if not candidate.busy),
                     tuple(candidate for candidate in ready if candidate.busy),
+                    tuple(starting),
                     sum(claim.charge().bytes for claim in claims if claim.device == sample.uuid),
                     self._taken_by(sample),
                 )
@@ -166,8 +168,10 @@ class Books:
 
     def _taken_by(self, sample: GpuSample) -> str:
         limit_bytes = self.limits.external_busy_bytes
-        foreign_bytes = None if sample.is_host else self.foreign_bytes(sample)
-        if limit_bytes is None or foreign_bytes is None or foreign_bytes < limit_bytes:
+        if limit_bytes is None or sample.is_host:
+            return ""
+        foreign_bytes = self.foreign_bytes(sample)
+        if foreign_bytes is None or foreign_bytes < limit_bytes:
             return ""
         who = self.others(sample)
         return (

@@ -39,10 +39,10 @@ class Claiming:
         self._table.look = True
         self._out.touch()
 
-    def wish(self, claim: Claim) -> admission.Wish:
-        overdue = claim.ticket is not None and claim.ticket.overdue
+    def wish(self, claim: Claim, *, overdue: bool) -> admission.Wish:
+        subject = f"give {describe(claim.bytes)} to {claim.who}"
         quote = Quote.simple(claim.bytes, Source.DECLARED)
-        return admission.Wish(f"give {describe(claim.bytes)} to {claim.who}", quote, claim.gpu, overdue=overdue)
+        return admission.Wish(subject, quote, claim.gpu, overdue=overdue, awaits_claims=True)
 
     def grant(self, claim: Claim, granted: admission.Granted) -> None:
         waited_s = self._table.now - claim.since_s

@@ -105,7 +105,7 @@ class Pressure:
             why += f"; other programs: {others}"
         for candidate in victims:
             self._go(candidate, why)
-        if not victims and sample.uuid not in self._table.giving_way and (device.occupied or device.starting_bytes):
+        if not victims and sample.uuid not in self._table.giving_way and (device.occupied or device.starting):
             busy = ", ".join(f'"{candidate.model}"' for candidate in device.occupied) or "what is loading"
             self._out.add(
                 Notice(

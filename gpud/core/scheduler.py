@@ -173,13 +173,15 @@ class Scheduler:
         return tuple(_place(position, entry) for position, entry in enumerate([*order, *rest], 1))
 
     def consider(self, size_bytes: int, gpu: str) -> admission.Considered:
-        """What would come of a wish for so many bytes, by the last look; nothing is done."""
-        subject = f"give {describe(size_bytes)}"
-        kept: dict[str, int] = {}
-        devices = self._table.devices()
-        policy = self._table.limits.eviction.policy
-        wish = admission.Wish(subject, Quote.simple(size_bytes), gpu)
-        verdict = admission.decide(wish, devices, kept=kept, policy=policy, now=self._table.now)
+        """What would come of a wish for so many bytes, behind those who wait and by the last look; nothing is done."""
+        wish = admission.Wish(f"give {describe(size_bytes)}", Quote.simple(size_bytes), gpu)
+        verdict = admission.decide(
+            wish,
+            self._table.devices(),
+            ahead=self._admitting.ahead(),
+            policy=self._table.limits.eviction.policy,
+            now=self._table.now,
+        )
         match verdict:
             case admission.Granted(_, shares, _):
                 name = self._books.device_name(shares[0].device)
@@ -187,7 +189,7 @@ class Scheduler:
             case admission.Evicts(shares, victims, _, text):
                 names = tuple(victim.model for victim in victims)
                 return admission.Considered("evicts", shares[0].device, names, text)
-            case admission.Waits(shares, text, _):
+            case admission.Waits(shares, text):
                 return admission.Considered("waits", shares[0].device, (), text)
             case admission.Refused(error):
                 return admission.Considered("refused", "", (), error.text)

@@ -1,13 +1,308 @@
-"""Whether a model may be loaded now, and where: what cannot be read is not taken for nothing."""
+"""Whether somebody may have memory now, and where: rule by rule, values only."""
+
+from dataclasses import replace
 
 import pytest
 
 from gpud.core import admission, budget
-from gpud.core.errors import GpuUnavailable
+from gpud.core.admission import Ahead, Device, Evicts, Granted, Refused, Waits, Wish
+from gpud.core.budget import Account
+from gpud.core.errors import BudgetExceeded, GpuTaken, GpuUnavailable
+from gpud.core.eviction import Candidate
 from gpud.core.facts import HOST, BudgetLimits, EngineSettings, GpuSample, Model
-from gpud.core.quote import Quote
+from gpud.core.quote import ANY_GPU, Offer, Quote, Share, Source
 
 GIB = 1 << 30
+
+
+def device(
+    uuid: str = "GPU-0",
+    available: float | None = 8,
+    *,
+    capacity: float = 8,
+    coming: float = 0,
+    idle: dict[str, float] | None = None,
+    busy: dict[str, float] | None = None,
+    starting: dict[str, float] | None = None,
+    claimed: float = 0,
+    held: float = 0,
+    health: str = "",
+    taken_by: str = "",
+) -> Device:
+    """A device by GiB. ``held`` is what models hold that may not go."""
+
+    def models(sizes: dict[str, float] | None, *, working: bool = False) -> tuple[Candidate, ...]:
+        items = enumerate((sizes or {}).items())
+        return tuple(Candidate(name, number, int(size * GIB), busy=working) for number, (name, size) in items)
+
+    tiers = models(idle), models(busy, working=True), models(starting)
+    committed = held + claimed + coming + sum(c.bytes for tier in tiers for c in tier) / GIB
+    total = int(capacity * GIB)
+    free = None if available is None else int(available * GIB)
+    account = Account(total, total - free if free is not None else int(committed * GIB), 0, free)
+    account = replace(account, committed_bytes=min(account.committed_bytes, max(0, int(committed * GIB))))
+    vendor = HOST if uuid == HOST else "nvidia"
+    index = int(uuid[-1]) if uuid[-1].isdigit() else 0
+    sample = GpuSample(uuid, f"card {uuid}", index, vendor, total, health=health)
+    return Device(sample, account, int(coming * GIB), *tiers, int(claimed * GIB), taken_by)
+
+
+HOST_DEVICE = device(HOST, 16, capacity=16)
+
+
+def wish(size: float, **more: object) -> Wish:
+    return Wish('load "m"', Quote.simple(int(size * GIB)), **more)  # type: ignore[arg-type]
+
+
+def decide(wanted: Wish, *devices: Device, ahead: Ahead = admission.NOBODY) -> admission.Verdict:
+    return admission.decide(wanted, [*devices, HOST_DEVICE], ahead=ahead)
+
+
+def where(verdict: admission.Verdict) -> list[tuple[str, float]]:
+    assert not isinstance(verdict, Refused)
+    return [(share.device, share.bytes / GIB) for share in verdict.shares]
+
+
+def before(verdict: admission.Verdict, ahead: Ahead = admission.NOBODY) -> Ahead:
+    assert isinstance(verdict, Waits)
+    return ahead.and_then(verdict)
+
+
+# 1, 2: now
+
+
+def test_what_needs_nothing_is_granted_whatever_is_full() -> None:
+    """An engine that somebody else runs."""
+    assert isinstance(decide(wish(0), device(available=0)), Granted)
+
+
+def test_what_fits_goes_to_the_roomiest() -> None:
+    """By free bytes."""
+    verdict = decide(wish(2), device("GPU-0", 3), device("GPU-1", 5))
+    assert isinstance(verdict, Granted)
+    assert where(verdict) == [("GPU-1", 2)]
+
+
+def test_a_named_gpu_is_the_only_one() -> None:
+    """By its index or its uuid."""
+    for name in ("0", "GPU-0"):
+        assert where(decide(wish(2, gpu=name), device("GPU-0", 3), device("GPU-1", 5))) == [("GPU-0", 2)]
+
+
+def test_what_fits_beside_what_those_before_wait_for_is_granted_at_once() -> None:
+    """The first waits for a busy model; when that has gone there is room for both, so the second has nothing to wait
+    for.
+    """
+    gpu = device(available=2, busy={"x": 6})
+    first = decide(wish(6), gpu)
+    assert isinstance(first, Waits) and first.cause == "busy"
+    assert isinstance(decide(wish(2), gpu, ahead=before(first)), Granted)
+
+
+def test_what_those_before_will_need_is_not_given_away() -> None:
+    """It fits now, but then the first would have to wait for more than it waits for already."""
+    gpu = device(available=2, busy={"x": 6})
+    second = decide(wish(2), gpu, ahead=before(decide(wish(7), gpu)))
+    assert isinstance(second, Waits) and second.cause == "behind"
+
+
+@pytest.mark.parametrize("tier", ["starting", "busy"])
+def test_those_behind_may_have_what_is_left_whatever_the_first_waits_for(tier: str) -> None:
+    """Loading or answering."""
+    gpu = device(available=2, **{tier: {"x": 6}})  # type: ignore[arg-type]
+    ahead = before(decide(wish(6), gpu))
+    assert isinstance(decide(wish(2), gpu, ahead=ahead), Granted)
+    assert isinstance(decide(wish(2.1), gpu, ahead=ahead), Waits)
+
+
+# 3: on its way
+
+
+def test_what_is_on_its_way_is_waited_for_and_nobody_goes() -> None:
+    """An idle model stays."""
+    verdict = decide(wish(5), device(available=1, coming=4, idle={"a": 3}))
+    assert verdict == Waits((Share("GPU-0", 5 * GIB),), "waiting for 4.0 GiB to come back on card GPU-0", "coming")
+
+
+def test_what_is_on_its_way_belongs_to_the_first() -> None:
+    """The second makes room of its own."""
+    gpu = device(available=1, coming=4, idle={"a": 3})
+    second = decide(wish(2), gpu, ahead=before(decide(wish(5), gpu)))
+    assert isinstance(second, Evicts)
+    assert [victim.model for victim in second.victims] == ["a"]
+
+
+# 4: idle models
+
+
+def test_idle_models_go_before_anybody_waits_for_a_busy_one() -> None:
+    """As few as will do."""
+    verdict = decide(wish(4), device(available=2, idle={"a": 1, "b": 2}, busy={"x": 3}))
+    assert isinstance(verdict, Evicts)
+    assert [victim.model for victim in verdict.victims] == ["b"]
+    assert [candidate.model for candidate in verdict.spared] == ["a"]
+    assert verdict.text == "needs 4.0 GiB, 2.0 GiB available on card GPU-0"
+
+
+def test_who_may_not_evict_is_refused_and_told_what_eviction_would_do() -> None:
+    """With the number of bytes."""
+    verdict = decide(wish(4, may_evict=False), device(available=2, idle={"a": 3}))
+    assert isinstance(verdict, Refused)
+    assert verdict.error.hint == "allow eviction: idle models hold 3.0 GiB"
+
+
+def test_a_model_for_which_somebody_before_waits_does_not_go_for_another() -> None:
+    """It is spoken for: the second evicts what nobody waits for, or waits itself."""
+    gpu = device(available=0, idle={"a": 1}, busy={"x": 7})
+    ahead = before(decide(wish(7), gpu))
+    assert ahead.awaited == {"x"}
+    second = decide(wish(1, overdue=True), gpu, ahead=ahead)
+    assert isinstance(second, Evicts)
+    assert [victim.model for victim in second.victims] == ["a"]
+    third = decide(wish(2, overdue=True), gpu, ahead=ahead)
+    assert isinstance(third, Waits) and third.cause == "behind"
+
+
+def test_the_gpu_where_the_least_is_lost_is_emptied() -> None:
+    """What was used an hour ago goes rather than what was used just now."""
+    old = replace(device("GPU-0", 1), movable=(Candidate("old", 0.0, 6 * GIB, reload_s=3),))
+    new = replace(device("GPU-1", 2), movable=(Candidate("new", 3599.0, 6 * GIB, reload_s=3),))
+    verdict = admission.decide(wish(6), [old, new, HOST_DEVICE], now=3600.0)
+    assert isinstance(verdict, Evicts)
+    assert [victim.model for victim in verdict.victims] == ["old"]
+
+
+def test_a_higher_priority_does_not_go_while_a_lower_one_on_another_gpu_could() -> None:
+    """However long it has not been used."""
+    high = replace(device("GPU-0", 1), movable=(Candidate("high", 0.0, 6 * GIB, priority=2),))
+    low = replace(device("GPU-1", 1), movable=(Candidate("low", 3599.0, 6 * GIB, priority=0, reload_s=60),))
+    verdict = admission.decide(wish(6), [high, low, HOST_DEVICE], now=3600.0)
+    assert isinstance(verdict, Evicts)
+    assert [victim.model for victim in verdict.victims] == ["low"]
+
+
+# 5: models in use
+
+
+def test_models_in_use_are_waited_for_by_name() -> None:
+    """They are not asked to go before it is overdue."""
+    gpu = device(available=2, busy={"x": 6})
+    waits = decide(wish(6), gpu)
+    assert isinstance(waits, Waits)
+    assert waits.text == 'needs 6.0 GiB, 2.0 GiB available on card GPU-0; waiting until "x" has answered'
+    assert isinstance(decide(wish(6, overdue=True), gpu), Evicts)
+
+
+def test_an_idle_model_does_not_go_in_vain_with_a_busy_one() -> None:
+    """The busy one has to go anyway, and is enough."""
+    verdict = decide(wish(6, overdue=True), device(available=1, idle={"a": 1}, busy={"x": 6}))
+    assert isinstance(verdict, Evicts)
+    assert [victim.model for victim in verdict.victims] == ["x"]
+
+
+# 6: models that are loading
+
+
+def test_models_that_are_loading_are_waited_for() -> None:
+    """Once they are ready they can go."""
+    verdict = decide(wish(6, overdue=True), device(available=2, starting={"x": 6}))
+    assert isinstance(verdict, Waits) and verdict.cause == "loading"
+
+
+# 7: claims
+
+
+def test_a_claim_waits_for_claims_and_a_load_does_not() -> None:
+    """A training may take hours: whoever sits before a screen is told so at once."""
+    gpu = device(available=2, claimed=6)
+    claim = decide(wish(5, awaits_claims=True), gpu)
+    assert isinstance(claim, Waits) and claim.cause == "claimed"
+    assert claim.text == (
+        "needs 5.0 GiB, 2.0 GiB available on card GPU-0, programs have claimed 6.0 GiB; waiting until they give it back"
+    )
+    load = decide(wish(5), gpu)
+    assert isinstance(load, Refused)
+    assert load.error.hint == "wait until a claim is given back, see gpudctl vram"
+
+
+def test_beside_a_claim_that_waits_for_claims_smaller_ones_are_served() -> None:
+    """What is left when both have what they want."""
+    gpu = device(available=2, claimed=6)
+    ahead = before(decide(wish(6, awaits_claims=True), gpu))
+    assert isinstance(decide(wish(2), gpu, ahead=ahead), Granted)
+
+
+# 8: those before
+
+
+def test_what_would_fit_if_nobody_were_before_it_waits() -> None:
+    """It is not refused."""
+    gpu = device(available=4, coming=4)
+    ahead = before(decide(wish(8), gpu))
+    verdict = decide(wish(4), gpu, ahead=ahead)
+    assert verdict == Waits((Share("GPU-0", 4 * GIB),), "waiting for those before it on card GPU-0", "behind")
+
+
+# 9: refused
+
+
+def test_a_refusal_names_need_available_and_who_has_the_rest() -> None:
+    """Held models, claims, or others."""
+
+    def refusal(**more: float) -> BudgetExceeded:
+        verdict = decide(wish(6), device(available=2, **more))  # type: ignore[arg-type]
+        assert isinstance(verdict, Refused) and isinstance(verdict.error, BudgetExceeded)
+        return verdict.error
+
+    error = refusal(held=6)
+    assert error.message == (
+        'cannot load "m": it needs 6.0 GiB, 2.0 GiB are available on card GPU-0 '
+        "(budget 8.0 GiB, own models 6.0 GiB, free 2.0 GiB)"
+    )
+    assert (error.need_bytes, error.available_bytes) == (6 * GIB, 2 * GIB)
+    assert error.hint == "unload a model that is held or pinned, see gpudctl status"
+    assert "own models 0 MiB, claims 6.0 GiB, free 2.0 GiB" in refusal(claimed=6).message
+    assert refusal().hint == "other programs hold the memory, see gpudctl vram"
+
+
+def test_an_idle_model_that_would_not_help_is_not_called_held() -> None:
+    """The game has the rest."""
+    verdict = decide(wish(6), device(available=2, idle={"a": 2}))
+    assert isinstance(verdict, Refused)
+    assert verdict.error.hint == "other programs hold the memory, see gpudctl vram"
+
+
+def test_what_is_larger_than_the_largest_budget_is_told_what_would_fit() -> None:
+    """By the offers that nobody allowed."""
+    less = (
+        Offer((Share(ANY_GPU, 9 * GIB),), context=8192, reduced="a context of 8192"),
+        Offer((Share(ANY_GPU, 7 * GIB),), context=4096, reduced="a context of 4096"),
+        Offer((Share(ANY_GPU, 5 * GIB), Share(HOST, 6 * GIB)), layers=20, reduced="20 of 33 layers on the GPU"),
+    )
+    quote = Quote(Quote.simple(10 * GIB).offers, less=less)
+    verdict = decide(Wish('load "m"', quote), device("GPU-0", 4, capacity=6), device("GPU-1", 2))
+    assert isinstance(verdict, Refused)
+    assert verdict.error.message == 'cannot load "m": it needs 10.0 GiB, the whole budget of card GPU-1 is 8.0 GiB'
+    assert verdict.error.hint == "it fits with a context of 4096 or with 20 of 33 layers on the GPU"
+
+
+# Which devices
+
+
+def test_a_gpu_that_is_ill_asleep_or_taken_is_passed_over() -> None:
+    """As long as there is another one."""
+    for ill in (device(available=8, health="lost"), device(available=None), device(taken_by="blender has it")):
+        assert where(decide(wish(2), ill, device("GPU-1", 3))) == [("GPU-1", 2)]
+
+
+def test_if_no_gpu_can_be_used_each_says_why() -> None:
+    """It is not a matter of bytes."""
+    verdict = decide(wish(2), device(health="it is lost"), device("GPU-1", None))
+    assert isinstance(verdict, Refused) and isinstance(verdict.error, GpuUnavailable)
+    assert "(card GPU-0: it is lost; card GPU-1: does not tell its free memory)" in verdict.error.message
+    taken = decide(wish(2), device(taken_by="3.0 GiB are held by others"))
+    assert isinstance(taken, Refused) and isinstance(taken.error, GpuTaken)
+    assert taken.error.message == 'cannot load "m": other programs use the GPU: 3.0 GiB are held by others'
 
 
 @pytest.mark.parametrize(
@@ -23,3 +318,59 @@ def test_host_memory_that_cannot_be_read_is_said_to_be_so(model: Model) -> None:
     assert verdict.error.message == 'cannot load "a": host memory: the kernel does not tell'
     nothing = admission.Wish.load(model, Quote.simple(0))
     assert isinstance(admission.decide(nothing, [device]), admission.Granted)
+
+
+# Several offers
+
+
+def split(first: float, second: float, *, host: float = 0) -> Offer:
+    shares = (Share("GPU-0", int(first * GIB)), Share("GPU-1", int(second * GIB)), Share(HOST, int(host * GIB)))
+    return Offer(shares, Source.FORMULA, split=(0.5, 0.5))
+
+
+def offers(size: float, *more: Offer) -> Wish:
+    return Wish('load "m"', Quote((*Quote.simple(int(size * GIB)).offers, *more)))
+
+
+def test_a_model_is_split_only_when_no_gpu_can_hold_it() -> None:
+    """Not even when others would have to go for it."""
+    two = split(3, 3)
+    evicts = decide(offers(6, two), device(available=3, idle={"a": 5}), device("GPU-1", 5))
+    assert isinstance(evicts, Evicts)
+    assert where(evicts) == [("GPU-0", 6)]
+    granted = decide(offers(9, split(5, 4)), device(), device("GPU-1"))
+    assert where(granted) == [("GPU-0", 5), ("GPU-1", 4), (HOST, 0)]
+
+
+def test_a_victim_on_two_gpus_makes_room_on_both() -> None:
+    """It is not counted once, and nobody else goes in vain."""
+    first = replace(device("GPU-0", 1), movable=(Candidate("wide", 5, 4 * GIB), Candidate("a", 0, 4 * GIB)))
+    second = replace(device("GPU-1", 1), movable=(Candidate("wide", 5, 4 * GIB),))
+    verdict = decide(offers(9, split(5, 5)), first, second)
+    assert isinstance(verdict, Evicts)
+    assert {victim.model for victim in verdict.victims} <= {"wide", "a"}
+    assert "wide" in {victim.model for victim in verdict.victims}
+    only_wide = decide(offers(9, split(4, 4)), first, second)
+    assert isinstance(only_wide, Evicts)
+
+
+def test_a_split_needs_room_on_each_of_its_devices() -> None:
+    """The machine's memory is one of them."""
+    verdict = decide(offers(9, split(5, 4, host=17)), device(), device("GPU-1"))
+    assert isinstance(verdict, Refused)
+    waits = decide(offers(9, split(5, 4)), device(available=5, coming=3), device("GPU-1", 2, coming=2))
+    assert isinstance(waits, Waits) and waits.text == "waiting for 2.0 GiB to come back on card GPU-1"
+
+
+def test_less_is_taken_only_when_no_other_model_can_make_room_for_all() -> None:
+    """As configured, once the busy one has answered; reduced where something stands in the way for ever."""
+    smaller = Offer((Share(ANY_GPU, 3 * GIB),), context=4096, reduced="a context of 4096")
+    waits = decide(offers(6, smaller), device(available=4, busy={"x": 4}))
+    assert isinstance(waits, Waits) and waits.cause == "busy"
+    granted = decide(offers(6, smaller), device(available=4, held=4))
+    assert isinstance(granted, Granted) and granted.offer.reduced == "a context of 4096"
+
+
+def test_without_any_offer_it_is_refused() -> None:
+    """No engine can load it."""
+    assert isinstance(decide(Wish('load "m"', Quote(())), device()), Refused)

@@ -8,7 +8,7 @@ from gpud.core.events import Kind, ModelChanged
 from gpud.core.facts import HOST, BudgetLimits, JobResult, Limits, Priority, State, StopTimes
 from gpud.core.quote import Share
 
-from .world import ALICE, BOB, GIB, GPU, World, model
+from .world import ALICE, BOB, GIB, GPU, Gpu, World, model
 
 
 def world(*names: str, size: int = 3 * GIB, **more: object) -> World:
@@ -150,10 +150,10 @@ def test_a_load_is_admitted_with_what_its_own_context_needs() -> None:
 
 def test_an_idle_time_out_that_was_asked_of_a_refused_load_does_not_stay() -> None:
     """The next one, which asks for nothing, has what is configured."""
-    w = world("a", size=3 * GIB, foreign_bytes=7 * GIB)
+    w = world("a", size=3 * GIB, gpus={GPU: Gpu(foreign_bytes=7 * GIB)})
     w.load("a", idle_timeout_s=7.0)
     w.settle()
-    w.foreign_bytes = 0
+    w.gpus[GPU].foreign_bytes = 0
     w.load("a")
     w.settle()
 
@@ -174,7 +174,7 @@ def test_what_does_not_fit_is_refused_with_need_and_available() -> None:
 
 def test_other_programs_memory_is_never_promised() -> None:
     """A game counts."""
-    w = world("a", foreign_bytes=6 * GIB)
+    w = world("a", gpus={GPU: Gpu(foreign_bytes=6 * GIB)})
     job = w.load("a")
     w.settle()
 
@@ -185,7 +185,7 @@ def test_other_programs_memory_is_never_promised() -> None:
 
 def test_the_least_recently_used_idle_model_makes_room() -> None:
     """a is older than b, so a goes."""
-    w = loaded("a", "b", "c", size=3 * GIB, gpu_bytes=7 * GIB)
+    w = loaded("a", "b", "c", size=3 * GIB, gpus={GPU: Gpu(7 * GIB)})
 
     assert w.state("a") is State.COLD
     assert w.state("b") is State.READY
@@ -289,15 +289,13 @@ def test_the_next_engine_waits_until_the_memory_is_measured_free() -> None:
     w.models["b"] = model("b")
     w.sizes["b"] = 6 * GIB
     w.post(events.Reconfigured(w.models, w.limits, 300.0, frozenset()))
-    w.late_bytes = 6 * GIB
-    w.engines["a"].bytes = 0  # The driver still counts it, but under no process.
-    w.engines["a"].bytes = 6 * GIB
+    w.gpus[GPU].late_bytes = 6 * GIB
     w.load("b")
     w.settle()
     assert w.state("a") is State.COLD
     assert w.launches() == ["a"]
 
-    w.late_bytes = 0
+    w.gpus[GPU].late_bytes = 0
     w.pass_time(0.05)
     assert w.state("b") is State.READY
 
@@ -308,7 +306,7 @@ def test_memory_that_never_comes_back_ends_in_a_refusal() -> None:
     w.models["b"] = model("b")
     w.sizes["b"] = 6 * GIB
     w.post(events.Reconfigured(w.models, w.limits, 300.0, frozenset()))
-    w.late_bytes = 6 * GIB
+    w.gpus[GPU].late_bytes = 6 * GIB
     job = w.load("b")
     w.settle()
     w.pass_time(w.limits.memory_wait_s + 1)
@@ -319,7 +317,7 @@ def test_memory_that_never_comes_back_ends_in_a_refusal() -> None:
 
 def test_a_model_without_a_gpu_goes_to_host_memory() -> None:
     """No GPU is a normal machine."""
-    w = world("a", gpu_bytes=None)
+    w = world("a", gpus={})
     w.load("a")
     w.settle()
 
@@ -339,7 +337,7 @@ def test_a_model_that_names_a_missing_gpu_is_refused() -> None:
 
 def test_a_declared_size_of_nothing_needs_no_room() -> None:
     """Attached engines."""
-    w = world("a", size=0, foreign_bytes=8 * GIB)
+    w = world("a", size=0, gpus={GPU: Gpu(foreign_bytes=8 * GIB)})
     job = w.load("a")
     w.settle()
 
@@ -943,7 +941,7 @@ def test_a_second_shutdown_does_not_wait() -> None:
 def test_an_adopted_engine_is_ready_and_measured() -> None:
     """Nothing is launched."""
     w = world("a")
-    w.post(events.Adopted("a", 1, (Share(GPU, 3 * GIB),)))
+    w.adopt("a", Share(GPU, 3 * GIB))
     w.settle()
 
     assert w.state("a") is State.READY
@@ -954,8 +952,7 @@ def test_an_adopted_engine_with_old_settings_goes_when_idle() -> None:
     """It is not cut, but it does not stay."""
     w = world("a")
     w.busy.add("a")
-    w.engines["a"] = type(loaded("a").engines["a"])("a", 1, 5, GPU, GIB)
-    w.post(events.Adopted("a", 1, (Share(GPU, 3 * GIB),), stale=True))
+    w.adopt("a", Share(GPU, 3 * GIB), stale=True)
     w.settle()
     assert w.state("a") is State.DRAINING
 

@@ -11,7 +11,7 @@ from gpud.core.errors import GpudError
 from gpud.core.events import ModelChanged
 from gpud.core.facts import BudgetLimits, Limits, State, StopTimes
 
-from .world import ALICE, BOB, GIB, World, model
+from .world import ALICE, BOB, GIB, GPU, Gpu, World, model
 
 NAMES = ("a", "b", "c", "d")
 names = st.sampled_from(NAMES)
@@ -36,7 +36,7 @@ class Anything(RuleBasedStateMachine):
             models,
             {name: size * GIB for name, size in zip(NAMES, sizes, strict=True)},
             real_sizes={name: size * GIB for name, size in zip(NAMES, real, strict=True)},
-            gpu_bytes=gpu,
+            gpus={} if gpu is None else {GPU: Gpu(gpu)},
             limits=limits,
         )
         self.closing = False
@@ -119,11 +119,13 @@ class Anything(RuleBasedStateMachine):
 
     @rule(size=st.integers(0, 8))
     def another_program(self, size: int) -> None:
-        self.world.foreign_bytes = size * GIB
+        if GPU in self.world.gpus:
+            self.world.gpus[GPU].foreign_bytes = size * GIB
 
     @rule(size=st.integers(0, 3))
     def memory_is_late(self, size: int) -> None:
-        self.world.late_bytes = size * GIB
+        if GPU in self.world.gpus:
+            self.world.gpus[GPU].late_bytes = size * GIB
 
     @rule(name=names, changed=st.booleans())
     def reconfigure(self, name: str, changed: bool) -> None:

@@ -1,5 +1,10 @@
-"""A world of values around the scheduler: devices, engines that start and end when told, a clock moved by hand."""
+"""A world of values around the scheduler: devices, engines and programs that do what they are told, a clock moved by
+hand.
+"""
 
+import heapq
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from gpud.core import events
@@ -8,22 +13,30 @@ from gpud.core.facts import (
     HOST,
     BudgetLimits,
     Caller,
+    ClaimStatus,
     Exit,
     GpuProcess,
     GpuSample,
+    GpuStatus,
     JobResult,
     Limits,
     Model,
     ModelStatus,
+    Priority,
+    QueueStatus,
     State,
 )
-from gpud.core.quote import Quote
+from gpud.core.quote import Quote, Share
 from gpud.core.scheduler import Scheduler
 
 GIB = 1 << 30
+MIB = 1 << 20
 ALICE = Caller("alice", 1000, label="alice")
 BOB = Caller("bob", 1001, label="bob")
+CAROL = Caller("carol", 1002, label="carol")
 GPU = "GPU-0"
+GPU1 = "GPU-1"
+HOST_BYTES = 16 * GIB
 WORK = (events.Launch, events.CancelLaunch, events.Stop, events.AskBusy, events.Sample)
 
 
@@ -31,8 +44,23 @@ def model(name: str, **settings: object) -> Model:
     return replace(Model(name, "llama_server"), **settings)  # type: ignore[arg-type]
 
 
-def promised(launch: events.Launch) -> int:
-    return sum(share.bytes for share in launch.shares)
+def promised(launch: events.Launch, device: str | None = None) -> int:
+    return sum(share.bytes for share in launch.shares if device in (None, share.device))
+
+
+@dataclass
+class Gpu:
+    """``programs`` are others' by name; ``foreign_bytes`` are held by nobody in particular, ``late_bytes`` by an engine
+    that is no more. ``tells`` False: its driver does not say which process holds how much.
+    """
+
+    bytes: int = 8 * GIB
+    foreign_bytes: int = 0
+    late_bytes: int = 0
+    programs: dict[str, int] = field(default_factory=dict)
+    health: str = ""
+    asleep: bool = False
+    tells: bool = True
 
 
 @dataclass
@@ -42,50 +70,115 @@ class Engine:
     model: str
     generation: int
     pid: int
-    device: str
+    promised: dict[str, int]
+    real: dict[str, int]
+    begun_s: float = 0.0
+    load_s: float = 0.0
+    ready: bool = False
+
+    def holds(self, device: str, now: float) -> int:
+        """While it loads, it fills its memory evenly."""
+        size = self.real.get(device, 0)
+        return size if self.ready or self.load_s <= 0 else int(size * min(1.0, (now - self.begun_s) / self.load_s))
+
+    @property
+    def bytes(self) -> int:
+        return next(iter(self.real.values()), 0)
+
+    @bytes.setter
+    def bytes(self, size: int) -> None:
+        self.real[next(iter(self.real))] = size
+
+
+@dataclass
+class Program:
+    """One that claims memory: its process, and what it really uses of it."""
+
+    pid: int
     bytes: int
-    need_bytes: int = 0
+    device: str = ""
+    used_bytes: int = 0
 
 
 @dataclass
 class World:
-    """Carries the scheduler's actions out, one at a time, when the test says so."""
+    """Carries the scheduler's actions out, one at a time, when the test says so.
+
+    ``sizes`` are what models are quoted, unless ``quotes`` has more to say; ``real_sizes`` what they take of their
+    first device. ``load_s`` is how long a load takes, at once by default. ``says`` is what an engine says itself that
+    it is about to take, ``oom`` what it must be promised if it shall not end for lack of memory.
+    """
 
     models: dict[str, Model]
     sizes: dict[str, int]
-    gpu_bytes: int | None = 8 * GIB
+    gpus: dict[str, Gpu] = field(default_factory=lambda: {GPU: Gpu()})
     limits: Limits = field(default_factory=lambda: Limits(gpu=BudgetLimits(), host=BudgetLimits(), memory_wait_s=5.0))
-    foreign_bytes: int = 0
     now: float = 1000.0
     unfit: dict[str, events.Unfit] = field(default_factory=dict)
+    quotes: dict[str, Quote] = field(default_factory=dict)
     real_sizes: dict[str, int] = field(default_factory=dict)
-    late_bytes: int = 0
+    load_s: dict[str, float] = field(default_factory=dict)
+    says: dict[str, int] = field(default_factory=dict)
+    oom: dict[str, int] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
+    busy: set[str] = field(default_factory=set)
     told: list[Action] = field(default_factory=list)
     pending: list[Action] = field(default_factory=list)
     engines: dict[str, Engine] = field(default_factory=dict)
+    programs: dict[int, Program] = field(default_factory=dict)
     jobs: dict[int, JobEnded] = field(default_factory=dict)
-    next_job: int = 1
-    next_pid: int = 100
-    busy: set[str] = field(default_factory=set)
-    broken: set[str] = field(default_factory=set)
+    granted: dict[int, events.ClaimGranted] = field(default_factory=dict)
+    over: dict[int, events.ClaimOver] = field(default_factory=dict)
+    learned: dict[str, int] = field(default_factory=dict)
     released: int = 0
     finished: bool = False
-    learned: dict[str, int] = field(default_factory=dict)
+    when_ended: Callable[[JobEnded], None] | None = None
 
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(self.models, self.limits)
+        self._jobs = itertools.count(1)
+        self._claims = itertools.count(1)
+        self._pids = itertools.count(100)
+        self._order = itertools.count()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
 
     # Wishes
 
     def load(self, name: str, caller: Caller = ALICE, **options: object) -> int:
-        job, self.next_job = self.next_job, self.next_job + 1
+        job = next(self._jobs)
         self.post(events.LoadAsked(job, name, caller, LoadOptions(**options)))  # type: ignore[arg-type]
         return job
 
     def unload(self, name: str = "", caller: Caller = ALICE, *, force: bool = False, others: bool = False) -> int:
-        job, self.next_job = self.next_job, self.next_job + 1
+        job = next(self._jobs)
         self.post(events.UnloadAsked(job, name, caller, force, others))
         return job
+
+    def claim(
+        self,
+        size: int,
+        caller: Caller = ALICE,
+        *,
+        who: str = "train.py",
+        gpu: str = "",
+        priority: Priority = Priority.NORMAL,
+        wait_s: float | None = None,
+    ) -> int:
+        claim = next(self._claims)
+        pid = next(self._pids)
+        self.programs[claim] = Program(pid, size)
+        self.post(events.ClaimAsked(claim, size, replace(caller, pid=pid), who, "", gpu, priority, wait_s))
+        return claim
+
+    def drop(self, claim: int) -> None:
+        self.post(events.ClaimDropped(claim, "its program has ended"))
+
+    def configure(self, *models: Model, limits: Limits | None = None, **sizes: int) -> None:
+        """Add or change models, sizes in bytes, limits."""
+        self.models = {**self.models, **{one.name: one for one in models}}
+        self.sizes |= sizes
+        self.limits = limits or self.limits
+        self.post(events.Reconfigured(self.models, self.limits, 300.0, frozenset()))
 
     def post(self, event: Event) -> None:
         actions = self.scheduler.handle(event, self.now)
@@ -96,6 +189,14 @@ class World:
                 case JobEnded():
                     assert action.job not in self.jobs, f"job {action.job} ended twice"
                     self.jobs[action.job] = action
+                case events.ClaimGranted(claim, device):
+                    assert claim not in self.granted and claim not in self.over, f"claim {claim} is granted too late"
+                    self.granted[claim] = action
+                    self.programs[claim].device = device
+                case events.ClaimOver(claim):
+                    assert claim not in self.over, f"claim {claim} ended twice"
+                    self.over[claim] = action
+                    del self.programs[claim]
                 case events.ReleaseGpus():
                     assert not self.engines
                     self.released += 1
@@ -107,41 +208,66 @@ class World:
                 case _:
                     pass
         self.check(actions)
+        for action in actions:
+            if isinstance(action, JobEnded) and self.when_ended is not None:
+                self.when_ended(action)
 
     # The outside
 
+    def held(self, device: str) -> int:
+        """What engines and claims hold there."""
+        engines = sum(engine.holds(device, self.now) for engine in self.engines.values())
+        return engines + sum(program.used_bytes for program in self.programs.values() if program.device == device)
+
+    def free(self, device: str) -> int:
+        if device == HOST:
+            return max(0, HOST_BYTES - self.held(HOST))
+        gpu = self.gpus[device]
+        others = gpu.foreign_bytes + gpu.late_bytes + sum(gpu.programs.values())
+        return max(0, gpu.bytes - self.held(device) - others)
+
     def sample(self) -> tuple[GpuSample, ...]:
         samples = []
-        own = self.engines.values()
-        if self.gpu_bytes is not None:
-            held = sum(e.bytes for e in own if e.device == GPU)
-            used = min(self.gpu_bytes, held + self.foreign_bytes + self.late_bytes)
-            processes = tuple(GpuProcess(e.pid, e.model, e.bytes) for e in own if e.device == GPU)
+        for index, (uuid, gpu) in enumerate(self.gpus.items()):
+            name = "Test GPU" if index == 0 else f"Test GPU {index}"
+            if gpu.asleep or gpu.health:
+                samples.append(GpuSample(uuid, name, index, "nvidia", asleep=gpu.asleep, health=gpu.health))
+                continue
+            free = self.free(uuid)
+            processes = self._processes(uuid)
+            if not gpu.tells:
+                processes = tuple(replace(process, used_bytes=None) for process in processes)
             samples.append(
-                GpuSample(
-                    GPU, "Test GPU", 0, "nvidia", self.gpu_bytes, used, self.gpu_bytes - used, processes=processes
-                )
+                GpuSample(uuid, name, index, "nvidia", gpu.bytes, gpu.bytes - free, free, processes=processes)
             )
-        total = 16 * GIB
-        used = min(total, sum(e.bytes for e in own if e.device == HOST))
-        processes = tuple(GpuProcess(e.pid, e.model, e.bytes) for e in own if e.device == HOST)
-        samples.append(GpuSample(HOST, "host memory", 0, "host", total, used, total - used, processes=processes))
+        free = self.free(HOST)
+        processes = self._processes(HOST)
+        samples.append(
+            GpuSample(HOST, "host memory", 0, "host", HOST_BYTES, HOST_BYTES - free, free, processes=processes)
+        )
         return tuple(samples)
+
+    def _processes(self, device: str) -> tuple[GpuProcess, ...]:
+        found = [
+            GpuProcess(engine.pid, engine.model, engine.holds(device, self.now))
+            for engine in self.engines.values()
+            if engine.holds(device, self.now)
+        ]
+        found += [
+            GpuProcess(program.pid, "python", program.used_bytes)
+            for program in self.programs.values()
+            if program.device == device and program.used_bytes
+        ]
+        others = self.gpus[device].programs if device in self.gpus else {}
+        found += [GpuProcess(5000 + number, name, size) for number, (name, size) in enumerate(others.items())]
+        return tuple(found)
 
     def do(self, action: Action) -> None:
         """Carry one pending action out."""
         self.pending.remove(action)
         match action:
-            case events.Launch(launched, generation, _, shares, _):
-                name, device = launched.name, shares[0].device
-                need_bytes = promised(action)
-                if name in self.broken:
-                    self.post(events.LoadEnded(name, generation, "exited with status 1", tail=("last line",)))
-                    return
-                size = self.real_sizes.get(name, need_bytes)
-                self.engines[name] = Engine(name, generation, self.next_pid, device, size, need_bytes)
-                self.next_pid += 1
-                self.post(events.BecameReady(name, generation))
+            case events.Launch():
+                self._launch(action)
             case events.CancelLaunch(name, generation):
                 launch = [a for a in self.pending if isinstance(a, events.Launch) and a.generation == generation]
                 launch = [a for a in launch if a.model.name == name]
@@ -158,18 +284,59 @@ class World:
             case events.Sample(_, _, check, settling, claims):
                 own = {e.model: frozenset((e.pid,)) for e in self.engines.values()}
                 names = [model.name for model in check]
-                quotes = {m.name: Quote.simple(self.need(m)) for m in check if m.name not in self.unfit}
+                quotes = {m.name: self.quote(m) for m in check if m.name not in self.unfit}
                 unfit = {name: self.unfit[name] for name in names if name in self.unfit}
                 claimed = {claim: frozenset((pid,)) for claim, pid in claims.items()}
                 self.post(events.Sampled(self.sample(), own, quotes, unfit, settling, check, claimed))
 
-    def need(self, wanted: Model) -> int:
+    def quote(self, wanted: Model) -> Quote:
         """A context costs a byte a token, beyond what the model needs anyway."""
-        return self.sizes[wanted.name] + (wanted.settings.context or 0)
+        known = self.quotes.get(wanted.name)
+        return known or Quote.simple(self.sizes[wanted.name] + (wanted.settings.context or 0))
+
+    def _launch(self, launch: events.Launch) -> None:
+        name, generation = launch.model.name, launch.generation
+        assert name not in self.engines, f"{name} is started twice"
+        if name in self.broken:
+            self.post(events.LoadEnded(name, generation, "exited with status 1", tail=("last line",)))
+            return
+        if promised(launch) < self.oom.get(name, 0):
+            self.post(events.LoadEnded(name, generation, "out of memory", kind="oom-gpu"))
+            return
+        first = launch.shares[0].device
+        reserved = {share.device: share.bytes for share in launch.shares}
+        real = {**reserved, first: self.real_sizes.get(name, reserved[first])}
+        load_s = self.load_s.get(name, 0.0)
+        self.engines[name] = Engine(name, generation, next(self._pids), reserved, real, self.now, load_s)
+        if name in self.says:
+            said = tuple(Share(s.device, self.says[name] if s.device == first else s.bytes) for s in launch.shares)
+            self.post(events.Sized(name, generation, said))
+        if load_s:
+            self.at(self.now + load_s, lambda: self.come_up(name, generation))
+        else:
+            self.come_up(name, generation)
+
+    def adopt(self, name: str, *shares: Share, stale: bool = False) -> None:
+        """An engine of an earlier daemon is there, and holds what its shares say."""
+        held = {share.device: share.bytes for share in shares}
+        self.engines[name] = Engine(name, 1, next(self._pids), dict(held), dict(held), self.now, ready=True)
+        self.post(events.Adopted(name, 1, shares, stale=stale))
+
+    def come_up(self, name: str, generation: int) -> None:
+        engine = self.engines.get(name)
+        if engine is None or engine.generation != generation or self.state(name) is not State.LOADING:
+            return
+        engine.ready = True
+        self.post(events.BecameReady(name, generation))
 
     def end(self, name: str, code: int | None = 0) -> None:
         engine = self.engines.pop(name)
-        self.post(events.EngineGone(name, engine.generation, Exit(engine.pid, code, ("last line",))))
+        if engine.ready:
+            self.post(events.EngineGone(name, engine.generation, Exit(engine.pid, code, ("last line",))))
+        elif code == 0:
+            self.post(events.LoadEnded(name, engine.generation))
+        else:
+            self.post(events.LoadEnded(name, engine.generation, "ended while it loaded"))
 
     def settle(self, limit: int = 1000) -> None:
         """Carry everything out until nothing is pending but delayed looks and questions."""
@@ -180,25 +347,37 @@ class World:
             self.do(now[0])
         raise AssertionError(f"it does not settle: {self.pending}")
 
-    def pass_time(self, seconds: float) -> None:
-        """Move the clock; deadlines and delayed actions come on their way."""
+    # Time
+
+    def at(self, time: float, call: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (time, next(self._order), call))
+
+    def pass_time(self, seconds: float, limit: int = 10_000) -> None:
+        """Move the clock; deadlines, timers and delayed actions come on their way."""
         self.settle()
         end = self.now + seconds
-        for _ in range(10_000):
+        still = 0
+        due_at: dict[int, float] = {}
+        for _ in range(limit):
             deadline = self.scheduler.next_deadline()
             delayed = [a for a in self.pending if getattr(a, "delay_s", 0.0) > 0.0]
-            at = [d for d in (deadline, *(self.now + getattr(a, "delay_s", 0.0) for a in delayed)) if d is not None]
-            at = [d for d in at if d <= end]
+            due_at = {id(a): due_at.get(id(a), self.now + getattr(a, "delay_s", 0.0)) for a in delayed}
+            timers = [self._timers[0][0]] if self._timers else []
+            at = [d for d in (deadline, *due_at.values(), *timers) if d is not None and d <= end]
             if not at:
                 break
             first = max(self.now, min(at))
-            due = [a for a in delayed if self.now + getattr(a, "delay_s", 0.0) <= first + 1e-9]
+            still = still + 1 if first == self.now else 0
+            assert still < 200, f"a deadline comes again and again: {self.scheduler.next_deadline()} at {self.now}"
+            due = [a for a in delayed if due_at[id(a)] <= first]
             self.now = first
             if deadline is not None and deadline <= first:
                 self.post(events.TimePassed())
             for action in due:
-                if action in self.pending:
+                if any(action is other for other in self.pending):
                     self.do(action)
+            while self._timers and self._timers[0][0] <= self.now:
+                heapq.heappop(self._timers)[2]()
             self.settle()
         else:
             raise AssertionError("time does not pass: a deadline comes again and again")
@@ -209,8 +388,17 @@ class World:
     def status(self, name: str) -> ModelStatus:
         return next(s for s in self.scheduler.model_statuses() if s.model.name == name)
 
-    def state(self, name: str) -> State:
-        return self.status(name).state
+    def state(self, name: str) -> State | None:
+        return self.scheduler.state_of(name)
+
+    def device(self, uuid: str = GPU) -> GpuStatus:
+        return next(s for s in self.scheduler.gpu_statuses() if s.sample.uuid == uuid)
+
+    def claim_status(self, claim: int) -> ClaimStatus:
+        return next(s for s in self.scheduler.claim_statuses() if s.id == claim)
+
+    def queue(self) -> tuple[QueueStatus, ...]:
+        return self.scheduler.queue_statuses()
 
     def result(self, job: int) -> JobResult:
         return self.jobs[job].result
@@ -221,25 +409,41 @@ class World:
     def launches(self) -> list[str]:
         return [a.model.name for a in self.told if isinstance(a, events.Launch)]
 
+    def last_launch(self, name: str) -> events.Launch:
+        return [a for a in self.told if isinstance(a, events.Launch) and a.model.name == name][-1]
+
+    # What must hold after every event
+
     def check(self, actions: tuple[Action, ...]) -> None:
-        """What must hold after every event."""
-        for status in self.scheduler.model_statuses():
-            assert status.in_flight >= 0
-        # The books are kept here a second time, from what was launched and what really runs.
+        """The books are kept here a second time, from what was launched and what really runs."""
+        granted = {a.device for a in actions if isinstance(a, events.ClaimGranted)}
         launched = [a for a in actions if isinstance(a, events.Launch)]
-        for device in {a.shares[0].device for a in launched if promised(a)}:
-            pending = [a for a in self.pending if isinstance(a, events.Launch)]
-            starting = [promised(a) for a in pending if a.shares[0].device == device]
-            running = [e for e in self.engines.values() if e.device == device]
-            if any(e.bytes > e.need_bytes for e in running):
-                continue
-            held = sum(e.need_bytes if device == HOST else e.bytes for e in running)
-            limits = self.limits.host if device == HOST else self.limits.gpu
-            gpu = next(g for g in self.scheduler.gpu_statuses() if g.sample.uuid == device)
-            budget_bytes = (
-                gpu.budget_bytes if limits.budget_bytes is None else max(limits.budget_bytes, gpu.budget_bytes or 0)
-            )
-            assert budget_bytes is not None
-            assert held + sum(starting) <= budget_bytes, "more is promised than the budget has"
-            assert gpu.sample.free_bytes is not None
-            assert sum(starting) <= gpu.sample.free_bytes, "more is promised than was measured free"
+        for device in granted | {s.device for a in launched for s in a.shares if s.bytes}:
+            self._check_device(device)
+
+    def _check_device(self, device: str) -> None:
+        running = [e for e in self.engines.values() if device in e.promised]
+        if any(e.holds(device, self.now) > e.promised[device] for e in running):
+            return
+        committed = unseen = 0
+        for engine in running:
+            held = engine.holds(device, self.now)
+            kept = device == HOST or not engine.ready
+            committed += engine.promised[device] if kept else held
+            # Of an engine on a GPU the pages in host memory are its file's: nobody is promised them twice.
+            unseen += engine.promised[device] - held if kept else 0
+        for action in self.pending:
+            if isinstance(action, events.Launch):
+                committed += promised(action, device)
+                unseen += promised(action, device)
+        for program in self.programs.values():
+            if program.device == device:
+                committed += max(program.bytes, program.used_bytes)
+                unseen += max(0, program.bytes - program.used_bytes)
+        gpu = self.device(device)
+        assert gpu.budget_bytes is not None
+        limits = self.limits.host if device == HOST else self.limits.gpu
+        budget_bytes = max(gpu.budget_bytes, limits.budget_bytes or 0)
+        assert committed <= budget_bytes, f"{committed} is promised on {device}, the budget is {budget_bytes}"
+        free = self.free(device)
+        assert unseen <= free, f"{unseen} is promised on {device} and not there yet, {free} is free"
