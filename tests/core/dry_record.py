@@ -1,10 +1,12 @@
 """Asks the real llama-server what it would allocate, and ends it before it reads a weight."""
 
 import json
+import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gpud.core.plan import Plan
 
@@ -40,7 +42,14 @@ class Record:
 
 def dry_records(llama_server: str, arguments: Sequence[str], count: int = 1) -> list[Record]:
     """Start the server, take its first so many records, end it. Raises RuntimeError with its last words."""
-    return ask(llama_server, arguments, count)[0]
+    found, said = ask(llama_server, arguments, count)
+    return [_record(rows, said) for rows in found]
+
+
+def dry_devices(llama_server: str, arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str, Record]:
+    """The rows of the first record by the names of their devices."""
+    ((rows,), _) = ask(llama_server, arguments, 1, environment)
+    return {str(row["name"]): _record([row], ()) for row in rows}
 
 
 def projector_mib(llama_server: str, model: str, projector: str) -> float:
@@ -49,18 +58,29 @@ def projector_mib(llama_server: str, model: str, projector: str) -> float:
     return float(next(found[1] for found in map(_PROJECTOR.search, said) if found))
 
 
-def ask(llama_server: str, arguments: Sequence[str], count: int) -> tuple[list[Record], list[str]]:
-    """The first so many records, and all that was said until then."""
+Row = dict[str, Any]
+
+
+def ask(
+    llama_server: str, arguments: Sequence[str], count: int, environment: Mapping[str, str] | None = None
+) -> tuple[list[list[Row]], list[str]]:
+    """The rows of the first so many records, and all that was said until then."""
     argv = [llama_server, "--log-jsonl", "--offline", "--host", "127.0.0.1", "--port", "0", *arguments]
-    found: list[Record] = []
+    found: list[list[Row]] = []
     said: list[str] = []
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+    with subprocess.Popen(
+        argv,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **(environment or {})},
+    ) as server:
         assert server.stdout is not None
         try:
             for line in server.stdout:
                 said.append(line)
                 if '"fit_memory_breakdown"' in line:
-                    found.append(_record(json.loads(line)["data"]["rows"], said))
+                    found.append(json.loads(line)["data"]["rows"])
                     if len(found) == count:
                         break
         finally:
@@ -70,7 +90,7 @@ def ask(llama_server: str, arguments: Sequence[str], count: int) -> tuple[list[R
     return found, said
 
 
-def _record(rows: Sequence[dict[str, int]], said: Sequence[str]) -> Record:
-    sums = [sum(row[part] for row in rows) for part in ("model", "context", "compute")]
+def _record(rows: Sequence[Row], said: Sequence[str]) -> Record:
+    model, context, compute = (sum(int(row[part]) for row in rows) for part in ("model", "context", "compute"))
     buffers = [float(size) for line in said for size in _BUFFER.findall(line)]
-    return Record(*sums, buffers[-1] if buffers else float(sums[-1]))
+    return Record(model, context, compute, buffers[-1] if buffers else float(compute))

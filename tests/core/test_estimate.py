@@ -187,6 +187,9 @@ def test_several_gpus_in_a_row_keep_copies_of_the_inputs() -> None:
 
     mask, embedded = 512 * 4096 * 2, 512 * 4096 * 4
     assert gpu(whole).compute_bytes == gpu(alone).compute_bytes + 3 * (mask + embedded)
+    # What the first hands to the second is as large as embedded tokens, and is there as often.
+    assert gpu(whole, 1).compute_bytes == gpu(whole).compute_bytes + 4 * embedded
+    assert host(whole).compute_bytes == host(alone).compute_bytes + 3 * (mask + embedded)
     assert gpu(estimate(LLAMA.file(), replace(TWO_GPUS, kv_on_gpu=False))).compute_bytes == gpu(alone).compute_bytes
 
 
@@ -229,12 +232,24 @@ def test_a_pattern_that_is_none_is_named() -> None:
 
 
 def test_what_stays_behind_is_copied_to_the_gpu_when_there_is_much_to_do() -> None:
-    """The largest matrix on the host counts in the GPU's buffers: of a model whose output is there, that one."""
+    """The largest matrix on the host counts in the GPU's buffers. The output is one only for who embeds: it is computed
+    for all tokens then."""
     none = estimate(LLAMA.file(), replace(ONE_GPU, layers=0))
     every = estimate(LLAMA.file(), ONE_GPU)
+    embeds, whole = (estimate(LLAMA.file(), replace(ONE_GPU, layers=n, embeddings=True)) for n in (0, 33))
 
     assert gpu(none).weights_bytes == gpu(none).kv_bytes == 0
-    assert gpu(none).compute_bytes == gpu(every).compute_bytes + weights(LLAMA, "output.weight")
+    assert gpu(none).compute_bytes == gpu(every).compute_bytes + weights(LLAMA, r"blk\.31\.ffn_down")
+    assert gpu(embeds).compute_bytes == gpu(whole).compute_bytes + weights(LLAMA, "output.weight")
+
+
+def test_embeddings_that_are_the_output_are_not_rearranged_beside_a_gpu() -> None:
+    """They are on the host once where there is a GPU, twice where the CPU multiplies them its own way."""
+    beside = estimate(SMALL.file(), replace(ONE_GPU, layers=0))
+    alone = estimate(SMALL.file(), replace(ONE_GPU, gpus=0))
+
+    assert host(beside).weights_bytes == weights(SMALL)
+    assert host(alone).weights_bytes == weights(SMALL) + weights(SMALL, "token_embd")
 
 
 def test_last_rows_are_padded_on_a_gpu() -> None:

@@ -55,7 +55,8 @@ class Rules:
     that the file tells how many reuse. ``linear_heads``: the state is made of squares of the key length.
     ``ties_output``: without a tensor for the output, the embeddings serve as one; ``output_first``: and are then in
     memory twice even where nothing requires it. ``flash_attention`` False: it has none. ``embeds_apart``: as an
-    embedding model it computes no output. ``widths`` is a measure of its computation, see the module about that.
+    embedding model it computes no output. ``hands_on_inner``: where GPUs follow each other, what they hand on is as
+    wide as the inside of a layer. ``widths`` is a measure of its computation, see the module about that.
     """
 
     cache: Cache = Cache.ATTENTION
@@ -69,6 +70,7 @@ class Rules:
     output_first: bool = False
     flash_attention: bool = True
     embeds_apart: bool = False
+    hands_on_inner: bool = False
     widths: float = 4.0
 
 
@@ -76,9 +78,8 @@ PLAIN = Rules()
 _NARROW = Rules(widths=3.0)
 _ENCODER = Rules(cache=Cache.NONE, ties_output=False, widths=3.0)
 _DIFFUSION = Rules(cache=Cache.NONE)
-_STATE = Rules(cache=Cache.RECURRENT)
+_STATE = Rules(cache=Cache.RECURRENT, hands_on_inner=True)
 _HYBRID = Rules(cache=Cache.HYBRID, recurrent=Recurrent.WITHOUT_KV_HEADS)
-_NARROW_HYBRID = Rules(cache=Cache.HYBRID, recurrent=Recurrent.WITHOUT_KV_HEADS, widths=3.0)
 _SHORT_CONVOLUTION = Rules(
     cache=Cache.HYBRID,
     recurrent=Recurrent.WITHOUT_KV_HEADS,
@@ -86,7 +87,7 @@ _SHORT_CONVOLUTION = Rules(
     widths=3.0,
     embeds_apart=True,
 )
-_NEMOTRON = Rules(cache=Cache.HYBRID, recurrent=Recurrent.WITHOUT_KV_HEADS_OR_FEED_FORWARD)
+_NEMOTRON = Rules(cache=Cache.HYBRID, recurrent=Recurrent.WITHOUT_KV_HEADS_OR_FEED_FORWARD, hands_on_inner=True)
 _DELTA = Rules(cache=Cache.HYBRID, recurrent=Recurrent.INTERVAL, interval=4)
 _LISTED = Rules(window=Window())
 
@@ -143,7 +144,7 @@ ARCHITECTURES: Mapping[str, Rules] = {
     **_named("rwkv6 rwkv6qwen2 rwkv7 arwkv7", Rules(cache=Cache.RECURRENT, widths=15.5)),
     "falcon-h1": Rules(cache=Cache.HYBRID, recurrent=Recurrent.EVERY),
     "granitehybrid": _HYBRID,
-    "jamba": _NARROW_HYBRID,
+    "jamba": Rules(cache=Cache.HYBRID, recurrent=Recurrent.WITHOUT_KV_HEADS, hands_on_inner=True, widths=3.0),
     "kimi-linear": _HYBRID,
     "lfm2": _SHORT_CONVOLUTION,
     "lfm2moe": _SHORT_CONVOLUTION,

@@ -46,16 +46,25 @@ FACTORS = Factors()
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
-    """What one device needs that computes whole layers and the output, and the part of it that enters from outside:
-    masks and embedded tokens. The machine's own memory holds the latter in any case."""
+    """``all`` is what one device needs that computes whole layers and the output.
+
+    In it are ``inputs``, which each device gets copies of: masks and embedded tokens. ``hidden`` is what a layer hands
+    to the next, ``looked_up`` what else is looked up for the tokens; the machine's own memory holds both, whatever
+    computes. ``inner`` is as wide as the inside of a layer with a state, ``states`` what such a layer needs where its
+    state is.
+    """
 
     all: int
     inputs: int
+    hidden: int
+    looked_up: int
+    inner: int
+    states: int
 
 
 def buffers(shape: Shape, plan: Plan, cells: Cells, factors: Factors = FACTORS) -> Buffers:
     work = shape.work
-    flash = plan.flash_attention != "off" and shape.rules.flash_attention
+    flash = uses_flash_attention(shape, plan)
     # Without a cache the tokens of a batch see each other, and nothing else.
     encodes = shape.rules.cache is Cache.NONE
     seen = cells.tokens if encodes else cells.full
@@ -63,14 +72,32 @@ def buffers(shape: Shape, plan: Plan, cells: Cells, factors: Factors = FACTORS) 
     masks = _masks(shape, cells, seen, 2 if flash else FLOAT_BYTES) if attending else 0
     tokens = cells.tokens
     floats = _feed_forward(work, shape.rules.widths, factors) * tokens
-    floats = max(floats, _state_space(shape, factors, cells))
+    states = _state_space(shape, factors, cells)
+    floats = max(floats, states)
     if attending and not flash:
         rows = factors.attending * work.width + factors.heads * work.heads * work.head
         floats = max(floats, (work.heads * seen + rows) * tokens)
     outputs = tokens if plan.embeddings else min(cells.sequences, tokens)
     if shape.rules.ties_output and not (plan.embeddings and shape.rules.embeds_apart):
         floats = max(floats, outputs * (work.vocabulary + work.width))
-    return Buffers(masks + int(floats * FLOAT_BYTES), masks + tokens * work.width * FLOAT_BYTES)
+    row = tokens * FLOAT_BYTES
+    return Buffers(
+        all=masks + int(floats * FLOAT_BYTES),
+        inputs=masks + row * work.width,
+        hidden=row * work.width,
+        looked_up=row * work.per_layer,
+        inner=row * work.state_inner if shape.rules.hands_on_inner else 0,
+        states=int(states * FLOAT_BYTES),
+    )
+
+
+def uses_flash_attention(shape: Shape, plan: Plan) -> bool:
+    """What ``auto`` comes to: the engine drops it when it would run elsewhere than on the device of a layer, as it does
+    in hybrids whose cache is kept off the GPU."""
+    if not shape.rules.flash_attention or plan.flash_attention == "off":
+        return False
+    apart = bool(plan.gpus) and not plan.kv_on_gpu and shape.rules.cache is Cache.HYBRID
+    return plan.flash_attention == "on" or not apart
 
 
 def _masks(shape: Shape, cells: Cells, seen: int, element: int) -> int:

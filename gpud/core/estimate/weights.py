@@ -75,15 +75,17 @@ class Place:
 class Weights:
     """All tensors of a file: ``places`` has one entry for each layer and the output at the end.
 
-    ``everywhere`` is what each device with a layer gets a copy of; ``tied`` the embeddings again, as the output:
-    they count apart only where they are elsewhere, or ``tied_again`` says so.
+    ``everywhere`` is what each device with a layer gets a copy of. ``tied`` are the embeddings again, as the output;
+    they count apart where the output is elsewhere, where it is loaded before them (``output_first``), and where the CPU
+    keeps it ``rearranged``.
     """
 
     inputs: Place
     places: tuple[Place, ...]
     everywhere: Sizes
     tied: Sizes
-    tied_again: bool
+    output_first: bool
+    rearranged: bool
 
 
 def sizes(tensor: Tensor) -> Sizes:
@@ -168,12 +170,14 @@ def weigh(
         else:
             target.movable.append(found)
     tied = Sizes()
-    again = False
+    rearranged = False
     if ties_output and embeddings is not None and not has_output:
         once = sizes(embeddings)
         tied = Sizes(once.host, once.gpu, embeddings.bytes)
-        again = output_first or (embeddings.kind in REPACKED and rows(embeddings) % 8 == 0)
-    return Weights(inputs.place(), tuple(one.place() for one in places), _add(everywhere), tied, again)
+        rearranged = embeddings.kind in REPACKED and rows(embeddings) % 8 == 0
+    return Weights(
+        inputs.place(), tuple(one.place() for one in places), _add(everywhere), tied, output_first, rearranged
+    )
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
