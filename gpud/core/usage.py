@@ -25,6 +25,7 @@ LONG_MEMORY_S = 1800.0
 
 _LOG_RATIO = math.log(RATIO)
 _ENDS_IN_BIN = 1.0 - RATIO**-PRIOR_EXPONENT
+_LEAST = 1e-300
 _LAST_EDGE_S = SHORTEST_S * RATIO ** (BINS - 1)
 
 
@@ -46,7 +47,7 @@ class Usage:
     histogram does not: whether more people than usual are at it.
     """
 
-    __slots__ = ("_last_s", "_long", "_pauses", "_short", "_survival", "_total")
+    __slots__ = ("_answer", "_asked", "_last_s", "_long", "_pauses", "_short", "_survival", "_total")
 
     def __init__(self) -> None:
         self._pauses = [0.0] * (BINS + 1)
@@ -55,6 +56,8 @@ class Usage:
         self._short = 0.0
         self._long = 0.0
         self._survival: list[float] | None = None
+        self._asked: tuple[float, float] | None = None
+        self._answer = 0.0
 
     @property
     def last_s(self) -> float | None:
@@ -75,16 +78,23 @@ class Usage:
             self._survival = None
         self._short += 1.0
         self._long += 1.0
+        self._asked = None
         self._last_s = now if self._last_s is None else max(now, self._last_s)
 
     def chance(self, now: float, horizon_s: float) -> float:
-        """The probability that a request comes within the horizon, none having come until now: half by the pauses, half
-        by the rates. 0 of one that was never used.
+        """The probability that a request comes within the horizon, none having come until now; 0 of one that was never
+        used. What the pauses say and what the rates say must agree on it: it is their geometric mean. To ask again at
+        the same moment costs nothing, as a long queue does.
         """
+        if self._asked != (now, horizon_s):
+            self._answer = self._chance(now, max(0.0, horizon_s))
+            self._asked = (now, horizon_s)
+        return self._answer
+
+    def _chance(self, now: float, horizon_s: float) -> float:
         if self._last_s is None:
             return 0.0
         pause_s = max(0.0, now - self._last_s)
-        horizon_s = max(0.0, horizon_s)
         survival = self._survival
         if survival is None:
             survival = self._survival = self._survivals()
@@ -93,7 +103,7 @@ class Usage:
             self._short / SHORT_MEMORY_S * math.exp(-pause_s / SHORT_MEMORY_S)
             + self._long / LONG_MEMORY_S * math.exp(-pause_s / LONG_MEMORY_S)
         ) / 2
-        return 1.0 - (lasts + math.exp(-rate * horizon_s)) / 2
+        return 1.0 - math.exp(-math.sqrt(-math.log(min(1.0, max(lasts, _LEAST))) * rate * horizon_s))
 
     def _survivals(self) -> list[float]:
         """The chance that a pause lasts beyond the beginning of each bin, by what was seen and the prior."""
