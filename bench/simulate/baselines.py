@@ -7,7 +7,6 @@ they send away. None unloads for idleness.
 
 from collections import deque
 from collections.abc import Sequence
-from typing import ClassVar
 
 from bench.simulate.physics import Engine, Machine, Phase
 from bench.simulate.trace import Request
@@ -50,10 +49,10 @@ class Fifo:
             self.machine.serve(request)
         self._advance()
 
-    def finished(self, request: Request) -> None:
+    def finished(self, _request: Request, /) -> None:
         self._advance()
 
-    def gone(self, model: str) -> None:
+    def gone(self, _model: str, /) -> None:
         self._advance()
 
     def _advance(self) -> None:
@@ -148,9 +147,9 @@ class Clairvoyant(Fifo):
 
 
 class Ollama(Fifo):
-    """Loads one after the other, and only what needs at most 80 % of what is free, or when nothing else is loaded. Else the model with the shortest
-    keep-alive goes, by name where they are equal, as they are here; one after the other, idle ones first. Its limit of
-    three loaded models is lifted.
+    """Loads one after the other, and only what needs at most 80 % of what is free, or when nothing else is loaded. Else
+    the model with the shortest keep-alive goes, by name where they are equal, as they are here; one after the other,
+    idle ones first. Its limit of three loaded models is lifted.
     """
 
     waits_for_loads = True
@@ -177,8 +176,6 @@ class LlamaSwap:
     them has a request; swaps that do not concern each other run at the same time.
     """
 
-    name: ClassVar[str] = "llama-swap"
-
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self._waiting: dict[str, list[Request]] = {}
@@ -199,10 +196,10 @@ class LlamaSwap:
             self.machine.serve(request)
         self._advance()
 
-    def finished(self, request: Request) -> None:
+    def finished(self, _request: Request, /) -> None:
         self._advance()
 
-    def gone(self, model: str) -> None:
+    def gone(self, _model: str, /) -> None:
         self._advance()
 
     def _advance(self) -> None:

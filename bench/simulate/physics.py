@@ -45,13 +45,13 @@ class Engine:
 class Policy(Protocol):
     """Decides on a :class:`Machine`. It is told of everything that may allow the next decision."""
 
-    def arrived(self, request: Request) -> None: ...
+    def arrived(self, request: Request, /) -> None: ...
 
-    def ready(self, model: str) -> None: ...
+    def ready(self, model: str, /) -> None: ...
 
-    def finished(self, request: Request) -> None: ...
+    def finished(self, request: Request, /) -> None: ...
 
-    def gone(self, model: str) -> None: ...
+    def gone(self, model: str, /) -> None: ...
 
 
 class Machine:
@@ -77,16 +77,23 @@ class Machine:
         self._sequence += 1
         heapq.heappush(self._due, (max(when_s, self.now), self._sequence, what))
 
+    def begin(self, policy: Policy) -> None:
+        self._policy = policy
+
     def run(self, trace: Sequence[Request], policy: Policy) -> None:
         """Play the whole trace, and on until the last request is served."""
-        self._policy = policy
+        self.begin(policy)
         for request in trace:
             self.at(request.t, lambda request=request: policy.arrived(request))  # type: ignore[misc]
-        while self._due:
-            self.now, _, what = heapq.heappop(self._due)
-            what()
+        self.until(float("inf"))
         answered = len(self.waits) + len(self.refused)
         assert answered == len(trace), f"{len(trace) - answered} of {len(trace)} requests were forgotten"
+
+    def until(self, when_s: float) -> None:
+        """Let everything happen that is due by then."""
+        while self._due and self._due[0][0] <= when_s:
+            self.now, _, what = heapq.heappop(self._due)
+            what()
 
     # What a policy may do
 

@@ -1,10 +1,12 @@
 """From waits to figures, and from figures to tables."""
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.simulate.physics import Machine
+from bench.simulate.trace import GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +67,65 @@ def figures(machine: Machine) -> Figures:
         makespan_s=machine.now,
         max_wait_s_by_model=by_model,
     )
+
+
+def _row(name: str, *cells: object) -> str:
+    return f"{name:<12}" + "".join(f"{cell!s:>10}" for cell in cells)
+
+
+def as_text(found: Mapping[str, Figures], requests: int) -> str:
+    """A line for each policy, and the longest wait for each model below."""
+    lines = [
+        f"{requests} requests; waits in seconds, from arrival to the beginning of service",
+        "",
+        _row("policy", "mean", "p50", "p95", "p99", "longest", "loads", "evicted", "reloaded", "refused"),
+    ]
+    for name, one in found.items():
+        waits = (one.mean_wait_s, one.p50_wait_s, one.p95_wait_s, one.p99_wait_s, one.max_wait_s)
+        reloaded = f"{one.reload_bytes / GIB:.0f} GiB"
+        lines.append(_row(name, *(f"{wait:.2f}" for wait in waits), one.loads, one.evictions, reloaded, one.refused))
+    models = sorted({model for one in found.values() for model in one.max_wait_s_by_model})
+    wide = max([len(model) for model in models], default=0) + 2
+    lines += ["", "longest wait for each model", "", " " * wide + "".join(f"{name:>13}" for name in found)]
+    for model in models:
+        longest = [one.max_wait_s_by_model.get(model) for one in found.values()]
+        lines.append(f"{model:<{wide}}" + "".join("            -" if s is None else f"{s:>13.2f}" for s in longest))
+    return "\n".join(lines)
+
+
+def as_markdown(title: str, found: Mapping[str, Sequence[Figures]]) -> str:
+    """The mean over several traces, beside LRU's, and how far the traces are apart."""
+    lines = [
+        f"| {title} | mean wait | to lru | seed by seed | p95 | to lru | p99 | longest | loads | to lru | reloaded |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    base = found["lru"]
+    for name, several in found.items():
+        ratios = [_less(one.mean_wait_s, other.mean_wait_s) for one, other in zip(several, base, strict=True)]
+        cells = [
+            name,
+            f"{_mean(several, 'mean_wait_s'):.2f} s",
+            _percent(_less(_mean(several, "mean_wait_s"), _mean(base, "mean_wait_s"))),
+            f"{_percent(min(ratios))} to {_percent(max(ratios))}",
+            f"{_mean(several, 'p95_wait_s'):.1f} s",
+            _percent(_less(_mean(several, "p95_wait_s"), _mean(base, "p95_wait_s"))),
+            f"{_mean(several, 'p99_wait_s'):.1f} s",
+            f"{max(one.max_wait_s for one in several):.0f} s",
+            f"{_mean(several, 'loads'):.0f}",
+            _percent(_less(_mean(several, "loads"), _mean(base, "loads"))),
+            f"{_mean(several, 'reload_bytes') / GIB:.0f} GiB",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _mean(several: Sequence[Figures], name: str) -> float:
+    return statistics.mean(float(getattr(one, name)) for one in several)
+
+
+def _less(value: float, other: float) -> float:
+    return value / other - 1 if other else 0.0
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:+.0f} %"
