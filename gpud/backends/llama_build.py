@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpud.backends import failures, runner
+from gpud.backends import asking, failures
+from gpud.backends.asking import Said
 from gpud.backends.llama_flags import Flags
-from gpud.backends.runner import Said
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Model
 
@@ -60,7 +60,7 @@ class Installed:
         if known is not None:
             return known
         with _help_failing(model, argv):
-            said = await runner.ask_program((*argv, "--help"), self._environment, HELP_S)
+            said = await asking.ask_program((*argv, "--help"), self._environment, HELP_S)
         return self._understood(model, argv, identity, said)
 
     def flags_now(self, model: Model, argv: tuple[str, ...]) -> Flags:
@@ -70,7 +70,7 @@ class Installed:
         if known is not None:
             return known
         with _help_failing(model, argv):
-            said = runner.ask_program_now((*argv, "--help"), self._environment, HELP_S)
+            said = asking.ask_program_now((*argv, "--help"), self._environment, HELP_S)
         return self._understood(model, argv, identity, said)
 
     def _understood(self, model: Model, argv: tuple[str, ...], identity: tuple[_Mark, ...], said: Said) -> Flags:
@@ -98,7 +98,7 @@ class Installed:
         if known is not None:
             return known
         try:
-            said = runner.ask_program_now((*argv, "--version"), self._environment, HELP_S).text
+            said = asking.ask_program_now((*argv, "--version"), self._environment, HELP_S).text
         except (OSError, TimeoutError):
             return ""
         version = next((line.strip() for line in said.splitlines() if line.startswith("version")), "")

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
-from gpud.backends import call, devices, failures, files, runner
+from gpud.backends import asking, call, devices, failures, files, runner
 from gpud.backends.llama_flags import DEFAULT_CONTEXT
 from gpud.backends.llama_output import Listener
 from gpud.backends.options import EngineOptions
@@ -103,7 +103,7 @@ class LlamaCpp:
             return known
         ask = "import importlib.metadata as m; print('version', m.version('llama-cpp-python'))"
         try:
-            said = runner.ask_program_now((self._python, "-P", "-c", ask), dict(self._options.environment), IMPORT_S)
+            said = asking.ask_program_now((self._python, "-P", "-c", ask), dict(self._options.environment), IMPORT_S)
         except (OSError, TimeoutError):
             return ""
         version = next((line for line in said.text.splitlines() if line.startswith("version ")), "")
@@ -261,7 +261,7 @@ class LlamaCpp:
             return
         environment = dict(self._options.environment)
         try:
-            said = await runner.ask_program(
+            said = await asking.ask_program(
                 (self._python, "-P", "-c", "import llama_cpp.server.app"), environment, IMPORT_S
             )
         except TimeoutError:

@@ -6,16 +6,14 @@ asks for a dry run sees to it that no such model is on a GPU.
 """
 
 import asyncio
-import contextlib
 import os
 import shlex
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpud.backends import failures, files, runner
+from gpud.backends import asking, failures, files, runner
 from gpud.backends.llama_flags import ALL_LAYERS, Flags
 from gpud.backends.llama_record import RecordReader, plain
 from gpud.core.errors import BackendFailed
@@ -27,9 +25,6 @@ from gpud.core.quote import Estimate
 PROBE_S = 10.0
 """The record comes 20 to 40 ms after the start. A driver that has to be woken first, or a disk that has to spin up to
 give the header, takes seconds; an engine that takes longer than this will not tell."""
-
-LARGEST_OUTPUT_BYTES = 8 << 20
-"""No engine says as much before its record; what does is no llama-server."""
 
 LONGEST_LINE_BYTES = 64 << 10
 
@@ -69,26 +64,23 @@ async def through(
     launcher: Launcher, command: Command, endpoint: Endpoint, reader: RecordReader, *, limit_s: float = PROBE_S
 ) -> Estimate:
     """A dry run as a child of the daemon. Nothing of it stays, whatever happens. Raises BackendFailed."""
-    told: asyncio.Future[Estimate] = asyncio.get_running_loop().create_future()
+    ear = _Ear(reader)
+    enough = asyncio.Event()
 
     def hear(stream: Stream, text: str) -> bool:  # noqa: ARG001 - builds differ in which stream they use
-        estimate = reader.line(text)
-        if estimate is not None and not told.done():
-            told.set_result(estimate)
+        if ear.hear(text):
+            enough.set()
         return True
 
     child = await runner.spawn(launcher, command, hear)
     ending = asyncio.ensure_future(child.wait())
+    listening = asyncio.ensure_future(enough.wait())
     try:
-        waited: set[asyncio.Future[Any]] = {told, ending}
+        waited: set[asyncio.Future[Any]] = {listening, ending}
         await asyncio.wait(waited, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-        if told.done():
-            return told.result()
-        heard = reader.so_far()
-        if heard is not None:
-            return heard
-        raise _untold(command.argv[0], ending.result() if ending.done() else None, child.tail(), limit_s)
+        return ear.result(command.argv[0], ending.result() if ending.done() else None, limit_s)
     finally:
+        listening.cancel()
         await runner.to_its_end(_end(child, ending))
         runner.remove_socket(endpoint)
 
@@ -98,20 +90,27 @@ async def _end(child: Child, ending: "asyncio.Task[Exit]") -> None:
     await ending
 
 
-async def alone(
+def alone(
     argv: Sequence[str], environment: Mapping[str, str], reader: RecordReader, *, limit_s: float = PROBE_S
 ) -> Estimate:
-    """A dry run without a daemon: its process has a session of its own, which is killed. Raises BackendFailed."""
+    """Blocking: a dry run without a daemon. Nothing of it stays, whatever happens. Raises BackendFailed."""
+    ear = _Ear(reader)
+    held: dict[int, bytes] = {}
+    left_bytes = asking.LARGEST_ANSWER_BYTES
+
+    def hear(fd: int, data: bytes) -> bool:
+        nonlocal left_bytes
+        left_bytes -= len(data)
+        *lines, rest = (held.get(fd, b"") + data).split(b"\n")
+        held[fd] = rest[:LONGEST_LINE_BYTES]
+        return any(ear.hear(line.decode(errors="replace")) for line in lines) or left_bytes < 0
+
+    ended: Exit | None = None
     try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            # Its other end is ours: the engine ends itself should we be killed.
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=dict(environment),
-            start_new_session=True,
-        )
+        # Its stdin ends when we do, and the engine with it, should we be killed.
+        ended = Exit(0, asking.converse(argv, environment, hear, limit_s, lease=True))
+    except TimeoutError:
+        pass
     except OSError as problem:
         raise BackendFailed(
             f"cannot start {argv[0]}: {problem.strerror or problem}",
@@ -119,76 +118,49 @@ async def alone(
             kind="binary-broken",
             preflight=True,
         ) from None
-    assert process.stdout is not None and process.stderr is not None
-    ear = _Ear(reader)
-    ending = asyncio.ensure_future(
-        asyncio.gather(ear.listen(process.stdout), ear.listen(process.stderr), process.wait())
-    )
-    try:
-        waited: set[asyncio.Future[Any]] = {ending, ear.told}
-        await asyncio.wait(waited, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-        if ear.told.done():
-            return ear.told.result()
-        heard = reader.so_far()
-        if heard is not None:
-            return heard
-        ended = Exit(process.pid, process.returncode) if process.returncode is not None else None
-        raise _untold(argv[0], ended, ear.tail, limit_s)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await runner.to_its_end(process.wait())
-        ending.cancel()
-        await asyncio.gather(ending, return_exceptions=True)
+    for rest in held.values():
+        ear.hear(rest.decode(errors="replace"))
+    if left_bytes < 0 and not ear.done:
+        raise BackendFailed(
+            f"cannot learn from {argv[0]} what the model takes: it printed {asking.LARGEST_ANSWER_BYTES >> 20} MiB "
+            "and no record among it",
+            hint="see that it is a llama-server, or let --formula calculate without it",
+            kind="no-record",
+        )
+    return ear.result(argv[0], ended, limit_s)
 
 
 class _Ear:
-    """Cuts output into lines, of bounded length and number, for a reader."""
+    """Hears what an engine says until it has told its record, or shows that it will not."""
 
     def __init__(self, reader: RecordReader) -> None:
-        self.told: asyncio.Future[Estimate] = asyncio.get_running_loop().create_future()
+        self.done = False
         self._reader = reader
-        self._left_bytes = LARGEST_OUTPUT_BYTES
+        self._told: Estimate | None = None
         self._tail: list[str] = []
 
-    @property
-    def tail(self) -> tuple[str, ...]:
-        return tuple(self._tail)
+    def hear(self, text: str) -> bool:
+        """True when there is nothing more to be heard."""
+        if self.done:
+            return True
+        if text:
+            self._tail = [*self._tail[-39:], text]
+        self._told = self._reader.line(text)
+        self.done = self._told is not None or self._reader.missed
+        return self.done
 
-    async def listen(self, stream: asyncio.StreamReader) -> None:
-        held = b""
-        while data := await stream.read(LONGEST_LINE_BYTES):
-            self._left_bytes -= len(data)
-            if self._left_bytes < 0:
-                if not self.told.done():
-                    self.told.set_exception(_untold_flood())
-                return
-            *lines, held = (held + data).split(b"\n")
-            held = held[:LONGEST_LINE_BYTES]
-            for line in lines:
-                self._hear(line.decode(errors="replace"))
-        if held:
-            self._hear(held.decode(errors="replace"))
-
-    def _hear(self, text: str) -> None:
-        self._tail = [*self._tail[-19:], text]
-        estimate = self._reader.line(text)
-        if estimate is not None and not self.told.done():
-            self.told.set_result(estimate)
+    def result(self, program: str, ended: Exit | None, limit_s: float) -> Estimate:
+        """What was told until now. Raises BackendFailed."""
+        told = self._told or self._reader.so_far()
+        if told is not None:
+            return told
+        raise _untold(program, ended, self._tail, limit_s, missed=self._reader.missed)
 
 
-def _untold_flood() -> BackendFailed:
-    return BackendFailed(
-        f"the engine printed {LARGEST_OUTPUT_BYTES >> 20} MiB and no record of its memory among it",
-        hint="see that the binary is a llama-server, or let --formula calculate without it",
-        kind="no-record",
-    )
-
-
-def _untold(program: str, ended: Exit | None, tail: Sequence[str], limit_s: float) -> BackendFailed:
+def _untold(program: str, ended: Exit | None, tail: Sequence[str], limit_s: float, *, missed: bool) -> BackendFailed:
     tail = tuple(plain(line) for line in tail)
     start = f"cannot learn from {program} what the model takes"
-    if ended is None:
+    if ended is None and not missed:
         said = failures.last_line(tail)
         return BackendFailed(
             f"{start}: it printed no record within {limit_s:g} s" + (f"; its last line was: {said}" if said else ""),
@@ -196,15 +168,14 @@ def _untold(program: str, ended: Exit | None, tail: Sequence[str], limit_s: floa
             kind="timeout",
             tail=tail,
         )
+    how = "its dry run failed" if missed or ended is None else f"it {ended.describe()}"
     failure = failures.classify(tail)
     if failure is not None:
         hint = "correct the arguments, or take another build" if failure.kind == "bad-flag" else failure.hint
-        return BackendFailed(
-            f"{start}: it {ended.describe()}: {failure.sentence}", hint=hint, kind=failure.kind, tail=tail
-        )
-    said = failures.telling_line(tail)
+        return BackendFailed(f"{start}: {how}: {failure.sentence}", hint=hint, kind=failure.kind, tail=tail)
+    said = failures.telling_line(tail).removeprefix("E ")
     return BackendFailed(
-        f"{start}: it {ended.describe()} and " + (f"said: {said}" if said else "said nothing"),
+        f"{start}: {how} and " + (f"said: {said}" if said else "said nothing"),
         hint="see what it says when it is started by hand, or let --formula calculate without it",
         kind="exited",
         tail=tail,
@@ -221,9 +192,9 @@ class DryRun:
     environment: Mapping[str, str]
     plan: Plan
 
-    async def ask(self, folder: Path) -> Estimate:
-        """``folder`` is a private one for its socket. Raises BackendFailed."""
-        flags = await self._flags()
+    def ask(self, folder: Path) -> Estimate:
+        """Blocking. ``folder`` is a private one for its socket. Raises BackendFailed."""
+        flags = self._flags()
         argv = telling((*self.program, *self.arguments), flags)
         argv += (flags.first("--model", "-m"), self.file)
         socket = str(folder / "probe.sock")
@@ -231,19 +202,18 @@ class DryRun:
         argv += ("--host", socket) if by_path else ("--host", "127.0.0.1", "--port", "0")
         if flags.first("--offline"):
             argv += ("--offline",)
-        reader = await asyncio.to_thread(reader_for, self.plan)
         environment = {
             **self.environment,
             "LLAMA_API_KEY": runner.new_key(),
             "LLAMA_SERVER_ROUTER_PORT": "1",
             "GGML_NO_BACKTRACE": "1",
         }
-        return await alone(argv, environment, reader)
+        return alone(argv, environment, reader_for(self.plan))
 
-    async def _flags(self) -> Flags:
+    def _flags(self) -> Flags:
         shown = shlex.join(self.program)
         try:
-            said = await runner.ask_program((*self.program, "--help"), {}, PROBE_S)
+            said = asking.ask_program_now((*self.program, "--help"), {}, PROBE_S)
         except TimeoutError:
             raise self._unusable(f"{shown} --help did not end within {PROBE_S:g} s") from None
         except OSError as problem:

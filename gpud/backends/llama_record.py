@@ -38,6 +38,9 @@ _CONCLUSION = re.compile(
     r"params_fit_impl: +(?:projected|will leave|cannot |- |id=|device and host)|fit_params: "
     r"|llama_model_loader: |load_tensors: "
 )
+_LOADS = re.compile(r"load_tensors: |while trying to fit params|fit_params: (?:failed|encountered)")
+"""The dry run is over, whatever came of it."""
+
 _PROJECTOR = re.compile(r"\[mtmd\] estimated worst-case memory usage of mmproj is (?P<mib>\d+(?:\.\d+)?) MiB")
 _PROJECTOR_ON = re.compile(r"\[mtmd\] adding (?P<mib>\d+(?:\.\d+)?) MiB to fit_params_target for device (?P<name>\S+)")
 
@@ -74,6 +77,8 @@ class RecordReader:
         self._hears_draft = False
         self._extras = _Extras()
         self._told = False
+        self.missed = False
+        """Set when the engine has gone on to load, and told nothing."""
 
     def line(self, text: str) -> Estimate | None:
         """The record, once: with the line that shows that it is complete."""
@@ -99,6 +104,8 @@ class RecordReader:
         elif self._main and _CONCLUSION.search(said):
             self._told = True
             return self.so_far()
+        elif _LOADS.search(said):
+            self._told = self.missed = True
         return None
 
     def so_far(self) -> Estimate | None:
@@ -163,10 +170,12 @@ class RecordReader:
 
 
 def plain(text: str) -> str:
-    """A line of the log as text, where it comes as JSON."""
+    """A line of the log as it is in text, where it comes as JSON."""
     message = _message(text)
     said = None if message is None else message.get("msg")
-    return said.rstrip("\n") if isinstance(said, str) else text
+    if message is None or not isinstance(said, str):
+        return text
+    return ("E " if message.get("level") == "error" else "") + said.rstrip("\n")
 
 
 def _message(text: str) -> Mapping[str, object] | None:

@@ -6,10 +6,8 @@ whenever a load is canceled.
 
 import asyncio
 import contextlib
-import os
 import secrets
 import socket
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -17,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from gpud.backends import call, devices, failures
+from gpud.backends import call, failures
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Endpoint, Exit, Model, StopTimes
 from gpud.core.ports import Child, Command, Launcher, LineReader
@@ -252,55 +250,3 @@ class ProcessRunner:
     def crash_hint(self, ended: Exit) -> str:
         """What to do about an end that nobody asked for, read from the engine's last words; may be empty."""
         return failures.crash_hint(ended)
-
-
-def _probe_environment() -> dict[str, str]:
-    """What a probe of a program gets of gpud's own environment, and no GPU: it must not wake one up."""
-    kept = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "TMPDIR")
-    return {**{name: os.environ[name] for name in kept if name in os.environ}, **devices.NOTHING_VISIBLE}
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What a short-lived program said: its exit status and all its output."""
-
-    code: int
-    text: str
-
-
-def ask_program_now(argv: tuple[str, ...], environment: Mapping[str, str], timeout_s: float) -> Said:
-    """Blocking: the same as :func:`ask_program`, for threads."""
-    try:
-        ended = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**_probe_environment(), **environment},
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise TimeoutError from None
-    return Said(ended.returncode, ended.stdout.decode(errors="replace"))
-
-
-async def ask_program(argv: tuple[str, ...], environment: Mapping[str, str], timeout_s: float) -> Said:
-    """Run a program that answers and ends (``--help``). Raises OSError, or TimeoutError after killing it."""
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={**_probe_environment(), **environment},
-    )
-    try:
-        async with asyncio.timeout(timeout_s):
-            output, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await to_its_end(process.wait())
-    assert process.returncode is not None
-    return Said(process.returncode, output.decode(errors="replace"))

@@ -270,7 +270,6 @@ def _seeing(environment: Mapping[str, str], gpus: int | None) -> Mapping[str, st
 
 
 def _told(plan: "Plan", given: tuple[str, ...], program: str, environment: Mapping[str, str]) -> Estimate:
-    import asyncio
     from tempfile import TemporaryDirectory
 
     from gpud.backends.llama_probe import DryRun
@@ -278,7 +277,7 @@ def _told(plan: "Plan", given: tuple[str, ...], program: str, environment: Mappi
     # With a short name: the path of a socket has room for a hundred letters.
     with TemporaryDirectory(prefix="gpud-") as folder:
         dry_run = DryRun((program,), plan.file, given, environment, plan)
-        return asyncio.run(dry_run.ask(Path(folder)))
+        return dry_run.ask(Path(folder))
 
 
 def with_state(told: Estimate, formula: Estimate) -> Estimate:

@@ -1,8 +1,8 @@
 """A place in which a backend runs: a real launcher, and everything that the backend and its children tell."""
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,6 +10,7 @@ from typing import Any, Self
 from gpud.backends import call
 from gpud.core.facts import Model, StopTimes
 from gpud.core.ports import LoadOrder, Progress, Runner, RunnerRecord, Stream
+from gpud.core.quote import Estimate
 from gpud.processes.launcher import ProcessLauncher
 
 HERE = Path(__file__).parent
@@ -83,6 +84,10 @@ class Place:
     def order(self, model: Model, devices: tuple[str, ...] = (), vendor: str = "") -> LoadOrder:
         self.units += 1
         return LoadOrder(model, f"{model.name}-{self.units}", devices, vendor, self.progress.append, self._record)
+
+    def unproven(self, model: Model, sized: Callable[[Estimate], None]) -> LoadOrder:
+        """An order for a model whose size nobody has heard yet."""
+        return replace(self.order(model), unproven=True, sized=sized)
 
     def _record(self, record: RunnerRecord) -> None:
         self.records.append(record)
