@@ -83,7 +83,7 @@ class EngineSettings:
     """What an engine is told for one model. ``None`` and empty mean: the engine's own default.
 
     ``layers`` is a number, ``auto`` or ``all``. The fields from ``command`` on belong to custom engines,
-    ``ollama_name`` to Ollama.
+    ``ollama_name`` to Ollama; ``hub_name`` is what Hugging Face calls a model that has no ``file``.
     """
 
     file: str = ""
@@ -113,6 +113,7 @@ class EngineSettings:
     busy: BusyProbe | None = None
     environment: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     extra_flags: tuple[str, ...] = ()
+    hub_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,13 +256,17 @@ class GpuSample:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where an engine answers: a Unix socket, or a loopback address. ``key`` is the engine's own API key."""
+    """Where an engine answers: a Unix socket, or a loopback address. ``key`` is the engine's own API key.
+
+    ``model`` is the name by which the engine knows the model, where it wants to hear that and no other.
+    """
 
     socket: str = ""
     host: str = ""
     port: int = 0
     base_path: str = ""
     key: str = field(default="", repr=False)
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

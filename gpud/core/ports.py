@@ -6,7 +6,7 @@ An adapter never knows another adapter: a backend starts processes through the :
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from gpud.core.events import Logged
 from gpud.core.facts import Endpoint, Exit, GpuSample, Model, StopTimes
@@ -147,7 +147,8 @@ class LoadOrder:
     where there are several. ``record`` must be called as soon as a process exists, with what :meth:`Backend.adopt`
     needs to find it again: a daemon killed a moment later must not lose it. ``sized`` is to be called with the engine's
     own word on what it is about to allocate, before it reads any weights, where it gives one and ``unproven`` says that
-    nobody has heard it yet; the load may be canceled at once for it.
+    nobody has heard it yet; the load may be canceled at once for it. ``gpus`` are the devices as they were last seen, in
+    the same order, for engines that are told a share of the whole.
     """
 
     model: Model
@@ -159,6 +160,7 @@ class LoadOrder:
     split: tuple[float, ...] = ()
     unproven: bool = False
     sized: Callable[[Estimate], None] | None = None
+    gpus: tuple[GpuSample, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +260,37 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """End what the backend shares between models (a supervised ``ollama serve``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """An engine that somebody else runs has this model at hand, and works on so many requests.
+
+    ``full``: another one would have to wait. ``resident``: the memory that it needs is taken already.
+    """
+
+    working: int = 0
+    full: bool = False
+    resident: bool = False
+
+
+@runtime_checkable
+class TellsNeed(Protocol):
+    """A backend that decides itself what its engine takes, where no :class:`Plan` says it."""
+
+    def need(self, model: Model, *, on_gpu: bool) -> Estimate | None:
+        """What the engine will be told to take; None where that is not known. May block; called in a thread."""
+
+
+@runtime_checkable
+class TellsStanding(Protocol):
+    """A backend that may use engines which somebody else runs."""
+
+    async def standing(self, model: Model) -> Standing | None:
+        """How its engine stands with the model now; None where it would have to be loaded, or nothing is known.
+
+        Bounded to a second or two. Raises BackendFailed(preflight=True) where it cannot serve the model at all.
+        """
 
 
 # Model files ---------------------------------------------------------------------------------------------------------

@@ -70,6 +70,7 @@ class Offer:
     in words (empty: as configured). ``split`` gives each GPU of ``shares`` its part of the layers, in their order,
     where there is more than one. ``shares`` names GPUs first. ``engine`` is one of the model's alternatives, empty its
     own. ``unproven``: the engine has not been heard about it yet; ``key`` names what its own count is kept under.
+    ``resident``: the engine runs already and holds what it needs, so that nothing is reserved.
     """
 
     shares: tuple[Share, ...]
@@ -82,6 +83,7 @@ class Offer:
     engine: str = ""
     unproven: bool = False
     key: str = ""
+    resident: bool = False
 
     @property
     def kv_bytes(self) -> int | None:
