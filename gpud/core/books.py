@@ -7,7 +7,7 @@ from gpud.core import admission, budget, eviction
 from gpud.core.claims import Claim
 from gpud.core.facts import HOST, BudgetLimits, GpuSample, GpuStatus, Limits, State
 from gpud.core.instance import Instance
-from gpud.core.returning import Returning
+from gpud.core.returning import Expected, Returning
 
 GOING = (State.DRAINING, State.STOPPING, State.KILLING)
 NOBODY: frozenset[int] = frozenset()
@@ -36,12 +36,12 @@ class Books:
         own: Mapping[str, frozenset[int]],
         claimed: Mapping[int, frozenset[int]],
         now: float,
-    ) -> tuple[tuple[str, int], ...]:
-        """Take a look into the books. Returns device and bytes of memory that is late, once."""
+    ) -> Sequence[Expected]:
+        """Take a look into the books. Returns what is late in coming back, once."""
         self.samples = samples
         self._own = own
         self._claimed = claimed
-        return self._returning.seen(samples, now)
+        return self._returning.seen({sample.uuid: self._free_and_ours(sample) for sample in samples}, now)
 
     def sample_of(self, uuid: str) -> GpuSample | None:
         return next((sample for sample in self.samples if sample.uuid == uuid), None)
@@ -92,19 +92,28 @@ class Books:
 
     def expect_back(self, instance: Instance, now: float) -> None:
         """Its engine is gone. Host memory is back at once; a GPU's comes back when its driver has cleaned up."""
-        if instance.ready_since_s is None and not instance.used:
-            return
+        self._own = {name: pids for name, pids in self._own.items() if name != instance.model.name}
+        loaded = instance.ready_since_s is not None
         for share in instance.shares:
-            sample = self.sample_of(share.device)
-            if share.device == HOST:
-                continue
-            held = (
-                instance.bytes_on(share.device)
-                if instance.ready_since_s is not None
-                else instance.used.get(share.device, 0)
-            )
-            free_bytes = None if sample is None else sample.free_bytes
-            self._returning.expect(share.device, held, free_bytes, now + self.limits.memory_wait_s)
+            held = instance.bytes_on(share.device) if loaded else instance.used.get(share.device, 0)
+            self._expect(share.device, held, "their engine ended", now)
+
+    def expect_claim_back(self, claim: Claim, now: float) -> None:
+        """It is given back: what its processes were seen to hold is theirs no longer."""
+        self._claimed = {number: pids for number, pids in self._claimed.items() if number != claim.id}
+        self._expect(claim.device, claim.used_bytes or 0, "their claim was given back", now)
+
+    def _expect(self, device: str, size_bytes: int, after: str, now: float) -> None:
+        sample = self.sample_of(device)
+        if device != HOST and sample is not None:
+            until_s = now + self.limits.memory_wait_s
+            self._returning.expect(Expected(device, size_bytes, after, self._free_and_ours(sample), until_s))
+
+    def _free_and_ours(self, sample: GpuSample) -> int | None:
+        """What is free together with what engines and claims hold."""
+        if sample.free_bytes is None:
+            return None
+        return sample.free_bytes + (budget.measured(sample, self.own_pids) or 0)
 
     def anything_back(self) -> bool:
         return self._returning.pending()

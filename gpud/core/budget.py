@@ -25,8 +25,8 @@ class Charge:
     """What one tenant costs a device.
 
     Until its load has settled, ``need_bytes`` is a promise: it counts against the budget and, as far as no measurement
-    shows it yet, against what is measured free. Afterwards, on a GPU, ``used_bytes`` takes its place where the driver tells it.
-    In host memory an engine touches its pages as it works, and whoever holds a claim allocates when it likes
+    shows it yet, against what is measured free. Afterwards, on a GPU, ``used_bytes`` takes its place where the driver
+    tells it. In host memory an engine touches its pages as it works, and whoever holds a claim allocates when it likes
     (``grows``): there the promise is kept for the part that is not there yet.
     """
 

@@ -80,7 +80,6 @@ class Loading:
                 )
             if event.options.idle_timeout_s is not None:
                 instance.idle_timeout_s = event.options.idle_timeout_s
-        wait_s = self._table.limits.queue.timeout_s if event.options.wait_s is None else event.options.wait_s
         job = Job(
             event.job,
             JobKind.LOAD,
@@ -91,7 +90,7 @@ class Loading:
             context=context,
             idle_timeout_s=event.options.idle_timeout_s,
             priority=event.options.priority,
-            until_s=self._table.now + wait_s,
+            until_s=self._table.wait_until(event.options.wait_s),
             hasty=event.options.wait_s == 0,
             use=event.options.use,
         )
@@ -108,7 +107,7 @@ class Loading:
             self._table.enqueue(instance)
 
     def launch(self, instance: Instance, granted: admission.Granted) -> None:
-        restarted = instance.wanted or instance.attempts > 0
+        crashed = instance.wanted and instance.attempts > 0
         self.take_wishes(instance)
         waited_s = 0.0 if instance.ticket is None else self._table.now - instance.ticket.since_s
         instance.leave_queue()
@@ -125,9 +124,8 @@ class Loading:
         instance.retry_at_s = None
         instance.failure = None
         instance.stage, instance.progress = "starting", None
-        instance.restarts += restarted
-        reason = "crash" if instance.wanted else "user"
-        self._out.move(instance, Trigger.LAUNCH, reason)
+        instance.restarts += crashed
+        self._out.move(instance, Trigger.LAUNCH, "crash" if crashed else "user")
         text = (
             f'Loading "{instance.model.name}" with {offer.engine or instance.model.engine} on '
             f"{self._where(instance.shares)}, {describe(instance.need_bytes)} reserved ({_SOURCES[offer.source]})"
@@ -208,6 +206,9 @@ class Loading:
             return
         if event.kind.startswith(OUT_OF_MEMORY) and self.again_with_more(instance, event.error):
             return
+        self._books.expect_back(instance, self._table.now)
+        if self._books.anything_back():
+            self._table.sample()
         instance.failure = Failure(event.error, event.hint, event.kind or "failed", event.tail)
         self._out.tell(
             Kind.LOAD_FAILED,
@@ -237,7 +238,10 @@ class Loading:
         instance = self._table.current(event.model, event.generation)
         if instance is None or instance.state is not State.LOADING:
             return
-        if not self.promise(instance, event.shares):
+        if self.promise(instance, event.shares):
+            # Those who wait may get what it does not need after all.
+            self._table.look = True
+        else:
             self.outgrown(instance, event.shares, "its engine is about to take", learned=True)
 
     def promise(self, instance: Instance, shares: tuple[Share, ...]) -> bool:

@@ -11,6 +11,7 @@ from gpud.core.instance import Instance
 from gpud.core.loading import Loading
 from gpud.core.pressure import Pressure
 from gpud.core.quote import Share
+from gpud.core.returning import Expected
 from gpud.core.table import Table
 
 # How soon to look again for memory that an ended engine gives back while somebody waits for it.
@@ -38,8 +39,10 @@ class Memory:
         self._table.sample_pending = False
         self._table.looked_s = self._table.now
         self.report_health(event.gpus)
-        for device, late_bytes in self._books.seen(event.gpus, event.own, event.claimed, self._table.now):
-            self.tell_late(device, late_bytes)
+        granted = {claim.id for claim in self._table.claims.granted()}
+        claimed = {claim: pids for claim, pids in event.claimed.items() if claim in granted}
+        for late in self._books.seen(event.gpus, event.own, claimed, self._table.now):
+            self.tell_late(late)
         self.measure(event.settling)
         for claim in self._table.claims.granted():
             claim.used_bytes = self._books.measured_claim(claim)
@@ -58,15 +61,15 @@ class Memory:
         elif any(i.state is State.LOADING and not i.on_host for i in self._table.instances.values()):
             self._table.sample(LOADING_LOOK_S)
 
-    def tell_late(self, device: str, late_bytes: int) -> None:
-        name = self._books.device_name(device)
+    def tell_late(self, late: Expected) -> None:
+        name = self._books.device_name(late.device)
         self._out.add(
             Notice(
                 Kind.MEMORY_LATE,
-                f"{describe(late_bytes)} on {name} have not come back within {self._table.limits.memory_wait_s:g} s "
-                "after their engine ended; they do not count as free",
+                f"{describe(late.bytes)} on {name} have not come back within {self._table.limits.memory_wait_s:g} s "
+                f"after {late.after}; they do not count as free",
                 level=Level.WARNING,
-                fields={"device": device, "late_bytes": late_bytes},
+                fields={"device": late.device, "late_bytes": late.bytes},
                 detail=(f"What to do: see in gpudctl status or nvidia-smi which process holds the memory of {name}",),
             )
         )
