@@ -80,6 +80,9 @@ class Admitting:
     ) -> admission.Wish | None:
         """What it wants, or None when that is not known by this look, or known to be in vain."""
         if isinstance(entry, Claim):
+            if entry.id not in event.claimed:
+                self._table.look = True
+                return None
             return self._claiming.wish(entry, overdue=overdue)
         name = entry.model.name
         if name in event.unfit:
@@ -187,13 +190,13 @@ class Admitting:
             if ticket.queued and now >= ticket.since_s + limits.turn_s:
                 ticket.overdue = True
             if isinstance(entry, Claim):
-                if entry.until_s is not None and entry.until_s <= now and not entry.hasty:
+                if entry.until_s is not None and entry.until_s <= now:
                     self._claiming.waited_too_long(entry)
             else:
                 self._expire(entry, ticket)
 
     def _expire(self, instance: Instance, ticket: Ticket) -> None:
-        late = [j for j in instance.load_jobs if j.until_s is not None and j.until_s <= self._table.now and not j.hasty]
+        late = [job for job in instance.load_jobs if job.until_s is not None and job.until_s <= self._table.now]
         for job in late:
             instance.load_jobs.remove(job)
             error = WaitedTooLong(
@@ -226,10 +229,10 @@ class Admitting:
             if ticket.queued and not ticket.overdue:
                 found.append(ticket.since_s + limits.queue.turn_s)
             if isinstance(entry, Claim):
-                if entry.until_s is not None and not entry.hasty:
+                if entry.until_s is not None:
                     found.append(entry.until_s)
             else:
-                found += [job.until_s for job in entry.load_jobs if job.until_s is not None and not job.hasty]
+                found += [job.until_s for job in entry.load_jobs if job.until_s is not None]
         if waiting:
             found += [until for until in self._next_free() if until > now]
         return found

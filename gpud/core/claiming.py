@@ -21,7 +21,6 @@ class Claiming:
             raise ShuttingDown(f"cannot give {describe(event.bytes)} to {event.who}: gpud is shutting down")
         if event.bytes <= 0:
             raise InvalidArguments(f"cannot give {event.bytes} bytes to {event.who}: a claim is for more than nothing")
-        wait_s = self._table.limits.queue.timeout_s if event.wait_s is None else event.wait_s
         claim = Claim(
             event.claim,
             event.bytes,
@@ -31,12 +30,11 @@ class Claiming:
             event.gpu,
             event.priority,
             self._table.now,
-            self._table.now + wait_s,
+            self._table.wait_until(event.wait_s),
             hasty=event.wait_s == 0,
         )
-        claim.ticket = self._table.ticket()
         self._table.claims.add(claim)
-        self._table.look = True
+        self._table.enqueue(claim)
         self._out.touch()
 
     def wish(self, claim: Claim, *, overdue: bool) -> admission.Wish:
@@ -82,6 +80,8 @@ class Claiming:
         if claim is None:
             raise NoSuchClaim(f"there is no claim {event.claim}", hint="it may have been given back already")
         if claim.granted:
+            self._table.books.expect_claim_back(claim, self._table.now)
+            self._table.sample()
             name = self._table.books.device_name(claim.device)
             held_s = self._table.now - claim.since_s
             text = (

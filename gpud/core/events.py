@@ -355,7 +355,7 @@ class Sample:
 
     ``check`` are the models whose files, programs and needs are looked at in the same go, as they would be loaded;
     ``settling`` names those that are ready, whose figures are therefore complete. ``claims`` has the process of each
-    claim, whose children are looked at with it.
+    claim, also of those that wait; its children are looked at with it.
     """
 
     wake: bool

@@ -75,6 +75,7 @@ class Leaving:
         instance.wanted = False
         if instance.waiting:
             instance.leave_queue()
+            self._table.look = True
         self._out.end_load_jobs(instance, JobResult.SUPERSEDED, f"unloaded by {by} before it was ready")
         if not instance.state.has_engine():
             self.forgive(instance, "user")

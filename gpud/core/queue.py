@@ -9,7 +9,7 @@ from gpud.core.facts import Priority, QueueLimits
 
 @dataclass(slots=True)
 class Ticket:
-    """A place in the queue. ``sequence`` counts them all.
+    """A place in the queue. ``sequence`` counts them all, ``turn`` is the best that one of ``parties`` has for it.
 
     ``waits_for`` says why it has not been served yet. ``queued``: the devices were looked at for it, and it has to wait
     for memory; only then does it count against the size of the queue. ``cause`` is why in one word, for whoever shall
@@ -22,6 +22,8 @@ class Ticket:
     queued: bool = False
     cause: str = ""
     overdue: bool = False
+    turn: int = 1
+    parties: frozenset[str] = frozenset()
 
 
 class Waiting(Protocol):
@@ -33,9 +35,26 @@ class Waiting(Protocol):
     @property
     def wanted_priority(self) -> Priority: ...
 
-    @property
-    def parties(self) -> Collection[str]:
-        """Whom it would serve."""
+
+class Turns:
+    """Everybody's first wish comes before anybody's second, and stays there when that first has been served: a wish has
+    the turn after its party's last one. Who comes later begins with those who wait, and a queue that was empty begins
+    anew.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, int] = {}
+
+    def give(self, ticket: Ticket, parties: Collection[str], others: Collection[Ticket]) -> None:
+        """Whom a new ticket serves, or one that stands in the queue serves as well, beside the others there."""
+        if not others and not ticket.parties:
+            self._last.clear()
+        first = min((other.turn for other in others), default=1)
+        for party in parties:
+            if party not in ticket.parties:
+                turn = self._last[party] = max(first, self._last.get(party, 0) + 1)
+                ticket.turn = min(ticket.turn, turn) if ticket.parties else turn
+                ticket.parties |= {party}
 
 
 W = TypeVar("W", bound=Waiting)
@@ -49,20 +68,12 @@ def level(priority: Priority, waited_s: float, aging_s: float) -> int:
 
 
 def in_order(waiting: Collection[W], now: float, limits: QueueLimits) -> Sequence[W]:
-    """Higher priority first; within one, everybody's first wish before anybody's second; then first come, first
-    served.
-
-    A wish of several parties takes the best place that one of them has.
-    """
+    """Higher priority first; within one, the earlier turn; then first come, first served."""
     placed: list[tuple[int, int, int, W]] = []
-    counts: dict[tuple[int, str], int] = {}
-    tickets = [(entry.ticket, entry) for entry in waiting if entry.ticket is not None]
-    for ticket, entry in sorted(tickets, key=lambda pair: pair[0].sequence):
-        counted = level(entry.wanted_priority, now - ticket.since_s, limits.aging_s)
-        keys = [(counted, party) for party in entry.parties] or [(counted, "")]
-        rank = min(counts.get(key, 0) for key in keys)
-        for key in keys:
-            counts[key] = counts.get(key, 0) + 1
-        placed.append((-counted, rank, ticket.sequence, entry))
+    for entry in waiting:
+        ticket = entry.ticket
+        if ticket is not None:
+            counted = level(entry.wanted_priority, now - ticket.since_s, limits.aging_s)
+            placed.append((-counted, ticket.turn, ticket.sequence, entry))
     placed.sort(key=lambda place: place[:3])
     return [entry for _, _, _, entry in placed]

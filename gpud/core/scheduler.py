@@ -168,8 +168,9 @@ class Scheduler:
 
     def queue_statuses(self) -> tuple[QueueStatus, ...]:
         """Those who wait for memory in the order in which they are served, then those who wait for something else."""
-        order = list(self._table.queue())
-        rest = [entry for entry in self._table.waiting() if not any(entry is other for other in order)]
+        order = self._table.queue()
+        placed = {id(entry) for entry in order}
+        rest = [entry for entry in self._table.waiting() if id(entry) not in placed]
         return tuple(_place(position, entry) for position, entry in enumerate([*order, *rest], 1))
 
     def consider(self, size_bytes: int, gpu: str) -> admission.Considered:
@@ -376,6 +377,8 @@ class Scheduler:
             return
         if instance.waiting:
             instance.leave_queue()
+            # What was kept for it is for those behind it.
+            self._table.look = True
         elif instance.state is State.LOADING:
             self._leaving.cancel_launch(instance, "user", "nobody waits for it any longer")
 

@@ -11,13 +11,19 @@ from gpud.core.holds import Holds
 from gpud.core.instance import Instance
 from gpud.core.outbox import Outbox
 
+# A look at the devices takes so long at most, as a rule: files are read, and an engine may be asked what it needs.
+LOOK_S = 5.0
+
+GPUD = ""
+"""The party of what gpud brings back by itself."""
+
 
 class Table:
     """Everything that the scheduler knows. Only its parts write here, while they handle one event at ``now``.
 
     ``look``: somebody waits for memory, and the devices are to be looked at after this event. ``gpus_held``: drivers
     may be open since a look that was allowed to wake them. ``yielded``: the GPUs are given away. ``alerts`` are the
-    devices that are nearly full, ``giving_way`` those on which other programs need what idle models hold.
+    devices that are nearly full, ``giving_way`` those of which it was told that others need what busy models hold.
     """
 
     def __init__(self, models: Mapping[str, Model], limits: Limits) -> None:
@@ -39,21 +45,34 @@ class Table:
         self.sample_pending = False
         self.sample_delayed = False
         self.sample_again = False
+        self._turns = queue.Turns()
         self._sequence = 0
 
-    def ticket(self, waits_for: str = "waiting for a look at the devices") -> queue.Ticket:
-        """The last place in the queue."""
-        self._sequence += 1
-        return queue.Ticket(self._sequence, self.now, waits_for)
-
-    def enqueue(self, instance: Instance) -> None:
-        if instance.ticket is None:
-            instance.ticket = self.ticket()
-        if instance.state is State.BACKOFF and instance.retry_at_s is not None:
-            instance.ticket.waits_for = f"backing off after {instance.attempts} failed attempts"
-        elif instance.state in (State.DRAINING, State.STOPPING, State.KILLING):
-            instance.ticket.waits_for = "waiting until it is unloaded"
+    def enqueue(self, entry: Instance | Claim) -> None:
+        """It stands in the queue, and its parties are counted."""
+        others = [other.ticket for other in self.waiting() if other.ticket is not None and other is not entry]
+        if entry.ticket is None:
+            self._sequence += 1
+            entry.ticket = queue.Ticket(self._sequence, self.now, "waiting for a look at the devices")
+        self._turns.give(entry.ticket, entry.parties or (GPUD,), others)
         self.look = True
+        if isinstance(entry, Instance):
+            self._tell_why_not_yet(entry, entry.ticket)
+
+    @staticmethod
+    def _tell_why_not_yet(instance: Instance, ticket: queue.Ticket) -> None:
+        if instance.state is State.BACKOFF and instance.retry_at_s is not None:
+            ticket.waits_for = f"backing off after {instance.attempts} failed attempts"
+        elif instance.state in (State.DRAINING, State.STOPPING, State.KILLING):
+            ticket.waits_for = "waiting until it is unloaded"
+
+    def wait_until(self, wait_s: float | None) -> float:
+        """When one who would wait so long gives up; None: as configured. Who would not wait at all still waits for the
+        look at the devices, and for memory that is on its way back.
+        """
+        limits = self.limits
+        hasty_s = max(LOOK_S, limits.memory_wait_s)
+        return self.now + (limits.queue.timeout_s if wait_s is None else wait_s or hasty_s)
 
     def find(self, name: str) -> Instance:
         instance = self.instances.get(name)
@@ -123,7 +142,7 @@ class Table:
         engines = self.with_engine()
         settling = frozenset(i.model.name for i in engines if i.state is State.READY)
         check = tuple(entry.launchable() for entry in waiting if isinstance(entry, Instance))
-        claims = {claim.id: claim.caller.pid for claim in self.claims.granted()}
+        claims = {claim.id: claim.caller.pid for claim in self.claims.all()}
         wake = bool(waiting) or bool(engines) or bool(claims)
         self.gpus_held = self.gpus_held or wake
         self.out.add(events.Sample(wake, delay_s, check, settling, claims))

@@ -81,14 +81,6 @@ class Engine:
         size = self.real.get(device, 0)
         return size if self.ready or self.load_s <= 0 else int(size * min(1.0, (now - self.begun_s) / self.load_s))
 
-    @property
-    def bytes(self) -> int:
-        return next(iter(self.real.values()), 0)
-
-    @bytes.setter
-    def bytes(self, size: int) -> None:
-        self.real[next(iter(self.real))] = size
-
 
 @dataclass
 class Program:
