@@ -18,7 +18,7 @@ class Yielding:
         self._table = table
         self._leaving = leaving
         self._out = table.out
-        self._back: list[str] = []
+        self._back: dict[str, None] = {}
 
     def asked(self, event: events.YieldAsked) -> None:
         now = self._table.now
@@ -33,15 +33,13 @@ class Yielding:
     def resumed(self, event: events.ResumeAsked) -> None:
         if self._table.yielded is not None:
             self._table.yielded = None
-            self._tell(Kind.RESUMED, f"The GPUs are taken back by {event.caller.label or event.caller.owner}")
-            self._take_back()
+            self._over(f"by {event.caller.label or event.caller.owner}")
 
     def time_passed(self) -> None:
         yielded = self._table.yielded
         if yielded is not None and yielded.until_s is not None and yielded.until_s <= self._table.now:
             self._table.yielded = None
-            self._tell(Kind.RESUMED, f"The GPUs are taken back: the {yielded.until_s - yielded.since_s:g} s are over")
-            self._take_back()
+            self._over(f"because the {yielded.until_s - yielded.since_s:g} s are over")
 
     def inhibited(self) -> None:
         """Somebody forbids loading for as long as a descriptor is open."""
@@ -49,8 +47,15 @@ class Yielding:
         self._empty()
 
     def inhibition_over(self) -> None:
-        if not self.reason():
-            self._tell(Kind.RESUMED, "The GPUs are taken back: nobody forbids loading any more")
+        self._over("because nobody forbids loading any more")
+
+    def _over(self, why: str) -> None:
+        """One who wanted them given away does so no longer; there may be another."""
+        reason = self.reason()
+        if reason:
+            self._tell(Kind.YIELDED, f"The GPUs stay given away: {reason}")
+        else:
+            self._tell(Kind.RESUMED, f"The GPUs are taken back {why}")
             self._take_back()
 
     def reason(self) -> str:
@@ -88,8 +93,8 @@ class Yielding:
             there = no_gpu or any(share.device != HOST for share in instance.shares)
             if not (there if instance.shares else self._concerns(model)):
                 continue
-            if instance.wanted or (instance.model.pinned and instance.state is State.READY):
-                self._back.append(model.name)
+            if instance.wanted or (instance.model.pinned and instance.state in (State.LOADING, State.READY)):
+                self._back[model.name] = None
             instance.wanted = False
             if instance.waiting or instance.load_jobs:
                 error = Yielded(
@@ -101,13 +106,19 @@ class Yielding:
                 self._leaving.cancel_launch(instance, "user", "the GPUs are given away")
             elif instance.state is State.READY:
                 self._leaving.drain(instance, "yield", None)
+            elif instance.state is State.DRAINING and instance.draining_for != "shutdown":
+                # It does not stay for being busy, nor for who wanted it to go: it answers and goes.
+                instance.draining_for, instance.drain_until_s = "yield", None
+        self._table.look = True
         self._out.touch()
 
     def _take_back(self) -> None:
-        names, self._back = self._back, []
-        for name in names:
-            instance = self._table.instances.get(name)
-            if instance is not None and instance.state in (State.COLD, State.BACKOFF):
+        """Whoever still answers stays; whoever has gone, or is on its way, is loaded again if it was to be there."""
+        names, self._back = self._back, {}
+        for instance in list(self._table.instances.values()):
+            if instance.state is State.DRAINING and instance.draining_for == "yield" and not instance.unload_jobs:
+                self._leaving.resume(instance)
+            if instance.model.name in names and instance.state not in (State.LOADING, State.READY, State.FAILED):
                 instance.wanted = True
                 self._table.enqueue(instance)
         self._table.look = True
