@@ -24,7 +24,7 @@ class Pressure:
         for sample in self._books.samples:
             if sample.free_bytes is None or not sample.total_bytes:
                 continue
-            if sample.is_host is self._books.is_for_gpus(sample) or not sample.is_host:
+            if self._books.is_for_gpus(sample):
                 self._watch(sample)
             self._give_way(sample)
 
@@ -99,29 +99,29 @@ class Pressure:
         missing -= device.coming_bytes
         if missing <= 0:
             return
-        victims = self._victims(device, missing)
         others = self._books.others(sample)
         if others:
             why += f"; other programs: {others}"
-        for candidate in victims:
+        policy, now = self._table.limits.eviction.policy, self._table.now
+        victims = eviction.choose(device.movable, missing, policy=policy, now=now)
+        for candidate in device.movable if victims is None else victims:
             self._go(candidate, why)
-        if not victims and sample.uuid not in self._table.giving_way and (device.occupied or device.starting):
-            busy = ", ".join(f'"{candidate.model}"' for candidate in device.occupied) or "what is loading"
+        if victims is None and sample.uuid not in self._table.giving_way:
+            self._tell_short(device, missing, why)
+
+    def _tell_short(self, device: admission.Device, missing: int, why: str) -> None:
+        """Idle models are not enough, and no running answer is cut: that is told once, with those who are at work."""
+        working = ", ".join(f'"{candidate.model}"' for candidate in (*device.occupied, *device.starting))
+        if working:
+            self._table.giving_way.add(device.uuid)
             self._out.add(
                 Notice(
                     Kind.GAVE_WAY,
-                    f"{why}; no idle model can make room, {busy} is in use",
+                    f"{why}; idle models are not enough, and {working} will not be interrupted",
                     level=Level.WARNING,
-                    fields={"device": sample.uuid, "missing_bytes": missing},
+                    fields={"device": device.uuid, "missing_bytes": missing},
                 )
             )
-        self._table.giving_way.add(sample.uuid)
-
-    def _victims(self, device: admission.Device, missing: int) -> list[eviction.Candidate]:
-        """As many as are needed, or all that may go where that is not enough."""
-        policy, now = self._table.limits.eviction.policy, self._table.now
-        chosen = eviction.choose(device.movable, missing, policy=policy, now=now)
-        return list(device.movable if chosen is None else chosen)
 
     def _go(self, candidate: eviction.Candidate, why: str) -> None:
         victim = self._table.instances[candidate.model]
