@@ -9,7 +9,7 @@ from gpud.core.claiming import Claiming
 from gpud.core.claims import Claim
 from gpud.core.errors import GpudError, QueueFull, WaitedTooLong
 from gpud.core.events import Kind, Level
-from gpud.core.facts import HOST, JobResult, State
+from gpud.core.facts import HOST, JobResult, Model, State
 from gpud.core.instance import Instance
 from gpud.core.leaving import TURN, Leaving
 from gpud.core.loading import Loading
@@ -35,12 +35,12 @@ class Admitting:
         """Go through the queue once. What those who wait will need, nobody behind them takes."""
         before, self._waits = self._waits, {}
         devices: Sequence[admission.Device] | None = None
-        contexts = {model.name: model.settings.context for model in event.checked}
+        checked = {model.name: model for model in event.checked}
         order = self._table.queue()
         overdue = max((place for place, entry in enumerate(order) if _is_overdue(entry)), default=-1)
         for place, entry in enumerate(order):
             # Who stands before one whose turn has come has its turn as well: else that one would wait for it.
-            wish = self._wish(entry, event, contexts, overdue=place <= overdue)
+            wish = self._wish(entry, event, checked, overdue=place <= overdue)
             if wish is None:
                 self._as_before(entry, before)
                 continue
@@ -76,7 +76,7 @@ class Admitting:
             self._waits[ticket.sequence] = before[ticket.sequence]
 
     def _wish(
-        self, entry: Entry, event: events.Sampled, contexts: Mapping[str, int | None], *, overdue: bool
+        self, entry: Entry, event: events.Sampled, checked: Mapping[str, Model], *, overdue: bool
     ) -> admission.Wish | None:
         """What it wants, or None when that is not known by this look, or known to be in vain."""
         if isinstance(entry, Claim):
@@ -85,11 +85,14 @@ class Admitting:
                 return None
             return self._claiming.wish(entry, overdue=overdue)
         name = entry.model.name
+        if checked.get(name) != entry.launchable():
+            # It came, or another context or engine was wished for, after the look had begun.
+            self._table.look = True
+            return None
         if name in event.unfit:
             self._loading.refuse_unfit(entry, event.unfit[name])
             return None
-        if name not in event.quotes or contexts.get(name) != entry.launchable().settings.context:
-            # It came, or another context was wished for, after the look had begun.
+        if name not in event.quotes:
             self._table.look = True
             return None
         quote = event.quotes[name]

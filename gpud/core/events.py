@@ -31,7 +31,8 @@ class LoadOptions:
 
     ``evict`` False: rather refuse than make room. ``hold``: keep it loaded for as long as the caller lives.
     ``priority`` None is the model's own. ``wait_s`` bounds the wait for memory, None is what is configured; 0: now or
-    never. ``use``: a request follows, so once it is ready it counts as in flight.
+    never. ``use``: a request follows, so once it is ready it counts as in flight. ``engines``: only by one of these,
+    the first that can; none: as configured.
     """
 
     idle_timeout_s: float | None = None
@@ -41,6 +42,7 @@ class LoadOptions:
     priority: Priority | None = None
     wait_s: float | None = None
     use: bool = False
+    engines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +205,7 @@ class Adopted:
     """An engine that an earlier daemon started was taken over, ready and answering.
 
     ``stale``: it was started with other settings than are configured now, and goes as soon as it is not busy.
+    ``engine`` is the one of the model's that it is, empty: its first.
     """
 
     model: str
@@ -211,6 +214,7 @@ class Adopted:
     context: int | None = None
     layers: int | None = None
     stale: bool = False
+    engine: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,8 @@ a reload. A minute at least, so that a pause for thought is not an unload; half 
 class Job:
     """Somebody's wish.
 
-    What belongs to a load holds when its engine is started: ``evict``, ``context`` and ``idle_timeout_s``. It waits
-    until ``until_s`` (None: for ever); ``hasty``: it does not wait for others to finish. ``use``: a request follows,
+    What belongs to a load holds when its engine is started: ``evict``, ``context``, ``engines`` and
+    ``idle_timeout_s``. It waits until ``until_s`` (None: for ever); ``hasty``: it does not wait for others to finish. ``use``: a request follows,
     and counts as in flight from the moment at which the model is ready. ``remaining`` is for an unload: the models
     that are not gone yet. ``forgiven`` are those that were not loaded, and whose failures or waiting it ended.
     """
@@ -50,6 +50,7 @@ class Job:
     until_s: float | None = None
     hasty: bool = False
     use: bool = False
+    engines: tuple[str, ...] = ()
     remaining: set[str] = field(default_factory=set)
     unloaded: int = 0
     freed_bytes: int = 0
@@ -91,6 +92,7 @@ class Instance:
     shares: tuple[Share, ...] = ()
     used: Mapping[str, int] = field(default_factory=dict)
     context: int | None = None
+    engines: tuple[str, ...] = ()
     settled: bool = False
     in_flight: int = 0
     ticket: Ticket | None = None
@@ -196,16 +198,21 @@ class Instance:
         """The model with what the caller of this one load asked for: as it was started, or as it would be now."""
         if self.state.has_engine() and self.offer is not None:
             return as_offered(self.model, self.offer, self.context)
-        context = self.context if self.state.has_engine() else self.wished_context
-        if context is None:
-            return self.model
-        return replace(self.model, settings=replace(self.model.settings, context=context))
+        if self.state.has_engine():
+            return as_wished(self.model, self.engines, self.context)
+        return as_wished(self.model, self.wished_engines, self.wished_context)
 
     @property
     def wished_context(self) -> int | None:
         """The latest wish of those who wait; an engine that comes back by itself is as it was."""
         wishes = [job.context for job in self.load_jobs if job.context is not None]
         return wishes[-1] if wishes else self.context if self.wanted else None
+
+    @property
+    def wished_engines(self) -> tuple[str, ...]:
+        """Those by which one who waits wants it, the latest wish first."""
+        wishes = [job.engines for job in self.load_jobs if job.engines]
+        return wishes[-1] if wishes else self.engines if self.wanted else ()
 
     def idle_since(self) -> float:
         return max(self.last_used_s or 0.0, self.ready_since_s or 0.0)
@@ -273,6 +280,17 @@ class Instance:
             kv_bytes=None if offer is None else offer.kv_bytes,
             idle_timeout_s=self.idle_for_s,
         )
+
+
+def as_wished(model: Model, engines: Collection[str], context: int | None) -> Model:
+    """The model by only these of its engines, in this order (none: as configured), each with this context."""
+    ways = [model, *model.alternatives]
+    if engines:
+        ways = [way for engine in engines for way in ways if way.engine == engine] or ways
+    if context is not None:
+        ways = [replace(way, settings=replace(way.settings, context=context)) for way in ways]
+    first, *others = ways
+    return replace(first, alternatives=tuple(others))
 
 
 def as_offered(model: Model, offer: Offer, context: int | None) -> Model:

@@ -129,14 +129,17 @@ class Leaving:
         self._table.look = True
 
     def served_as_it_is(self, instance: Instance) -> None:
-        """Those who waited for the next engine get this one, unless they asked for another context than it has."""
-        name, context = instance.model.name, instance.launchable().settings.context
+        """Those who waited for the next engine get this one, unless they asked for another one, or another context."""
+        name, engine = instance.model.name, instance.launchable().engine
+        context = instance.launchable().settings.context
         jobs, instance.load_jobs = instance.load_jobs, []
         for job in jobs:
-            if job.context in (None, context):
+            if job.context in (None, context) and (not job.engines or engine in job.engines):
                 self._out.serve(instance, job, f'"{name}" is still loaded', self._table.now)
             else:
                 text = f'"{name}" is busy and stays loaded with a context of {context}, not {job.context}'
+                if job.context in (None, context):
+                    text = f'"{name}" is busy and stays loaded with {engine}, not {" or ".join(job.engines)}'
                 error = Busy(text, hint="unload it with force, or ask again later")
                 self._out.end_job(job, JobResult.FAILED, error.text, error)
 
@@ -243,6 +246,7 @@ class Leaving:
         instance.used = {}
         instance.offer = None
         instance.context = None
+        instance.engines = ()
         instance.for_request = False
         instance.settled = False
         instance.ready_since_s = None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from gpud.core import admission, events
 from gpud.core.budget import describe
-from gpud.core.errors import BackendFailed, BudgetExceeded, Busy, GpudError, NoSuchModel, ShuttingDown
+from gpud.core.errors import BackendFailed, BudgetExceeded, Busy, GpudError, InvalidOption, NoSuchModel, ShuttingDown
 from gpud.core.events import Kind, Level
 from gpud.core.facts import (
     HOST,
@@ -71,6 +71,7 @@ class Loading:
                 tail=failure.tail,
             )
         context = event.options.context
+        self._check_engines(instance, event.options.engines)
         if instance.state in (State.LOADING, State.READY):
             current = instance.launchable().settings.context
             if context is not None and context != current:
@@ -93,6 +94,7 @@ class Loading:
             until_s=self._table.wait_until(event.options.wait_s),
             hasty=event.options.wait_s == 0,
             use=event.options.use,
+            engines=event.options.engines,
         )
         instance.usage.note(self._table.now)
         if instance.state is State.READY:
@@ -105,6 +107,29 @@ class Loading:
         self._out.touch()
         if instance.state is not State.LOADING:
             self._table.enqueue(instance)
+
+    @staticmethod
+    def _check_engines(instance: Instance, engines: tuple[str, ...]) -> None:
+        """Raises what is in the way of having it by one of these engines."""
+        if not engines:
+            return
+        name, wanted = instance.model.name, " or ".join(engines)
+        known = [way.engine for way in (instance.model, *instance.model.alternatives)]
+        if not any(engine in known for engine in engines):
+            raise InvalidOption(
+                f'cannot load "{name}" with {wanted}: it is configured for {", ".join(known)}',
+                hint="name one of these, or add the other to its engines",
+            )
+        if instance.state in (State.LOADING, State.READY):
+            current = instance.launchable().engine
+            if current not in engines:
+                raise Busy(f'"{name}" is {instance.state} with {current}, not {wanted}', hint="unload it first")
+        others = next((job.engines for job in instance.load_jobs if job.engines not in ((), engines)), ())
+        if others and instance.state not in (State.LOADING, State.READY):
+            raise Busy(
+                f'cannot load "{name}" with {wanted}: somebody waits for it with {" or ".join(others)}',
+                hint="ask again later, or leave the choice to gpud",
+            )
 
     def launch(self, instance: Instance, granted: admission.Granted) -> None:
         crashed = instance.wanted and instance.attempts > 0
@@ -154,7 +179,7 @@ class Loading:
         """What those who wait asked of this one load, the latest first; an engine that comes back by itself is as it
         was.
         """
-        instance.context = instance.wished_context
+        instance.context, instance.engines = instance.wished_context, instance.wished_engines
         if not instance.wanted:
             instance.idle_timeout_s = self._table.idle_override_s
         for job in instance.load_jobs:
@@ -355,9 +380,11 @@ class Loading:
         instance.used = {}
         instance.offer = None
         instance.context = event.context
-        if event.layers is not None:
-            text = f"{event.layers} layers on the GPU"
-            instance.offer = Offer(event.shares, context=event.context, layers=event.layers, reduced=text)
+        if event.layers is not None or event.engine:
+            text = "" if event.layers is None else f"{event.layers} layers on the GPU"
+            instance.offer = Offer(
+                event.shares, context=event.context, layers=event.layers, reduced=text, engine=event.engine
+            )
         instance.settled = False
         instance.ready_since_s = instance.last_used_s = self._table.now
         instance.idle_timeout_s = self._table.idle_override_s

@@ -111,7 +111,9 @@ class Memory:
         if used_bytes is None:
             return
         instance.growth = 1.0
-        if used_bytes > instance.need_bytes:
+        # Of one that ran already nothing was reserved.
+        reserved = instance.offer is None or not instance.offer.resident
+        if reserved and used_bytes > instance.need_bytes:
             self._out.tell(
                 Kind.OVER_ESTIMATE,
                 f'"{name}" holds {describe(used_bytes)}, more than the {describe(instance.need_bytes)} reserved '
