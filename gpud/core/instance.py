@@ -33,9 +33,10 @@ class Job:
     """Somebody's wish.
 
     What belongs to a load holds when its engine is started: ``evict``, ``context``, ``engines`` and
-    ``idle_timeout_s``. It waits until ``until_s`` (None: for ever); ``hasty``: it does not wait for others to finish. ``use``: a request follows,
-    and counts as in flight from the moment at which the model is ready. ``remaining`` is for an unload: the models
-    that are not gone yet. ``forgiven`` are those that were not loaded, and whose failures or waiting it ended.
+    ``idle_timeout_s``. It waits until ``until_s`` (None: for ever); ``hasty``: it does not wait for others to finish.
+    ``use``: a request follows, and counts as in flight from the moment at which the model is ready. ``remaining`` is
+    for an unload: the models that are not gone yet. ``forgiven`` are those that were not loaded, and whose failures or
+    waiting it ended.
     """
 
     id: int

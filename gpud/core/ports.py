@@ -147,8 +147,8 @@ class LoadOrder:
     where there are several. ``record`` must be called as soon as a process exists, with what :meth:`Backend.adopt`
     needs to find it again: a daemon killed a moment later must not lose it. ``sized`` is to be called with the engine's
     own word on what it is about to allocate, before it reads any weights, where it gives one and ``unproven`` says that
-    nobody has heard it yet; the load may be canceled at once for it. ``gpus`` are the devices as they were last seen, in
-    the same order, for engines that are told a share of the whole.
+    nobody has heard it yet; the load may be canceled at once for it. ``gpus`` are the devices as they were last seen,
+    in the same order, for engines that are told a share of the whole.
     """
 
     model: Model
