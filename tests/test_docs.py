@@ -135,6 +135,8 @@ def daemon(bus: PrivateBus) -> Iterator[Daemon]:
         for name in ("gpud", "gpudctl"):
             (programs / name).symlink_to(TOP / ".venv" / "bin" / name)
         (place.root / ".venv").symlink_to(TOP / ".venv")
+        tiny_model.write(place.root / "model.gguf")
+        (place.root / "train.py").write_text("print('an epoch')\n")
         job = place.root / "long-job.sh"
         job.write_text("#!/bin/sh\ngpudctl models --loaded\n")
         job.chmod(0o755)
