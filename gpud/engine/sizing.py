@@ -15,7 +15,7 @@ from gpud.core.facts import HOST, GpuSample, Model
 from gpud.core.learning import Measured, beyond
 from gpud.core.modelfile import ModelFile
 from gpud.core.plan import Plan
-from gpud.core.ports import Backend, Files, Store
+from gpud.core.ports import Backend, Files, Store, TellsNeed
 from gpud.core.quote import ANY_GPU, Estimate, Offer, Quote, Share, Source
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,10 @@ class Machine:
 
 @dataclass(slots=True)
 class Ground:
-    """All that is known of one model with one engine before anything is calculated."""
+    """All that is known of one model with one engine before anything is calculated.
+
+    ``told`` is what the engine will be told to take, where its backend decides that by itself.
+    """
 
     model: Model
     backend: Backend
@@ -64,6 +67,7 @@ class Ground:
     adapter_bytes: int = 0
     unknown: str = ""
     file_bytes: int | None = None
+    told: Estimate | None = None
     gpus: tuple[GpuSample, ...] = ()
     measured: Measured | None = None
     estimates: dict[Plan, Estimate] = field(default_factory=dict)
@@ -107,6 +111,8 @@ class Sizer:
         ground.plan = backend.plan(model, min(1, len(gpus)))
         if ground.plan is not None and ground.plan.file:
             self._read(ground, ground.plan)
+        if isinstance(backend, TellsNeed):
+            ground.told = backend.need(model, on_gpu=bool(gpus))
         return ground
 
     def _read(self, ground: Ground, plan: Plan) -> None:
@@ -160,9 +166,12 @@ class Sizer:
         where = ANY_GPU if on_gpu else HOST
         if model.size_bytes is not None:
             return Offer((Share(where, model.size_bytes),), Source.DECLARED, engine=model.engine)
-        counted = None if plan is None else self._counted(ground, plan, ground.gpus[:1])
+        counted = ground.told if plan is None else self._counted(ground, plan, ground.gpus[:1])
         if ground.measured is not None and (ground.measured.gpu_bytes or not on_gpu):
             return self._measured(ground, ground.measured, counted)
+        if counted is not None and plan is None:
+            shares = self._shares(ground, counted, ground.gpus[:1])
+            return Offer(shares, counted.source, parts=counted.parts, engine=model.engine)
         if counted is None or plan is None:
             size = first_guess(ground.file_bytes, model.settings.context)
             key = "" if plan is None else self._key(ground, plan, ground.gpus[:1])

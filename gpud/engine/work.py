@@ -27,10 +27,12 @@ from gpud.core.ports import (
     Runner,
     RunnerRecord,
     Store,
+    TellsStanding,
     Warmer,
 )
 from gpud.core.quote import Estimate, Offer, Quote, Share
 from gpud.engine.checks import Checks, Unanswered
+from gpud.engine.choice import Way, chosen
 from gpud.engine.sizing import Ground, Machine, Sizer
 
 log = logging.getLogger(__name__)
@@ -277,7 +279,16 @@ class Work:
         devices = tuple(share.device for share in action.shares if share.device != HOST)
         offer = action.offer
         return LoadOrder(
-            action.model, start.unit, devices, action.vendor, report, record, offer.split, offer.unproven, sized
+            action.model,
+            start.unit,
+            devices,
+            action.vendor,
+            report,
+            record,
+            offer.split,
+            offer.unproven,
+            sized,
+            start.gpus,
         )
 
     async def _watch(self, name: str, running: Running) -> None:
@@ -390,29 +401,26 @@ class Work:
 
     async def _check(self, model: Model, machine: Machine) -> Quote | events.Unfit:
         """Look at a model's files and programs, and find what it needs, by each engine that may serve it."""
-        quotes: list[Quote] = []
+        ways: list[Way] = []
         problems: list[events.Unfit] = []
         for candidate in (model, *model.alternatives):
             answer = await self._check_one(candidate, machine)
-            if isinstance(answer, Quote):
-                quotes.append(answer)
+            if isinstance(answer, Way):
+                ways.append(answer)
             else:
                 problems.append(answer)
-        if not quotes:
-            return problems[0]
-        offers = [offer for quote in quotes for offer in quote.offers]
-        offers.sort(key=lambda offer: bool(offer.reduced))
-        return Quote(tuple(offers), quotes[0].load_s, tuple(offer for quote in quotes for offer in quote.less))
+        return chosen(ways) if ways else problems[0]
 
-    async def _check_one(self, model: Model, machine: Machine) -> Quote | events.Unfit:
+    async def _check_one(self, model: Model, machine: Machine) -> Way | events.Unfit:
         backend = self.backends.get(model.engine)
         if backend is None:
             return events.Unfit(f'the engine "{model.engine}" is not available')
         try:
             ground = await self._checks.ask(model.name, partial(self._sizer.ground, backend, model, machine))
+            standing = await backend.standing(model) if isinstance(backend, TellsStanding) else None
             if await self._checks.ask(model.name, partial(self._sizer.wants_probe, ground)):
                 await self._dry_run(ground)
-            return await self._checks.ask(model.name, partial(self._sizer.quote, ground))
+            return Way(await self._checks.ask(model.name, partial(self._sizer.quote, ground)), standing)
         except Unanswered:
             return events.Unfit(
                 f'cannot load "{model.name}": a look at its files and programs has not ended within {CHECK_S:g} s',
@@ -514,7 +522,11 @@ class Work:
         start = Start(generation, record.unit, record.engine, record.fingerprint, record.context, record.layers)
         running = self.running[record.model] = Running(start, runner, backend)
         shares = record.shares or (Share(record.devices[0] if record.devices else HOST, 0),)
-        self._post(events.Adopted(record.model, generation, shares, record.context, record.layers, stale=stale))
+        self._post(
+            events.Adopted(
+                record.model, generation, shares, record.context, record.layers, stale=stale, engine=record.engine
+            )
+        )
         self._start(self._watch(record.model, running))
         return True
 
