@@ -1,0 +1,86 @@
+"""One request on its way through gpud: who asks, by which route, and how it is answered."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+
+from gpud.core.errors import GpudError, InvalidArguments
+from gpud.core.facts import Caller
+from gpud.engine import Engine
+from gpud.http.message import Reply, Request
+from gpud.http.routing import Route
+from gpud.http.shapes import error_body, headers_of, status_of
+
+T = TypeVar("T")
+
+JSON = ("Content-Type", "application/json")
+
+SMALL_BODY_BYTES = 1 << 20
+"""The body of a question to gpud itself. What goes to an engine has a limit of its own."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """Belongs to one request. ``headers`` go out with whatever is answered (CORS).
+
+    ``may_manage``: the caller may change gpud's state. ``allowed_models`` None: all of them.
+    """
+
+    request: Request
+    reply: Reply
+    route: Route
+    parameters: Mapping[str, str]
+    engine: Engine
+    caller: Caller
+    may_manage: bool = True
+    allowed_models: frozenset[str] | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    model: str = ""
+    began_s: float = field(default_factory=time.monotonic)
+    first_byte_s: float | None = None
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+    async def value(self, limit_bytes: int = SMALL_BODY_BYTES) -> dict[str, Any]:
+        """The body as a JSON object; an empty body is an empty object. Raises InvalidArguments."""
+        return read_object(await self.request.body(limit_bytes))
+
+    async def typed(self, kind: type[T], limit_bytes: int = SMALL_BODY_BYTES) -> T:
+        """The body as this kind of record. Raises InvalidArguments that names the field."""
+        body = await self.request.body(limit_bytes) or b"{}"
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+            raise InvalidArguments(
+                f"cannot read the body: {problem}", hint="send a JSON object as /docs has it"
+            ) from None
+
+    async def answer(self, value: object, status: int = 200, *headers: tuple[str, str]) -> None:
+        await self.send(msgspec.json.encode(value), JSON, *headers, status=status)
+
+    async def text(self, text: str, status: int = 200) -> None:
+        await self.send(text.encode(), ("Content-Type", "text/plain; charset=utf-8"), status=status)
+
+    async def send(self, body: bytes, *headers: tuple[str, str], status: int = 200) -> None:
+        await self.reply.send(status, [*headers, *self.headers], body)
+
+    async def fail(self, error: GpudError) -> None:
+        """Answer with the error in the shape of the API that was asked, if nothing was begun."""
+        headers = [JSON, *headers_of(error).items(), *self.headers]
+        await self.reply.send(status_of(error), headers, error_body(self.route.api, error))
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """A JSON object; nothing at all is an empty one. Raises InvalidArguments that says what is wrong."""
+    if not body.strip():
+        return {}
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+        raise InvalidArguments(f"cannot read the body: {problem}", hint="send a JSON object") from None
+    if not isinstance(value, dict):
+        raise InvalidArguments(f"the body is a JSON {type(value).__name__}, not an object", hint="send a JSON object")
+    return value
