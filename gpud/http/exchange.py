@@ -12,7 +12,7 @@ from gpud.core.facts import Caller
 from gpud.engine import Engine
 from gpud.http.message import Reply, Request
 from gpud.http.routing import Route
-from gpud.http.shapes import error_body, headers_of, status_of
+from gpud.http.shapes import HttpError, error_body, headers_of, status_of
 
 T = TypeVar("T")
 
@@ -43,6 +43,17 @@ class Exchange:
     first_byte_s: float | None = None
     prompt_tokens: int = 0
     generated_tokens: int = 0
+
+    def check_model(self, name: str) -> None:
+        """Raises HttpError(403) for a model that the caller's key may not use."""
+        if self.allowed_models is not None and name not in self.allowed_models:
+            known = ", ".join(sorted(self.allowed_models)) or "none"
+            raise HttpError(
+                403,
+                "permission_denied",
+                f'this key may not use "{name}"',
+                hint=f"it may use {known}; see gpudctl key list",
+            )
 
     async def value(self, limit_bytes: int = SMALL_BODY_BYTES) -> dict[str, Any]:
         """The body as a JSON object; an empty body is an empty object. Raises InvalidArguments."""

@@ -39,6 +39,7 @@ STATUSES: Mapping[str, tuple[int, str]] = {
     "no-such-job": (404, "not_found"),
     "no-such-hold": (404, "not_found"),
     "no-such-claim": (404, "not_found"),
+    "no-session": (404, "no_session"),
     "not-loaded": (409, "model_not_loaded"),
     "busy": (409, "model_already_loaded"),
     "budget-exceeded": (507, "insufficient_vram"),
