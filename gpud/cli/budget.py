@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Say whether a model fits: what it needs, what gpud may use of each device and what is available there now, and what
-would be unloaded for it. Where it does not fit, the largest number of layers on the GPU and the largest context with
-which it would. MODEL is one that is configured, with its own settings; FILE is any GGUF file, which gpud need not know.
-Nothing is loaded. Status 4 when it does not fit."""
+would be unloaded for it. Where it does not fit, what gpud would make do with if the configuration lets it, and the
+largest number of layers on the GPU and the largest context with which it would. MODEL is one that is configured, with
+its own settings; FILE is any GGUF file, which gpud need not know. Nothing is loaded. Status 4 when it could not be."""
 
 EXAMPLES = (
     "gpudctl budget qwen3-8b",
@@ -152,7 +152,7 @@ async def answer(gpud: "Gpud", wish: Wish, status: dict[str, Any], output: Outpu
     (considered,) = await gpud.call("Consider", "ta{sv}", wish.way.need_bytes, options)
     found = Answer(wish, rooms, considered, status)
     found.show(output)
-    return REFUSED if found.fits is False else DONE
+    return REFUSED if found.fits is False and found.allowed is None else DONE
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
@@ -278,6 +278,7 @@ class Answer:
             "budget_bytes": self.room.budget_bytes if self.room else None,
             "available_bytes": self.room.available_bytes if self.room else None,
             "fits": self.fits,
+            "reduced": self.allowed.reduced if self.allowed else None,
             "verdict": self.considered["Verdict"] if self.considered else None,
             "victims": list(self.considered["Victims"]) if self.considered else [],
             "message": self.considered["Message"] if self.considered else "",
@@ -316,7 +317,7 @@ class Answer:
         if self.considered is not None:
             lines.append(self._verdict(output))
         if self.fits is False:
-            lines.append(self._advice())
+            lines += self._advice()
         return lines
 
     def _verdict(self, output: Output) -> str:
@@ -334,11 +335,12 @@ class Answer:
             return output.paint("fits", "yellow") + f" when {names} {'is' if names.count(',') == 0 else 'are'} unloaded"
         return output.paint("fits, but has to wait", "yellow") + f": {self.considered['Message']}"
 
-    def _advice(self) -> str:
-        if self.allowed is not None:
-            return f"gpud would load it with {self.allowed.reduced}, as its configuration allows"
+    def _advice(self) -> list[str]:
         options = {"layers": "--layers", "context": "--ctx"}
         words = [f"{options[key]} {self.suggestions[key]}" for key in ("layers", "context") if key in self.suggestions]
-        if words:
-            return f"it would fit with {' or '.join(words)}"
-        return "it would not fit with fewer layers or less context either: take a smaller model or quantization"
+        lines = [f"it would fit with {' or '.join(words)}"] if words else []
+        if self.allowed is not None:
+            lines.insert(0, f"gpud would load it with {self.allowed.reduced}, as its configuration allows")
+        return lines or [
+            "it would not fit with fewer layers or less context either: take a smaller model or quantization"
+        ]

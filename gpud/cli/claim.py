@@ -77,13 +77,29 @@ async def _tell(gpud: Gpud, size_bytes: int, output: Output) -> None:
         mine = next((one for one in claims if one["Pid"] == os.getpid() and not one["Granted"]), None)
         if mine is None:
             continue
-        place = next((one for one in queue if one["Claim"] == mine["Id"]), {})
+        place = _place(queue, mine["Id"])
+        if not place:
+            # It is told at most once a second, and may be on its way. Asked for once, in place of saying half of it.
+            queue = await _queue(gpud)
+            place = _place(queue, mine["Id"])
         # The figures in the reason move with every look at the devices, and mean the same.
         reason = place.get("WaitsFor") or mine["WaitsFor"]
         news = (place.get("Position", 0), re.sub(r"\d+(\.\d+)?", "", reason))
         if news != told and news != (0, ""):
             told = news
             output.note(f"gpudctl: waiting for {size(size_bytes)}: {waiting_words(place, len(queue), reason)}")
+
+
+def _place(queue: list[dict[str, Any]], number: int) -> dict[str, Any]:
+    return next((one for one in queue if one["Claim"] == number), {})
+
+
+async def _queue(gpud: Gpud) -> list[dict[str, Any]]:
+    try:
+        (queue,) = await gpud.call("ListQueue")
+    except GpudError:
+        return []
+    return list(queue)
 
 
 def _or_before(fresh: list[dict[str, Any]] | None, before: list[dict[str, Any]]) -> list[dict[str, Any]]:

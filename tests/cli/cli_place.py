@@ -199,13 +199,15 @@ class StubDaemon:
     def __init__(self, bus: MessageBus) -> None:
         self.bus = bus
         self.calls: list[tuple[str, list[Any], int]] = []
+        self.open: list[Message] = []
+        """All calls as they came: for answers that a test gives later."""
         self.answers: dict[str, Answer] = {}
         self.arrived: asyncio.Queue[str] = asyncio.Queue()
         bus.add_message_handler(self._handle)
 
     @classmethod
     async def on(cls, address: str) -> "StubDaemon":
-        bus = await MessageBus(bus_address=address).connect()
+        bus = await MessageBus(bus_address=address, negotiate_unix_fd=True).connect()
         stub = cls(bus)
         await bus.request_name(NAME, NameFlag.DO_NOT_QUEUE)
         return stub
@@ -214,6 +216,7 @@ class StubDaemon:
         if message.message_type is not MessageType.METHOD_CALL or message.interface != NAME:
             return False
         self.calls.append((message.member, message.body, message.flags.value))
+        self.open.append(message)
         self.arrived.put_nowait(message.member)
         for answer in self.answers.get(message.member, nothing)(message):
             self.bus.send(answer)
@@ -266,6 +269,73 @@ def error(name: str, text: str) -> Answer:
     return lambda message: [Message.new_error(message, name, text)]
 
 
+def status(**values: Variant) -> Answer:
+    """An answer to Status of a gpud with nothing but what is given."""
+    empty = {
+        "Version": Variant("s", "1"),
+        "State": Variant("s", "idle"),
+        "Degraded": Variant("s", ""),
+        "LoadedModels": Variant("as", []),
+        "Yielded": Variant("a{sv}", {}),
+    }
+    lists = {name: Variant("aa{sv}", []) for name in ("Models", "Gpus", "Jobs", "Holds", "Claims", "Queue")}
+    return reply("a{sv}", empty | lists | values)
+
+
+def gpu(uuid: str, index: int = 0, **values: Variant) -> dict[str, Variant]:
+    """A device's record as ListGpus has it."""
+    record = {
+        "Uuid": Variant("s", uuid),
+        "Name": Variant("s", f"Test GPU {index}"),
+        "Index": Variant("i", index),
+        "Vendor": Variant("s", "nvidia"),
+        "Committed": Variant("t", 0),
+        "Reserved": Variant("t", 0),
+        "Asleep": Variant("b", False),
+        "Health": Variant("s", ""),
+        "Processes": Variant("aa{sv}", []),
+    }
+    return record | values
+
+
+def claim(number: int, **values: Variant) -> dict[str, Variant]:
+    """A claim's record as the property Claims has it."""
+    record = {
+        "Id": Variant("u", number),
+        "Who": Variant("s", "trainer"),
+        "Why": Variant("s", "night run"),
+        "Uid": Variant("u", 1000),
+        "Pid": Variant("u", 42),
+        "Caller": Variant("s", "uid 1000 (gpudctl, pid 42)"),
+        "Bytes": Variant("t", 8 << 30),
+        "Device": Variant("s", ""),
+        "Granted": Variant("b", False),
+        "WaitsFor": Variant("s", ""),
+        "Priority": Variant("s", "normal"),
+        "SinceUSec": Variant("t", 0),
+    }
+    return record | values
+
+
+def waiting(position: int, **values: Variant) -> dict[str, Variant]:
+    """A record of ListQueue."""
+    record = {
+        "Position": Variant("u", position),
+        "Model": Variant("s", ""),
+        "Claim": Variant("u", 0),
+        "NeedBytes": Variant("t", 8 << 30),
+        "Priority": Variant("s", "normal"),
+        "Callers": Variant("as", ["uid 1000"]),
+        "Requests": Variant("u", 1),
+        "SinceUSec": Variant("t", 1_000_000),
+        "UntilUSec": Variant("t", 301_000_000),
+        "Overdue": Variant("b", False),
+        "WaitsFor": Variant("s", ""),
+        "LoadUSec": Variant("t", 0),
+    }
+    return record | values
+
+
 def model(name: str, **values: Any) -> dict[str, Variant]:
     """A model's record as ListModels has it."""
     record = {
@@ -279,6 +349,12 @@ def model(name: str, **values: Any) -> dict[str, Variant]:
         "Error": Variant("s", ""),
         "ErrorHint": Variant("s", ""),
         "Pinned": Variant("b", False),
+        "Devices": Variant("as", []),
+        "Shares": Variant("a{st}", {}),
+        "WaitsFor": Variant("s", ""),
+        "Reduced": Variant("s", ""),
+        "NeedSource": Variant("s", ""),
+        "KvBytes": Variant("t", 0),
     }
     wide = ("VramBytes", "VramEstimate", "NeedBytes", "LastUsedUSec", "UnloadAtUSec", "RetryAtUSec", "LoadUSec")
     record |= {key: Variant("t", 0) for key in wide}

@@ -36,6 +36,10 @@ def with_stub(place: Place, work: Callable[[StubDaemon], Awaitable[None]]) -> No
         (f"{FREEDESKTOP}.InvalidArgs", "the model's name is empty", 2),
         (f"{OWN}.Busy", '"tiny" is held by sam; ask', 4),
         (f"{OWN}.BudgetExceeded", "needs 5.1 GiB, 3.2 GiB are free", 4),
+        (f"{OWN}.QueueFull", "10 wait for memory already, which is the limit", 4),
+        (f"{OWN}.WaitedTooLong", "its turn did not come within 300 s", 4),
+        (f"{OWN}.Yielded", "the GPUs are given away", 4),
+        (f"{OWN}.GpuTaken", "a game holds 5.0 GiB", 4),
         (f"{OWN}.InvalidOption", "there is no option 'x'", 2),
         (f"{OWN}.NoSuchModel", 'there is no model "tiny"', 1),
         (f"{OWN}.GpuUnavailable", "the driver does not answer", 1),
@@ -231,11 +235,17 @@ def test_the_options_of_a_load_reach_the_bus(place: Place) -> None:
     async def work(stub: StubDaemon) -> None:
         stub.answers |= {"Load": reply("u", 1), "LoadWithOptions": reply("u", 2)}
         words = ("load", "--no-wait", "--context", "8192", "--idle-timeout", "10m", "--no-evict", "tiny")
-        await stub.gpudctl(place, *words)
+        await stub.gpudctl(place, *words, "--priority", "high", "--wait", "0")
         await stub.gpudctl(place, "load", "--no-wait", "tiny")
         (with_options, plain) = (body for name, body, _ in stub.calls if name.startswith("Load"))
         options = {key: (value.signature, value.value) for key, value in with_options[1].items()}
-        assert options == {"context-size": ("u", 8192), "idle-timeout-usec": ("t", 600_000_000), "evict": ("b", False)}
+        assert options == {
+            "context-size": ("u", 8192),
+            "idle-timeout-usec": ("t", 600_000_000),
+            "evict": ("b", False),
+            "priority": ("s", "high"),
+            "wait-usec": ("t", 0),
+        }
         assert plain == ["tiny"]
 
     with_stub(place, work)
