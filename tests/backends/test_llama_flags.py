@@ -229,3 +229,27 @@ def test_embeddings_and_reranking_are_switches() -> None:
     argv = line(EngineSettings(file="/m/a.gguf", embeddings=True, reranking=True), OLD, PORT)
     assert "--embeddings" in argv
     assert "--reranking" in argv
+
+
+def test_several_gpus_get_their_shares() -> None:
+    """One GPU has no share, and the host none; what the user says comes last and wins."""
+    where = Place(port=1, split=(3.0, 1.0))
+    settings = EngineSettings(file="/m/tiny.gguf", extra_flags=("-ts", "1,1"))
+    argv = line(settings, NEW, where)
+    assert argv[argv.index("--tensor-split") + 1] == "3,1"
+    assert argv[-2:] == ["-ts", "1,1"]
+    for other in (replace(where, split=(1.0,)), replace(where, on_gpu=False)):
+        assert "--tensor-split" not in line(settings, NEW, other)
+
+
+def test_an_engine_that_shall_tell_has_nothing_left_to_fit() -> None:
+    """Fitting is what tells; with context and layers pinned it changes nothing. Without it both are the engine's."""
+    settings = EngineSettings(file="/m/tiny.gguf")
+    argv = line(settings, NEW, replace(PORT, tells=True))
+    assert argv[argv.index("--fit") + 1] == "on"
+    assert argv[argv.index("--gpu-layers") + 1] == "all"
+    assert "--ctx-size" in argv
+    argv = line(settings, NEW, PORT)
+    assert argv[argv.index("--fit") + 1] == "off"
+    assert argv[argv.index("--gpu-layers") + 1] == "auto"
+    assert "--fit" not in line(settings, OLD, replace(PORT, tells=True))

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-import sparse
+import sparse_model
 import tiny_model
 from place import FAKE, HELP_NEW, QUICK, Place
 
@@ -43,7 +43,7 @@ DONE = "common_params_fit_impl: projected to use 14 MiB of device memory vs. 241
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model of 7.9 GiB that takes 20 KiB on disk."""
-    return sparse.write_llama(tmp_path_factory.mktemp("large") / "large.gguf")
+    return sparse_model.write_llama(tmp_path_factory.mktemp("large") / "large.gguf")
 
 
 def model(file: str, **settings: Any) -> Model:
@@ -163,7 +163,7 @@ def test_the_real_server_tells_of_all_that_is_loaded_beside_it(
     """A draft model with its cache, a projector, an adapter."""
 
     async def work() -> None:
-        projector = sparse.write_projector(tmp_path / "mmproj.gguf")
+        projector = sparse_model.write_projector(tmp_path / "mmproj.gguf")
         adapter = tmp_path / "adapter.gguf"
         adapter.write_bytes(bytes(3 * MIB))
         async with Place(tmp_path) as place:
