@@ -1,0 +1,353 @@
+"""What a handler sees of HTTP: the request that it is asked, and the reply that it gives."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
+
+from gpud.http.connection import ClientGone, Duplex
+from gpud.http.wire import FieldItems, Fields, Refused, RequestHead, decode_path, status_line, write_head
+
+if TYPE_CHECKING:
+    from gpud.http.server import ServerConnection
+
+SLICE_BYTES = 256 << 10
+"""A large body is handed to the kernel in pieces of this size, so that it is not copied as a whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end: an address, or on a Unix socket a process and its user (as the kernel says).
+
+    ``door`` is the name that was given to :meth:`gpud.http.server.Server.listen`.
+    """
+
+    door: str
+    address: str = ""
+    port: int = 0
+    uid: int | None = None
+    gid: int | None = None
+    pid: int | None = None
+    is_loopback: bool = False
+    is_encrypted: bool = False
+
+    def describe(self) -> str:
+        """For a message: ``192.0.2.1:5000``, or ``process 12 of user 1000``."""
+        if self.uid is not None:
+            return f"process {self.pid} of user {self.uid}"
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+class Request:
+    """One request. Its head is complete; its body comes when it is asked for.
+
+    ``target`` is as it was sent, ``raw_path`` its path, ``path`` the same decoded once. ``content_length`` is None for
+    a chunked body and 0 without one. ``upgrade`` names the protocol that the client would like to change to, or is
+    empty.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_query",
+        "_raw_query",
+        "content_length",
+        "headers",
+        "http_version",
+        "method",
+        "path",
+        "peer",
+        "raw_path",
+        "target",
+        "upgrade",
+    )
+
+    def __init__(self, connection: "ServerConnection", head: RequestHead, peer: Peer) -> None:
+        self._connection = connection
+        self._raw_query = head.query
+        self._query: dict[str, list[str]] | None = None
+        self.method: str = head.method
+        self.target: str = head.target
+        self.raw_path: str = head.raw_path
+        self.path: str = head.path
+        self.headers: Fields = head.fields
+        self.content_length: int | None = head.length
+        self.http_version: str = "1.1" if head.version else "1.0"
+        self.upgrade: str = head.upgrade
+        self.peer = peer
+
+    @property
+    def raw_query(self) -> str:
+        """What stands behind the question mark, as it was sent."""
+        return self._raw_query
+
+    @property
+    def query(self) -> dict[str, list[str]]:
+        """The parameters behind the question mark, decoded; a name may come more than once."""
+        if self._query is None:
+            try:
+                self._query = parse_qs(self._raw_query, keep_blank_values=True, errors="strict", max_num_fields=1000)
+            except ValueError as problem:
+                raise Refused(400, f"cannot read the query: {problem}") from None
+        return self._query
+
+    def parameter(self, name: str, default: str = "") -> str:
+        """The first value of a parameter."""
+        return self.query.get(name, (default,))[0]
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """The path's parts, each decoded by itself: a %2F stays within its part."""
+        return tuple(decode_path(part) for part in self.raw_path.split("/")[1:])
+
+    @property
+    def left(self) -> asyncio.Event:
+        """Set as soon as it is known that the client has gone. One that only ended its sending (a half-close) has not.
+
+        The task that runs the handler is cancelled then, so that whatever it waits for ends; a handler that must go on
+        gives that work to a task of its own. Only one that catches the cancellation needs to look here.
+        """
+        return self._connection.left_event()
+
+    @property
+    def is_gone(self) -> bool:
+        """True once the client has gone."""
+        return self._connection.gone
+
+    async def body(self, limit_bytes: int) -> bytes:
+        """The whole body. Raises Refused with 413 when it is larger than the limit (before it is read, where its length
+        was said), with 400 when it is malformed, with 408 when it stops coming; ClientGone when the client leaves.
+        """
+        connection = self._connection
+        length = self.content_length
+        if length == 0:
+            return b""
+        if length is not None and length > limit_bytes:
+            raise Refused(413, f"the body is {length} bytes long; {limit_bytes} are allowed")
+        first = connection.take_body()
+        if connection.body_ended and connection.body_problem is None:
+            if len(first) > limit_bytes:
+                raise Refused(413, f"the body is longer than the {limit_bytes} bytes that are allowed")
+            return first
+        pieces, total = [first], len(first)
+        async for piece in self.chunks():
+            pieces.append(piece)
+            total += len(piece)
+            if total > limit_bytes:
+                raise Refused(413, f"the body is longer than the {limit_bytes} bytes that are allowed")
+        if total > limit_bytes:
+            raise Refused(413, f"the body is longer than the {limit_bytes} bytes that are allowed")
+        return b"".join(pieces)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes. While nobody asks, the client is made to wait. Raises as :meth:`body` does."""
+        connection = self._connection
+        while True:
+            if piece := connection.take_body():
+                yield piece
+            elif connection.body_problem is not None:
+                raise connection.body_problem
+            elif connection.body_ended:
+                return
+            else:
+                await connection.more_body()
+
+
+class Reply:
+    """The answer to one request: either :meth:`send`, or :meth:`begin`, :meth:`write` and :meth:`end`.
+
+    ``Content-Length``, ``Transfer-Encoding``, ``Connection`` and ``Date`` are the layer's business; a header that says
+    one of the first three is a ValueError. The body of an answer to HEAD, of a 204 and of a 304 is left out.
+    ``status`` is 0 until it is begun.
+    """
+
+    __slots__ = (
+        "_chunked",
+        "_connection",
+        "_head",
+        "_left",
+        "_silent",
+        "body_bytes",
+        "ended",
+        "status",
+    )
+
+    def __init__(self, connection: "ServerConnection", silent: bool) -> None:
+        self._connection = connection
+        self._silent = silent
+        self._chunked = False
+        self._left: int | None = None
+        self._head = b""
+        self.status = 0
+        self.ended = False
+        self.body_bytes = 0
+
+    @property
+    def begun(self) -> bool:
+        """True once a status was given: no other can be sent."""
+        return self.status != 0
+
+    async def send(self, status: int, headers: FieldItems = (), body: bytes = b"") -> None:
+        """A whole answer. Raises ClientGone."""
+        self._start(status, headers, len(body))
+        if len(body) <= SLICE_BYTES:
+            self.finish(body)
+            await self.drained()
+            return
+        await self.write(body)
+        self._finish()
+
+    async def begin(self, status: int, headers: FieldItems = (), length: int | None = None) -> None:
+        """The head; ``length`` is how long the body will be, None if that is not known. It is sent together with what
+        is written next, or by itself as soon as the handler waits.
+        """
+        self._start(status, headers, length)
+        self._connection.flush_soon(self)
+
+    async def write(self, data: bytes) -> None:
+        """More of the body. Waits while the client takes nothing. Raises ClientGone."""
+        connection = self._connection
+        if connection.gone:
+            raise ClientGone("the client has left")
+        if len(data) <= SLICE_BYTES:
+            self.put(data)
+            if connection.full:
+                await self.drained()
+            return
+        view = memoryview(data)
+        for start in range(0, len(view), SLICE_BYTES):
+            self.put(bytes(view[start : start + SLICE_BYTES]))
+            await self.drained()
+
+    async def end(self) -> None:
+        """The answer is complete. Raises RuntimeError, and cuts the connection, when less came than was promised."""
+        self._finish()
+
+    def abort(self) -> None:
+        """Cut the connection: what was promised cannot be kept, and the client shall see that."""
+        self.ended = True
+        self._connection.abort()
+
+    async def upgrade(self, headers: FieldItems = ()) -> Duplex:
+        """Answer 101 and hand over the raw stream. The headers name the protocol (``Upgrade: websocket``)."""
+        if self.begun:
+            raise RuntimeError("the reply was begun already")
+        connection = self._connection
+        if connection.gone:
+            raise ClientGone("the client has left")
+        head = write_head(status_line(101), headers, b"Connection: Upgrade\r\n")
+        self.status = 101
+        self.ended = True
+        duplex = connection.become_duplex()
+        connection.transport.write(head)
+        return duplex
+
+    # What relays use besides ------------------------------------------------------------------------------------------
+
+    @property
+    def connection(self) -> "ServerConnection":
+        return self._connection
+
+    @property
+    def takes_chunks(self) -> bool:
+        """True when chunks can be passed on as they are."""
+        return self._chunked
+
+    def put(self, data: bytes) -> None:
+        """Write without waiting: whoever calls it minds the connection's ``full``."""
+        if self.ended or not self.status:
+            raise RuntimeError("cannot write: the reply " + ("has ended" if self.ended else "was not begun"))
+        size = len(data)
+        if not size:
+            return
+        self.body_bytes += size
+        if self._left is not None:
+            self._left -= size
+            if self._left < 0:
+                self.abort()
+                raise RuntimeError(f"the reply is {-self._left} bytes longer than was promised; the connection is cut")
+        if self._silent:
+            return
+        if self._chunked:
+            self._out(b"%x\r\n%b\r\n" % (size, data))
+        else:
+            self._out(data)
+
+    def put_framed(self, data: bytes) -> None:
+        """Complete chunks, framed already; only where :attr:`takes_chunks`."""
+        if self.ended:
+            raise RuntimeError("cannot write: the reply has ended")
+        self.body_bytes += len(data)
+        if not self._silent:
+            self._out(data)
+
+    def finish(self, last: bytes) -> None:
+        """The last piece and the end, in one."""
+        if last and self._chunked and not self._silent and not self.ended:
+            self.body_bytes += len(last)
+            self._out(b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last))
+            self.ended = True
+            return
+        self.put(last)
+        self._finish()
+
+    def answer(self, status: int, headers: FieldItems, body: bytes) -> None:
+        """A whole answer, small enough not to wait for."""
+        self._start(status, headers, len(body))
+        self.finish(body)
+
+    async def drained(self) -> None:
+        """Wait while more is unsent than may wait. Raises ClientGone."""
+        connection = self._connection
+        if connection.full:
+            await connection.room()
+            if connection.gone:
+                raise ClientGone("the client has left")
+
+    def flush(self) -> None:
+        """Send the head if it still waits."""
+        if self._head and not self.ended:
+            self._out(b"")
+
+    def _start(self, status: int, headers: FieldItems, length: int | None) -> None:
+        if self.status:
+            raise RuntimeError(f"the reply was begun already, with {self.status}")
+        connection = self._connection
+        if connection.gone:
+            raise ClientGone("the client has left")
+        self._left = length
+        if status in (204, 304) or status < 200:
+            self._silent = True
+            framing, self._left = b"", None
+        elif length is not None:
+            framing = b"Content-Length: %d\r\n" % length
+        elif connection.speaks_1_1:
+            framing = b"Transfer-Encoding: chunked\r\n"
+            self._chunked = True
+        else:
+            framing = b""
+            connection.keep_alive = False
+        self._head = write_head(
+            status_line(status), headers, framing + connection.closing_words(), connection.server.date()
+        )
+        self.status = status
+
+    def _finish(self) -> None:
+        if self.ended:
+            return
+        if self._left and not self._silent:
+            missing = self._left
+            self.abort()
+            raise RuntimeError(f"the reply is {missing} bytes shorter than was promised; the connection is cut")
+        if self._chunked and not self._silent:
+            self._out(b"0\r\n\r\n")
+        elif self._head:
+            self._out(b"")
+        self.ended = True
+
+    def _out(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        connection = self._connection
+        if not connection.lost:
+            connection.transport.write(data)
