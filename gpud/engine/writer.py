@@ -110,6 +110,11 @@ class Engine:
         looked_at_s = self._work.looked_at_s
         return looked_at_s is not None and self._loop.time() - looked_at_s < FRESH_S
 
+    @property
+    def looked_at_s(self) -> float | None:
+        """When the figures of the devices were measured, on the loop's clock; None before the first look."""
+        return self._work.looked_at_s
+
     async def refresh(self) -> None:
         """Have the devices looked at again, without waking one that sleeps; returns early when they take too long."""
         seen: asyncio.Future[None] = self._loop.create_future()
