@@ -38,8 +38,8 @@ class Waiting(Protocol):
 
 class Turns:
     """Everybody's first wish comes before anybody's second, and stays there when that first has been served: a wish has
-    the turn after its party's last one. Who comes later begins with those who wait, and a queue that was empty begins
-    anew.
+    the turn after its party's last one. Who comes later begins with those who wait, but not before anybody who is
+    overdue: a stream of new parties keeps nobody waiting. A queue that was empty begins anew.
     """
 
     def __init__(self) -> None:
@@ -50,6 +50,7 @@ class Turns:
         if not others and not ticket.parties:
             self._last.clear()
         first = min((other.turn for other in others), default=1)
+        first = max(first, *(other.turn for other in others if other.overdue), 1)
         for party in parties:
             if party not in ticket.parties:
                 turn = self._last[party] = max(first, self._last.get(party, 0) + 1)
