@@ -184,7 +184,7 @@ class Admitting:
     def time_passed(self) -> None:
         """Whose turn has come, and whose time is over."""
         now, limits = self._table.now, self._table.limits.queue
-        for entry in self._table.waiting():
+        for entry in list(self._table.waiting()):
             ticket = entry.ticket
             if ticket is None:
                 continue
@@ -242,7 +242,7 @@ class Admitting:
 
     def _next_free(self) -> list[float]:
         """When models that must not go yet may."""
-        ready = [i for i in self._table.instances.values() if i.state is State.READY and not i.in_flight]
+        ready = [i for i in self._table.with_engine() if i.state is State.READY and not i.in_flight]
         return [max(i.busy_until_s, self._table.resident_until(i) if i.for_request else 0.0) for i in ready]
 
     # Making room

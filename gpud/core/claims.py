@@ -68,7 +68,10 @@ class Claims:
         self._claims[claim.id] = claim
 
     def drop(self, claim: int) -> Claim | None:
-        return self._claims.pop(claim, None)
+        dropped = self._claims.pop(claim, None)
+        if dropped is not None:
+            dropped.ticket = None
+        return dropped
 
     def get(self, claim: int) -> Claim | None:
         return self._claims.get(claim)
@@ -78,9 +81,6 @@ class Claims:
 
     def granted(self) -> Collection[Claim]:
         return [claim for claim in self._claims.values() if claim.device]
-
-    def waiting(self) -> Collection[Claim]:
-        return [claim for claim in self._claims.values() if claim.ticket is not None]
 
     def statuses(self) -> tuple[ClaimStatus, ...]:
         return tuple(claim.status() for claim in self._claims.values())

@@ -96,7 +96,7 @@ class Leaving:
         self._out.touch()
 
     def cancel_launch(self, instance: Instance, reason: str, text: str, *, kill: bool = False) -> None:
-        self._out.move(instance, Trigger.CANCEL, reason)
+        self._table.move(instance, Trigger.CANCEL, reason)
         self._out.tell(Kind.LOAD_CANCELED, f'Loading "{instance.model.name}" is canceled: {text}', instance)
         self._out.add(events.CancelLaunch(instance.model.name, instance.generation, kill))
 
@@ -105,7 +105,7 @@ class Leaving:
         instance.draining_for = why
         instance.told_busy = False
         instance.drain_until_s = None if bound_s is None else self._table.now + bound_s
-        self._out.move(instance, Trigger.DRAIN, _REASONS.get(why, why))
+        self._table.move(instance, Trigger.DRAIN, _REASONS.get(why, why))
         if instance.force:
             self.drained(instance)
         elif not instance.in_flight:
@@ -113,7 +113,7 @@ class Leaving:
 
     def drained(self, instance: Instance) -> None:
         instance.drain_until_s = None
-        self._out.move(instance, Trigger.DRAINED, instance.reason)
+        self._table.move(instance, Trigger.DRAINED, instance.reason)
         self._out.add(events.Stop(instance.model.name, instance.generation))
 
     def resume(self, instance: Instance) -> None:
@@ -122,7 +122,7 @@ class Leaving:
         instance.drain_until_s = None
         instance.force = False
         instance.last_used_s = self._table.now
-        self._out.move(instance, Trigger.RESUME, "request")
+        self._table.move(instance, Trigger.RESUME, "request")
         if instance.waiting:
             instance.leave_queue()
             self.served_as_it_is(instance)
@@ -147,7 +147,7 @@ class Leaving:
         instance = self._table.current(name, generation)
         if instance is None or instance.state is not State.STOPPING:
             return
-        self._out.move(instance, Trigger.GRACE_OVER, instance.reason)
+        self._table.move(instance, Trigger.GRACE_OVER, instance.reason)
         times = instance.model.stop
         self._out.tell(
             Kind.ENGINE_KILLED,
@@ -206,7 +206,7 @@ class Leaving:
         if instance.attempts >= self._table.limits.backoff_attempts:
             instance.wanted = False
             instance.retry_at_s = None
-            self._out.move(instance, Trigger.GIVE_UP, "crash")
+            self._table.move(instance, Trigger.GIVE_UP, "crash")
             failure = instance.failure or Failure("it failed")
             self._out.tell(
                 Kind.ENGINE_GIVEN_UP,
@@ -225,7 +225,7 @@ class Leaving:
         )
         instance.wanted = again
         instance.retry_at_s = self._table.now + delay_s
-        self._out.move(instance, Trigger.CRASH, "crash")
+        self._table.move(instance, Trigger.CRASH, "crash")
 
     def gone(self, instance: Instance, why: str) -> None:
         """Its engine is no more. What it held counts as free when a sample shows it."""
@@ -233,7 +233,7 @@ class Leaving:
         freed_bytes = instance.need_bytes if used_bytes is None else used_bytes
         self._books.expect_back(instance, self._table.now)
         was_loaded = instance.ready_since_s is not None
-        self._out.move(instance, Trigger.GONE, instance.reason)
+        self._table.move(instance, Trigger.GONE, instance.reason)
         if was_loaded:
             self._out.tell(
                 Kind.MODEL_UNLOADED,
@@ -271,7 +271,7 @@ class Leaving:
         instance.failure = None
         instance.wanted = False
         if instance.state is not State.COLD:
-            self._out.move(instance, Trigger.FORGIVEN, reason)
+            self._table.move(instance, Trigger.FORGIVEN, reason)
 
     def use_began(self, name: str) -> None:
         instance = self._table.find(name)
@@ -339,7 +339,7 @@ class Leaving:
             idle_seconds=round(idle_s),
         )
         instance.draining_for = "idle"
-        self._out.move(instance, Trigger.DRAIN, "idle")
+        self._table.move(instance, Trigger.DRAIN, "idle")
         self.drained(instance)
 
     def drain_over(self, instance: Instance) -> None:

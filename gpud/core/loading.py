@@ -150,7 +150,7 @@ class Loading:
         instance.failure = None
         instance.stage, instance.progress = "starting", None
         instance.restarts += crashed
-        self._out.move(instance, Trigger.LAUNCH, "crash" if crashed else "user")
+        self._table.move(instance, Trigger.LAUNCH, "crash" if crashed else "user")
         text = (
             f'Loading "{instance.model.name}" with {offer.engine or instance.model.engine} on '
             f"{self._where(instance.shares)}, {describe(instance.need_bytes)} reserved ({_SOURCES[offer.source]})"
@@ -201,7 +201,7 @@ class Loading:
         instance.stage, instance.progress = "", None
         instance.reload_s = instance.load_seconds
         instance.wanted = False
-        self._out.move(instance, Trigger.READY, instance.reason)
+        self._table.move(instance, Trigger.READY, instance.reason)
         text = f"ready after {instance.load_seconds:.2f} s"
         self._out.tell(
             Kind.MODEL_LOADED,
@@ -226,7 +226,7 @@ class Loading:
         if instance.state is not State.LOADING:
             return
         if not event.error:
-            self._out.move(instance, Trigger.CANCEL, "user")
+            self._table.move(instance, Trigger.CANCEL, "user")
             self._leaving.gone(instance, "canceled while it was loading")
             return
         if event.kind.startswith(OUT_OF_MEMORY) and self.again_with_more(instance, event.error):
@@ -245,7 +245,7 @@ class Loading:
             error=event.kind or "failed",
         )
         if event.preflight:
-            self._out.move(instance, Trigger.GIVE_UP, "config")
+            self._table.move(instance, Trigger.GIVE_UP, "config")
             instance.wanted = False
         else:
             self._leaving.crashed(instance, again=instance.wanted)
@@ -284,7 +284,10 @@ class Loading:
         """It takes, or is about to take, more than it was promised, and nobody can give it. ``learned``: the next quote
         knows it already.
         """
-        promised = {share.device: share.bytes for share in instance.shares}
+        # Not what it has been promised meanwhile, while there was room.
+        promised: dict[str, int] = {}
+        for share in () if instance.offer is None else instance.offer.placed(instance.device):
+            promised[share.device] = promised.get(share.device, 0) + share.bytes
         worst = max(shares, key=lambda share: share.bytes - promised.get(share.device, 0))
         had_bytes = promised.get(worst.device, 0)
         name = self._books.device_name(worst.device)
@@ -304,7 +307,7 @@ class Loading:
         )
         instance.outgrew = True
         if not learned:
-            instance.growth = max(instance.growth, GROWTH_BEYOND_SEEN * worst.bytes / max(1, had_bytes))
+            instance.growth *= GROWTH_BEYOND_SEEN * worst.bytes / max(1, had_bytes)
         if not again:
             error = BudgetExceeded(
                 text,
@@ -333,7 +336,7 @@ class Loading:
             level=Level.WARNING,
             need_bytes=instance.need_bytes,
         )
-        self._out.move(instance, Trigger.CANCEL, "budget")
+        self._table.move(instance, Trigger.CANCEL, "budget")
         self._table.enqueue(instance)
         self._leaving.gone(instance, "it ran out of memory")
         return True
@@ -361,7 +364,7 @@ class Loading:
         instance.wanted = False
         instance.failure = Failure(unfit.error, unfit.hint, unfit.kind or "failed")
         if instance.state is not State.FAILED:
-            self._out.move(instance, Trigger.GIVE_UP, "config")
+            self._table.move(instance, Trigger.GIVE_UP, "config")
         self._out.tell(
             Kind.LOAD_FAILED,
             f'Loading "{instance.model.name}" failed: {unfit.error}',
@@ -388,7 +391,7 @@ class Loading:
         instance.settled = False
         instance.ready_since_s = instance.last_used_s = self._table.now
         instance.idle_timeout_s = self._table.idle_override_s
-        self._out.move(instance, Trigger.ADOPT, "adopt")
+        self._table.move(instance, Trigger.ADOPT, "adopt")
         self._out.tell(
             Kind.MODEL_ADOPTED,
             f'"{event.model}" was loaded by an earlier gpud and is taken over as it is',

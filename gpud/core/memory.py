@@ -36,7 +36,7 @@ class Memory:
         self._out = table.out
 
     def sampled(self, event: events.Sampled) -> None:
-        self._table.sample_pending = False
+        self._table.looks.came()
         self._table.looked_s = self._table.now
         self.report_health(event.gpus)
         granted = {claim.id for claim in self._table.claims.granted()}
@@ -53,12 +53,11 @@ class Memory:
 
     def _look_again(self) -> None:
         """Soon, while memory is on its way back, or while an engine that loads may take more than it was promised."""
-        if self._table.sample_again:
-            self._table.sample_again = False
+        if self._table.looks.take_again():
             self._table.sample()
         elif self._books.anything_back():
             self._table.sample(MEMORY_LOOK_S if self._table.waiting() else MEMORY_LOOK_IDLE_S)
-        elif any(i.state is State.LOADING and not i.on_host for i in self._table.instances.values()):
+        elif any(i.state is State.LOADING and not i.on_host for i in self._table.with_engine()):
             self._table.sample(LOADING_LOOK_S)
 
     def tell_late(self, late: Expected) -> None:
@@ -76,7 +75,7 @@ class Memory:
 
     def measure(self, settling: frozenset[str]) -> None:
         """Set what each engine is measured to hold; the first time after it became ready, the load has settled."""
-        for instance in list(self._table.instances.values()):
+        for instance in self._table.with_engine():
             if instance.state is State.LOADING:
                 self._watch_load(instance)
             elif instance.state in (State.READY, State.DRAINING):

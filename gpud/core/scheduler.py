@@ -132,9 +132,9 @@ class Scheduler:
         yielded, limits = self._table.yielded, self._table.limits
         if yielded is not None and yielded.until_s is not None:
             deadlines.append(yielded.until_s)
-        if limits.watch_s > 0 and not self._table.sample_pending and self._table.with_engine():
+        if limits.watch_s > 0 and not self._table.looks.pending() and self._table.with_engine():
             deadlines.append(self._table.looked_s + limits.watch_s)
-        for instance in self._table.instances.values():
+        for instance in self._table.lively():
             if instance.state is State.READY and not instance.asking:
                 at = instance.unload_at(held=self._holds.held(instance.model.name, "unload"))
                 if at is not None:
@@ -223,7 +223,7 @@ class Scheduler:
         watch_s = self._table.limits.watch_s
         if watch_s > 0 and self._table.now >= self._table.looked_s + watch_s and self._table.with_engine():
             self._table.sample()
-        for instance in list(self._table.instances.values()):
+        for instance in self._table.lively():
             if instance.state is State.READY and not instance.asking:
                 at = instance.unload_at(held=self._holds.held(instance.model.name, "unload"))
                 if at is not None and at <= self._table.now and instance.busy_until_s <= self._table.now:
@@ -341,11 +341,11 @@ class Scheduler:
         """
         if self._table.look:
             self._table.look = False
-            if self._table.queue():
+            if self._table.somebody_could_be_served():
                 self._table.sample()
         engines = bool(self._table.with_engine())
-        others = self._table.queue() or self._table.claims.all()
-        idle = not engines and not others and not self._table.sample_pending
+        others = self._table.claims.all() or self._table.somebody_could_be_served()
+        idle = not engines and not others and not self._table.looks.pending()
         if idle and self._table.gpus_held and not self._books.anything_back():
             self._table.gpus_held = False
             self._out.add(events.ReleaseGpus())

@@ -9,6 +9,8 @@ from gpud.core.errors import NoSuchModel
 from gpud.core.facts import Limits, Model, State, YieldStatus
 from gpud.core.holds import Holds
 from gpud.core.instance import Instance
+from gpud.core.lifecycle import Trigger
+from gpud.core.looks import Looks
 from gpud.core.outbox import Outbox
 
 # A look at the devices takes so long at most, as a rule: files are read, and an engine may be asked what it needs.
@@ -28,6 +30,8 @@ class Table:
 
     def __init__(self, models: Mapping[str, Model], limits: Limits) -> None:
         self.instances = {name: Instance(model) for name, model in models.items()}
+        self._lively: dict[str, Instance] = {}
+        self._line: dict[int, Instance | Claim] = {}
         self.limits = limits
         self.books = Books(limits)
         self.holds = Holds()
@@ -42,9 +46,7 @@ class Table:
         self.look = False
         self.gpus_held = False
         self.idle_override_s: float | None = None
-        self.sample_pending = False
-        self.sample_delayed = False
-        self.sample_again = False
+        self.looks = Looks()
         self._turns = queue.Turns()
         self._sequence = 0
 
@@ -54,6 +56,7 @@ class Table:
         if entry.ticket is None:
             self._sequence += 1
             entry.ticket = queue.Ticket(self._sequence, self.now, "waiting for a look at the devices")
+            self._line[self._sequence] = entry
         self._turns.give(entry.ticket, entry.parties or (GPUD,), others)
         self.look = True
         if isinstance(entry, Instance):
@@ -85,16 +88,31 @@ class Table:
         instance = self.instances.get(name)
         return instance if instance is not None and instance.generation == generation else None
 
+    def move(self, instance: Instance, trigger: Trigger, reason: str) -> None:
+        """The only way from state to state: the transition is taken, and told."""
+        self.out.move(instance, trigger, reason)
+        if instance.state in (State.COLD, State.FAILED):
+            self._lively.pop(instance.model.name, None)
+        else:
+            self._lively[instance.model.name] = instance
+
+    def lively(self) -> list[Instance]:
+        """Those that have an engine, or back off: of very many models the few that time passes for."""
+        return list(self._lively.values())
+
     def with_engine(self) -> list[Instance]:
-        return [instance for instance in self.instances.values() if instance.state.has_engine()]
+        return [instance for instance in self._lively.values() if instance.state.has_engine()]
 
     def queue(self) -> Sequence[Instance | Claim]:
         """Those that may be admitted as soon as there is memory, in the order in which they are served."""
-        ready: list[Instance | Claim] = [
-            i for i in self.instances.values() if i.ticket is not None and self.may_start(i)
-        ]
-        ready += self.claims.waiting()
+        ready = [entry for entry in self.waiting() if self._may_be_served(entry)]
         return queue.in_order(ready, self.now, self.limits.queue)
+
+    def somebody_could_be_served(self) -> bool:
+        return any(self._may_be_served(entry) for entry in self.waiting())
+
+    def _may_be_served(self, entry: Instance | Claim) -> bool:
+        return isinstance(entry, Claim) or self.may_start(entry)
 
     def may_start(self, instance: Instance) -> bool:
         """Whether nothing but memory is missing."""
@@ -104,7 +122,10 @@ class Table:
 
     def waiting(self) -> Collection[Instance | Claim]:
         """Everyone with a ticket, also who cannot start yet."""
-        return [*(i for i in self.instances.values() if i.ticket is not None), *self.claims.waiting()]
+        gone = [n for n, entry in self._line.items() if entry.ticket is None or entry.ticket.sequence != n]
+        for sequence in gone:
+            del self._line[sequence]
+        return self._line.values()
 
     def queued(self) -> int:
         """How many have been told to wait for memory."""
@@ -132,12 +153,9 @@ class Table:
         return self.books.devices(self.with_engine(), self.claims.granted(), self.may_go, self.occupied)
 
     def sample(self, delay_s: float = 0.0) -> None:
-        """Have the devices looked at. One look at a time; a delayed one does not keep an urgent one waiting."""
-        if self.sample_pending and not (self.sample_delayed and delay_s == 0.0):
-            self.sample_again = self.sample_again or delay_s == 0.0
+        """Have the devices looked at, unless a look that is under way will do."""
+        if not self.looks.ask(self.now, delay_s):
             return
-        self.sample_pending = True
-        self.sample_delayed = delay_s > 0.0
         waiting = self.queue()
         engines = self.with_engine()
         settling = frozenset(i.model.name for i in engines if i.state is State.READY)
@@ -150,6 +168,7 @@ class Table:
     def drop_if_removed(self, instance: Instance) -> None:
         if instance.removed and not instance.state.has_engine():
             self.instances.pop(instance.model.name, None)
+            self._lively.pop(instance.model.name, None)
 
 
 def _configured(instances: Mapping[str, Instance]) -> str:

@@ -115,7 +115,7 @@ class Yielding:
     def _take_back(self) -> None:
         """Whoever still answers stays; whoever has gone, or is on its way, is loaded again if it was to be there."""
         names, self._back = self._back, {}
-        for instance in list(self._table.instances.values()):
+        for instance in self._table.instances.values():
             if instance.state is State.DRAINING and instance.draining_for == "yield" and not instance.unload_jobs:
                 self._leaving.resume(instance)
             if instance.model.name in names and instance.state not in (State.LOADING, State.READY, State.FAILED):

@@ -445,7 +445,7 @@ def test_a_look_that_knows_nothing_of_a_wish_gives_nothing_of_it_away() -> None:
     w.settle()
     second = w.load("second", BOB)
     w.load("first", CAROL, context=-1)
-    w.do(next(a for a in w.pending if isinstance(a, events.Sample)))
+    w.look()
     assert w.launches() == ["z"]
     assert second not in w.jobs
 
@@ -455,7 +455,7 @@ def test_a_claim_is_not_granted_on_a_look_that_began_before_it() -> None:
     w = one_at_a_time("a")
     w.load("a")
     claim = w.claim(GIB)
-    w.do(next(a for a in w.pending if isinstance(a, events.Sample)))
+    w.look()
     assert claim not in w.granted
     assert any(isinstance(a, events.Sample) for a in w.pending)
 

@@ -99,6 +99,7 @@ class World:
     ``sizes`` are what models are quoted, unless ``quotes`` has more to say; ``real_sizes`` what they take of their
     first device. ``load_s`` is how long a load takes, at once by default. ``says`` is what an engine says itself that
     it is about to take, ``oom`` what it must be promised if it shall not end for lack of memory.
+    ``drivers_linger``: what an engine held on a GPU becomes ``late_bytes`` when it ends.
     """
 
     models: dict[str, Model]
@@ -122,6 +123,7 @@ class World:
     granted: dict[int, events.ClaimGranted] = field(default_factory=dict)
     over: dict[int, events.ClaimOver] = field(default_factory=dict)
     learned: dict[str, int] = field(default_factory=dict)
+    drivers_linger: bool = False
     released: int = 0
     finished: bool = False
     when_ended: Callable[[JobEnded], None] | None = None
@@ -281,6 +283,10 @@ class World:
                 claimed = {claim: frozenset((pid,)) for claim, pid in claims.items()}
                 self.post(events.Sampled(self.sample(), own, quotes, unfit, settling, check, claimed))
 
+    def look(self) -> None:
+        """Have the devices looked at, if that is wanted now."""
+        self.do(next(a for a in self.pending if isinstance(a, events.Sample) and not a.delay_s))
+
     def quote(self, wanted: Model) -> Quote:
         """A context costs a byte a token, beyond what the model needs anyway."""
         known = self.quotes.get(wanted.name)
@@ -302,7 +308,13 @@ class World:
         self.engines[name] = Engine(name, generation, next(self._pids), reserved, real, self.now, load_s)
         if name in self.says:
             said = tuple(Share(s.device, self.says[name] if s.device == first else s.bytes) for s in launch.shares)
+            engine = self.engines[name]
+            engine.real = {**{share.device: share.bytes for share in said}, **engine.real}
+            engine.real[first] = self.real_sizes.get(name, self.says[name])
+            before, engine.promised = engine.promised, {share.device: share.bytes for share in said}
             self.post(events.Sized(name, generation, said))
+            if self.state(name) is not State.LOADING:
+                engine.promised = before
         if load_s:
             self.at(self.now + load_s, lambda: self.come_up(name, generation))
         else:
@@ -322,6 +334,9 @@ class World:
         self.post(events.BecameReady(name, generation))
 
     def end(self, name: str, code: int | None = 0) -> None:
+        if self.drivers_linger:
+            for uuid, gpu in self.gpus.items():
+                gpu.late_bytes += self.engines[name].holds(uuid, self.now)
         engine = self.engines.pop(name)
         if engine.ready:
             self.post(events.EngineGone(name, engine.generation, Exit(engine.pid, code, ("last line",))))

@@ -1,0 +1,245 @@
+"""The GPUs are given away, for a time, until somebody resumes, or for as long as somebody forbids loading."""
+
+import pytest
+
+from gpud.core import events
+from gpud.core.errors import Yielded
+from gpud.core.events import Kind
+from gpud.core.facts import HOST, EngineSettings, JobResult, State
+
+from .world import ALICE, BOB, GIB, World, model
+
+
+def world(*names: str, size: int = 2 * GIB, **more: object) -> World:
+    return World({name: model(name) for name in names}, dict.fromkeys(names, size), **more)  # type: ignore[arg-type]
+
+
+def give_away(w: World, why: str = "a game", for_s: float | None = None) -> None:
+    w.post(events.YieldAsked(ALICE, why, for_s))
+    w.settle()
+
+
+def resume(w: World) -> None:
+    w.post(events.ResumeAsked(BOB))
+    w.settle()
+
+
+def forbid(w: World, cookie: int = 7) -> None:
+    w.post(events.HoldAsked(cookie, "", BOB, "a benchmark", "bench", frozenset(("load",))))
+    w.settle()
+
+
+def test_everything_on_the_gpus_goes_and_loads_are_refused_with_the_reason() -> None:
+    """Also what is held: the GPUs are wanted whole."""
+    w = world("a", "b")
+    w.load("a")
+    w.settle()
+    w.post(events.HoldAsked(1, "a", BOB, "", "app", frozenset(("unload", "evict"))))
+    give_away(w)
+    assert w.state("a") is State.COLD
+    assert w.engines == {}
+    with pytest.raises(Yielded) as caught:
+        w.load("b")
+    assert caught.value.message == 'cannot load "b": the GPUs are given away, alice has asked for them (a game)'
+    assert w.notices(Kind.YIELDED)[0].message == "The GPUs are given away until somebody resumes by alice: a game"
+    assert w.scheduler.yield_status() is not None
+    assert w.scheduler.given_away() == "alice has asked for them (a game)"
+
+
+def test_a_running_answer_is_not_cut() -> None:
+    """It goes when it is through, and not before, however long that is."""
+    w = world("a")
+    w.load("a", use=True)
+    w.settle()
+    give_away(w)
+    w.pass_time(1000)
+    assert w.state("a") is State.DRAINING
+    w.post(events.UseEnded("a"))
+    w.settle()
+    assert w.state("a") is State.COLD
+    assert "given back: the GPUs are given away" in w.notices(Kind.MODEL_UNLOADED)[0].message
+
+
+def test_what_loads_is_canceled_and_who_waits_is_told() -> None:
+    """Their jobs end with the reason."""
+    w = world("a", "b", size=6 * GIB, load_s={"a": 10.0})
+    loading, waiting = w.load("a"), w.load("b")
+    w.pass_time(1)
+    give_away(w)
+    for job in (loading, waiting):
+        assert w.result(job) is JobResult.FAILED
+        assert isinstance(w.jobs[job].error, Yielded)
+    assert w.queue() == ()
+    assert w.engines == {}
+
+
+def test_for_a_time_ends_by_itself() -> None:
+    """And tells how much of it is left."""
+    w = world("a")
+    give_away(w, for_s=600.0)
+    w.pass_time(200)
+    with pytest.raises(Yielded, match="400 s are left"):
+        w.load("a")
+    w.pass_time(401)
+    assert w.notices(Kind.RESUMED)[0].message == "The GPUs are taken back because the 600 s are over"
+    job = w.load("a")
+    w.settle()
+    assert w.result(job) is JobResult.DONE
+
+
+def test_what_is_pinned_comes_back_and_the_rest_does_not() -> None:
+    """Nobody asked for the rest; and it has not crashed."""
+    w = world("pinned", "other")
+    w.configure(model("pinned", pinned=True))
+    w.load("pinned")
+    w.load("other")
+    w.settle()
+    give_away(w)
+    resume(w)
+    assert (w.state("pinned"), w.state("other")) == (State.READY, State.COLD)
+    assert w.status("pinned").restarts == 0
+    assert w.notices(Kind.RESUMED)[0].message == "The GPUs are taken back by bob"
+
+
+def test_what_is_pinned_comes_back_when_the_gpus_are_taken_back_while_it_goes() -> None:
+    """It is not forgotten because it was not gone yet."""
+    w = world("a")
+    w.configure(model("a", pinned=True))
+    w.load("a")
+    w.settle()
+    w.post(events.YieldAsked(ALICE, "", None))
+    w.do(next(a for a in w.pending if isinstance(a, events.AskBusy)))
+    assert w.state("a") is State.STOPPING
+    w.post(events.ResumeAsked(BOB))
+    w.settle()
+    assert w.state("a") is State.READY
+
+
+def test_what_still_answers_when_they_are_taken_back_stays() -> None:
+    """There is no reason any more for it to go."""
+    w = world("a")
+    w.load("a", use=True)
+    w.settle()
+    give_away(w)
+    resume(w)
+    w.post(events.UseEnded("a"))
+    w.pass_time(60)
+    assert w.state("a") is State.READY
+    assert w.launches() == ["a"]
+
+
+def test_a_model_that_makes_room_for_another_goes_although_it_turns_out_to_be_busy() -> None:
+    """For the other alone it would have stayed; the GPUs are given away."""
+    w = world("a", "b", size=6 * GIB)
+    w.load("a")
+    w.settle()
+    w.load("b")
+    w.look()
+    assert w.state("a") is State.DRAINING
+    w.busy.add("a")
+    give_away(w)
+    assert w.state("a") is State.DRAINING
+    w.busy.clear()
+    w.pass_time(3)
+    assert w.state("a") is State.COLD
+
+
+def test_a_crashed_model_does_not_come_back_before_the_gpus_do() -> None:
+    """Then it does."""
+    w = world("a")
+    w.load("a")
+    w.settle()
+    w.end("a", code=-9)
+    give_away(w)
+    w.pass_time(60)
+    assert w.launches() == ["a"]
+    resume(w)
+    w.settle()
+    assert w.state("a") is State.READY
+    assert w.launches() == ["a", "a"]
+
+
+@pytest.mark.parametrize("where", ["gpu", "layers"])
+def test_models_off_the_gpus_are_not_concerned(where: str) -> None:
+    """They stay, and others like them are loaded."""
+    w = world("a", "b")
+    off = {"gpu": HOST} if where == "gpu" else {"settings": EngineSettings(layers="0")}
+    w.configure(model("a", **off), model("b", **off))
+    w.load("a")
+    w.settle()
+    give_away(w)
+    job = w.load("b")
+    w.settle()
+    assert w.state("a") is State.READY
+    assert w.result(job) is JobResult.DONE
+
+
+def test_without_a_gpu_it_is_the_machines_memory_that_is_given_away() -> None:
+    """That is what its models are on."""
+    w = world("a", gpus={})
+    w.load("a")
+    w.settle()
+    give_away(w)
+    assert w.state("a") is State.COLD
+    with pytest.raises(Yielded):
+        w.load("a")
+
+
+def test_who_forbids_loading_has_the_gpus_until_it_lets_go() -> None:
+    """A descriptor, closed by whatever way."""
+    w = world("a")
+    w.load("a")
+    w.settle()
+    forbid(w)
+    assert w.state("a") is State.COLD
+    with pytest.raises(Yielded, match=r"bench forbids loading \(a benchmark\)"):
+        w.load("a")
+    w.post(events.HoldDropped(7, "its program has ended"))
+    w.settle()
+    assert w.notices(Kind.RESUMED)[0].message == "The GPUs are taken back because nobody forbids loading any more"
+    w.load("a")
+    w.settle()
+    assert w.state("a") is State.READY
+
+
+@pytest.mark.parametrize("first", ["resume", "let go", "time"])
+def test_the_gpus_stay_away_while_anybody_wants_that(first: str) -> None:
+    """Two reasons: the end of one is not the end of the other."""
+    w = world("a")
+    w.configure(model("a", pinned=True))
+    w.load("a")
+    w.settle()
+    give_away(w, for_s=100.0 if first == "time" else None)
+    forbid(w)
+    if first == "resume":
+        resume(w)
+    elif first == "time":
+        w.pass_time(101)
+    else:
+        w.post(events.HoldDropped(7, "released"))
+        w.settle()
+    assert w.engines == {}
+    assert w.notices(Kind.RESUMED) == []
+    assert w.notices(Kind.YIELDED)[-1].message.startswith("The GPUs stay given away: ")
+    if first == "let go":
+        resume(w)
+    else:
+        w.post(events.HoldDropped(7, "released"))
+        w.settle()
+    assert w.state("a") is State.READY
+
+
+def test_to_resume_what_is_not_given_away_changes_nothing() -> None:
+    """And tells nothing."""
+    w = world("a")
+    resume(w)
+    assert w.notices(Kind.RESUMED) == []
+
+
+def test_giving_away_twice_has_the_last_word() -> None:
+    """Longer or shorter."""
+    w = world("a")
+    give_away(w, for_s=100.0)
+    give_away(w, for_s=10.0)
+    w.pass_time(11)
+    assert w.scheduler.yield_status() is None
