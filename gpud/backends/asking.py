@@ -9,8 +9,9 @@ import os
 import selectors
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from gpud.backends import devices
@@ -84,7 +85,29 @@ def converse(
     ``lease`` holds its stdin open for as long. Returns its exit status, that of the kill where it had to be ended.
     Raises OSError when it cannot be started, TimeoutError after killing it.
     """
-    process = subprocess.Popen(
+    process: subprocess.Popen[bytes] | None = None
+    pidfd = -1
+    try:
+        with _interrupts_wait():
+            process = _start(argv, environment, lease=lease)
+        pidfd = os.pidfd_open(process.pid)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        streams = (process.stdout.fileno(), process.stderr.fileno())
+        in_time = _listen(streams, hear, (pidfd, stop), timeout_s)
+    finally:
+        if process is not None:
+            _end(process)
+        if pidfd >= 0:
+            os.close(pidfd)
+    if not in_time:
+        raise TimeoutError
+    assert process.returncode is not None
+    return process.returncode
+
+
+def _start(argv: Sequence[str], environment: Mapping[str, str], *, lease: bool) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
         argv,
         stdin=subprocess.PIPE if lease else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -92,23 +115,32 @@ def converse(
         env=dict(environment),
         start_new_session=True,
     )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    pidfd = os.pidfd_open(process.pid)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    # Before it is reaped: until then its number cannot come to mean another session.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """A Ctrl-C in the middle of a start would leave a process that nobody knows."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
     try:
-        in_time = _listen((process.stdout.fileno(), process.stderr.fileno()), hear, (pidfd, stop), timeout_s)
+        yield
     finally:
-        # Before it is reaped: until then its number cannot come to mean another session.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        os.close(pidfd)
-        code = process.wait()
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            if pipe is not None:
-                pipe.close()
-    if not in_time:
-        raise TimeoutError
-    return code
+        signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _listen(

@@ -8,6 +8,7 @@ asks for a dry run sees to it that no such model is on a GPU.
 import asyncio
 import os
 import shlex
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ PROBE_S = 10.0
 give the header, takes seconds; an engine that takes longer than this will not tell."""
 
 LONGEST_LINE_BYTES = 64 << 10
+
+MOST_LINES = 50_000
+"""A build that says all that it can says a few thousand before its record."""
 
 LONGEST_SOCKET_BYTES = 107
 """The kernel's limit for the path of a socket."""
@@ -96,14 +100,15 @@ def alone(
     """Blocking: a dry run without a daemon. Nothing of it stays, whatever happens. Raises BackendFailed."""
     ear = _Ear(reader)
     held: dict[int, bytes] = {}
-    left_bytes = asking.LARGEST_ANSWER_BYTES
+    left_bytes, left_lines = asking.LARGEST_ANSWER_BYTES, MOST_LINES
 
     def hear(fd: int, data: bytes) -> bool:
-        nonlocal left_bytes
-        left_bytes -= len(data)
+        nonlocal left_bytes, left_lines
         *lines, rest = (held.get(fd, b"") + data).split(b"\n")
         held[fd] = rest[:LONGEST_LINE_BYTES]
-        return any(ear.hear(line.decode(errors="replace")) for line in lines) or left_bytes < 0
+        left_bytes -= len(data)
+        left_lines -= len(lines)
+        return any(ear.hear(line.decode(errors="replace")) for line in lines) or min(left_bytes, left_lines) < 0
 
     ended: Exit | None = None
     try:
@@ -120,10 +125,10 @@ def alone(
         ) from None
     for rest in held.values():
         ear.hear(rest.decode(errors="replace"))
-    if left_bytes < 0 and not ear.done:
+    if min(left_bytes, left_lines) < 0 and not ear.done:
         raise BackendFailed(
-            f"cannot learn from {argv[0]} what the model takes: it printed {asking.LARGEST_ANSWER_BYTES >> 20} MiB "
-            "and no record among it",
+            f"cannot learn from {argv[0]} what the model takes: it printed no record within {MOST_LINES} lines and "
+            f"{asking.LARGEST_ANSWER_BYTES >> 20} MiB",
             hint="see that it is a llama-server, or let --formula calculate without it",
             kind="no-record",
         )
@@ -137,14 +142,14 @@ class _Ear:
         self.done = False
         self._reader = reader
         self._told: Estimate | None = None
-        self._tail: list[str] = []
+        self._tail: deque[str] = deque(maxlen=40)
 
     def hear(self, text: str) -> bool:
         """True when there is nothing more to be heard."""
         if self.done:
             return True
         if text:
-            self._tail = [*self._tail[-39:], text]
+            self._tail.append(text)
         self._told = self._reader.line(text)
         self.done = self._told is not None or self._reader.missed
         return self.done
@@ -154,7 +159,7 @@ class _Ear:
         told = self._told or self._reader.so_far()
         if told is not None:
             return told
-        raise _untold(program, ended, self._tail, limit_s, missed=self._reader.missed)
+        raise _untold(program, ended, tuple(self._tail), limit_s, missed=self._reader.missed)
 
 
 def _untold(program: str, ended: Exit | None, tail: Sequence[str], limit_s: float, *, missed: bool) -> BackendFailed:
@@ -208,7 +213,10 @@ class DryRun:
             "LLAMA_SERVER_ROUTER_PORT": "1",
             "GGML_NO_BACKTRACE": "1",
         }
-        return alone(argv, environment, reader_for(self.plan))
+        try:
+            return alone(argv, environment, reader_for(self.plan))
+        finally:
+            runner.remove_socket(Endpoint(socket=socket))
 
     def _flags(self) -> Flags:
         shown = shlex.join(self.program)

@@ -6,6 +6,7 @@ import shutil
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,7 @@ def run(arguments: Namespace, output: Output) -> int:
     gpus = visible_gpus(environment) if arguments.gpus is None else arguments.gpus
     plan = plan_for(arguments.model, given, gpus, environment)
     files = read_files(plan)
+    plan, given = settled(plan, given, files.model, environment)
     program = "" if arguments.formula else find_program(arguments.binary or "", arguments.bus)
     found = ask(files, plan, given, program, arguments.gpus, environment) if program else calculated(files, plan)
     show(found, files.model, output)
@@ -110,6 +112,23 @@ def plan_for(model: str, given: tuple[str, ...], gpus: int, environment: Mapping
     if named and Path(named) != Path(model):
         raise Usage(f"estimate: two models, {model} and {named}", hint="name the model once, before --")
     return replace(plan_of(given, gpus, environment), file=model)
+
+
+def settled(
+    plan: "Plan", given: tuple[str, ...], model: "ModelFile", environment: Mapping[str, str]
+) -> tuple["Plan", tuple[str, ...]]:
+    """With a context for slots that have a cache each, where none was given.
+
+    llama-server then gives each what the model was trained with, unless fitting is off: then they share that.
+    """
+    trained = model.values.get(f"{model.architecture}.context_length")
+    if plan.context or not isinstance(trained, int) or (plan.parallel or 1) == 1 or plan.unified:
+        return plan, given
+    fits = environment.get("LLAMA_ARG_FIT", "on")
+    for word, value in pairwise(given):
+        fits = value if word in ("-fit", "--fit") else fits
+    context = trained if fits in ("off", "0", "false", "disabled") else trained * (plan.parallel or 1)
+    return replace(plan, context=context), (*given, "--ctx-size", str(context))
 
 
 def read_files(plan: "Plan") -> Files:

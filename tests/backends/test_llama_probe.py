@@ -295,7 +295,8 @@ def test_a_dry_run_is_bounded(run: Run, tmp_path: Path, tiny: str) -> None:
 
     async def work() -> None:
         async with Place(tmp_path) as place:
-            command = Command("probe:x:1", "x", "llama_server", (str(FAKE), "--ready-after", "60"))
+            argv = ("/bin/sh", "-c", "echo still listening; sleep 60")
+            command = Command("probe:x:1", "x", "llama_server", argv)
             with pytest.raises(BackendFailed, match=r"no record within 0\.5 s.*listening") as failure:
                 await llama_probe.through(place.launcher, command, Endpoint(), RecordReader(Plan()), limit_s=0.5)
             assert failure.value.kind == "timeout"
@@ -437,8 +438,8 @@ def program(folder: Path, body: str) -> str:
     [
         ("exit 3", "exited with status 3 and said nothing"),
         ("kill -9 $$", "ended by signal 9"),
-        ("yes garbage", "8 MiB and no record"),
-        ("yes | tr -d '\\n'", "8 MiB and no record"),
+        ("yes garbage", "no record within 50000 lines and 8 MiB"),
+        ("yes | tr -d '\\n'", "no record within 50000 lines and 8 MiB"),
         ("head -c 100000 /dev/urandom; exit 1", "exited with status 1"),
         ("echo 'ggml_cuda_init: failed to initialize CUDA: no driver'; exit 1", "GPU driver"),
     ],

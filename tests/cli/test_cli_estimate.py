@@ -99,6 +99,16 @@ def test_without_a_llama_server_it_is_calculated(alone: Place, large: str) -> No
     assert half["devices"][0]["kv_bytes"] == half["devices"][1]["kv_bytes"] == 1024 * MIB
 
 
+@pytest.mark.parametrize(("fit", "tokens"), [((), 2 * 131072), (("-fit", "off"), 131072)])
+def test_slots_without_a_context_have_what_llama_server_gives_them(
+    alone: Place, large: str, llama_server: str, fit: tuple[str, ...], tokens: int
+) -> None:
+    """Each as much as the model was trained with; with fitting off they share it."""
+    for way in (("--binary", llama_server), ("--formula",)):
+        (host,) = alone.json("estimate", large, *way, "--", "-np", "2", *fit)["devices"]
+        assert host["kv_bytes"] == tokens * (128 << 10)
+
+
 def test_the_table_is_for_people(alone: Place, large: str, llama_server: str) -> None:
     """The same figures, where they are from, and how far the two are apart; empty columns are left out."""
     done = alone.gpudctl("estimate", large, "--binary", llama_server, "--", *ARGUMENTS)
@@ -222,7 +232,7 @@ def test_errors_are_objects_for_programs(alone: Place, tmp_path: Path) -> None:
         ("kill -SEGV $$", "was ended by signal 11"),
         ("echo 'error: loading went wrong' >&2; exit 1", "said: error: loading went wrong"),
         ("echo 'load_tensors: loading model tensors'; sleep 60", "its dry run failed"),
-        ("yes", "printed 8 MiB"),
+        ("yes", "no record within 50000 lines and 8 MiB"),
         ("head -c 300000 /dev/urandom; exit 4", "exited with status 4"),
         ('echo \'{"type":"fit_memory_breakdown","data":{}}\'', "exited with status 0"),
     ],
