@@ -19,7 +19,7 @@ GROUP = "gpud.backends"
 
 
 def _lazy(module: str, name: str) -> Factory:
-    """A factory that imports its module when it is first called: most machines use one engine of the five."""
+    """A factory that imports its module when it is first called: most machines use one engine of the seven."""
 
     def factory(options: EngineOptions, launcher: Launcher) -> Backend:
         make_backend: Factory = getattr(import_module(module), name)
@@ -33,6 +33,8 @@ BACKENDS: dict[str, Factory] = {
     "llama_server": _lazy("gpud.backends.llama_server", "LlamaServer"),
     "llama_cpp": _lazy("gpud.backends.llama_cpp", "LlamaCpp"),
     "ollama": _lazy("gpud.backends.ollama", "Ollama"),
+    "vllm": _lazy("gpud.backends.vllm", "vllm"),
+    "tgi": _lazy("gpud.backends.tgi", "tgi"),
     "custom": _lazy("gpud.backends.custom", "Custom"),
 }
 

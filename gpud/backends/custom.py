@@ -7,19 +7,20 @@ whether it works and to give its memory back, and never starts or stops it.
 import asyncio
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from gpud.backends import call, devices, files, listeners, runner
+from gpud.backends.attached import AttachedRunner
 from gpud.backends.custom_plan import Plan as Start
 from gpud.backends.custom_plan import make_plan, unfit
 from gpud.backends.options import EngineOptions
 from gpud.backends.runner import ProcessRunner
 from gpud.core.errors import BackendFailed
-from gpud.core.facts import HOST, Endpoint, Exit, Model, StopTimes
+from gpud.core.facts import HOST, Endpoint, Model
 from gpud.core.plan import Plan
-from gpud.core.ports import Child, Command, Launcher, LoadOrder, Progress, Runner, RunnerRecord
+from gpud.core.ports import Child, Command, Launcher, LoadOrder, Progress, Runner, RunnerRecord, Standing
 from gpud.core.quote import Estimate
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,22 @@ class Custom:
     ) -> Estimate | None:
         return None
 
+    async def standing(self, model: Model) -> Standing | None:
+        model = await asyncio.to_thread(self._located, model)
+        if model.settings.command:
+            return None
+        plan = make_plan(model, self._options)
+        try:
+            answer = await call.request(plan.health_endpoint, "GET", plan.health or "/", timeout_s=PROBE_S)
+        except call.Unreachable as problem:
+            if problem.trouble is call.Trouble.REFUSED:
+                raise _unusable(model, f"nothing answers: {problem}") from None
+            return None
+        if not _is_well(plan, answer):
+            return None
+        told = await _told(plan, PROBE_S)
+        return Standing(sum(map(_works_on, told)), full=bool(told) and all(told))
+
     async def load(self, order: LoadOrder) -> Runner:
         model, fingerprint = await asyncio.to_thread(files.prepared, self.name, self._options, order.model)
         placed = replace(order, model=model)
@@ -101,7 +118,7 @@ class Custom:
             return None
         if child is not None:
             return _child_runner(child, plan)
-        return AttachedRunner(plan, await asyncio.to_thread(_listener, plan.endpoint))
+        return _attached(plan, await asyncio.to_thread(listeners.listener, plan.endpoint))
 
     async def close(self) -> None:
         """Nothing is shared between models."""
@@ -139,17 +156,21 @@ class Custom:
         plan = make_plan(model, self._options)
         trouble = await _unhealthy(plan, runner.ANSWER_S)
         if trouble:
-            raise BackendFailed(
-                f'cannot use "{model.name}": {trouble}',
-                hint="start it, or correct its url; gpud did not start it and does not",
-                kind="unreachable",
-                preflight=True,
-            )
+            raise _unusable(model, trouble)
         order.record(_record(order, fingerprint, plan.endpoint, None))
-        return AttachedRunner(plan, await asyncio.to_thread(_listener, plan.endpoint))
+        return _attached(plan, await asyncio.to_thread(listeners.listener, plan.endpoint))
 
     def _located(self, model: Model) -> Model:
         return files.located(model, self._options.models_dir)
+
+
+def _unusable(model: Model, trouble: str) -> BackendFailed:
+    return BackendFailed(
+        f'cannot use "{model.name}": {trouble}',
+        hint="start it, or correct its url; gpud did not start it and does not",
+        kind="unreachable",
+        preflight=True,
+    )
 
 
 def _record(order: LoadOrder, fingerprint: str, endpoint: Endpoint, child: Child | None) -> RunnerRecord:
@@ -164,64 +185,35 @@ def _record(order: LoadOrder, fingerprint: str, endpoint: Endpoint, child: Child
     )
 
 
-class AttachedRunner:
-    """A model in an engine that somebody else runs. It is gone when gpud let go of it, and never by itself."""
+def _attached(plan: Start, pid: int | None) -> AttachedRunner:
+    return AttachedRunner(
+        plan.endpoint,
+        pid,
+        ask_busy=lambda: _busy(plan),
+        ask_health=lambda: _unhealthy(plan, runner.ANSWER_S),
+        give_back=lambda: _ask_to_unload(plan),
+    )
 
-    def __init__(self, plan: Start, pid: int | None) -> None:
-        self._plan = plan
-        self._pid = pid
-        self._started = None if pid is None else listeners.started_at(pid)
-        self._let_go = asyncio.Event()
-        self.endpoint = plan.endpoint
 
-    def pids(self) -> frozenset[int]:
-        # Its number may have been given to another process: whose memory is then not this model's.
-        if self._pid is None or listeners.started_at(self._pid) != self._started:
-            return frozenset()
-        return listeners.family(self._pid)
-
-    async def gone(self) -> Exit:
-        await self._let_go.wait()
-        return Exit(self._pid or 0, None)
-
-    async def busy(self) -> bool | None:
-        return await _busy(self._plan)
-
-    async def health(self) -> str:
-        return await _unhealthy(self._plan, runner.ANSWER_S)
-
-    async def unload(self, times: StopTimes, on_kill: Callable[[], None] | None = None) -> None:  # noqa: ARG002 - not ours to kill
-        await self._ask_to_unload()
-        self._let_go.set()
-
-    async def kill(self) -> None:
-        await self.unload(StopTimes())
-
-    def crash_hint(self, ended: Exit) -> str:  # noqa: ARG002 - nothing of it can be read
-        return ""
-
-    def tail(self) -> tuple[str, ...]:
-        return ()
-
-    async def _ask_to_unload(self) -> None:
-        asked = self._plan.unload
-        if asked is None:
-            return
-        try:
-            answer = await call.request(self.endpoint, asked.method, asked.path, body=asked.body, timeout_s=UNLOAD_S)
-        except call.Unreachable as problem:
-            if problem.trouble is not call.Trouble.REFUSED:
-                log.warning('"%s" was asked to give its memory back and did not answer: %s', self._plan.model, problem)
-            return
-        if answer.status >= 400:
-            log.warning(
-                '"%s" refused to give its memory back: %s %s at %s answered with status %d',
-                self._plan.model,
-                asked.method,
-                asked.path,
-                call.describe(self.endpoint),
-                answer.status,
-            )
+async def _ask_to_unload(plan: Start) -> None:
+    asked = plan.unload
+    if asked is None:
+        return
+    try:
+        answer = await call.request(plan.endpoint, asked.method, asked.path, body=asked.body, timeout_s=UNLOAD_S)
+    except call.Unreachable as problem:
+        if problem.trouble is not call.Trouble.REFUSED:
+            log.warning('"%s" was asked to give its memory back and did not answer: %s', plan.model, problem)
+        return
+    if answer.status >= 400:
+        log.warning(
+            '"%s" refused to give its memory back: %s %s at %s answered with status %d',
+            plan.model,
+            asked.method,
+            asked.path,
+            call.describe(plan.endpoint),
+            answer.status,
+        )
 
 
 def _child_runner(child: Child, plan: Start) -> ProcessRunner:
@@ -271,7 +263,10 @@ class _Readiness:
         return _is_well(plan, answer)
 
     async def _insist_on_ours(self) -> None:
-        stranger = await asyncio.to_thread(_stranger, self._plan.endpoint, self._child)
+        child, at = self._child, self._plan.endpoint
+        stranger = await asyncio.to_thread(
+            lambda: listeners.stranger(at, child.pids(), child.record.start_time),
+        )
         if stranger is not None:
             raise BackendFailed(
                 f'cannot load "{self._model.name}": process {stranger}, which is not of this engine, answers at '
@@ -280,22 +275,6 @@ class _Readiness:
                 kind="port-in-use",
             )
         self._is_ours = True
-
-
-def _stranger(endpoint: Endpoint, child: Child) -> int | None:
-    """Blocking: the process that listens in the engine's stead, if it is certain that it is none of the engine's.
-
-    An engine may be a client of a container that listens for it, so a process that started later is given the benefit
-    of the doubt.
-    """
-    if not _is_local(endpoint):
-        return None
-    sockets = listeners.sockets_at(endpoint.port)
-    if listeners.holder(child.pids(), sockets) is not None:
-        return None
-    other = listeners.holder(listeners.everybody(), sockets)
-    started = None if other is None else listeners.started_at(other)
-    return other if started is not None and started < child.record.start_time else None
 
 
 async def _unhealthy(plan: Start, timeout_s: float) -> str:
@@ -316,25 +295,37 @@ def _is_well(plan: Start, answer: call.Answer) -> bool:
 
 async def _busy(plan: Start) -> bool | None:
     """What the configured fields say; None where there are none, or the engine does not answer with them."""
-    probe = plan.busy
-    if probe is None:
-        return None
-    try:
-        answer = await call.request(plan.endpoint, "GET", probe.path, timeout_s=runner.ANSWER_S)
-        told = answer.json() if answer.status == 200 else None
-    except call.Unreachable:
-        return None
-    found = [value for field in probe.fields for value in _reach(told, field)]
+    found = await _told(plan, runner.ANSWER_S)
     return any(bool(value) for value in found) if found else None
 
 
+async def _told(plan: Start, timeout_s: float) -> list[object]:
+    """The values of all the configured fields, as far as the engine answers with them."""
+    probe = plan.busy
+    if probe is None:
+        return []
+    try:
+        answer = await call.request(plan.endpoint, "GET", probe.path, timeout_s=timeout_s)
+        told = answer.json() if answer.status == 200 else None
+    except call.Unreachable:
+        return []
+    return [value for field in probe.fields for value in _reach(told, field)]
+
+
 def _reach(value: object, field: str) -> list[object]:
-    """What lies at a dotted path, or nothing."""
+    """What lies at a dotted path, in each item of the lists on the way; or nothing."""
+    found = [value]
     for part in field.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return []
-        value = value[part]
-    return [value]
+        items = [item for one in found for item in (one if isinstance(one, list) else [one])]
+        found = [item[part] for item in items if isinstance(item, Mapping) and part in item]
+    return found
+
+
+def _works_on(value: object) -> int:
+    """How many requests a value of a field stands for."""
+    if isinstance(value, (list, Mapping)):
+        return len(value)
+    return int(value) if isinstance(value, (int, float)) and value > 0 else int(bool(value))
 
 
 async def _is_taken(endpoint: Endpoint) -> bool:
@@ -355,14 +346,3 @@ def _check_readable(model: Model) -> None:
         return
     except OSError as problem:
         raise files.unreadable(model.name, Path(model.settings.file), "model file", problem) from None
-
-
-def _listener(endpoint: Endpoint) -> int | None:
-    """Blocking: the process of this machine that listens at an address, if it can be seen."""
-    if not _is_local(endpoint):
-        return None
-    return listeners.holder(listeners.everybody(), listeners.sockets_at(endpoint.port))
-
-
-def _is_local(endpoint: Endpoint) -> bool:
-    return endpoint.host in ("localhost", "::1") or endpoint.host.startswith("127.")

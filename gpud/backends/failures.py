@@ -35,6 +35,7 @@ def _rule(kind: str, pattern: str, sentence: str, hint: str) -> _Rule:
 
 _LESS_GPU = "lower layers or context, set cache_type_k and cache_type_v to q8_0, or unload another model"
 _LESS_HOST = "lower context, choose a smaller quantization, or free host memory"
+_LESS_SERVED = "lower its context, set its size higher, or unload another model"
 _AGAIN = "the file was cut short or changed: download it again"
 
 RULES: tuple[_Rule, ...] = (
@@ -55,6 +56,32 @@ RULES: tuple[_Rule, ...] = (
         r"unable to allocate (?P<device>(?:CUDA|ROCm|Vulkan|SYCL|HIP|MUSA)\w*) buffer",
         "the memory of {device} was exhausted while the weights were loaded",
         _LESS_GPU,
+    ),
+    _rule(
+        "oom-gpu",
+        r"(?:CUDA|HIP) out of memory\. Tried to allocate (?P<size>[\d.]+ [KMGT]iB)",
+        "the GPU's memory was exhausted: {size} more could not be had",
+        _LESS_SERVED,
+    ),
+    _rule(
+        "gpu-taken",
+        r"Free memory on device (?:\S+ )?\((?P<free>[\d.]+)/[\d.]+ GiB\) on startup is less than desired GPU memory "
+        r"utilization \([\d.]+, (?P<wanted>[\d.]+) GiB\)",
+        "only {free} GiB of the GPU were free when it started, of the {wanted} GiB that it was to have",
+        "another program has taken them meanwhile, see gpudctl vram; load it again",
+    ),
+    _rule(
+        "size-too-small",
+        r"(?P<need>[\d.]+) GiB KV cache is needed, which is larger than the available KV cache memory "
+        r"\((?P<have>[\d.]+) GiB\)",
+        "one whole context takes {need} GiB of keys and values, and it has {have} GiB for them",
+        "lower its context, or set its size higher",
+    ),
+    _rule(
+        "size-too-small",
+        r"No available memory for the cache blocks|Not enough memory to handle \d+ (?:total|prefill) tokens",
+        "nothing of its memory was left for keys and values after the weights",
+        _LESS_SERVED,
     ),
     _rule(
         "no-kernel-image",
@@ -79,6 +106,51 @@ RULES: tuple[_Rule, ...] = (
         r"failed to allocate (?:buffer for kv cache|compute \w* ?buffers)|failed to allocate.*kv cache",
         "there was no memory for the context's buffers",
         _LESS_GPU,
+    ),
+    _rule(
+        "no-such-model",
+        r"(?P<name>\S+) is not a local folder and is not a valid model identifier|Repository Not Found for url: \S*?"
+        r"/(?:api/models/)?(?P<other>[\w.-]+/[\w.-]+)",
+        "Hugging Face knows no model {name}{other}",
+        "correct its model, or name its folder with file; a private one needs HF_TOKEN in its environment",
+    ),
+    _rule(
+        "not-allowed",
+        r"Cannot access gated repo|Access to model (?P<name>\S+) is restricted",
+        "Hugging Face gives this model only to those who asked for it",
+        "accept its terms there, and set HF_TOKEN in its environment",
+    ),
+    _rule(
+        "not-downloaded",
+        r"offline mode is enabled|LocalEntryNotFoundError|couldn't connect to 'https://huggingface\.co'",
+        "the model is not on this machine and could not be downloaded",
+        "download it first (hf download NAME), or see that the network is there",
+    ),
+    _rule(
+        "unsupported",
+        r"Model architectures \['?(?P<name>[^\]']*)'?\] (?:are not supported|failed to be inspected)|"
+        r"Unsupported model type (?P<other>\S+)",
+        "this build of the engine does not know the architecture '{name}{other}'",
+        "install a newer build of the engine, or choose another model",
+    ),
+    _rule(
+        "bad-setting",
+        r"max_model_len \((?P<wanted>\d+)\) is greater than the derived max_model_len "
+        r"\(\w+=(?P<most>[\d.]+)",
+        "its context of {wanted} is more than the {most} tokens that the model was trained for",
+        "lower its context",
+    ),
+    _rule(
+        "bad-setting",
+        r"(?P<what>`?max_(?:input|total)_tokens`? must be .+)",
+        "{what}",
+        "correct its context or extra_flags",
+    ),
+    _rule(
+        "bad-setting",
+        r"(?P<what>Bfloat16 is only supported on GPUs with compute capability of at least [\d.]+)",
+        "{what}",
+        "add --dtype=half to its extra_flags",
     ),
     _rule(
         "file-missing",
@@ -155,7 +227,7 @@ RULES: tuple[_Rule, ...] = (
     ),
     _rule(
         "bad-flag",
-        r"error: (?:invalid argument|unknown argument|unrecognized arguments):? (?P<flag>.+)",
+        r"error: (?:invalid argument|unknown argument|unrecognized arguments|unexpected argument):? (?P<flag>.+)",
         "the engine does not know {flag}",
         "correct extra_flags, or install a build of the engine that knows it",
     ),
@@ -192,7 +264,8 @@ RULES: tuple[_Rule, ...] = (
     # The last rule: a CUDA build that was told to stay off the GPU says the same, and means no harm.
     _rule(
         "gpu-driver",
-        r"CUDA driver version is insufficient|failed to initialize CUDA: |no CUDA-capable device is detected",
+        r"CUDA driver version is insufficient|failed to initialize CUDA: |no CUDA-capable device is detected|"
+        r"Failed to infer device type",
         "the GPU driver cannot be used by the engine",
         "compare the engine's CUDA version with nvidia-smi, and see that gpud may open /dev/nvidia*",
     ),
@@ -239,7 +312,9 @@ def load_failed(model: Model, engine: str, ended: Exit) -> BackendFailed:
         return BackendFailed(start, hint=_LESS_HOST, kind="oom-host", tail=tail)
     failure = classify(tail)
     if failure is not None:
-        named = f"{start}: {failure.sentence}" + (f" ({model.settings.file})" if failure.kind in _ABOUT_FILE else "")
+        named = f"{start}: {failure.sentence}" + (
+            f" ({model.settings.file})" if model.settings.file and failure.kind in _ABOUT_FILE else ""
+        )
         return BackendFailed(named, hint=failure.hint, kind=failure.kind, tail=tail)
     said = telling_line(tail)
     return BackendFailed(

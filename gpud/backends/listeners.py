@@ -1,8 +1,10 @@
 """Who listens at a loopback port, read from /proc. Blocking, a few milliseconds: for threads. Touches nothing."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
+
+from gpud.core.facts import Endpoint
 
 _LISTENING = "0A"
 
@@ -30,6 +32,32 @@ def holder(pids: Iterable[int], sockets: frozenset[str]) -> int | None:
         if not sockets.isdisjoint(_links(pid)):
             return pid
     return None
+
+
+def listener(endpoint: Endpoint) -> int | None:
+    """The process of this machine that listens at an address, if it can be seen."""
+    return holder(everybody(), sockets_at(endpoint.port)) if is_local(endpoint) else None
+
+
+def stranger(endpoint: Endpoint, ours: Collection[int], since: int) -> int | None:
+    """The process that listens in the stead of an engine of these processes, if it is certain that it is none of
+    theirs.
+
+    An engine may be a client of a container that listens for it, so a process that started later (``since``, in clock
+    ticks) is given the benefit of the doubt.
+    """
+    if not is_local(endpoint):
+        return None
+    sockets = sockets_at(endpoint.port)
+    if holder(ours, sockets) is not None:
+        return None
+    other = holder(everybody(), sockets)
+    started = None if other is None else started_at(other)
+    return other if started is not None and started < since else None
+
+
+def is_local(endpoint: Endpoint) -> bool:
+    return endpoint.host in ("localhost", "::1") or endpoint.host.startswith("127.")
 
 
 def everybody() -> list[int]:

@@ -209,9 +209,9 @@ async def _look(probe: Probe, announcement: Announcement | None) -> None:
 class ProcessRunner:
     """A model whose memory is that of one child.
 
-    ``ask_to_end`` is a politer way than TERM, where the engine has one. ``serial``: it answers one request at a time
-    and must not get two. ``sizes`` are bytes by device as the engine itself told them while it loaded; empty where it
-    tells nothing.
+    ``ask_to_end`` is a politer way than TERM, where the engine has one. ``clean_up`` removes what it leaves behind
+    beside its socket. ``serial``: it answers one request at a time and must not get two. ``sizes`` are bytes by device
+    as the engine itself told them while it loaded; empty where it tells nothing.
     """
 
     child: Child
@@ -219,6 +219,7 @@ class ProcessRunner:
     ask_busy: Callable[[], Awaitable[bool | None]]
     ask_health: Callable[[], Awaitable[str]]
     ask_to_end: Callable[[], Awaitable[None]] | None = None
+    clean_up: Callable[[], None] | None = None
     serial: bool = False
     sizes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -227,7 +228,7 @@ class ProcessRunner:
 
     async def gone(self) -> Exit:
         ended = await self.child.wait()
-        remove_socket(self.endpoint)
+        self._clean_up()
         return ended
 
     async def busy(self) -> bool | None:
@@ -238,11 +239,16 @@ class ProcessRunner:
 
     async def unload(self, times: StopTimes, on_kill: Callable[[], None] | None = None) -> None:
         await self.child.stop(times, ask=self.ask_to_end, on_kill=on_kill)
-        remove_socket(self.endpoint)
+        self._clean_up()
 
     async def kill(self) -> None:
         await self.child.kill()
+        self._clean_up()
+
+    def _clean_up(self) -> None:
         remove_socket(self.endpoint)
+        if self.clean_up is not None:
+            self.clean_up()
 
     def tail(self) -> tuple[str, ...]:
         return self.child.tail()

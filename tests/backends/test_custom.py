@@ -12,7 +12,8 @@ import pytest
 from place import FAKE, QUICK, Place
 
 from gpud.backends import call
-from gpud.backends.custom import AttachedRunner, Custom
+from gpud.backends.attached import AttachedRunner
+from gpud.backends.custom import Custom
 from gpud.backends.options import EngineOptions
 from gpud.backends.runner import ProcessRunner
 from gpud.core.errors import BackendFailed
