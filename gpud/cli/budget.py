@@ -1,7 +1,7 @@
 """``gpudctl budget``: whether a model fits, what would make it fit, and what would have to go for it. Loads nothing."""
 
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,15 +33,34 @@ LEAST_CONTEXT = 1024
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to load a model. ``need_bytes`` is on the GPU, or all of it where it has no part there (``on_host``)."""
+    """One way to load a model. ``shares`` has what each device would hold: "" is any one GPU."""
 
-    need_bytes: int
-    host_bytes: int = 0
-    on_host: bool = False
+    shares: Mapping[str, int]
     source: str = "formula"
     context: int | None = None
     layers: int | None = None
     reduced: str = ""
+
+    @property
+    def on_host(self) -> bool:
+        """Whether it has no part on a GPU."""
+        return all(device == "host" for device in self.shares)
+
+    @property
+    def need_bytes(self) -> int:
+        """On GPUs, or all of it where it has no part there."""
+        return sum(share for device, share in self.shares.items() if self.on_host or device != "host")
+
+    @property
+    def host_bytes(self) -> int:
+        """Of the machine's memory, beside what is on GPUs."""
+        return 0 if self.on_host else self.shares.get("host", 0)
+
+    @property
+    def words(self) -> str:
+        """In what it differs from what was asked for."""
+        gpus = sum(device != "host" for device in self.shares)
+        return " and ".join(filter(None, (self.reduced, f"its layers split over {gpus} GPUs" if gpus > 1 else "")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +85,7 @@ class Room:
     name: str
     budget_bytes: int | None
     available_bytes: int | None
+    asleep: bool = False
 
 
 def add_arguments(parser: Parser) -> None:
@@ -121,9 +141,7 @@ async def of_model(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
 def offered(offer: dict[str, Any]) -> Way:
     """A way as the daemon tells it."""
     return Way(
-        offer["NeedBytes"],
-        offer["HostBytes"],
-        all(device == "host" for device in offer["Shares"]),
+        offer["Shares"],
         offer["Source"],
         offer.get("Context"),
         offer.get("Layers"),
@@ -144,12 +162,15 @@ async def answer(gpud: "Gpud", wish: Wish, status: dict[str, Any], output: Outpu
     from gpud.cli.library import Variant
 
     rooms = tuple(
-        Room(gpu["Uuid"], gpu["Name"], gpu.get("Budget"), gpu.get("Available"))
+        Room(gpu["Uuid"], gpu["Name"], gpu.get("Budget"), gpu.get("Available"), gpu["Asleep"])
         for gpu in status["Gpus"]
         if (gpu["Uuid"] == "host") == wish.way.on_host
     )
     options = {"gpu": Variant("s", "host")} if wish.way.on_host else {}
     (considered,) = await gpud.call("Consider", "ta{sv}", wish.way.need_bytes, options)
+    if considered["Verdict"] == "refused" and any(room.asleep for room in rooms):
+        # It is not woken for a question: nobody knows what is free of it, and the budget alone decides here.
+        considered = None
     found = Answer(wish, rooms, considered, status)
     found.show(output)
     return REFUSED if found.fits is False and found.allowed is None else DONE
@@ -211,11 +232,11 @@ def counted(estimate: "Estimate", layers: int | None, reduced: str) -> Way:
     host = sum(part.total_bytes for part in estimate.parts if part.gpu is None)
     rest, margin = beyond(host, None, on_host=True)
     if not on_gpu:
-        return Way(host + rest + margin, 0, True, str(estimate.source), estimate.context, layers, reduced)
+        return Way({"host": host + rest + margin}, str(estimate.source), estimate.context, layers, reduced)
     own = sum(on_gpu)
     held = own + sum(beyond(own, None, on_host=False))
     shown = estimate.layers if layers is None else layers
-    return Way(held, host + rest, False, str(estimate.source), estimate.context, shown, reduced)
+    return Way({"": held, "host": host + rest}, str(estimate.source), estimate.context, shown, reduced)
 
 
 # The answer ----------------------------------------------------------------------------------------------------------
@@ -243,21 +264,26 @@ class Answer:
         self._host_budget_bytes: int | None = next(
             (gpu.get("Budget") for gpu in self._status["Gpus"] if gpu["Uuid"] == "host"), None
         )
-        self.fits: bool | None = None if considered is None else self._would_fit(wish.way)
-        self.allowed = next((way for way in wish.allowed if self._would_fit(way)), None) if not self.fits else None
+        self.fits: bool | None = self._would_fit(wish.way) if rooms else None
+        self.allowed: Way | None = (
+            next((way for way in wish.allowed if self._would_fit(way)), None) if not self.fits else None
+        )
         self.suggestions = self._suggestions() if self.fits is False else {}
 
     def _would_fit(self, way: Way) -> bool:
         """Into the budget, if everything that may go went."""
         if way is self.wish.way and self.considered is not None and self.considered["Verdict"] == "refused":
             return False
-        host = self._host_budget_bytes
-        if way.on_host:
-            return host is not None and way.need_bytes <= host
-        room = self.room
-        if room is None or (room.budget_bytes is not None and way.need_bytes > room.budget_bytes):
-            return False
-        return host is None or way.host_bytes <= host
+        for device, share in way.shares.items():
+            if device == "":
+                budget = self.room.budget_bytes if self.room else 0
+            elif device == "host":
+                budget = self._host_budget_bytes
+            else:
+                budget = next((room.budget_bytes for room in self.rooms if room.uuid == device), 0)
+            if budget is not None and share > budget:
+                return False
+        return True
 
     def _suggestions(self) -> dict[str, int]:
         """The most layers, and the most context, with which it would fit."""
@@ -278,7 +304,7 @@ class Answer:
             "budget_bytes": self.room.budget_bytes if self.room else None,
             "available_bytes": self.room.available_bytes if self.room else None,
             "fits": self.fits,
-            "reduced": self.allowed.reduced if self.allowed else None,
+            "reduced": self.allowed.words if self.allowed else None,
             "verdict": self.considered["Verdict"] if self.considered else None,
             "victims": list(self.considered["Victims"]) if self.considered else [],
             "message": self.considered["Message"] if self.considered else "",
@@ -313,34 +339,40 @@ class Answer:
             )
             budget = "unknown" if room.budget_bytes is None else size(room.budget_bytes)
             free = "" if room.available_bytes is None else f", {size(room.available_bytes)} available"
+            free = ", asleep" if room.asleep else free
             lines.append(f"  {name}: budget {budget}{free}")
-        if self.considered is not None:
+        if self.fits is not None:
             lines.append(self._verdict(output))
         if self.fits is False:
             lines += self._advice()
         return lines
 
     def _verdict(self, output: Output) -> str:
-        assert self.considered is not None
+        asked = self.considered
         if not self.fits:
-            why = self.considered["Message"] if self.considered["Verdict"] == "refused" else ""
+            why = asked["Message"] if asked is not None and asked["Verdict"] == "refused" else ""
             short = self._host_budget_bytes
             if not why and short is not None and self.wish.way.host_bytes > short:
                 why = f"its part in the machine's memory is above the budget there, {size(short)}"
             return output.paint("does not fit", "red") + (f": {why}" if why else "")
-        if self.considered["Verdict"] == "fits":
+        if asked is None:
+            return output.paint("fits", "green") + ", unless other programs hold the GPU, which is not woken to look"
+        if asked["Verdict"] == "fits":
             return output.paint("fits now", "green")
-        if self.considered["Victims"]:
-            names = ", ".join(f'"{name}"' for name in self.considered["Victims"])
-            return output.paint("fits", "yellow") + f" when {names} {'is' if names.count(',') == 0 else 'are'} unloaded"
-        return output.paint("fits, but has to wait", "yellow") + f": {self.considered['Message']}"
+        if asked["Victims"]:
+            names = ", ".join(f'"{name}"' for name in asked["Victims"])
+            return (
+                output.paint("fits", "yellow")
+                + f" when {names} {'is' if len(asked['Victims']) == 1 else 'are'} unloaded"
+            )
+        return output.paint("fits, but has to wait", "yellow") + f": {asked['Message']}"
 
     def _advice(self) -> list[str]:
         options = {"layers": "--layers", "context": "--ctx"}
         words = [f"{options[key]} {self.suggestions[key]}" for key in ("layers", "context") if key in self.suggestions]
         lines = [f"it would fit with {' or '.join(words)}"] if words else []
         if self.allowed is not None:
-            lines.insert(0, f"gpud would load it with {self.allowed.reduced}, as its configuration allows")
+            lines.insert(0, f"gpud would load it with {self.allowed.words}, as its configuration allows")
         return lines or [
             "it would not fit with fewer layers or less context either: take a smaller model or quantization"
         ]

@@ -7,16 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from cli_place import ENGINE, PATIENCE_S, Place, RealDaemon, finish, private_bus, real_daemon
 from core import model_headers
 from fake_nvml.gpu import GIB, MIB, FakeGpus
+from jeepney import DBusAddress, new_method_call
+from jeepney.io.blocking import open_dbus_connection
 
 UUIDS = (FakeGpus.uuid(0), FakeGpus.uuid(1))
 
@@ -38,6 +41,13 @@ class Machine:
         """Run one command line beside the test, to whose end it lives at most."""
         self.started.append(self.place.start(*words))
         return self.started[-1]
+
+    def vram_once(self, true: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """What vram says once this is true of it: figures may be a second old when they are shown."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not true(data := self.place.json("vram")):
+            assert time.monotonic() < deadline, data
+        return dict(data)
 
     def state_of(self, model: str) -> str:
         return str(self.place.json("status", model)["state"])
@@ -61,6 +71,7 @@ def settings(directory: Path, files: Path) -> str:
         + model("tiny", "3GiB", ", aliases: [small]")
         + model("large", "7GiB")
         + model("giant", "100GiB")
+        + model("watch", "100MiB", ", gpu: '1'")
         + f"  llama: {{engine: embedded, file: {files}/llama.gguf, context: 65536, layers: all}}\n"
         + f"  partly: {{engine: embedded, file: {files}/llama.gguf, context: 65536}}\n"
     )
@@ -352,7 +363,7 @@ def test_vram_shows_who_holds_each_gpu(quiet: Machine) -> None:
     quiet.place.gpudctl("load", "tiny")
     quiet.gpus.set_foreign(1 * GIB, gpu=1, name="game")
     try:
-        data = quiet.place.json("vram")
+        data = quiet.vram_once(lambda data: bool(data["gpus"][1]["others"]))
         text = quiet.place.gpudctl("vram").stdout
     finally:
         quiet.gpus.end_foreign("game")
@@ -378,10 +389,7 @@ def test_a_gpu_that_is_nearly_full_is_an_alert(quiet: Machine) -> None:
     quiet.place.gpudctl("load", "tiny")  # gpud leaves GPUs alone while nothing is loaded.
     quiet.gpus.set_foreign(int(3.9 * GIB), gpu=1, name="game")
     try:
-        # Figures are up to a second old when they are shown.
-        deadline = time.monotonic() + PATIENCE_S
-        while not (data := quiet.place.json("vram"))["alerts"] and time.monotonic() < deadline:
-            pass
+        data = quiet.vram_once(lambda data: bool(data["alerts"]))
         text = quiet.place.gpudctl("vram").stdout
         status = quiet.place.gpudctl("status").stdout
     finally:
@@ -468,11 +476,33 @@ def test_yield_need_not_wait(quiet: Machine) -> None:
     assert quiet.place.json("resume") == {"resumed": True}
 
 
+def test_a_program_keeps_the_gpus_empty_for_as_long_as_it_lives(quiet: Machine) -> None:
+    """Inhibit of "load": what is loaded goes, loads are refused with its name, and its end is the end of it."""
+    quiet.place.gpudctl("load", "tiny")
+    with closing(open_dbus_connection(quiet.place.environment["DBUS_SESSION_BUS_ADDRESS"], enable_fds=True)) as bus:
+        where = DBusAddress("/org/kernelcore/GpuD", "org.kernelcore.GpuD", "org.kernelcore.GpuD")
+        call = new_method_call(where, "Inhibit", "sss", ("load", "a game", "full screen"))
+        (descriptor,) = bus.send_and_get_reply(call, timeout=PATIENCE_S).body
+        quiet.place.gpudctl("wait", "--state", "unloaded", "tiny")
+        text = quiet.place.gpudctl("status").stdout
+        assert re.search(r"^loading forbidden by a game for \d+s: full screen$", text, re.M)
+        assert quiet.place.json("status")["state"] == "yielded"
+        refused = quiet.place.gpudctl("load", "tiny")
+        assert refused.returncode == 4
+        assert "a game" in refused.stderr
+        descriptor.close()
+    deadline = time.monotonic() + PATIENCE_S
+    while quiet.place.json("status")["holds"]:
+        assert time.monotonic() < deadline
+    assert quiet.place.gpudctl("load", "tiny").returncode == 0
+
+
 # budget --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_that_fits_says_so(quiet: Machine) -> None:
     """Nobody configured it; the numbers are those of the estimate and of the devices."""
+    quiet.place.gpudctl("load", "watch")  # gpud leaves GPUs alone while nothing is loaded.
     done = quiet.place.gpudctl("budget", str(quiet.files / "small.gguf"))
     assert done.returncode == 0
     lines = done.stdout.splitlines()
@@ -483,13 +513,25 @@ def test_a_file_that_fits_says_so(quiet: Machine) -> None:
     )
     assert lines[1:] == [
         "  GPU 0 (NVIDIA Fake 0): budget 8.0 GiB, 8.0 GiB available",
-        "  GPU 1 (NVIDIA Fake 1): budget 4.0 GiB, 4.0 GiB available",
+        "  GPU 1 (NVIDIA Fake 1): budget 4.0 GiB, 3.9 GiB available",
         "fits now",
     ]
     data = quiet.place.json("budget", str(quiet.files / "small.gguf"))
     assert (data["fits"], data["verdict"], data["victims"]) == (True, "fits", [])
     assert (data["budget_bytes"], data["source"], data["context"]) == (8 * GIB, "formula", 4096)
     assert data["suggestions"] == {"layers": None, "context": None}
+
+
+def test_a_gpu_that_sleeps_is_not_woken_for_a_question(quiet: Machine) -> None:
+    """Its budget answers: gpud cannot know what other programs hold of it, and says so."""
+    quiet.place.gpudctl("load", "watch")
+    quiet.place.gpudctl("unload")
+    quiet.vram_once(lambda data: bool(data["gpus"][0]["asleep"]))
+    done = quiet.place.gpudctl("budget", str(quiet.files / "small.gguf"))
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[1] == "  GPU 0 (NVIDIA Fake 0): budget 8.0 GiB, asleep"
+    assert done.stdout.splitlines()[-1].startswith("fits")
+    assert quiet.place.gpudctl("budget", "llama").returncode == 4
 
 
 def test_a_file_for_which_a_model_would_have_to_go(quiet: Machine) -> None:

@@ -378,7 +378,7 @@ def test_a_part_that_is_too_large_for_the_machines_memory(place: Place) -> None:
     """The GPU would hold its share, the machine not the rest."""
 
     async def work(stub: StubDaemon) -> None:
-        best = offer(5 * GIB, HostBytes=Variant("t", 9 * GIB))
+        best = offer(5 * GIB, Shares=Variant("a{st}", {"": 5 * GIB, "host": 9 * GIB}))
         quote = {"Offers": devices(best), "Less": devices()}
         room = gpu("GPU-1", Budget=Variant("t", 8 * GIB), Available=Variant("t", 8 * GIB))
         host = gpu("host", Budget=Variant("t", 4 * GIB), Available=Variant("t", 4 * GIB))
@@ -391,6 +391,30 @@ def test_a_part_that_is_too_large_for_the_machines_memory(place: Place) -> None:
         assert code == 4
         assert "does not fit: its part in the machine's memory is above the budget there, 4.0 GiB\n" in text
         assert "take a smaller model or quantization" in text
+
+    with_stub(place, work)
+
+
+def test_two_gpus_together_may_hold_what_one_cannot(place: Place) -> None:
+    """Each its share, which its budget is compared with; one that is too large for its GPU does not help."""
+
+    def shared(first: int, second: int) -> dict[str, Variant]:
+        return offer(first + second, Shares=Variant("a{st}", {"GPU-1": first, "GPU-2": second}))
+
+    async def work(stub: StubDaemon) -> None:
+        rooms = [gpu(f"GPU-{one}", one - 1, Budget=Variant("t", 8 * GIB), Available=Variant("t", 0)) for one in (1, 2)]
+        stub.answers |= {
+            "Status": status(Models=Variant("aa{sv}", [model("tiny")]), Gpus=devices(*rooms)),
+            "Consider": considered("refused", device="", message="no"),
+        }
+        for second, code, line in (
+            (5 * GIB, 0, "gpud would load it with its layers split over 2 GPUs, as its configuration allows\n"),
+            (9 * GIB, 4, "take a smaller model or quantization\n"),
+        ):
+            offers = devices(offer(12 * GIB), shared(7 * GIB, second))
+            stub.answers["Quote"] = reply("a{sv}", {"Offers": offers, "Less": devices()})
+            done, text, _ = await stub.gpudctl(place, "budget", "tiny")
+            assert (done, text.endswith(line)) == (code, True), text
 
     with_stub(place, work)
 
