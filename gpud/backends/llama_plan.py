@@ -22,11 +22,11 @@ _FALSE = frozenset({"off", "0", "false", "disabled"})
 
 _WHOLE = re.compile(r"[+-]?\d{1,18}")
 
-_FEED_FORWARD = r"blk\.{layer}\.ffn_(up|down|gate)\."
+_FEED_FORWARD = r"blk\.({layers})\.ffn_(up|down|gate)\."
 """What --n-cpu-ffn keeps off the GPU."""
 
 MOST_LAYERS = 4096
-"""No model has more; a pattern is made for each of them."""
+"""No model has more; a pattern names each of them."""
 
 
 class _Unreadable(ValueError):
@@ -101,8 +101,9 @@ def _overrides(text: str) -> tuple[tuple[str, str], ...]:
 
 
 def _feed_forward(text: str) -> tuple[tuple[str, str], ...]:
-    layers = _whole(0)(text)
-    return tuple((_FEED_FORWARD.format(layer=layer), "CPU") for layer in range(min(layers, MOST_LAYERS)))
+    count = min(_whole(0)(text), MOST_LAYERS)
+    # One pattern for all: every tensor is held against every pattern.
+    return ((_FEED_FORWARD.format(layers="|".join(map(str, range(count)))), "CPU"),) if count else ()
 
 
 def _paths(text: str) -> tuple[str, ...]:
