@@ -10,7 +10,7 @@ from gpud.http.connection import ClientGone, Duplex
 from gpud.http.wire import FieldItems, Fields, Refused, RequestHead, decode_path, status_line, write_head
 
 if TYPE_CHECKING:
-    from gpud.http.server import ServerConnection
+    from gpud.http.serving import ServerConnection
 
 SLICE_BYTES = 256 << 10
 """A large body is handed to the kernel in pieces of this size, so that it is not copied as a whole."""
@@ -248,11 +248,6 @@ class Reply:
     def connection(self) -> "ServerConnection":
         return self._connection
 
-    @property
-    def takes_chunks(self) -> bool:
-        """True when chunks can be passed on as they are."""
-        return self._chunked
-
     def put(self, data: bytes) -> None:
         """Write without waiting: whoever calls it minds the connection's ``full``."""
         if self.ended or not self.status:
@@ -271,14 +266,6 @@ class Reply:
         if self._chunked:
             self._out(b"%x\r\n%b\r\n" % (size, data))
         else:
-            self._out(data)
-
-    def put_framed(self, data: bytes) -> None:
-        """Complete chunks, framed already; only where :attr:`takes_chunks`."""
-        if self.ended:
-            raise RuntimeError("cannot write: the reply has ended")
-        self.body_bytes += len(data)
-        if not self._silent:
             self._out(data)
 
     def finish(self, last: bytes) -> None:

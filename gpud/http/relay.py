@@ -6,9 +6,9 @@ The engine is read no faster than the client reads. It looks at nothing but wher
 import asyncio
 from collections.abc import Callable
 
-from gpud.http.client import ClientConnection, Response
+from gpud.http.client import Response
 from gpud.http.message import Reply
-from gpud.http.wire import ChunkedReader
+from gpud.http.upstream import ClientConnection
 
 Observer = Callable[[bytes], None]
 """Sees each piece of the body, without its chunk framing, before it is sent. It must be quick, and not raise."""
@@ -27,16 +27,13 @@ async def relay(response: Response, reply: Reply, observe: Observer | None = Non
 class _Relay:
     """One answer on its way."""
 
-    __slots__ = ("_chunked", "_done", "_observe", "_plain", "_reply", "_source")
+    __slots__ = ("_done", "_observe", "_reply", "_source")
 
     def __init__(self, source: ClientConnection, reply: Reply, observe: Observer | None) -> None:
         self._source = source
         self._reply = reply
         self._observe = observe
         self._done: asyncio.Future[None] | None = None
-        reader = source.reader
-        # Chunks that come whole go out as they are: their framing is the client's, too.
-        self._plain = reader if isinstance(reader, ChunkedReader) and reply.takes_chunks and observe is None else None
 
     async def run(self) -> int:
         source, reply = self._source, self._reply
@@ -75,9 +72,6 @@ class _Relay:
         """Called by the engine's connection: with data, or without when it has ended or failed."""
         source, reply = self._source, self._reply
         try:
-            if self._plain is not None and data and self._plain.is_whole(data):
-                reply.put_framed(data)
-                return
             found: list[bytes] = []
             readable = source.problem is None and (not data or source.feed(data, found))
             piece = found[0] if len(found) == 1 else b"".join(found)

@@ -1,0 +1,224 @@
+"""Header fields: read strictly, looked up by name, passed on, written. It never does I/O."""
+
+import re
+from collections.abc import Iterable, Iterator
+from http import HTTPStatus
+
+from gpud.http.limits import HeadLimits
+
+FieldItems = Iterable[tuple[str | bytes, str | bytes]]
+"""Header fields as a handler gives them."""
+
+TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+VALUE = rb"[^\x00-\x08\x0a-\x1f\x7f]"
+_FIELD = re.compile(rb"^(" + TOKEN + rb"++):[\t ]*+(" + VALUE + rb"*+)\r\n", re.MULTILINE)
+FIELD_NAME = re.compile(TOKEN + rb"+")
+
+HOP_BY_HOP = frozenset(
+    (
+        b"connection",
+        b"content-length",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    )
+)
+"""What concerns one connection alone and is never passed on. The length is said anew by whoever sends the body."""
+
+
+class Refused(Exception):
+    """A request that cannot be served as it was sent. ``str()`` is the sentence for its client."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class Malformed(Exception):
+    """What came is not HTTP, or could be read in two ways. ``str()`` says what is wrong with it."""
+
+
+class Fields:
+    """Header fields: names in any case, repeated ones kept. Iterates over the raw pairs, in order."""
+
+    __slots__ = ("_index", "_repeated", "raw")
+
+    def __init__(self, raw: list[tuple[bytes, bytes]]) -> None:
+        self.raw = raw
+        self._index = {name.lower(): value for name, value in raw}
+        self._repeated: frozenset[bytes] = frozenset()
+        if len(self._index) != len(raw):
+            self._join()
+
+    def _join(self) -> None:
+        """Some names come more than once."""
+        index: dict[bytes, bytes] = {}
+        repeated = set()
+        for name, value in self.raw:
+            key = name.lower()
+            if key in index:
+                repeated.add(key)
+                index[key] += b", " + value
+            else:
+                index[key] = value
+        self._index = index
+        self._repeated = frozenset(repeated)
+
+    def get(self, name: str, default: str = "") -> str:
+        """The value; several are joined by a comma, as HTTP reads them."""
+        value = self._index.get(name.lower().encode("latin-1"))
+        return default if value is None else value.decode("latin-1")
+
+    def all(self, name: str) -> list[str]:
+        """Every value of the name, in order."""
+        key = name.lower().encode("latin-1")
+        return [value.decode("latin-1") for each, value in self.raw if each.lower() == key]
+
+    def lowered(self, key: bytes) -> bytes | None:
+        """The raw value by a name in lower case."""
+        return self._index.get(key)
+
+    def is_repeated(self, key: bytes) -> bool:
+        return key in self._repeated
+
+    def __contains__(self, name: str) -> bool:
+        return name.lower().encode("latin-1") in self._index
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+        return iter(self.raw)
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def __repr__(self) -> str:
+        """Names only: values may be secrets."""
+        return f"Fields({', '.join(name.decode('latin-1') for name, _ in self.raw)})"
+
+
+def end_to_end(fields: Fields | Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The fields without those that belong to the connection they came by, and without ``Content-Length``."""
+    if not isinstance(fields, Fields):
+        fields = Fields(list(fields))
+    connection = fields.lowered(b"connection")
+    dropped = HOP_BY_HOP
+    if connection is not None and connection not in _PLAIN_OPTIONS:
+        dropped = dropped | connection_options(connection)
+    return [pair for pair in fields.raw if pair[0].lower() not in dropped]
+
+
+_PLAIN_OPTIONS = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close"))
+
+
+def connection_options(connection: bytes | None) -> frozenset[bytes]:
+    """What a Connection field says."""
+    if connection is None:
+        return frozenset()
+    return frozenset(each.strip() for each in connection.lower().split(b","))
+
+
+# Reading -----------------------------------------------------------------------------------------------------------
+
+
+def read_fields(block: bytes, limits: HeadLimits) -> Fields:
+    """The lines of a header, without the line break of the last one."""
+    if not block:
+        return Fields([])
+    block += b"\r\n"
+    count = block.count(b"\n")
+    if count > limits.fields:
+        raise Refused(431, f"the header has {count} fields; {limits.fields} are allowed")
+    raw: list[tuple[bytes, bytes]] = _FIELD.findall(block)
+    if len(raw) != count:
+        # Each match is a whole line: a line without one cannot be read.
+        raise Refused(400, blame(block))
+    if b" \r\n" in block or b"\t\r\n" in block:
+        raw = [(name, value.rstrip(b" \t")) for name, value in raw]
+    return Fields(raw)
+
+
+def blame(block: bytes) -> str:
+    """What is wrong with a header that was refused, in the words of its first bad line."""
+    for line in block[:-2].split(b"\r\n"):
+        if _FIELD.fullmatch(line + b"\r\n") is not None:
+            continue
+        if b"\n" in line:
+            return f"the header line {shown(line)} does not end with CR LF"
+        if line[:1] in (b" ", b"\t"):
+            return f"the header line {shown(line)} begins with a space: folded lines are not accepted"
+        name, colon, _ = line.partition(b":")
+        if not colon:
+            return f"the header line {shown(line)} has no colon"
+        if FIELD_NAME.fullmatch(name) is None:
+            return f"{shown(name)} is not the name of a header field"
+        return f"the header field {shown(name)} contains a control character"
+    return "the header cannot be read"
+
+
+def is_field(line: bytes) -> bool:
+    """True for one line that reads as a field."""
+    return _FIELD.fullmatch(line + b"\r\n") is not None
+
+
+def shown(text: bytes | str) -> str:
+    """At most 60 characters of what was sent, safe to print."""
+    if isinstance(text, bytes):
+        text = text.decode("latin-1")
+    cut = text if len(text) <= 60 else text[:60] + "…"
+    return '"' + "".join(ch if " " <= ch <= "~" or ch == "…" else f"\\x{ord(ch):02x}" for ch in cut) + '"'
+
+
+# Writing -----------------------------------------------------------------------------------------------------------
+
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+
+
+def status_line(status: int) -> bytes:
+    return _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n".encode()
+
+
+def write_head(first_line: bytes, fields: FieldItems, framing: bytes = b"", date: bytes = b"") -> bytes:
+    """A head as bytes; ``framing`` are ready lines of our own that go last, and ``date`` another one that is left out
+    when the fields have theirs. Raises ValueError for a field that would become more than one, or that would say again
+    how long the body is.
+    """
+    parts = [first_line]
+    lines = 2 + framing.count(b"\n")
+    for name, value in fields:
+        prefix = _prefixes.get(name) or _prefix(name)
+        if prefix is _DATE:
+            date = b""
+        parts += (prefix, value if isinstance(value, bytes) else value.encode("latin-1", "replace"), b"\r\n")
+        lines += 1
+    if date:
+        lines += 1
+    parts += (date, framing, b"\r\n")
+    head = b"".join(parts)
+    if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
+        raise ValueError("a header field contains a line break or a NUL")
+    return head
+
+
+_OURS = frozenset((b"content-length", b"transfer-encoding", b"connection", b"keep-alive"))
+_DATE = b"Date: "
+_prefixes: dict[str | bytes, bytes] = {}
+"""Names that were looked at, as they begin a line. Bounded."""
+
+_PREFIXES_KEPT = 512
+
+
+def _prefix(name: str | bytes) -> bytes:
+    raw = name if isinstance(name, bytes) else name.encode("latin-1")
+    if FIELD_NAME.fullmatch(raw) is None:
+        raise ValueError(f"{shown(raw)} is not the name of a header field")
+    if raw.lower() in _OURS:
+        raise ValueError(f"the layer itself says {raw.decode('latin-1')}; a handler must not")
+    prefix = _DATE if raw.lower() == b"date" else raw + b": "
+    if len(_prefixes) < _PREFIXES_KEPT:
+        _prefixes[name] = prefix
+    return prefix

@@ -1,0 +1,571 @@
+"""One client's connection: reads its requests, one at a time, has each served in a task, and minds its deadlines.
+
+The server tells it what it may do and for how long; the handler what to answer.
+"""
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING
+
+from gpud.http.bodies import BodyReader, ChunkedReader, LengthReader
+from gpud.http.connection import ClientGone, Connection, Duplex
+from gpud.http.limits import BUFFER_BYTES
+from gpud.http.listening import identify
+from gpud.http.message import Peer, Reply, Request
+from gpud.http.wire import (
+    Malformed,
+    Refused,
+    is_hopeless,
+    read_request_head,
+    status_line,
+    write_head,
+)
+
+if TYPE_CHECKING:
+    from gpud.http.server import Server
+
+log = logging.getLogger(__name__)
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+NEVER = float("inf")
+
+ASK_AGAIN_S = 5.0
+"""How often a client that has ended its sending is asked whether it is still there, while it waits for its answer. One
+that has left answers the first time; only one that leaves later makes more than one necessary."""
+
+
+HEAD, BODY, BUSY, DUPLEX, LINGER, FLUSH = range(6)
+"""Where a connection stands: between requests or within a head; serving one whose body has not come completely; serving
+one that is here as a whole; upgraded; refused, and what still comes is thrown away; the last reply is being sent."""
+
+
+class ServerConnection(Connection):
+    """One client."""
+
+    def __init__(self, server: "Server", door: str) -> None:
+        super().__init__(server.buffer)
+        self.server = server
+        self.door = door
+        self.peer = Peer(door)
+        self.at = HEAD
+        self.gone = False
+        self.half_closed = False
+        self.keep_alive = True
+        self.speaks_1_1 = True
+        self.task: asyncio.Task[None] | None = None
+        self.deadline = NEVER
+        self.body_ended = True
+        self.body_problem: Exception | None = None
+        self._reply: Reply | None = None
+        self._pending = bytearray()
+        self._looked_at = 0
+        self._left: asyncio.Event | None = None
+        self._reader: BodyReader = LengthReader(0)
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._body_waiter: asyncio.Future[None] | None = None
+        self._owes_continue = False
+        self._progress = 0
+        self._stalled_from = 0
+        self._stall_deadline = NEVER
+        self._read_deadline = NEVER
+        self._is_idle_deadline = False
+        self._drops_rest = False
+
+    # The transport's callbacks ----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.peer = identify(transport, self.door)
+        problem = self.server.joined(self, self.peer)
+        if problem:
+            self._refuse(Refused(503, problem), ("Retry-After", "5"))
+        elif self.server.closing:
+            self.transport.abort()
+        else:
+            self._set_read_deadline(self.server.clock() + self.server.limits.header_s)
+
+    def received(self, data: bytes) -> None:
+        if self.at == HEAD:
+            self._head_came(data)
+        elif self.at == BODY:
+            self._body_came(data)
+        elif self.at == DUPLEX:
+            assert self.duplex is not None
+            self.duplex.received(data)
+        elif self.at == BUSY:
+            self._pending += data
+            if len(self._pending) > BUFFER_BYTES:
+                self.stop_reading()
+
+    def eof_received(self) -> bool:
+        """The client sends nothing more. That alone does not mean that it has left: it may still read."""
+        if self.at == DUPLEX:
+            assert self.duplex is not None
+            self.read_ended = not self.peer.is_encrypted
+            self.duplex.ended()
+            return self.read_ended
+        if self.at != BUSY or self.peer.is_encrypted:
+            # In the middle of a request, or between two, nothing can follow; TLS knows no half-close. asyncio closes,
+            # after what is unsent.
+            self._is_gone()
+            if self.task is None:
+                self._finish()
+            return False
+        self.half_closed = self.read_ended = True
+        self.server.departures.watch(self.transport.get_extra_info("socket").fileno(), self.abort)
+        if self.peer.uid is None:
+            self._ask_whether_it_lives()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._is_gone()
+        self.deadline = NEVER
+        self.server.parted(self, self.peer)
+        if self.duplex is not None:
+            self.duplex.broken()
+
+    def abort(self) -> None:
+        self._forget_departure()
+        if self.at != DUPLEX:
+            self.at = FLUSH
+        super().abort()
+
+    def stop_reading(self) -> None:
+        super().stop_reading()
+        if self.is_held and not self.peer.is_encrypted:
+            # Who is not read is not heard leaving.
+            self.server.departures.watch(self.transport.get_extra_info("socket").fileno(), self.abort)
+
+    def go_on_reading(self) -> None:
+        if self.is_held and not self.lost:
+            self.server.departures.forget(self.transport.get_extra_info("socket").fileno())
+        super().go_on_reading()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled_from = self.transport.get_write_buffer_size()
+        self._set_stall_deadline(self.server.clock() + self.server.limits.stall_s)
+
+    def resume_writing(self) -> None:
+        if self.at != FLUSH:
+            self._set_stall_deadline(NEVER)
+        super().resume_writing()
+        if self.at == HEAD:
+            self.go_on_reading()
+            if self._pending:
+                self._head_came(b"")
+
+    # Requests ---------------------------------------------------------------------------------------------------------
+
+    def _head_came(self, data: bytes) -> None:
+        """More of a head, or of several: the first complete one is served."""
+        if self.full:
+            # Replies that the client does not read are no reason to make more of them.
+            self._pending += data
+            self.stop_reading()
+            return
+        limits = self.server.limits.head
+        if self._pending or data[:2] == b"\r\n" or (end := data.find(b"\r\n\r\n")) < 0:
+            self._pending += data
+            if self._pending[:2] == b"\r\n":
+                # A line break too many after the last body: old clients send one.
+                del self._pending[:2]
+                self._looked_at = 0
+            end = self._pending.find(b"\r\n\r\n", self._looked_at)
+            if end < 0:
+                self._looked_at = max(len(self._pending) - 3, 0)
+                self._head_incomplete(self._pending)
+                return
+            data = bytes(self._pending)
+            self._pending.clear()
+            self._looked_at = 0
+        try:
+            if end > limits.header_bytes:
+                raise Refused(431, f"the header is {end} bytes long; {limits.header_bytes} are allowed")
+            head = read_request_head(data[:end], limits)
+        except Refused as problem:
+            self._refuse(problem)
+            return
+        rest = data[end + 4 :]
+        self._deadline_free()
+        self.keep_alive = head.keep_alive and not self.server.closing
+        self.speaks_1_1 = bool(head.version)
+        self._left = None
+        self._body = []
+        self._body_bytes = 0
+        self.body_problem = None
+        request = Request(self, head, self.peer)
+        self._reply = Reply(self, head.method == "HEAD")
+        if head.length == 0:
+            self.at = BUSY
+            self.body_ended = True
+            self._owes_continue = False
+            if rest:
+                self.received(rest)
+        else:
+            self.at = BODY
+            self.body_ended = False
+            self._owes_continue = head.expects
+            if head.length is not None and len(rest) == head.length:
+                # As good as always: all of it came with the head.
+                self._body.append(rest)
+                self._body_bytes = head.length
+                self.body_ended = True
+                self.at = BUSY
+            else:
+                self._reader = ChunkedReader() if head.length is None else LengthReader(head.length)
+                if rest:
+                    self._body_came(rest)
+                if not self.body_ended:
+                    self._body_awaited()
+        self.task = asyncio.get_running_loop().create_task(self._serve(request, self._reply))
+
+    def _head_incomplete(self, pending: bytearray) -> None:
+        limits = self.server.limits.head
+        if self.half_closed:
+            self._finish()
+            return
+        if not pending:
+            self._be_idle()
+            return
+        if len(pending) > limits.header_bytes:
+            line_end = pending.find(b"\r\n")
+            if line_end < 0 or line_end > limits.target_bytes + 64:
+                self._refuse(
+                    Refused(414, f"the target is longer than the {limits.target_bytes} bytes that are allowed")
+                )
+            else:
+                self._refuse(
+                    Refused(431, f"the header is longer than the {limits.header_bytes} bytes that are allowed")
+                )
+        elif problem := is_hopeless(pending):
+            self._refuse(Refused(400, f"this is not an HTTP/1.1 request: {problem}"))
+        elif self._is_idle_deadline or self._read_deadline == NEVER:
+            self._is_idle_deadline = False
+            self._set_read_deadline(self.server.clock() + self.server.limits.header_s)
+
+    @property
+    def is_idle(self) -> bool:
+        """True between requests, when nothing of a next one has come."""
+        return self.at == HEAD and not self._pending
+
+    def _be_idle(self) -> None:
+        self._is_idle_deadline = True
+        self._set_read_deadline(self.server.clock() + self.server.limits.idle_s)
+
+    async def _serve(self, request: Request, reply: Reply) -> None:
+        """Ask the handler, and make an answer of whatever it leaves."""
+        try:
+            await self.server.handler(request, reply)
+            if not reply.ended and not self.gone:
+                raise RuntimeError("the handler left " + ("the reply unfinished" if reply.begun else "without a reply"))
+        except ClientGone:
+            pass
+        except Refused as problem:
+            self._answer(reply, problem)
+        except asyncio.CancelledError:
+            if not reply.ended:
+                self.abort()
+            if not self.gone:
+                raise
+        except Exception:
+            if not self.gone:
+                log.exception("%s %s was not served: the handler failed", request.method, request.raw_path)
+                self._answer(reply, Refused(500, "gpud could not serve this request because of an error of its own"))
+            else:
+                log.debug("the handler failed after its client had left", exc_info=True)
+        finally:
+            self.task = None
+            self._reply = None
+            if self.gone and not self.lost:
+                self._finish()
+            elif not self.lost and self.at not in (DUPLEX, LINGER, FLUSH):
+                self._next()
+
+    def _answer(self, reply: Reply, problem: Refused) -> None:
+        """The layer's own answer to a request; cuts the connection when another one was begun."""
+        if self.gone or reply.ended:
+            return
+        if reply.begun:
+            self.abort()
+            return
+        kind, body = self.server.words(problem.status, problem.message)
+        reply.answer(problem.status, (("Content-Type", kind),), body)
+
+    def _refuse(self, problem: Refused, *more: tuple[str, str]) -> None:
+        """Answer what is no request, and close: where the next one would begin is not known."""
+        kind, body = self.server.words(problem.status, problem.message)
+        framing = b"Content-Length: %d\r\nConnection: close\r\n" % len(body)
+        head = write_head(status_line(problem.status), (("Content-Type", kind), *more), framing, self.server.date())
+        self.transport.write(head + body)
+        self._pending.clear()
+        self._looked_at = 0
+        self._linger()
+
+    # The reply's side -------------------------------------------------------------------------------------------------
+
+    def left_event(self) -> asyncio.Event:
+        if self._left is None:
+            self._left = asyncio.Event()
+            if self.gone:
+                self._left.set()
+        return self._left
+
+    def closing_words(self) -> bytes:
+        """The last line of a reply's head: whether another request may follow."""
+        if not self.body_ended and (self.body_problem is not None or self._unread_is_much()):
+            self.keep_alive = False
+        if self.server.closing or (self.half_closed and not self._pending):
+            self.keep_alive = False
+        if not self.keep_alive:
+            return b"Connection: close\r\n"
+        if not self.speaks_1_1:
+            return b"Connection: keep-alive\r\n"
+        return b""
+
+    def _unread_is_much(self) -> bool:
+        """True when more of the body is to come than is worth reading for a next request."""
+        if self._owes_continue:
+            return True
+        return not isinstance(self._reader, LengthReader) or self._reader.left > BUFFER_BYTES
+
+    def flush_soon(self, reply: Reply) -> None:
+        asyncio.get_running_loop().call_soon(reply.flush)
+
+    def _next(self) -> None:
+        """The reply has ended: close, or read the next request."""
+        if not self.body_ended:
+            if not self.keep_alive:
+                self._linger()
+                return
+            # Little is left of a body that nobody wanted: it is read and dropped, then the next request may come.
+            self._body = []
+            self._body_bytes = 0
+            self._drops_rest = True
+            self.go_on_reading()
+            self._body_awaited()
+            return
+        if not self.keep_alive:
+            self._finish()
+            return
+        self._body = []
+        self.at = HEAD
+        self.go_on_reading()
+        if self._pending or self.half_closed:
+            self._head_came(b"")
+        else:
+            self._be_idle()
+
+    def _finish(self) -> None:
+        """Send what is unsent, then close."""
+        self.at = FLUSH
+        self._stalled_from = self.transport.get_write_buffer_size()
+        if self._stalled_from:
+            self._set_stall_deadline(self.server.clock() + self.server.limits.stall_s)
+        self._forget_departure()
+        self.transport.close()
+
+    def _linger(self) -> None:
+        """Close for writing, and throw away what still comes: a close with unread data would take the reply with it."""
+        if self.read_ended:
+            self._finish()
+            return
+        self.at = LINGER
+        self.go_on_reading()
+        self._set_read_deadline(self.server.clock() + self.server.limits.linger_s)
+        if self.transport.can_write_eof():
+            with contextlib.suppress(OSError):
+                self.transport.write_eof()
+        else:
+            self._finish()
+
+    def become_duplex(self) -> Duplex:
+        self.at = DUPLEX
+        self.keep_alive = False
+        self._deadline_free()
+        early, self._pending = bytes(self._pending), bytearray()
+        return Duplex(self, early)
+
+    # The body's side --------------------------------------------------------------------------------------------------
+
+    def take_body(self) -> bytes:
+        """What has come of the body."""
+        if not self._body_bytes:
+            return b""
+        pieces, self._body = self._body, []
+        self._body_bytes = 0
+        if not self.body_ended:
+            self.go_on_reading()
+            if self._read_deadline == NEVER:
+                self._body_awaited()
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def more_body(self) -> None:
+        """Wait until more of the body has come, or it has ended, or cannot. Raises ClientGone."""
+        if self.gone:
+            raise ClientGone("the client has left before its request was complete")
+        if self._owes_continue:
+            self._owes_continue = False
+            if self._reply is None or not self._reply.begun:
+                self.transport.write(CONTINUE)
+        self.go_on_reading()
+        if self._read_deadline == NEVER:
+            self._body_awaited()
+        self._body_waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._body_waiter
+        finally:
+            self._body_waiter = None
+        if self.gone and not self._body_bytes and not self.body_ended:
+            raise ClientGone("the client has left before its request was complete")
+
+    def _body_awaited(self) -> None:
+        """From now on the client has to send."""
+        self._progress = 0
+        self._set_read_deadline(self.server.clock() + self.server.limits.body_s)
+
+    def _body_came(self, data: bytes) -> None:
+        self._owes_continue = False
+        found: list[bytes] = []
+        try:
+            used = self._reader.feed(data, found)
+        except Malformed as problem:
+            self.keep_alive = False
+            self._body_fails(Refused(400, f"cannot read the body: {problem}"))
+            return
+        came = sum(map(len, found))
+        self._progress += came
+        if not self._drops_rest:
+            self._body += found
+            self._body_bytes += came
+        if self._reader.ended:
+            self.body_ended = True
+            self.at = BUSY
+            self._set_read_deadline(NEVER)
+            if used < len(data):
+                self._pending += data[used:]
+            if self._drops_rest:
+                self._drops_rest = False
+                self._next()
+                return
+        elif self._body_bytes > BUFFER_BYTES:
+            # Nobody takes it: the client waits, and is not to blame.
+            self.stop_reading()
+            self._set_read_deadline(NEVER)
+        self._wake_body()
+
+    def _body_fails(self, problem: Exception) -> None:
+        self.body_problem = problem
+        self._set_read_deadline(NEVER)
+        self.stop_reading()
+        if self._drops_rest:
+            self.cut()
+            return
+        self._wake_body()
+
+    def _wake_body(self) -> None:
+        waiter = self._body_waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # Time -------------------------------------------------------------------------------------------------------------
+
+    def _set_read_deadline(self, at_s: float) -> None:
+        self._read_deadline = at_s
+        self._set_deadline()
+
+    def _set_stall_deadline(self, at_s: float) -> None:
+        self._stall_deadline = at_s
+        self._set_deadline()
+
+    def _deadline_free(self) -> None:
+        self._is_idle_deadline = False
+        self._read_deadline = NEVER
+        self.deadline = self._stall_deadline
+
+    def _set_deadline(self) -> None:
+        self.deadline = min(self._read_deadline, self._stall_deadline)
+        if self.deadline < NEVER:
+            self.server.expect(self.deadline)
+
+    def overdue(self, now_s: float) -> None:
+        """A deadline has passed."""
+        limits = self.server.limits
+        if self._stall_deadline <= now_s:
+            unsent = self.transport.get_write_buffer_size()
+            if unsent > self._stalled_from - limits.progress_bytes:
+                log.debug(
+                    "cut %s: it has read less than %d bytes in %g s",
+                    self.peer.describe(),
+                    limits.progress_bytes,
+                    limits.stall_s,
+                )
+                self.cut()
+                return
+            self._stalled_from = unsent
+            self._set_stall_deadline(now_s + limits.stall_s)
+        if self._read_deadline > now_s:
+            return
+        if self.at == HEAD:
+            if self._pending:
+                self._refuse(Refused(408, f"the header was not complete after {limits.header_s:g} s"))
+            else:
+                self.cut()
+        elif self.at == BODY:
+            if self._progress >= limits.progress_bytes:
+                self._progress = 0
+                self._set_read_deadline(now_s + limits.body_s)
+            else:
+                self.keep_alive = False
+                self._body_fails(
+                    Refused(408, f"the body stopped coming: {self._progress} bytes in {limits.body_s:g} s")
+                )
+        elif self.at == BUSY:
+            self._set_read_deadline(NEVER)
+            self._ask_whether_it_lives()
+        else:
+            self.cut()
+
+    # Leaving ----------------------------------------------------------------------------------------------------------
+
+    def leave_when_idle(self) -> None:
+        """Be done after the request that is being served, or now."""
+        self.keep_alive = False
+        if self.at == HEAD:
+            self._finish()
+
+    def cut(self) -> None:
+        """End it now, whatever runs."""
+        self._is_gone()
+        if self.task is not None:
+            self.task.cancel()
+        self.abort()
+
+    def _ask_whether_it_lives(self) -> None:
+        """A TCP client whose sending has ended may be gone altogether. An interim answer costs one that is there
+        nothing (clients skip it), and from one that is not a reset comes back.
+        """
+        reply = self._reply
+        if reply is not None and not reply.begun and self.speaks_1_1 and not self.lost:
+            self.transport.write(CONTINUE)
+            self._set_read_deadline(self.server.clock() + ASK_AGAIN_S)
+
+    def _is_gone(self) -> None:
+        if self.gone:
+            return
+        self.gone = True
+        self._forget_departure()
+        if self._left is not None:
+            self._left.set()
+        self._wake_body()
+        # What a handler does after its answer, and with a raw stream, is not for the client's sake alone.
+        if self.task is not None and self._reply is not None and not self._reply.ended:
+            self.task.cancel()
+
+    def _forget_departure(self) -> None:
+        if (self.half_closed or self.is_held) and not self.lost:
+            self.server.departures.forget(self.transport.get_extra_info("socket").fileno())

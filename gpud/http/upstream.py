@@ -1,0 +1,314 @@
+"""One connection to an engine: takes one answer after another off it, and says how it failed.
+
+It belongs to a pool, which decides whether it is kept; it never sends anything of its own.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from gpud.core.facts import Endpoint
+from gpud.http.bodies import AnswerChunks, BodyReader, EndlessReader, LengthReader
+from gpud.http.connection import Connection, Duplex
+from gpud.http.limits import BUFFER_BYTES, ClientLimits
+from gpud.http.wire import (
+    Malformed,
+    ResponseHead,
+    is_hopeless,
+    read_response_head,
+)
+
+if TYPE_CHECKING:
+    from gpud.http.client import Pool
+
+
+class Stage(StrEnum):
+    """How far a request had come when it failed."""
+
+    CONNECT = "connect"
+    HEADER = "header"
+    BODY = "body"
+
+
+class Trouble(StrEnum):
+    """What went wrong."""
+
+    REFUSED = "refused"
+    CLOSED = "closed"
+    GARBAGE = "garbage"
+    TIMED_OUT = "timed-out"
+    TOO_LARGE = "too-large"
+
+
+class UpstreamFailed(Exception):
+    """An engine gave no answer, or not all of it. ``str()`` is a sentence that names the endpoint, never its key.
+
+    Up to Stage.HEADER nothing of an answer has been seen. ``sent`` says whether the engine may have begun to work.
+    """
+
+    def __init__(self, message: str, stage: Stage, trouble: Trouble, *, sent: bool = True) -> None:
+        super().__init__(message)
+        self.message = message
+        self.stage = stage
+        self.trouble = trouble
+        self.sent = sent
+
+
+def describe(endpoint: Endpoint) -> str:
+    """Where an engine answers, for a message; never its key."""
+    if endpoint.socket:
+        return endpoint.socket
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    return f"{host}:{endpoint.port}"
+
+
+IDLE, HEAD, BODY, END, DUPLEX = range(5)
+"""Where a connection stands."""
+
+
+class ClientConnection(Connection):
+    """One connection to an engine."""
+
+    def __init__(self, pool: "Pool", endpoint: Endpoint, where: str, sock: socket.socket) -> None:
+        super().__init__(pool.buffer)
+        self.pool = pool
+        self.endpoint = endpoint
+        self.where = where
+        self.idle_since = 0.0
+        self.at = IDLE
+        self.head: ResponseHead | None = None
+        self.problem: UpstreamFailed | None = None
+        self.reader: BodyReader = LengthReader(0)
+        self.sink: Callable[[bytes], None] | None = None
+        self.reset = False
+        self.was_kept = False
+        self.broken_by: Exception | None = None
+        self.heard = 0.0
+        self._socket = sock
+        self._pending = bytearray()
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._method = ""
+        self._upgrades = False
+        self._largest = pool.limits.head
+
+    # The transport's callbacks ----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.pool.joined(self)
+
+    def received(self, data: bytes) -> None:
+        if self.at == BODY:
+            self.heard = self.pool.clock()
+            if self.sink is not None:
+                self.sink(data)
+            else:
+                self._body_came(data)
+        elif self.at == HEAD:
+            self._head_came(data)
+        elif self.at == DUPLEX:
+            assert self.duplex is not None
+            self.duplex.received(data)
+        else:
+            # More than was asked for: whatever it is, the next answer must not be mistaken for it.
+            self.abort()
+
+    def eof_received(self) -> bool:
+        if self.at == DUPLEX:
+            assert self.duplex is not None
+            self.read_ended = True
+            self.duplex.ended()
+            return True
+        self._ended_by_peer("closed the connection")
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.pool.parted(self)
+        self.reset = isinstance(exc, ConnectionResetError | BrokenPipeError)
+        self._ended_by_peer("broke the connection" if exc is not None else "closed the connection")
+        if self.duplex is not None:
+            self.duplex.broken()
+
+    # One exchange -----------------------------------------------------------------------------------------------------
+
+    def is_usable(self) -> bool:
+        """True while a kept connection stands: nothing has come on it, not even its end."""
+        if self.lost or self.transport.is_closing() or self.at != IDLE:
+            return False
+        try:
+            self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def start(self, method: str, upgrades: bool, limits: ClientLimits) -> None:
+        """An answer is expected from now on."""
+        self.at = HEAD
+        self.head = None
+        self._method = method
+        self._upgrades = upgrades
+        self._largest = limits.head
+        self.heard = self.pool.clock()
+
+    async def answer_head(self) -> ResponseHead:
+        """Wait for the head of the answer. Raises UpstreamFailed."""
+        while self.head is None:
+            if self.problem is not None:
+                raise self.problem
+            await self._wait()
+        return self.head
+
+    def take(self) -> bytes:
+        """What has come of the body."""
+        if not self._body_bytes:
+            return b""
+        pieces, self._body = self._body, []
+        self._body_bytes = 0
+        if self.at == BODY:
+            self.go_on_reading()
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def more(self) -> None:
+        """Wait until more of the body has come, or it has ended. Raises UpstreamFailed."""
+        if self.problem is not None:
+            raise self.problem
+        if self.at == BODY:
+            self.go_on_reading()
+            await self._wait()
+
+    @property
+    def is_complete(self) -> bool:
+        """True once the answer was received to its end."""
+        return self.at == END
+
+    def release(self) -> None:
+        """The exchange is over: keep the connection if it is clean, else close it."""
+        head = self.head
+        is_clean = self.at == END and head is not None and head.keep_alive and self.problem is None
+        if not is_clean or self.full or self.lost or self.transport.is_closing():
+            self.abort()
+            return
+        self.at = IDLE
+        self._body = []
+        self._body_bytes = 0
+        self.go_on_reading()
+        self.pool.keep(self)
+
+    def become_duplex(self) -> Duplex:
+        self.at = DUPLEX
+        early, self._pending = bytes(self._pending), bytearray()
+        return Duplex(self, early)
+
+    def fail(self, what: str, trouble: Trouble) -> None:
+        """The answer will not come, or not the rest of it."""
+        if self.problem is None and self.at in (HEAD, BODY):
+            stage = Stage.HEADER if self.at == HEAD else Stage.BODY
+            self.problem = UpstreamFailed(f"the engine at {self.where} {what}", stage, trouble)
+        self.abort()
+        self._wake()
+
+    def read_all(self) -> None:
+        """The body has ended."""
+        self.at = END
+        self._wake()
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _head_came(self, data: bytes) -> None:
+        pending = self._pending
+        pending += data
+        while True:
+            end = pending.find(b"\r\n\r\n")
+            if end > self._largest.header_bytes or (end < 0 and len(pending) > self._largest.header_bytes):
+                self.fail(f"sent a header of more than {self._largest.header_bytes >> 10} KiB", Trouble.TOO_LARGE)
+                return
+            if end < 0:
+                if problem := is_hopeless(pending):
+                    self.fail(f"sent what is not HTTP: {problem}", Trouble.GARBAGE)
+                return
+            try:
+                head = read_response_head(bytes(pending[:end]), self._method, self._largest)
+            except Malformed as problem:
+                self.fail(f"sent what is not HTTP: {problem}", Trouble.GARBAGE)
+                return
+            del pending[: end + 4]
+            if head.status >= 200:
+                break
+            if head.status == 101:
+                if self._upgrades:
+                    self.head = head
+                    self.stop_reading()
+                    self._wake()
+                else:
+                    self.fail("changed the protocol without being asked to", Trouble.GARBAGE)
+                return
+        rest = bytes(pending)
+        pending.clear()
+        self.head = head
+        if head.chunked:
+            self.reader = AnswerChunks()
+        elif head.body_length is not None:
+            self.reader = LengthReader(head.body_length)
+        else:
+            self.reader = EndlessReader()
+            head.keep_alive = False
+        self.at = BODY
+        self.heard = self.pool.clock()
+        if rest or self.reader.ended:
+            self._body_came(rest)
+        self._wake()
+
+    def _body_came(self, data: bytes) -> None:
+        before = len(self._body)
+        if not self.feed(data, self._body):
+            return
+        self._body_bytes += sum(map(len, self._body[before:]))
+        if self._body_bytes > BUFFER_BYTES and self.at == BODY:
+            self.stop_reading()
+        self._wake()
+
+    def feed(self, data: bytes, found: list[bytes]) -> bool:
+        """Read more of the body. False when it cannot be read; then all is told already."""
+        try:
+            used = self.reader.feed(data, found)
+        except Malformed as problem:
+            self.fail(f"sent a body that cannot be read: {problem}", Trouble.GARBAGE)
+            return False
+        if self.reader.ended:
+            if used < len(data):
+                # Nothing was asked for that it could be an answer to.
+                assert self.head is not None
+                self.head.keep_alive = False
+            self.read_all()
+        return True
+
+    def _ended_by_peer(self, what: str) -> None:
+        if self.at == BODY and isinstance(self.reader, EndlessReader) and not self.lost:
+            self.reader.ended = True
+            self.read_all()
+            if self.sink is not None:
+                self.sink(b"")
+            return
+        if self.at == HEAD:
+            self.fail(f"{what} without an answer", Trouble.CLOSED)
+        elif self.at == BODY:
+            missing = f"; {self.reader.left} bytes are missing" if isinstance(self.reader, LengthReader) else ""
+            self.fail(f"{what} before its answer was complete{missing}", Trouble.CLOSED)
+            if self.sink is not None:
+                self.sink(b"")
