@@ -131,12 +131,19 @@ class Books:
         claims: Collection[Claim],
         may_go: Callable[[Instance], bool],
         occupied: Callable[[Instance], bool],
+        *,
+        asleep_is_empty: bool = False,
     ) -> Sequence[admission.Device]:
         """Every device as admission wants to see it. ``instances`` are those with an engine; ``may_go`` says of one
-        whether it may make room for others at all, ``occupied`` whether it has to answer somebody first.
+        whether it may make room for others at all, ``occupied`` whether it has to answer somebody first. A device that
+        sleeps has nothing of ours and tells nothing; ``asleep_is_empty``: for a question that shall not wake it, all of
+        it is free.
         """
         devices = []
-        for sample in self.samples:
+        for seen in self.samples:
+            sample = seen
+            if asleep_is_empty and seen.asleep and seen.total_bytes:
+                sample = replace(seen, free_bytes=seen.total_bytes, used_bytes=0)
             here = [instance for instance in instances if any(s.device == sample.uuid for s in instance.shares)]
             coming = sum(i.bytes_on(sample.uuid) for i in here if i.state in GOING)
             ready = [

@@ -178,7 +178,7 @@ class Scheduler:
         wish = admission.Wish(f"give {describe(size_bytes)}", Quote.simple(size_bytes), gpu)
         verdict = admission.decide(
             wish,
-            self._table.devices(),
+            self._table.devices(asleep_is_empty=True),
             ahead=self._admitting.ahead(),
             policy=self._table.limits.eviction.policy,
             now=self._table.now,

@@ -148,9 +148,15 @@ class Table:
     def resident_until(self, instance: Instance) -> float:
         return (instance.ready_since_s or 0.0) + self.limits.eviction.residence_s
 
-    def devices(self) -> Sequence[admission.Device]:
+    def devices(self, *, asleep_is_empty: bool = False) -> Sequence[admission.Device]:
         """Every device as admission wants to see it."""
-        return self.books.devices(self.with_engine(), self.claims.granted(), self.may_go, self.occupied)
+        return self.books.devices(
+            self.with_engine(),
+            self.claims.granted(),
+            self.may_go,
+            self.occupied,
+            asleep_is_empty=asleep_is_empty,
+        )
 
     def sample(self, delay_s: float = 0.0) -> None:
         """Have the devices looked at, unless a look that is under way will do."""

@@ -5,7 +5,7 @@ import pytest
 from gpud.core import events
 from gpud.core.errors import BackendFailed, Busy, NoSuchJob, NoSuchModel, NotLoaded, ShuttingDown
 from gpud.core.events import Kind, ModelChanged
-from gpud.core.facts import HOST, BudgetLimits, JobResult, Limits, Priority, State, StopTimes
+from gpud.core.facts import HOST, BudgetLimits, GpuSample, JobResult, Limits, Priority, State, StopTimes
 from gpud.core.quote import Share
 
 from .world import ALICE, BOB, GIB, GPU, Gpu, World, model
@@ -959,3 +959,16 @@ def test_an_adopted_engine_with_old_settings_goes_when_idle() -> None:
     w.busy.clear()
     w.pass_time(3)
     assert w.state("a") is State.COLD
+
+
+def test_a_gpu_that_sleeps_is_taken_to_be_empty_by_a_question_that_does_not_wake_it() -> None:
+    """Nothing of ours is on it; what a load would find is seen when it is woken for one."""
+    w = world("a", size=3 * GIB)
+    asleep = GpuSample(GPU, "Test GPU", 0, "nvidia", 8 * GIB, asleep=True)
+    host = GpuSample(HOST, "host memory", 0, HOST, 16 * GIB, 0, 16 * GIB)
+    w.post(events.LookAsked())
+    w.pending.clear()
+    w.post(events.Sampled((asleep, host), {}))
+
+    assert w.scheduler.consider(7 * GIB, "").verdict == "fits"
+    assert w.scheduler.consider(9 * GIB, "").verdict == "refused"
