@@ -65,7 +65,7 @@ class EngineChoice:
     """One engine, a list of them, a map of each to the keys that hold for it alone, or ``auto``."""
 
     allowed: str = (
-        "embedded llama_server llama_cpp ollama custom, or what an installed package adds; "
+        "embedded llama_server llama_cpp ollama vllm tgi custom, or what an installed package adds; "
         "a list of them; a map of them to keys for each alone; or auto"
     )
 

@@ -91,6 +91,32 @@ _FLAGS: dict[str, str] = {
     "--reranking": "reranking",
 }
 
+# vLLM's and text-generation-inference's.
+_FLAGS |= {
+    "--uds": _PRIVATE,
+    "--hostname": _PRIVATE,
+    "--ssl-keyfile": _PRIVATE,
+    "--ssl-certfile": _PRIVATE,
+    "--root-path": _PRIVATE,
+    "--shard-uds-path": _PRIVATE,
+    "--master-port": _PRIVATE,
+    "--served-model-name": "aliases",
+    "--model-id": "file",
+    "--gpu-memory-utilization": "size",
+    "--kv-cache-memory-bytes": "size",
+    "--cuda-memory-fraction": "size",
+    "--max-model-len": "context",
+    "--max-total-tokens": "context",
+    "--max-num-seqs": "parallel",
+    "--max-batch-size": "parallel",
+    "--disable-log-stats": "gpud asks the engine's metrics whether it is busy",
+    "--enable-log-requests": "it would write prompts into the journal",
+    "--enable-log-outputs": "it would write answers into the journal",
+    "--tool-server": _DANGER,
+    "--allowed-local-media-path": _DANGER,
+    "--middleware": _DANGER,
+}
+
 # llama-cpp-python's names for the same things.
 _FLAGS |= {
     "--n-ctx": "context",
@@ -129,6 +155,9 @@ _VARIABLES: dict[str, str] = {
     "LLAMA_ARG_MODEL*": 'use "file"',
     "LLAMA_ARG_HF_*": 'use "file"',
     "LLAMA_ARG_DOCKER*": 'use "file"',
+    "VLLM_API_KEY": _OWN_KEY,
+    "VLLM_SERVER_DEV_MODE": _DANGER,
+    "VLLM_CPU_KVCACHE_SPACE": 'use "size"',
     "OLLAMA_HOST": 'use "host" and "port" of engines.ollama',
     "OLLAMA_MODELS": 'use "models_dir" of engines.ollama',
     "OLLAMA_KEEP_ALIVE": 'gpud decides when a model is idle; use "idle_timeout"',

@@ -10,7 +10,7 @@ from gpud.config.engine_choice import Chosen
 from gpud.config.given import UNSET, Given, is_given, is_good, unused
 from gpud.config.kinds import BROKEN, Reading
 from gpud.config.schema import BUSY, MODEL, STOP, UNLOAD
-from gpud.config.sections import CUSTOM, LLAMA, OLLAMA, Found, Key, Section, Values
+from gpud.config.sections import CUSTOM, HUB, LLAMA, OLLAMA, Found, Key, Section, Values
 from gpud.config.source import Scalar, Where, shown
 from gpud.config.texts import BUILT_IN_ENGINES
 from gpud.core.facts import BusyProbe, EngineSettings, HttpCall, Model, StopTimes
@@ -79,6 +79,9 @@ class Models:
                 return is_given(own, "model")
             if engine in CUSTOM:
                 return is_given(own, "command") or is_given(own, "url")
+            if engine in HUB:
+                in_safetensors = is_given(own, "file") and not is_gguf
+                return not is_given(own, "url") and (in_safetensors or _is_at_the_hub(own))
             return is_given(own, "file")
 
         return tuple(engine for engine in self._backend_order if possible(engine))
@@ -131,13 +134,15 @@ class Models:
         self._unload_and_busy(settings, own, at)
         if engine in OLLAMA:
             settings.setdefault("ollama_name", name)
+        if engine in HUB:
+            settings["hub_name"] = settings.pop("ollama_name", "")
         if engine in CUSTOM and "command" in settings:
             settings.setdefault("health", "/health")
             program = settings["command"][0]
             if "/" in program and not program.startswith("/"):
                 # "./server" means the one beside the file, as it does for every other path in it.
                 settings.setdefault("directory", str(Path(own["command"].where.file).absolute().parent))
-        if settings.get("url") and engine in CUSTOM:
+        if (settings.get("url") and engine in CUSTOM | HUB) or (engine in HUB and self._of_engine(engine, "url")):
             settings["environment"] = ()
         elif engine in CUSTOM and "command" in settings:
             self._check_reachable(at, own, settings, engine)
@@ -245,6 +250,8 @@ class Models:
             self._reading.wrong(
                 where, path, f'has no "file", which the engine "{engine}" needs; add file: /path/to/model.gguf'
             )
+        if engine in HUB:
+            self._check_hub(path, at, engine, own, where)
         if engine not in CUSTOM:
             return
         if not is_given(own, "size"):
@@ -267,6 +274,23 @@ class Models:
                 shape = "a map" if key == "environment" else shown(own[key].node)
                 self._reading.wrong(own[key].where, at(key), f"{shape}: {why}")
 
+    def _check_hub(self, path: str, at: Places, engine: str, own: Values, where: Where) -> None:
+        file = own.get("file")
+        if is_given(own, "url") or self._of_engine(engine, "url"):
+            if not is_given(own, "size"):
+                hint = "add size: and what it holds while it is awake, like 20GiB"
+                text = f'has no "size", which gpud cannot find out for a {engine} that somebody else runs; {hint}'
+                self._reading.wrong(where, path, text)
+        elif file is None and not is_given(own, "model"):
+            text = (
+                f'has neither "file" nor "model", one of which the engine "{engine}" needs; add file: /path/to/folder, '
+                "model: NAME/AT-HUGGING-FACE, or url: for a server that runs anyway"
+            )
+            self._reading.wrong(where, path, text)
+        if file is not None and is_good(file) and _is_gguf(file.value):
+            text = f'the engine "{engine}" reads folders with SafeTensors; give a GGUF file to a llama engine'
+            self._reading.wrong(file.where, at("file"), f"{shown(file.node)}: {text}")
+
     def _check_aliases(self, given: Values) -> None:
         """Every name leads to one model."""
         owner: dict[str, str] = {name: name for name in given}
@@ -286,6 +310,14 @@ class Models:
                 self._reading.wrong(
                     aliases.where, f"models.{name}.aliases", f'"{alias}": {text}; remove it or choose another'
                 )
+
+
+def _is_at_the_hub(own: Values) -> bool:
+    """Whether the model has a name as Hugging Face gives them: an owner, and no tag. A refused one may be any."""
+    found = own.get("model")
+    if found is None or found.value is None:
+        return False
+    return found.value is BROKEN or ("/" in found.value and ":" not in found.value)
 
 
 def _is_gguf(path: str) -> bool:

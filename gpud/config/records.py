@@ -88,7 +88,7 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     idle_timeout_s: float = 300.0
     stop: StopTimes = field(default_factory=StopTimes)
-    backend_order: tuple[str, ...] = ("llama_server", "embedded", "llama_cpp", "ollama")
+    backend_order: tuple[str, ...] = ("llama_server", "embedded", "llama_cpp", "ollama", "vllm", "tgi")
     base_directory: str = "/var/lib/ml-models"
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
     prefetch: PrefetchConfig = field(default_factory=PrefetchConfig)

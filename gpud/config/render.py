@@ -24,7 +24,7 @@ from gpud.config.schema import (
     ROOT,
     STOP,
 )
-from gpud.config.sections import Key, Section
+from gpud.config.sections import HUB, Key, Section
 from gpud.config.source import Scalar, Where, is_secret
 from gpud.core.errors import InvalidArguments
 from gpud.core.facts import BudgetLimits, BusyProbe, HttpCall, Model
@@ -199,6 +199,8 @@ def _by_engine(model: Model, *, secrets: bool) -> dict[str, object]:
         if key.name == "engine" or not key.used_by(model.engine):
             continue
         value = getattr(model if key.model_field else model.settings, key.field or key.name)
+        if key.name == "model" and model.engine in HUB:
+            value = model.settings.hub_name
         if isinstance(value, HttpCall):
             body = {} if value.body is None else {"body": _masked("body", value.body, secrets=secrets)}
             data[key.name] = {"post": value.path} | body
@@ -257,7 +259,7 @@ def warnings(config: Config) -> tuple[str, ...]:
     for name, model in config.models.items():
         for key in ("file", "mmproj", "draft_file"):
             paths = dict.fromkeys(getattr(one.settings, key) for one in (model, *model.alternatives))
-            missing = (path for path in paths if path and not os.path.isfile(path))  # noqa: PTH113
+            missing = (path for path in paths if path and not os.path.exists(path))  # noqa: PTH110
             said += [
                 f'models.{name}.{key}: there is no file "{path}" now; loading the model would fail' for path in missing
             ]

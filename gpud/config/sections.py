@@ -11,7 +11,11 @@ LLAMA = frozenset({"embedded", "llama_server", "llama_cpp"})
 LLAMA_SERVERS = frozenset({"embedded", "llama_server"})
 OLLAMA = frozenset({"ollama"})
 CUSTOM = frozenset({"custom"})
-BUILT_IN = LLAMA | OLLAMA | CUSTOM
+VLLM = frozenset({"vllm"})
+HUB = VLLM | {"tgi"}
+"""Those that serve models as Hugging Face lays them out."""
+
+BUILT_IN = LLAMA | OLLAMA | HUB | CUSTOM
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class Key:
         assert self.default is not None
         nowhere = Where("", 0)
         if self.default.startswith("["):
-            items = tuple(Scalar(nowhere, one) for one in self.default[1:-1].split(", "))
+            items = tuple(Scalar(nowhere, one) for one in self.default[1:-1].split(", ") if one)
             # Nobody wrote it: that an engine in it is not installed is no mistake of theirs.
             return self.kind.read(Items(nowhere, items, len(items)), self.name, replace(reading, known_engines=None))
         return self.kind.read(Scalar(nowhere, self.default), self.name, reading)

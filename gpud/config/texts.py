@@ -111,7 +111,7 @@ class WebAddress:
         return value
 
 
-BUILT_IN_ENGINES = ("embedded", "llama_server", "llama_cpp", "ollama", "custom")
+BUILT_IN_ENGINES = ("embedded", "llama_server", "llama_cpp", "ollama", "vllm", "tgi", "custom")
 
 OTHER_NAMES = {
     "llamacpp": "llama_server",
@@ -120,6 +120,10 @@ OTHER_NAMES = {
     "llama-server": "llama_server",
     "llama-cpp-python": "llama_cpp",
     "llama_cpp_python": "llama_cpp",
+    "vLLM": "vllm",
+    "TGI": "tgi",
+    "text-generation-inference": "tgi",
+    "text-generation-launcher": "tgi",
 }
 """What engines are called elsewhere. "llamacpp" is nearer to "llama_cpp" by its letters, but not by what is meant."""
 

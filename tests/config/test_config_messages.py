@@ -334,10 +334,10 @@ def test_what_is_installed_is_looked_up_only_for_a_message() -> None:
 
 def test_an_engine_that_nobody_installed_is_refused_only_when_the_engines_are_known() -> None:
     """Outside packages add engines: without the list of those here, any well-formed name passes."""
-    text = "models: {a: {engine: vllm, file: /a, context: 100, url: 'http://h:1'}}\nengines: {vllm: {binary: vllm}}"
+    text = "models: {a: {engine: turbo, file: /a, context: 100, url: 'http://h:1'}}\nengines: {turbo: {binary: turbo}}"
     assert len(problems(text)) == 2
     model = config.parse(text, "x").models["a"]
-    assert (model.engine, model.settings.context, model.settings.url) == ("vllm", 100, "http://h:1")
+    assert (model.engine, model.settings.context, model.settings.url) == ("turbo", 100, "http://h:1")
     assert 'did you mean "llama_server"?' in problem("models: {a: {engine: llama-servr, file: /a}}")
     assert 'did you mean "llama_server"?' in problem("engines: {llamacpp: {binary: /x}}")
 
@@ -440,11 +440,11 @@ def test_a_key_that_none_of_several_engines_takes_is_refused() -> None:
 
 def test_no_engine_is_left_for_what_nobody_can_serve() -> None:
     """``auto`` says what is in the way."""
-    told = problem("models: {a: {engine: auto, file: /x/model.safetensors}}")
+    order = "scheduler: {backend_order: [llama_server, ollama]}\n"
+    told = problem(order + "models: {a: {engine: auto, file: /x/model.safetensors}}")
     assert told == (
-        'gpud.yaml:1: models.a.file: "/x/model.safetensors": is no .gguf file, and llama engines read nothing else; no '
-        "other engine of scheduler.backend_order (llama_server embedded llama_cpp ollama) takes it; convert it, "
-        "or name one that does"
+        'gpud.yaml:2: models.a.file: "/x/model.safetensors": is no .gguf file, and llama engines read nothing else; no '
+        "other engine of scheduler.backend_order (llama_server ollama) takes it; convert it, or name one that does"
     )
     told = problem("scheduler: {backend_order: [ollama]}\nmodels: {a: {engine: auto, file: /x.gguf}}")
     assert "models.a.engine: auto: no engine of scheduler.backend_order (ollama) can serve this model" in told

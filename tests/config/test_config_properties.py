@@ -184,7 +184,7 @@ def models(draw: st.DrawFn) -> dict[str, object]:
         return {"engine": engines[0], **draw(served_by(engines[0]))}
     if draw(st.booleans()):
         return {"engine": {engine: draw(served_by(engine)) for engine in engines}}
-    files = [engine for engine in engines if engine not in ("custom", "ollama")] or ["embedded"]
+    files = [engine for engine in engines if engine not in ("custom", "ollama", "vllm", "tgi")] or ["embedded"]
     return {"engine": files, **draw(served_by(files[0], "llama_cpp"))}
 
 
@@ -203,10 +203,14 @@ def served_by(draw: st.DrawFn, *engines: str) -> dict[str, object]:
         else:
             needs["command"] = [*draw(st.lists(ARGUMENTS, min_size=1, max_size=3)), "${port}"]
             without += ("url",)
+    elif engine in ("vllm", "tgi") and draw(st.booleans()):
+        needs["size"], needs["url"] = draw(st.integers(0, 1 << 40)), "http://127.0.0.1:9"
     elif engine != "ollama":
         needs["file"] = draw(PATHS)
+        without += ("url",)
     found = {**draw(mapping(MODEL, without, engine)), **needs}
-    if "context" in found and draw(st.booleans()):
+    takes_least = all(key.used_by(one) for key in MODEL.keys for one in engines if key.name == "least_context")
+    if "context" in found and takes_least and draw(st.booleans()):
         assert isinstance(found["context"], int)
         found["least_context"] = draw(st.integers(16, found["context"]))
     return found

@@ -344,6 +344,9 @@ def test_engines_with_settings_of_their_own() -> None:
         ("file: /m.gguf", ["llama_server", "embedded", "llama_cpp"]),
         ("file: /m.GGUF, model: m", ["llama_server", "embedded", "llama_cpp", "ollama"]),
         ("model: m", ["ollama"]),
+        ("model: owner/m", ["ollama", "vllm", "tgi"]),
+        ("file: /m, model: m", ["ollama", "vllm", "tgi"]),
+        ("file: /m.safetensors", ["vllm", "tgi"]),
     ],
 )
 def test_an_open_engine_is_chosen_by_what_the_model_is(settings: str, engines: list[str]) -> None:
@@ -353,20 +356,20 @@ def test_an_open_engine_is_chosen_by_what_the_model_is(settings: str, engines: l
 
 
 def test_a_file_in_safetensors_never_goes_to_llama_cpp() -> None:
-    """Not even beside a name that Ollama could serve: the file would be without a meaning."""
+    """Not even beside a name that Ollama could serve: without another engine the file would be without a meaning."""
     with pytest.raises(ConfigInvalid, match='safetensors": means nothing to the engine "ollama"'):
-        model("engine: auto, file: /m.safetensors, model: m")
+        model("engine: auto, file: /m.safetensors, model: m", "scheduler: {backend_order: [llama_server, ollama]}")
     other = model("engine: auto, file: /m.safetensors", "scheduler: {backend_order: [llama_server, vllm]}")
     assert (other.engine, other.alternatives) == ("vllm", ())
 
 
 def test_the_order_of_engines_is_configured() -> None:
     """By their names here, or those that others use; engines of other packages take a file."""
-    before = "scheduler: {backend_order: [ollama, vllm, custom, llamacpp]}\ndefaults: {engine: auto}"
-    assert config.parse(before, "x").backend_order == ("ollama", "vllm", "custom", "llama_server")
+    before = "scheduler: {backend_order: [ollama, turbo, custom, llamacpp]}\ndefaults: {engine: auto}"
+    assert config.parse(before, "x").backend_order == ("ollama", "turbo", "custom", "llama_server")
     one = model("file: /m.gguf, model: m", before)
-    assert [each.engine for each in (one, *one.alternatives)] == ["ollama", "vllm", "llama_server"]
-    assert model("file: /m.safetensors", before).engine == "vllm"
+    assert [each.engine for each in (one, *one.alternatives)] == ["ollama", "turbo", "llama_server"]
+    assert model("file: /m.safetensors", before).engine == "turbo"
     assert model("url: 'http://h:1', size: 0", before).engine == "custom"
     assert model("engine: llama.cpp, file: /m").engine == "llama_server"
 
