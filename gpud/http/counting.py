@@ -35,6 +35,9 @@ class Tally:
     counts: list[int]
     sum: float = 0.0
 
+    def copy(self) -> "Tally":
+        return Tally(self.counts.copy(), self.sum)
+
 
 @dataclass(slots=True)
 class Histogram:

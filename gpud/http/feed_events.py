@@ -39,7 +39,7 @@ USUAL = frozenset(Type) - {Type.REQUEST}
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """``number`` grows through all types. ``text`` is the whole event in JSON, ``body`` what it says beyond the head."""
+    """``number`` grows through all types. ``text`` is all of it in JSON, ``body`` what it says beyond the head."""
 
     number: int
     id: str

@@ -22,7 +22,7 @@ HISTORY_LINES = 200
 
 class Shape(StrEnum):
     """``EVENTS``: server-sent events, resumable. ``JSON``: the same as bare objects, for a WebSocket.
-    ``LLAMA_SWAP``: its server-sent events. ``MANAGEMENT``: bare objects under the names of the management API's ``/ws``.
+    ``LLAMA_SWAP``: its server-sent events. ``MANAGEMENT``: bare objects with the names of the management API's ``/ws``.
     """
 
     EVENTS = "events"

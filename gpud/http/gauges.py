@@ -86,7 +86,7 @@ _MEMORY: tuple[tuple[str, str, Callable[[GpuStatus], float | None]], ...] = (
     ("reserve_bytes", "Memory of the {} that gpud always leaves free.", lambda g: g.reserve_bytes),
     ("budget_bytes", "Memory of the {} that gpud may take in all.", lambda g: g.budget_bytes),
     ("available_bytes", "Memory of the {} that gpud could give away now.", lambda g: g.available_bytes),
-    ("alert", "1 while the {} is nearly full, by alerts.percent; else 0.", lambda g: g.alert),
+    ("alert", "1 while the {} is nearly full, by gpu.alert_percent; else 0.", lambda g: g.alert),
 )
 
 _GPU: tuple[tuple[str, str, Callable[[GpuStatus], float | None]], ...] = (

@@ -10,7 +10,7 @@ costs neither memory nor start-up time.
 import asyncio
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gpud.core.events import (
@@ -24,7 +24,7 @@ from gpud.core.events import (
 )
 from gpud.core.facts import JobKind, JobResult, Snapshot, State
 from gpud.engine import Engine
-from gpud.http.counting import Counter, Histogram, Labels
+from gpud.http.counting import Counter, Histogram
 from gpud.http.gauges import Gauge, gauges
 
 if TYPE_CHECKING:
@@ -70,9 +70,7 @@ class Metrics:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._loop = asyncio.get_running_loop()
         self._models: frozenset[str] = frozenset()
-        self._models_at_s = float("-inf")
         self._routes: set[str] = set()
         self._canceled: set[str] = set()
         self._loads = Counter(
@@ -223,14 +221,8 @@ class Metrics:
             self._generated.add((model,), max(0, seen.generated_tokens))
 
     def _is_configured(self, model: str) -> bool:
-        """Only configured models become labels. The list is looked up again once a second at the most, since a client
-        may ask for unknown models as often as it likes.
-        """
-        if not model or model in self._models:
-            return bool(model)
-        now = self._loop.time()
-        if now - self._models_at_s >= 1.0:
-            self._models_at_s = now
+        """Only configured models become labels. One that is not known may have come with a reload: it is looked up."""
+        if model and model not in self._models:
             self._models = frozenset(status.model.name for status in self._engine.snapshot().models)
         return model in self._models
 
@@ -268,11 +260,8 @@ class Metrics:
         looked_at_s = self._engine.looked_at_s
         age_s = None if looked_at_s is None else max(0.0, snapshot.now_s - looked_at_s)
         return Numbers(
-            counters=[(c.name, c.help, c.labels, list(c.values.items())) for c in self._counters],
-            histograms=[
-                (h.name, h.help, h.labels, [(labels, h.buckets(t), t.sum) for labels, t in h.values.items()])
-                for h in self._histograms
-            ],
+            counters=[replace(counter, values=dict(counter.values)) for counter in self._counters],
+            histograms=[replace(h, values={k: t.copy() for k, t in h.values.items()}) for h in self._histograms],
             gauges=[*gauges(snapshot, age_s), _build(snapshot)],
         )
 
@@ -297,28 +286,28 @@ def _build(snapshot: Snapshot) -> Gauge:
 class Numbers:
     """Every number of one moment; a thread may read it while the counting goes on."""
 
-    counters: list[tuple[str, str, Labels, list[tuple[Labels, float]]]]
-    histograms: list[tuple[str, str, Labels, list[tuple[Labels, list[tuple[str, float]], float]]]]
+    counters: list[Counter]
+    histograms: list[Histogram]
     gauges: list[Gauge]
 
     def families(self) -> "Iterable[Metric]":
         from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-        for name, text, labels, counted in self.counters:
-            counter = CounterMetricFamily(name, text, labels=labels)
-            for values, value in counted:
-                counter.add_metric(values, value)
-            yield counter
-        for name, text, labels, tallies in self.histograms:
-            histogram = HistogramMetricFamily(name, text, labels=labels)
-            for values, buckets, total in tallies:
-                histogram.add_metric(values, buckets, total)
-            yield histogram
+        for counter in self.counters:
+            counters = CounterMetricFamily(counter.name, counter.help, labels=counter.labels)
+            for labels, value in counter.values.items():
+                counters.add_metric(labels, value)
+            yield counters
+        for histogram in self.histograms:
+            histograms = HistogramMetricFamily(histogram.name, histogram.help, labels=histogram.labels)
+            for labels, tally in histogram.values.items():
+                histograms.add_metric(labels, histogram.buckets(tally), tally.sum)
+            yield histograms
         for gauge in self.gauges:
-            family = GaugeMetricFamily(gauge.name, gauge.help, labels=gauge.labels)
-            for values, value in gauge.values.items():
-                family.add_metric(values, value)
-            yield family
+            gauges = GaugeMetricFamily(gauge.name, gauge.help, labels=gauge.labels)
+            for labels, value in gauge.values.items():
+                gauges.add_metric(labels, value)
+            yield gauges
 
 
 def _write(numbers: Numbers, accept: str, engines: Mapping[str, str]) -> tuple[str, bytes]:

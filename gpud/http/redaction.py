@@ -11,7 +11,7 @@ REDACTED = "[redacted]"
 
 _NAMED = re.compile(
     r"""(?ix)
-    ( (?: (?: api | access ) [-_ ]? key | [a-z_]{0,24} token | secret | passw(?:or)?d )
+    ( (?: (?: api | access ) [-_ ]? key | (?<![a-z_]) [a-z_]{0,40} token | secret | passw(?:or)?d )
       ["']? \s* [:=] \s* ["']?
     | --api-key [\s=]+ ["']?
     | authorization ["']? \s* [:=] \s* ["']? (?:bearer\s+|basic\s+)?
