@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from gpud.core import admission, events, eviction
+from gpud.core import events, eviction
+from gpud.core.admission import Admission
 from gpud.core.budget import describe
 from gpud.core.claiming import Claiming
 from gpud.core.claims import Claim
@@ -16,6 +17,7 @@ from gpud.core.loading import Loading
 from gpud.core.queue import Ticket
 from gpud.core.quote import Quote, Share
 from gpud.core.table import Table
+from gpud.core.verdict import Evicts, Granted, Refused, Waits, Wish
 
 Entry = Instance | Claim
 
@@ -29,55 +31,64 @@ class Admitting:
         self._leaving = leaving
         self._claiming = claiming
         self._out = table.out
-        self._waits: dict[int, admission.Waits] = {}
+        self._waits: dict[int, Waits] = {}
 
     def serve(self, event: events.Sampled) -> None:
         """Go through the queue once. What those who wait will need, nobody behind them takes."""
         before, self._waits = self._waits, {}
-        devices: Sequence[admission.Device] | None = None
         checked = {model.name: model for model in event.checked}
         order = self._table.queue()
         overdue = max((place for place, entry in enumerate(order) if _is_overdue(entry)), default=-1)
+        found: Admission | None = None
         for place, entry in enumerate(order):
-            # Who stands before one whose turn has come has its turn as well: else that one would wait for it.
-            wish = self._wish(entry, event, checked, overdue=place <= overdue)
-            if wish is None:
-                self._as_before(entry, before)
+            ticket = entry.ticket
+            if ticket is None:
                 continue
-            if devices is None:
-                devices = self._table.devices()
-            policy = self._table.limits.eviction.policy
-            verdict = admission.decide(wish, devices, ahead=self.ahead(), policy=policy, now=self._table.now)
+            if found is None:
+                found = self.admission()
+            told = before.get(ticket.sequence)
+            if told is not None and found.still_behind(told):
+                self._waits[ticket.sequence] = told
+                continue
+            # Who stands before one whose turn has come has its turn as well: else that one would wait for it.
+            wish = self._wish(entry, event, checked, overdue=place <= overdue, before=told)
+            if wish is None:
+                # This look says nothing of it; what it was promised the last time stays promised.
+                if told is not None and entry.ticket is ticket:
+                    self._waits[ticket.sequence] = told
+                    found.keep(told)
+                continue
+            verdict = found.decide(wish)
             match verdict:
-                case admission.Granted():
+                case Granted():
                     self._grant(entry, verdict)
-                    devices = None
-                case admission.Waits():
-                    self._keep_waiting(entry, verdict)
-                case admission.Evicts(shares, victims, _, text):
+                    found = None
+                case Waits():
+                    if self._keep_waiting(entry, verdict):
+                        found.keep(verdict)
+                case Evicts(shares, victims, _, text):
                     text = f"waiting until {_names([victim.model for victim in victims])} is unloaded: {text}"
-                    if self._keep_waiting(entry, admission.Waits(shares, text, "eviction")):
+                    if self._keep_waiting(entry, Waits(shares, text, "eviction")):
                         self._evict(entry, verdict)
-                        devices = None
-                case admission.Refused(error):
+                        found = None
+                case Refused(error):
                     self._refuse(entry, error)
 
-    def ahead(self) -> admission.Ahead:
-        """All that those need together who were told to wait."""
-        together = admission.NOBODY
-        for waits in self._waits.values():
-            together = together.and_then(waits)
-        return together
-
-    def _as_before(self, entry: Entry, before: Mapping[int, admission.Waits]) -> None:
-        """This look says nothing of it; what it was promised the last time stays promised."""
-        ticket = entry.ticket
-        if ticket is not None and ticket.sequence in before:
-            self._waits[ticket.sequence] = before[ticket.sequence]
+    def admission(self, *, asleep_is_empty: bool = False) -> Admission:
+        """The devices as they are at this moment, with all that those need who were told to wait."""
+        policy = self._table.limits.eviction.policy
+        devices = self._table.devices(asleep_is_empty=asleep_is_empty)
+        return Admission(devices, ahead=self._waits.values(), policy=policy, now=self._table.now)
 
     def _wish(
-        self, entry: Entry, event: events.Sampled, checked: Mapping[str, Model], *, overdue: bool
-    ) -> admission.Wish | None:
+        self,
+        entry: Entry,
+        event: events.Sampled,
+        checked: Mapping[str, Model],
+        *,
+        overdue: bool,
+        before: Waits | None,
+    ) -> Wish | None:
         """What it wants, or None when that is not known by this look, or known to be in vain."""
         if isinstance(entry, Claim):
             if entry.id not in event.claimed:
@@ -85,7 +96,8 @@ class Admitting:
                 return None
             return self._claiming.wish(entry, overdue=overdue)
         name = entry.model.name
-        if checked.get(name) != entry.launchable():
+        wanted, known = entry.launchable(), checked.get(name)
+        if known is not wanted and known != wanted:
             # It came, or another context or engine was wished for, after the look had begun.
             self._table.look = True
             return None
@@ -99,12 +111,12 @@ class Admitting:
         if entry.reload_s is None:
             entry.reload_s = quote.load_s
         may_evict = entry.wanted or any(job.evict for job in entry.load_jobs)
-        wish = admission.Wish.load(entry.launchable(), grown(quote, entry.growth), may_evict=may_evict, overdue=overdue)
+        wish = Wish.load(wanted, grown(quote, entry.growth), may_evict=may_evict, overdue=overdue, before=before)
         if entry.ticket is not None and wish.quote.offers:
             entry.expects_bytes = wish.quote.offers[0].need_bytes
         return wish
 
-    def _grant(self, entry: Entry, verdict: admission.Granted) -> None:
+    def _grant(self, entry: Entry, verdict: Granted) -> None:
         if isinstance(entry, Claim):
             self._claiming.grant(entry, verdict)
         else:
@@ -118,7 +130,7 @@ class Admitting:
 
     # Waiting
 
-    def _keep_waiting(self, entry: Entry, waits: admission.Waits) -> bool:
+    def _keep_waiting(self, entry: Entry, waits: Waits) -> bool:
         """It stays in the queue for this reason, unless the queue is full or it would not wait: then it is told so."""
         ticket = entry.ticket
         if ticket is None:
@@ -247,7 +259,7 @@ class Admitting:
 
     # Making room
 
-    def _evict(self, entry: Entry, verdict: admission.Evicts) -> None:
+    def _evict(self, entry: Entry, verdict: Evicts) -> None:
         for candidate in verdict.victims:
             victim = self._table.instances[candidate.model]
             self.make_room(victim, self._subject_name(entry), candidate, verdict)
@@ -256,9 +268,7 @@ class Admitting:
     def _subject_name(entry: Entry) -> str:
         return entry.who if isinstance(entry, Claim) else f'"{entry.model.name}"'
 
-    def make_room(
-        self, victim: Instance, wanting: str, candidate: eviction.Candidate, verdict: admission.Evicts
-    ) -> None:
+    def make_room(self, victim: Instance, wanting: str, candidate: eviction.Candidate, verdict: Evicts) -> None:
         now = self._table.now
         idle = (
             f"{victim.in_flight} requests in flight"

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
-from gpud.core import admission, budget, eviction
+from gpud.core import budget, eviction
 from gpud.core.claims import Claim
 from gpud.core.facts import HOST, BudgetLimits, GpuSample, GpuStatus, Limits, State
 from gpud.core.instance import Instance
 from gpud.core.returning import Expected, Returning
+from gpud.core.verdict import Device
 
 GOING = (State.DRAINING, State.STOPPING, State.KILLING)
 NOBODY: frozenset[int] = frozenset()
@@ -133,7 +134,7 @@ class Books:
         occupied: Callable[[Instance], bool],
         *,
         asleep_is_empty: bool = False,
-    ) -> Sequence[admission.Device]:
+    ) -> Sequence[Device]:
         """Every device as admission wants to see it. ``instances`` are those with an engine; ``may_go`` says of one
         whether it may make room for others at all, ``occupied`` whether it has to answer somebody first. A device that
         sleeps has nothing of ours and tells nothing; ``asleep_is_empty``: for a question that shall not wake it, all of
@@ -153,7 +154,7 @@ class Books:
                 self._candidate(i, sample.uuid, busy=False) for i in here if i.state is State.LOADING and may_go(i)
             ]
             devices.append(
-                admission.Device(
+                Device(
                     sample,
                     self.account(sample, here, claims),
                     coming + self._returning.bytes(sample.uuid),

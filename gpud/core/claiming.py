@@ -1,12 +1,13 @@
 """Claims: memory for programs that are no engines. They wait in the same queue, and are granted from the same books."""
 
-from gpud.core import admission, events
+from gpud.core import events
 from gpud.core.budget import describe
 from gpud.core.claims import Claim
 from gpud.core.errors import GpudError, InvalidArguments, NoSuchClaim, ShuttingDown, WaitedTooLong
 from gpud.core.events import Kind, Level, Notice
 from gpud.core.quote import Quote, Source
 from gpud.core.table import Table
+from gpud.core.verdict import Granted, Wish
 
 
 class Claiming:
@@ -37,12 +38,12 @@ class Claiming:
         self._table.enqueue(claim)
         self._out.touch()
 
-    def wish(self, claim: Claim, *, overdue: bool) -> admission.Wish:
+    def wish(self, claim: Claim, *, overdue: bool) -> Wish:
         subject = f"give {describe(claim.bytes)} to {claim.who}"
         quote = Quote.simple(claim.bytes, Source.DECLARED)
-        return admission.Wish(subject, quote, claim.gpu, overdue=overdue, awaits_claims=True)
+        return Wish(subject, quote, claim.gpu, overdue=overdue, awaits_claims=True)
 
-    def grant(self, claim: Claim, granted: admission.Granted) -> None:
+    def grant(self, claim: Claim, granted: Granted) -> None:
         waited_s = self._table.now - claim.since_s
         claim.ticket = None
         claim.device, claim.vendor = granted.shares[0].device, granted.vendor

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gpud.core import admission, events
+from gpud.core import events
 from gpud.core.budget import describe
 from gpud.core.errors import BackendFailed, BudgetExceeded, Busy, GpudError, InvalidOption, NoSuchModel, ShuttingDown
 from gpud.core.events import Kind, Level
@@ -17,6 +17,7 @@ from gpud.core.leaving import Leaving
 from gpud.core.lifecycle import Trigger
 from gpud.core.quote import Offer, Share, Source
 from gpud.core.table import Table
+from gpud.core.verdict import Granted
 from gpud.core.yielding import Yielding
 
 OUT_OF_MEMORY = "oom"
@@ -131,7 +132,7 @@ class Loading:
                 hint="ask again later, or leave the choice to gpud",
             )
 
-    def launch(self, instance: Instance, granted: admission.Granted) -> None:
+    def launch(self, instance: Instance, granted: Granted) -> None:
         crashed = instance.wanted and instance.attempts > 0
         self.take_wishes(instance)
         waited_s = 0.0 if instance.ticket is None else self._table.now - instance.ticket.since_s

@@ -79,12 +79,11 @@ class Memory:
             if instance.state is State.LOADING:
                 self._watch_load(instance)
             elif instance.state in (State.READY, State.DRAINING):
-                settled_now = not instance.settled and instance.model.name in settling
-                if self._books.sample_of(instance.device) is None or not (instance.settled or settled_now):
+                if self._books.sample_of(instance.device) is None:
                     continue
                 # What a device does not tell any more stays as it was told last.
                 instance.used = {**instance.used, **self._books.measured(instance)}
-                if settled_now:
+                if not instance.settled and instance.model.name in settling:
                     self._settle(instance)
 
     def _watch_load(self, instance: Instance) -> None:

@@ -1,11 +1,12 @@
 """Others need the memory: idle models go when little is left, and everybody is told when a device is nearly full."""
 
-from gpud.core import admission, events, eviction
+from gpud.core import events, eviction
 from gpud.core.budget import describe
 from gpud.core.events import Kind, Level, Notice
 from gpud.core.facts import GpuSample
 from gpud.core.leaving import Leaving
 from gpud.core.table import Table
+from gpud.core.verdict import Device
 
 ALERT_OVER_PERCENT = 5.0
 """An alert is over when a device is so much below the limit: it does not come and go with every request."""
@@ -109,7 +110,7 @@ class Pressure:
         if victims is None and sample.uuid not in self._table.giving_way:
             self._tell_short(device, missing, why)
 
-    def _tell_short(self, device: admission.Device, missing: int, why: str) -> None:
+    def _tell_short(self, device: Device, missing: int, why: str) -> None:
         """Idle models are not enough, and no running answer is cut: that is told once, with those who are at work."""
         working = ", ".join(f'"{candidate.model}"' for candidate in (*device.occupied, *device.starting))
         if working:

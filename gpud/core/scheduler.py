@@ -10,7 +10,8 @@ here are the events, the deadlines, the configuration and the end.
 from collections.abc import Mapping
 from typing import assert_never
 
-from gpud.core import admission, events
+from gpud.core import events
+from gpud.core.admission import Considered
 from gpud.core.admitting import Admitting, Entry
 from gpud.core.budget import describe
 from gpud.core.claiming import Claiming
@@ -38,6 +39,7 @@ from gpud.core.memory import Memory
 from gpud.core.pressure import Pressure
 from gpud.core.quote import Quote
 from gpud.core.table import Table
+from gpud.core.verdict import Evicts, Granted, Refused, Waits, Wish
 from gpud.core.yielding import Yielding
 
 
@@ -173,27 +175,21 @@ class Scheduler:
         rest = [entry for entry in self._table.waiting() if id(entry) not in placed]
         return tuple(_place(position, entry) for position, entry in enumerate([*order, *rest], 1))
 
-    def consider(self, size_bytes: int, gpu: str) -> admission.Considered:
+    def consider(self, size_bytes: int, gpu: str) -> Considered:
         """What would come of a wish for so many bytes, behind those who wait and by the last look; nothing is done."""
-        wish = admission.Wish(f"give {describe(size_bytes)}", Quote.simple(size_bytes), gpu)
-        verdict = admission.decide(
-            wish,
-            self._table.devices(asleep_is_empty=True),
-            ahead=self._admitting.ahead(),
-            policy=self._table.limits.eviction.policy,
-            now=self._table.now,
-        )
+        admission = self._admitting.admission(asleep_is_empty=True)
+        verdict = admission.decide(Wish(f"give {describe(size_bytes)}", Quote.simple(size_bytes), gpu))
         match verdict:
-            case admission.Granted(_, shares, _):
+            case Granted(_, shares, _):
                 name = self._books.device_name(shares[0].device)
-                return admission.Considered("fits", shares[0].device, (), f"{describe(size_bytes)} fit on {name}")
-            case admission.Evicts(shares, victims, _, text):
+                return Considered("fits", shares[0].device, (), f"{describe(size_bytes)} fit on {name}")
+            case Evicts(shares, victims, _, text):
                 names = tuple(victim.model for victim in victims)
-                return admission.Considered("evicts", shares[0].device, names, text)
-            case admission.Waits(shares, text):
-                return admission.Considered("waits", shares[0].device, (), text)
-            case admission.Refused(error):
-                return admission.Considered("refused", "", (), error.text)
+                return Considered("evicts", shares[0].device, names, text)
+            case Waits(shares, text):
+                return Considered("waits", shares[0].device, (), text)
+            case Refused(error):
+                return Considered("refused", "", (), error.text)
 
     def job_statuses(self) -> tuple[JobStatus, ...]:
         seen: dict[int, JobStatus] = {}

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from gpud.core import admission, events, queue
+from gpud.core import events, queue
 from gpud.core.books import Books
 from gpud.core.claims import Claim, Claims
 from gpud.core.errors import NoSuchModel
@@ -12,6 +12,7 @@ from gpud.core.instance import Instance
 from gpud.core.lifecycle import Trigger
 from gpud.core.looks import Looks
 from gpud.core.outbox import Outbox
+from gpud.core.verdict import Device
 
 # A look at the devices takes so long at most, as a rule: files are read, and an engine may be asked what it needs.
 LOOK_S = 5.0
@@ -148,7 +149,7 @@ class Table:
     def resident_until(self, instance: Instance) -> float:
         return (instance.ready_since_s or 0.0) + self.limits.eviction.residence_s
 
-    def devices(self, *, asleep_is_empty: bool = False) -> Sequence[admission.Device]:
+    def devices(self, *, asleep_is_empty: bool = False) -> Sequence[Device]:
         """Every device as admission wants to see it."""
         return self.books.devices(
             self.with_engine(),

@@ -1,16 +1,18 @@
 """Whether somebody may have memory now, and where: rule by rule, values only."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from gpud.core import admission, budget
-from gpud.core.admission import Ahead, Device, Evicts, Granted, Refused, Waits, Wish
+from gpud.core import budget
+from gpud.core.admission import Admission
 from gpud.core.budget import Account
 from gpud.core.errors import BudgetExceeded, GpuTaken, GpuUnavailable
 from gpud.core.eviction import Candidate
 from gpud.core.facts import HOST, BudgetLimits, EngineSettings, GpuSample, Model
 from gpud.core.quote import ANY_GPU, Offer, Quote, Share, Source
+from gpud.core.verdict import Device, Evicts, Granted, Refused, Verdict, Waits, Wish
 
 GIB = 1 << 30
 
@@ -54,18 +56,15 @@ def wish(size: float, **more: object) -> Wish:
     return Wish('load "m"', Quote.simple(int(size * GIB)), **more)  # type: ignore[arg-type]
 
 
-def decide(wanted: Wish, *devices: Device, ahead: Ahead = admission.NOBODY) -> admission.Verdict:
-    return admission.decide(wanted, [*devices, HOST_DEVICE], ahead=ahead)
+def decide(wanted: Wish, *devices: Device, ahead: Sequence[Verdict] = (), now: float = 0.0) -> Verdict:
+    waiting = [verdict for verdict in ahead if isinstance(verdict, Waits)]
+    assert len(waiting) == len(ahead)
+    return Admission([*devices, HOST_DEVICE], ahead=waiting, now=now).decide(wanted)
 
 
-def where(verdict: admission.Verdict) -> list[tuple[str, float]]:
+def where(verdict: Verdict) -> list[tuple[str, float]]:
     assert not isinstance(verdict, Refused)
     return [(share.device, share.bytes / GIB) for share in verdict.shares]
-
-
-def before(verdict: admission.Verdict, ahead: Ahead = admission.NOBODY) -> Ahead:
-    assert isinstance(verdict, Waits)
-    return ahead.and_then(verdict)
 
 
 # 1, 2: now
@@ -96,13 +95,13 @@ def test_what_fits_beside_what_those_before_wait_for_is_granted_at_once() -> Non
     gpu = device(available=2, busy={"x": 6})
     first = decide(wish(6), gpu)
     assert isinstance(first, Waits) and first.cause == "busy"
-    assert isinstance(decide(wish(2), gpu, ahead=before(first)), Granted)
+    assert isinstance(decide(wish(2), gpu, ahead=[first]), Granted)
 
 
 def test_what_those_before_will_need_is_not_given_away() -> None:
     """It fits now, but then the first would have to wait for more than it waits for already."""
     gpu = device(available=2, busy={"x": 6})
-    second = decide(wish(2), gpu, ahead=before(decide(wish(7), gpu)))
+    second = decide(wish(2), gpu, ahead=[decide(wish(7), gpu)])
     assert isinstance(second, Waits) and second.cause == "behind"
 
 
@@ -110,7 +109,7 @@ def test_what_those_before_will_need_is_not_given_away() -> None:
 def test_those_behind_may_have_what_is_left_whatever_the_first_waits_for(tier: str) -> None:
     """Loading or answering."""
     gpu = device(available=2, **{tier: {"x": 6}})  # type: ignore[arg-type]
-    ahead = before(decide(wish(6), gpu))
+    ahead = [decide(wish(6), gpu)]
     assert isinstance(decide(wish(2), gpu, ahead=ahead), Granted)
     assert isinstance(decide(wish(2.1), gpu, ahead=ahead), Waits)
 
@@ -127,7 +126,7 @@ def test_what_is_on_its_way_is_waited_for_and_nobody_goes() -> None:
 def test_what_is_on_its_way_belongs_to_the_first() -> None:
     """The second makes room of its own."""
     gpu = device(available=1, coming=4, idle={"a": 3})
-    second = decide(wish(2), gpu, ahead=before(decide(wish(5), gpu)))
+    second = decide(wish(2), gpu, ahead=[decide(wish(5), gpu)])
     assert isinstance(second, Evicts)
     assert [victim.model for victim in second.victims] == ["a"]
 
@@ -154,8 +153,8 @@ def test_who_may_not_evict_is_refused_and_told_what_eviction_would_do() -> None:
 def test_a_model_for_which_somebody_before_waits_does_not_go_for_another() -> None:
     """It is spoken for: the second evicts what nobody waits for, or waits itself."""
     gpu = device(available=0, idle={"a": 1}, busy={"x": 7})
-    ahead = before(decide(wish(7), gpu))
-    assert ahead.awaited == {"x"}
+    ahead = [decide(wish(7), gpu)]
+    assert isinstance(ahead[0], Waits) and ahead[0].awaits == {"x"}
     second = decide(wish(1, overdue=True), gpu, ahead=ahead)
     assert isinstance(second, Evicts)
     assert [victim.model for victim in second.victims] == ["a"]
@@ -167,7 +166,7 @@ def test_the_gpu_where_the_least_is_lost_is_emptied() -> None:
     """What was used an hour ago goes rather than what was used just now."""
     old = replace(device("GPU-0", 1), movable=(Candidate("old", 0.0, 6 * GIB, reload_s=3),))
     new = replace(device("GPU-1", 2), movable=(Candidate("new", 3599.0, 6 * GIB, reload_s=3),))
-    verdict = admission.decide(wish(6), [old, new, HOST_DEVICE], now=3600.0)
+    verdict = decide(wish(6), old, new, now=3600.0)
     assert isinstance(verdict, Evicts)
     assert [victim.model for victim in verdict.victims] == ["old"]
 
@@ -176,7 +175,7 @@ def test_a_higher_priority_does_not_go_while_a_lower_one_on_another_gpu_could() 
     """However long it has not been used."""
     high = replace(device("GPU-0", 1), movable=(Candidate("high", 0.0, 6 * GIB, priority=2),))
     low = replace(device("GPU-1", 1), movable=(Candidate("low", 3599.0, 6 * GIB, priority=0, reload_s=60),))
-    verdict = admission.decide(wish(6), [high, low, HOST_DEVICE], now=3600.0)
+    verdict = decide(wish(6), high, low, now=3600.0)
     assert isinstance(verdict, Evicts)
     assert [victim.model for victim in verdict.victims] == ["low"]
 
@@ -191,6 +190,22 @@ def test_models_in_use_are_waited_for_by_name() -> None:
     assert isinstance(waits, Waits)
     assert waits.text == 'needs 6.0 GiB, 2.0 GiB available on card GPU-0; waiting until "x" has answered'
     assert isinstance(decide(wish(6, overdue=True), gpu), Evicts)
+
+
+def test_who_waits_for_a_busy_model_waits_for_the_same_one_at_the_next_look() -> None:
+    """As long as it is enough, and no idle one would do; it does not jump from one to another."""
+    gpu = device(available=0, busy={"x": 4, "y": 4})
+    first = decide(wish(4), gpu)
+    assert isinstance(first, Waits)
+    (awaited,) = first.awaits
+    (other,) = {"x", "y"} - {awaited}
+    later = replace(gpu, occupied=tuple(replace(c, reload_s=9.0 * (c.model == awaited)) for c in gpu.occupied))
+    again = decide(wish(4, before=first), later)
+    assert again == first
+    assert isinstance(decide(wish(4, before=first), device(idle={other: 4}, available=0, busy={awaited: 4})), Evicts)
+    assert isinstance(decide(wish(5, before=first), later), Waits)
+    gone = device(available=0, busy={other: 4})
+    assert decide(wish(4, before=first), gone) != first
 
 
 def test_an_idle_model_does_not_go_in_vain_with_a_busy_one() -> None:
@@ -228,7 +243,7 @@ def test_a_claim_waits_for_claims_and_a_load_does_not() -> None:
 def test_beside_a_claim_that_waits_for_claims_smaller_ones_are_served() -> None:
     """What is left when both have what they want."""
     gpu = device(available=2, claimed=6)
-    ahead = before(decide(wish(6, awaits_claims=True), gpu))
+    ahead = [decide(wish(6, awaits_claims=True), gpu)]
     assert isinstance(decide(wish(2), gpu, ahead=ahead), Granted)
 
 
@@ -238,7 +253,7 @@ def test_beside_a_claim_that_waits_for_claims_smaller_ones_are_served() -> None:
 def test_what_would_fit_if_nobody_were_before_it_waits() -> None:
     """It is not refused."""
     gpu = device(available=4, coming=4)
-    ahead = before(decide(wish(8), gpu))
+    ahead = [decide(wish(8), gpu)]
     verdict = decide(wish(4), gpu, ahead=ahead)
     assert verdict == Waits((Share("GPU-0", 4 * GIB),), "waiting for those before it on card GPU-0", "behind")
 
@@ -311,13 +326,12 @@ def test_if_no_gpu_can_be_used_each_says_why() -> None:
 def test_host_memory_that_cannot_be_read_is_said_to_be_so(model: Model) -> None:
     """Not that it is too small."""
     sample = GpuSample(HOST, "host memory", 0, HOST, health="the kernel does not tell")
-    device = admission.Device(sample, budget.account(sample, BudgetLimits(), ()))
-    verdict = admission.decide(admission.Wish.load(model, Quote.simple(GIB)), [device])
-    assert isinstance(verdict, admission.Refused)
+    admission = Admission([Device(sample, budget.account(sample, BudgetLimits(), ()))])
+    verdict = admission.decide(Wish.load(model, Quote.simple(GIB)))
+    assert isinstance(verdict, Refused)
     assert isinstance(verdict.error, GpuUnavailable)
     assert verdict.error.message == 'cannot load "a": host memory: the kernel does not tell'
-    nothing = admission.Wish.load(model, Quote.simple(0))
-    assert isinstance(admission.decide(nothing, [device]), admission.Granted)
+    assert isinstance(admission.decide(Wish.load(model, Quote.simple(0))), Granted)
 
 
 # Several offers
