@@ -374,6 +374,30 @@ def test_each_verdict_has_its_words(place: Place, answer: Any, status_code: int,
     with_stub(place, work)
 
 
+@pytest.mark.parametrize(
+    ("need", "status_code", "line"),
+    [
+        (5 * GIB, 0, "fits, unless other programs hold the GPU, which is not woken to look"),
+        (9 * GIB, 4, "does not fit"),
+    ],
+)
+def test_a_gpu_that_sleeps_is_not_woken_for_a_question(place: Place, need: int, status_code: int, line: str) -> None:
+    """Its budget answers, in place of a scheduler that cannot know what is free of it."""
+
+    async def work(stub: StubDaemon) -> None:
+        room = gpu("GPU-1", Budget=Variant("t", 8 * GIB), Asleep=Variant("b", True))
+        stub.answers |= {
+            "Status": status(Models=Variant("aa{sv}", [model("tiny")]), Gpus=devices(room)),
+            "Quote": reply("a{sv}", {"Offers": devices(offer(need)), "Less": devices()}),
+            "Consider": considered("refused", device="", message="does not tell its free memory"),
+        }
+        code, text, _ = await stub.gpudctl(place, "budget", "tiny")
+        assert code == status_code
+        assert text.splitlines()[1:3] == ["  GPU 0 (Test GPU 0): budget 8.0 GiB, asleep", line]
+
+    with_stub(place, work)
+
+
 def test_a_part_that_is_too_large_for_the_machines_memory(place: Place) -> None:
     """The GPU would hold its share, the machine not the rest."""
 
