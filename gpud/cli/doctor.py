@@ -189,10 +189,9 @@ def wanted_ports(config: "Config") -> dict[str, tuple[str, int]]:
 
     found = {}
     if find_spec("gpud.http") is not None:
-        for name in ("front", "management", "ollama"):
-            door = getattr(config.http, name)
-            if door.enable:
-                found[f"http.{name}"] = (door.host, door.port)
+        for name, door in config.http.doors.items():
+            for number, host in enumerate(door.hosts if door.enable else ()):
+                found[f"http.{name}" + (f" ({host})" if number else "")] = (host, door.port)
     for name, engine in config.engines.items():
         if engine.port and not engine.url:
             found[f"engines.{name}"] = (engine.host, engine.port)

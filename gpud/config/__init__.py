@@ -1,15 +1,18 @@
 """YAML in; one frozen, complete Config out, or every problem at once. Owns what can be configured, starts nothing."""
 
+from gpud.config.api_keys import load_keys
 from gpud.config.files import default_path, load, parse
 from gpud.config.records import (
     AlertsConfig,
     BusConfig,
     Config,
     Door,
+    DoorLimits,
     EngineConfig,
     HttpConfig,
     LoggingConfig,
     PrefetchConfig,
+    TlsConfig,
 )
 from gpud.config.render import render, to_yaml, warnings
 
@@ -18,12 +21,15 @@ __all__ = [
     "BusConfig",
     "Config",
     "Door",
+    "DoorLimits",
     "EngineConfig",
     "HttpConfig",
     "LoggingConfig",
     "PrefetchConfig",
+    "TlsConfig",
     "default_path",
     "load",
+    "load_keys",
     "parse",
     "render",
     "to_yaml",

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gpud.core.facts import Limits, Model, StopTimes
+from gpud.core.keys import BOTH, Rate, Right
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +50,68 @@ class PrefetchConfig:
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """One listening address."""
+    """Where one door listens: on each of ``hosts`` with ``port``, and on a Unix socket where it has a path."""
 
     enable: bool
-    host: str
+    hosts: tuple[str, ...]
     port: int
+    socket: str = ""
+    socket_mode: int = 0o660
+
+
+@dataclass(frozen=True, slots=True)
+class TlsConfig:
+    """The files of the certificate, with its chain, and of its private key; both empty: no TLS."""
+
+    certificate: str = ""
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DoorLimits:
+    """What one door grants its clients.
+
+    ``header_s`` bounds a whole header; a body, or an answer that is being read, may pause for ``body_s`` or
+    ``write_s``; a connection waits ``idle_s`` for its next request.
+    """
+
+    header_bytes: int = 64 << 10
+    body_bytes: int = 100 << 20
+    connections: int = 2048
+    connections_per_address: int = 512
+    header_s: float = 10.0
+    body_s: float = 30.0
+    idle_s: float = 75.0
+    write_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class HttpConfig:
-    """Where gpud listens. Reserved: checked, but nothing reads it until the doors exist."""
+    """Where gpud listens, and who may come in.
 
-    front: Door = Door(True, "127.0.0.1", 8080)
-    management: Door = Door(True, "127.0.0.1", 9000)
-    ollama: Door = Door(True, "127.0.0.1", 11434)
+    ``without_key`` is what a TCP client of this machine may do without a key; nobody else comes in without one.
+    ``heartbeat_s`` 0: none is sent. ``rate`` is that of keys which have none of their own, ``rate_without_key`` that of
+    each caller without a key; None: no limit. ``default_model`` empty: the one that was used last.
+    """
+
+    front: Door = Door(True, ("127.0.0.1",), 8080)
+    management: Door = Door(True, ("127.0.0.1",), 9000)
+    ollama: Door = Door(True, ("127.0.0.1",), 11434)
+    api_keys_file: str = ""
+    without_key: frozenset[Right] = BOTH
+    rate: Rate | None = None
+    rate_without_key: Rate | None = None
+    tls: TlsConfig = TlsConfig()
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    default_model: str = ""
+    heartbeat_s: float = 10.0
+    limits: DoorLimits = DoorLimits()
+
+    @property
+    def doors(self) -> dict[str, Door]:
+        """By name."""
+        return {"front": self.front, "management": self.management, "ollama": self.ollama}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,16 @@
 import os.path
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from gpud.config.api_keys import load_keys
+from gpud.config.doors import without_key_word
 from gpud.config.kinds import Percent, nearest
-from gpud.config.records import Config
+from gpud.config.network import is_loopback
+from gpud.config.records import Config, Door, HttpConfig
 from gpud.config.schema import (
     ALERTS,
     BUS,
@@ -26,8 +30,9 @@ from gpud.config.schema import (
 )
 from gpud.config.sections import HUB, Key, Section
 from gpud.config.source import Scalar, Where, is_secret
-from gpud.core.errors import InvalidArguments
+from gpud.core.errors import ConfigInvalid, InvalidArguments
 from gpud.core.facts import BudgetLimits, BusyProbe, HttpCall, Model
+from gpud.core.keys import EVERYTHING
 
 _Base: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -124,7 +129,6 @@ def _data(config: Config, *, secrets: bool) -> dict[str, object]:
     }
     eviction = replace(limits.eviction, above_percent=limits.eviction.above_percent or 0.0)
     top = {key.name: key for key in ROOT.keys}
-    doors = {key.name: getattr(config.http, key.name) for key in HTTP.keys}
     return {
         "models": {name: _model(model, secrets=secrets) for name, model in config.models.items()},
         "engines": {name: _of_record(ENGINE, engine, name, secrets=secrets) for name, engine in config.engines.items()},
@@ -141,9 +145,27 @@ def _data(config: Config, *, secrets: bool) -> dict[str, object]:
         "memory_wait": _written(top["memory_wait"], limits.memory_wait_s),
         "shutdown_drain": _written(top["shutdown_drain"], limits.shutdown_drain_s),
         "logging": _of_record(LOGGING, config.logging, "", secrets=secrets),
-        "http": {name: {"enable": door.enable, "host": door.host, "port": door.port} for name, door in doors.items()},
+        "http": _http(config.http),
         "bus": _of_record(BUS, config.bus, "", secrets=secrets),
     }
+
+
+def _http(http: HttpConfig) -> dict[str, object]:
+    """Nothing in it is secret: the files of keys are only named."""
+    data: dict[str, object] = {}
+    for key in HTTP.keys:
+        value: Any = getattr(http, key.field or key.name)
+        if isinstance(key.kind, Section):
+            found = _of_record(key.kind, value, "", secrets=True)
+            if isinstance(value, Door):
+                found["host"] = _written(_key(key.kind, "host"), value.hosts)
+            if found:
+                data[key.name] = found
+        elif key.name == "without_key":
+            data[key.name] = without_key_word(value)
+        elif value is not None and value != "":
+            data[key.name] = _written(key, value)
+    return data
 
 
 def _key(section: Section, *path: str) -> Key:
@@ -269,11 +291,43 @@ def warnings(config: Config) -> tuple[str, ...]:
             )
         if model.pinned and model.idle_timeout_s != config.idle_timeout_s:
             said.append(f"models.{name}.idle_timeout: has no effect, for the model is pinned")
-    for door in HTTP.keys:
-        opened = getattr(config.http, door.name)
-        if opened.enable and opened.host not in ("127.0.0.1", "::1", "localhost"):
-            said.append(f"http.{door.name}.host: {opened.host} is not of this machine alone; others may reach it")
+    said += _warnings_of_doors(config)
     for directory in sorted({os.path.dirname(source) for source in config.sources if "/gpud.d/" in source}):  # noqa: PTH120
         ignored = (file for file in sorted(os.listdir(directory)) if file.endswith((".yml", ".json")))  # noqa: PTH208
         said += [f"{directory}/{file}: is not read; only names that end in .yaml are" for file in ignored]
     return tuple(said)
+
+
+def _warnings_of_doors(config: Config) -> list[str]:
+    said: list[str] = []
+    http = config.http
+    for name, door in http.doors.items():
+        reached = [host for host in door.hosts if door.enable and not is_loopback(host)]
+        if reached and not http.tls.certificate:
+            text = "others than this machine reach it, and without http.tls keys and prompts are sent in the clear"
+            said.append(f"http.{name}.host: {reached[0]}: {text}")
+    if "*" in http.cors_origins:
+        said.append("http.cors_origins: *: any web page that is looked at on this machine may use its models")
+    for key in ("certificate", "key"):
+        path = getattr(http.tls, key)
+        if path and not os.path.exists(path):  # noqa: PTH110
+            said.append(f'http.tls.{key}: there is no file "{path}" now; the doors could not be opened')
+    if http.api_keys_file:
+        said += _warnings_of_keys(config, Path(http.api_keys_file))
+    return said
+
+
+def _warnings_of_keys(config: Config, path: Path) -> list[str]:
+    try:
+        keys = load_keys(path)
+    except ConfigInvalid as invalid:
+        return [f"http.api_keys_file: {problem}" for problem in invalid.problems]
+    if not keys:
+        return [f'http.api_keys_file: {path} has no keys; "gpudctl key add NAME" makes one']
+    names = [name for model in config.models.values() for name in (model.name, *model.aliases)]
+    return [
+        f'http.api_keys_file: the key "{key.name}" is for "{pattern}", and no model is called so'
+        for key in keys
+        for pattern in key.allow
+        if not any(replace(key, allow=(pattern,)).allows(name) for name in names) and pattern != EVERYTHING
+    ]

@@ -1,7 +1,9 @@
 """Makes a Config of what the tables read: applies the defaults and checks what spans several keys."""
 
+from collections.abc import Mapping
 from types import MappingProxyType
 
+from gpud.config.doors import http
 from gpud.config.given import Given, unused
 from gpud.config.kinds import Reading
 from gpud.config.limits import limits
@@ -10,16 +12,14 @@ from gpud.config.records import (
     AlertsConfig,
     BusConfig,
     Config,
-    Door,
     EngineConfig,
-    HttpConfig,
     LoggingConfig,
     PrefetchConfig,
 )
 from gpud.config.schema import ENGINE, MODEL, ROOT
 from gpud.config.sections import OLLAMA, Values
 from gpud.config.source import Node, shown
-from gpud.core.facts import StopTimes
+from gpud.core.facts import Model, StopTimes
 
 
 def build(root: Node, reading: Reading, *, complete: bool, sources: tuple[str, ...] = ()) -> Config | None:
@@ -48,29 +48,16 @@ def build(root: Node, reading: Reading, *, complete: bool, sources: tuple[str, .
         alerts=AlertsConfig(**top.section("alerts").fields()),
         prefetch=PrefetchConfig(**top.section("prefetch").fields()),
         logging=LoggingConfig(**top.section("logging").fields()),
-        http=_http(top.section("http"), reading),
+        http=http(top.section("http"), _names(top.section("models").values, models), reading),
         bus=BusConfig(**top.section("bus").fields()),
         sources=sources,
     )
     return None if reading.problems else config
 
 
-def _http(http: Given, reading: Reading) -> HttpConfig:
-    doors = {key: Door(**http.section(key).fields()) for key in ("front", "management", "ollama")}
-    taken: dict[tuple[str, int], str] = {}
-    for name, door in doors.items():
-        if not door.enable or http.section(name).is_refused("enable", "host", "port"):
-            continue
-        other = taken.setdefault((door.host, door.port), name)
-        if other != name:
-            found = http.section(name).values.get("port") or http.section(other).values.get("port")
-            found = found or http.section(name).values.get("host") or http.section(other).values["host"]
-            reading.wrong(
-                found.where,
-                f"http.{name}.port",
-                f"{door.port}: http.{other} listens on {door.host}:{door.port} already; choose another port",
-            )
-    return HttpConfig(**doors)
+def _names(given: Values, models: Mapping[str, Model]) -> list[str]:
+    """All names and aliases; also of models with problems of their own, where their names are known."""
+    return [*given, *(alias for model in models.values() for alias in model.aliases)]
 
 
 def _engines(given: Values, reading: Reading) -> dict[str, EngineConfig]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from gpud.config.engine_choice import EngineChoice, EngineOrder
 from gpud.config.forbidden import check_flag, check_variable
 from gpud.config.kinds import Choice, Duration, Flag, Layers, PriorityName, Share, Size, Whole, Wrong, nearest
+from gpud.config.network import FileMode, RateOf, Several, allowed_host, host_name, origin
 from gpud.config.sections import CUSTOM, HUB, LLAMA, LLAMA_SERVERS, OLLAMA, VLLM, Key, Named, Section
 from gpud.config.texts import Environment, FilePath, Json, Text, Texts, Url, WebAddress, check_engine
 from gpud.core.facts import EvictionPolicy
@@ -531,8 +532,30 @@ def _door(port: str) -> Section:
     return Section(
         (
             Key("enable", Flag(), "Whether to listen.", "true", also=("enabled",)),
-            Key("host", _HOST, "The address to listen on.", "127.0.0.1", also=("address", "bind", "listen")),
+            Key(
+                "host",
+                Several("an address or a host name, or a list of them; [] for none", host_name, single=True),
+                "Where to listen. Others than this machine reach some addresses: those need `http.api_keys_file`.",
+                "127.0.0.1",
+                field="hosts",
+                also=("address", "bind", "listen", "hosts"),
+            ),
             Key("port", _PORT, "The port to listen on.", port),
+            Key(
+                "socket",
+                FilePath(),
+                "A Unix socket to listen on too. There a client's user is known: root and gpud's own may do all, "
+                "others use models.",
+                absent="none",
+                also=("unix_socket",),
+                example="/run/gpud/front.sock",
+            ),
+            Key(
+                "socket_mode",
+                FileMode(),
+                "Who may connect to it. Its group is that of gpud.",
+                "0660",
+            ),
         )
     )
 
@@ -735,11 +758,156 @@ LOGGING = Section(
     )
 )
 
+TLS = Section(
+    (
+        Key(
+            "certificate",
+            FilePath(),
+            "The certificate in PEM, followed by those between it and its authority.",
+            absent="no TLS",
+            also=("cert", "cert_file", "certificate_file", "ssl_certificate"),
+            example="/etc/gpud/tls/cert.pem",
+        ),
+        Key(
+            "key",
+            FilePath(),
+            "Its private key in PEM.",
+            absent="no TLS",
+            also=("key_file", "private_key", "ssl_certificate_key"),
+            example="/etc/gpud/tls/key.pem",
+        ),
+    )
+)
+
+HTTP_LIMITS = Section(
+    (
+        Key(
+            "header",
+            Size(1 << 10),
+            "The largest header of a request.",
+            "64KiB",
+            field="header_bytes",
+            also=("max_header", "header_size"),
+        ),
+        Key(
+            "body",
+            Size(1 << 10),
+            "The largest body of a request.",
+            "100MiB",
+            field="body_bytes",
+            also=("max_body", "body_size", "client_max_body_size"),
+        ),
+        Key(
+            "connections",
+            Whole(1, 65_536),
+            "Connections at the same time; one that is idle makes room for a new one.",
+            "2048",
+            also=("max_connections",),
+        ),
+        Key(
+            "connections_per_address",
+            Whole(1, 65_536),
+            "Of these, those of one address, or of one user on a socket; this machine's addresses and root are exempt.",
+            "512",
+            also=("per_address", "connections_per_ip"),
+        ),
+        Key(
+            "header_timeout",
+            Duration(0.1, 3600),
+            "How long a header may take from its first byte to its last.",
+            "10",
+            field="header_s",
+        ),
+        Key("body_timeout", Duration(0.1, 3600), "How long a body may pause.", "30", field="body_s"),
+        Key(
+            "idle_timeout",
+            Duration(0.1, 86400),
+            "How long a connection is kept for a next request.",
+            "75",
+            field="idle_s",
+            also=("keep_alive", "keepalive_timeout"),
+        ),
+        Key(
+            "write_timeout",
+            Duration(0.1, 86400),
+            "How long a client may take nothing of its answer.",
+            "60",
+            field="write_s",
+            also=("send_timeout",),
+        ),
+    )
+)
+
 HTTP = Section(
     (
         Key("front", _door("8080"), "The door for clients."),
         Key("management", _door("9000"), "The management API."),
         Key("ollama", _door("11434"), "The door for Ollama's clients."),
+        Key(
+            "api_keys_file",
+            FilePath(),
+            "The file of the keys that let clients in; `gpudctl key add NAME` makes one. Read at the start and by "
+            "`gpudctl reload`.",
+            absent="no keys: only this machine comes in",
+            also=("api_keys", "apikeys", "keys_file", "keys"),
+            example="/etc/gpud/keys.yaml",
+        ),
+        Key(
+            "without_key",
+            Choice(("all", "use", "none")),
+            "What clients of this machine may do by TCP without a key: all, use models, or nothing. Behind a reverse "
+            "proxy everybody looks like one of them.",
+            absent="all without `api_keys_file`, none with it",
+            also=("anonymous", "require_key"),
+            example="use",
+        ),
+        Key(
+            "rate",
+            RateOf(),
+            "Requests that each key may make, unless the keys file says otherwise for it.",
+            absent="no limit",
+            also=("rate_limit", "rpm"),
+            example="60/min",
+        ),
+        Key(
+            "rate_without_key",
+            RateOf(),
+            "Requests that each address, or each user on a socket, may make without a key.",
+            absent="no limit",
+            example="600/min",
+        ),
+        Key("tls", TLS, "TLS for all TCP addresses.", also=("ssl",)),
+        Key(
+            "allowed_hosts",
+            Several("a list of host names", allowed_host),
+            "Names by which clients reach gpud, beside localhost and the addresses that it listens on; other requests "
+            "are refused, for a stranger's web page could have sent them.",
+            "[]",
+            also=("hosts", "server_name", "trusted_hosts", "server_names"),
+        ),
+        Key(
+            "cors_origins",
+            Several("a list of origins like http://localhost:5000; * for all, where there are no keys", origin),
+            "Origins whose web pages may use gpud in a browser. Other pages' requests are refused.",
+            "[]",
+            also=("cors", "origins", "allowed_origins", "cors_allowed_origins"),
+        ),
+        Key(
+            "default_model",
+            Text("the name of a model, or an alias", MODEL_NAME, any_scalar=True),
+            "Which model the name default means.",
+            absent="the one that was used last, or else the first",
+            example="tiny",
+        ),
+        Key(
+            "heartbeat",
+            Duration(1, 3600, never=True),
+            "How often the client of a stream is told that it still waits, while its model loads.",
+            "10",
+            field="heartbeat_s",
+            also=("keepalive", "ping"),
+        ),
+        Key("limits", HTTP_LIMITS, "What each door grants its clients."),
     )
 )
 
@@ -780,7 +948,7 @@ ROOT = Section(
         Key(
             "http",
             HTTP,
-            "Where gpud listens (reserved: checked, but not used until the doors exist).",
+            "Where gpud listens, and who may come in.",
             also=("server",),
         ),
         Key("bus", BUS, "What one caller on D-Bus may have at the same time."),

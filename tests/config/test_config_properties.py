@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from gpud import config
 from gpud.config.engine_choice import EngineOrder
 from gpud.config.kinds import Choice, Duration, Flag, Layers, PriorityName, Share, Size, Whole
-from gpud.config.schema import DEFAULTS, ENGINE, EVICTION, MODEL, QUEUE, ROOT, sections
+from gpud.config.network import FileMode, RateOf, Several
+from gpud.config.schema import DEFAULTS, ENGINE, EVICTION, HTTP, MODEL, QUEUE, ROOT, sections
 from gpud.config.sections import BUILT_IN, Key, Section
 from gpud.config.texts import Environment, FilePath, Json, Text, Texts, Url, WebAddress
 from gpud.core.errors import ConfigInvalid
@@ -108,6 +109,7 @@ JSON = st.dictionaries(
 )
 TEXTS = {
     "gpu": st.sampled_from(["0", "7", "host", "auto", "GPU-12ab-34cd"]),
+    "default_model": st.just("m"),
     "host": st.sampled_from(["127.0.0.1", "::1", "localhost", "box.lan"]),
     "health": st.sampled_from(["/", "/health", "/a/b?c=d"]),
     "post": st.just("/free"),
@@ -117,6 +119,13 @@ TEXTS = {
     "chat_template": st.text(
         st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"], include_characters="\n"), min_size=1
     ).filter(lambda text: text.strip() != ""),
+}
+
+
+SEVERAL = {
+    "host": ["127.0.0.1", "::1", "0.0.0.0", "::", "box.lan", "LocalHost", "192.0.2.7"],
+    "allowed_hosts": ["box.lan", "Box.Lan.", "10.0.0.1", "[::2]", "xn--mnchen-3ya"],
+    "cors_origins": ["http://localhost:5000", "https://Chat.example:443/", "app://obsidian.md", "http://[::1]:80"],
 }
 
 
@@ -152,6 +161,13 @@ def values(key: Key) -> st.SearchStrategy[object]:
         return st.one_of(st.sampled_from(["auto", "all", -1]), st.integers(0, 999))
     if isinstance(kind, Url):
         return st.sampled_from(["http://127.0.0.1:9", "http://[::1]:80/x", "http://box"])
+    if isinstance(kind, FileMode):
+        return st.integers(0, 0o77).map(lambda mode: f"06{mode:02o}")
+    if isinstance(kind, RateOf):
+        return st.tuples(st.integers(1, 9_999_999), st.sampled_from(["s", "min", "m", "h", "d"])).map("%d/%s".__mod__)
+    if isinstance(kind, Several):
+        several = st.lists(st.sampled_from(SEVERAL[key.name]), min_size=key.name == "host", max_size=3)
+        return st.one_of(several, st.sampled_from(SEVERAL[key.name])) if key.name == "host" else several
     if isinstance(kind, FilePath):
         return PATHS
     if isinstance(kind, Environment):
@@ -225,11 +241,32 @@ def configurations(draw: st.DrawFn) -> dict[str, object]:
     low, high = sorted(draw(st.lists(st.integers(1, 100), min_size=2, max_size=2, unique=True)))
     top["eviction"] = draw(mapping(EVICTION, ("above", "below"))) | {"above": high, "below": f"{low}%"}
     names = draw(st.lists(NAMES, max_size=4, unique=True))
+    top["http"] = draw(doors(names))
     top["models"] = {name: draw(models()) for name in names}
     top["defaults"] = draw(mapping(DEFAULTS, ("engine",)))
     engines = draw(st.lists(st.sampled_from(sorted(BUILT_IN)), max_size=3, unique=True))
     top["engines"] = {one: draw(mapping(ENGINE, ("defaults", "url"), one)) for one in engines}
     return top
+
+
+@st.composite
+def doors(draw: st.DrawFn, models: list[str]) -> dict[str, object]:
+    """With keys, for some of the addresses are reached by others, and on ports of their own."""
+    found = draw(mapping(HTTP, ("default_model", "tls")))
+    found["api_keys_file"] = draw(PATHS)
+    for number, name in enumerate(("front", "management", "ollama")):
+        found[name] = draw(mapping(door(name), ("port", "socket"))) | {"port": 8000 + number, "socket": f"/s{number}"}
+    if models and draw(st.booleans()):
+        found["default_model"] = draw(st.sampled_from(models))
+    if draw(st.booleans()):
+        found["tls"] = {"certificate": draw(PATHS), "key": draw(PATHS)}
+    return found
+
+
+def door(name: str) -> Section:
+    (kind,) = (key.kind for key in HTTP.keys if key.name == name)
+    assert isinstance(kind, Section)
+    return kind
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

@@ -66,7 +66,7 @@ def test_the_manuals_are_those_of_the_table(manual: Path) -> None:
     text = (TREE / manual).read_text()
     assert text == renewed(text)
     for path, _ in sections():
-        if path not in ("http", "http.management", "http.ollama"):
+        if path not in ("http.management", "http.ollama"):
             assert re.search(rf"<!-- (table|definitions) of {re.escape(path)} -->", text), f"{path} is not in {manual}"
 
 

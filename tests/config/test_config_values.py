@@ -69,7 +69,7 @@ models:
     assert ollama.settings.ollama_name == "llama3.2:3b"
     for one in (sim, other, ollama):
         assert (one.settings.context, one.settings.layers, one.settings.parallel, one.settings.batch) == (None,) * 4
-    assert parsed.http.management == config.Door(False, "127.0.0.1", 9000)
+    assert parsed.http.management == config.Door(False, ("127.0.0.1",), 9000)
 
 
 def test_json_is_accepted() -> None:
