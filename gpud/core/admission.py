@@ -38,12 +38,15 @@ class Admission:
         self._policy = policy
         self._now = now
         self._somebody_before = False
+        self._spoken_for: dict[bool, bool] = {}
+        self._usable: dict[tuple[str, bool], Sequence[Device]] = {}
         for waits in ahead:
             self.keep(waits)
 
     def keep(self, waits: Waits) -> None:
         """One more waits, and those behind it find less."""
         self._somebody_before = True
+        self._spoken_for.clear()
         sizes = {share.device: share.bytes for share in waits.shares}
         for uuid, room in self._rooms.items():
             if waits.awaits or uuid in sizes or uuid in waits.freed:
@@ -51,10 +54,14 @@ class Admission:
 
     def still_behind(self, before: Waits) -> bool:
         """Whether one who was told to wait for those before it has to all the same: they have everything there is."""
+        if before.cause != "behind":
+            return False
         on_host = before.shares[0].device == HOST
-        return before.cause == "behind" and all(
-            room.is_spoken_for() for room in self._rooms.values() if room.device.sample.is_host is on_host
-        )
+        spoken_for = self._spoken_for.get(on_host)
+        if spoken_for is None:
+            rooms = [room for room in self._rooms.values() if room.device.sample.is_host is on_host]
+            spoken_for = self._spoken_for[on_host] = all(room.is_spoken_for() for room in rooms)
+        return spoken_for
 
     def decide(self, wish: Wish) -> Verdict:
         """The first offer that can be had decides: each of these is asked of the first offer, then of the next.
@@ -83,7 +90,7 @@ class Admission:
         )
 
     def _decide(self, wish: Wish, offer: Offer) -> Verdict:
-        usable = _devices_for(wish, offer, self._devices)
+        usable = self._usable_for(wish, offer)
         if not any(share.bytes for share in offer.shares):
             first = HOST if isinstance(usable, GpudError) or not usable else usable[0].uuid
             vendor = HOST if isinstance(usable, GpudError) or not usable else usable[0].sample.vendor
@@ -109,6 +116,14 @@ class Admission:
                 text = f"waiting for those before it on {placement.first.name}"
                 return Waits(placement.shares, text, "behind")
         return Refused(refusal(wish, offer, placements, usable))
+
+    def _usable_for(self, wish: Wish, offer: Offer) -> Sequence[Device] | GpudError:
+        """As :func:`_devices_for`; what is not refused is the same for everybody."""
+        where = wish.gpu, all(share.device == HOST for share in offer.shares)
+        usable = self._usable.get(where) or _devices_for(wish, offer, self._devices)
+        if not isinstance(usable, GpudError):
+            self._usable[where] = usable
+        return usable
 
     def _by_others(self, wish: Wish, possible: Sequence[Placement]) -> Evicts | Waits | None:
         """By idle models alone; else by those in use as well; else by what is still loading; else by claims."""

@@ -138,8 +138,11 @@ class Instance:
     @property
     def wanted_priority(self) -> Priority:
         """Of those who wait for it, the most urgent."""
-        asked = [job.priority for job in self.load_jobs if job.priority is not None]
-        return max((*asked, self.model.priority))
+        highest = self.model.priority
+        for job in self.load_jobs:
+            if job.priority is not None and job.priority > highest:
+                highest = job.priority
+        return highest
 
     @property
     def parties(self) -> Collection[str]:
@@ -285,6 +288,8 @@ class Instance:
 
 def as_wished(model: Model, engines: Collection[str], context: int | None) -> Model:
     """The model by only these of its engines, in this order (none: as configured), each with this context."""
+    if not engines and context is None:
+        return model
     ways = [model, *model.alternatives]
     if engines:
         ways = [way for engine in engines for way in ways if way.engine == engine] or ways

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Protocol, TypeVar
 
 from gpud.core.facts import Priority, QueueLimits
@@ -76,5 +77,5 @@ def in_order(waiting: Collection[W], now: float, limits: QueueLimits) -> Sequenc
         if ticket is not None:
             counted = level(entry.wanted_priority, now - ticket.since_s, limits.aging_s)
             placed.append((-counted, ticket.turn, ticket.sequence, entry))
-    placed.sort(key=lambda place: place[:3])
+    placed.sort(key=itemgetter(0, 1, 2))
     return [entry for _, _, _, entry in placed]

@@ -36,16 +36,18 @@ class Room:
 
     def _add_up(self) -> None:
         """``within`` has what the first so many tiers hold."""
-        sums = [0]
+        sums, total = [0], 0
         for tier in self.tiers:
-            sums.append(sums[-1] + sum(candidate.bytes for candidate in tier))
+            for candidate in tier:
+                total += candidate.bytes
+            sums.append(total)
         self.within = sums
 
     def keep(self, size_bytes: int, freed_bytes: int, awaits: Collection[str]) -> None:
         """One waits for so many bytes here, and for these models."""
         self.kept_bytes += size_bytes
         self.freed_bytes += freed_bytes
-        if awaits:
+        if awaits and self.within[TIERS]:
             self.tiers = [[candidate for candidate in tier if candidate.model not in awaits] for tier in self.tiers]
             self._add_up()
 
@@ -111,11 +113,14 @@ class Placement:
     def still_waits_for(self, before: Waits) -> bool:
         """Whether what it was told to wait for is still there to be waited for, enough, and no more than that."""
         for room, size in self.parts:
-            sizes = [c.bytes for c in room.tiers[1] if c.model in before.awaits]
-            if sum(sizes) != before.freed.get(room.device.uuid, 0):
+            missing = room.missing_bytes(size)
+            if missing <= room.within[1]:
                 return False
-            least = max(room.within[1], sum(sizes) - min(sizes, default=0))
-            if not least < room.missing_bytes(size) <= sum(sizes):
+            sizes = [c.bytes for c in room.tiers[1] if c.model in before.awaits]
+            enough = sum(sizes)
+            if enough != before.freed.get(room.device.uuid, 0):
+                return False
+            if not enough - min(sizes, default=0) < missing <= enough:
                 return False
         return True
 

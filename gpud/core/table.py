@@ -106,14 +106,13 @@ class Table:
 
     def queue(self) -> Sequence[Instance | Claim]:
         """Those that may be admitted as soon as there is memory, in the order in which they are served."""
-        ready = [entry for entry in self.waiting() if self._may_be_served(entry)]
-        return queue.in_order(ready, self.now, self.limits.queue)
+        return queue.in_order(self._servable(), self.now, self.limits.queue)
 
     def somebody_could_be_served(self) -> bool:
-        return any(self._may_be_served(entry) for entry in self.waiting())
+        return any(isinstance(entry, Claim) or self.may_start(entry) for entry in self.waiting())
 
-    def _may_be_served(self, entry: Instance | Claim) -> bool:
-        return isinstance(entry, Claim) or self.may_start(entry)
+    def _servable(self) -> list[Instance | Claim]:
+        return [entry for entry in self.waiting() if isinstance(entry, Claim) or self.may_start(entry)]
 
     def may_start(self, instance: Instance) -> bool:
         """Whether nothing but memory is missing."""
@@ -163,7 +162,7 @@ class Table:
         """Have the devices looked at, unless a look that is under way will do."""
         if not self.looks.ask(self.now, delay_s):
             return
-        waiting = self.queue()
+        waiting = self._servable()
         engines = self.with_engine()
         settling = frozenset(i.model.name for i in engines if i.state is State.READY)
         check = tuple(entry.launchable() for entry in waiting if isinstance(entry, Instance))
