@@ -9,7 +9,6 @@ from gpud.backends.budget import Budget
 from gpud.core.facts import Endpoint, GpuSample, Model
 from gpud.core.ports import Progress, Stream
 
-
 VALUE = rb"(?:\{[^}\n]*\})?[ \t]+(?P<value>[0-9.]+(?:[eE][+-]?[0-9]+)?)"
 """The labels and the value of a gauge, behind its name."""
 

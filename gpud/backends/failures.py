@@ -109,8 +109,8 @@ RULES: tuple[_Rule, ...] = (
     ),
     _rule(
         "no-such-model",
-        r"(?P<name>\S+) is not a local folder and is not a valid model identifier|Repository Not Found for url: \S*?"
-        r"/(?:api/models/)?(?P<other>[\w.-]+/[\w.-]+)",
+        r"(?P<name>\S+) is not a local folder and is not a valid model identifier|Repository Not Found for url: "
+        r"https?://[^/]+/(?:api/models/)?(?P<other>[\w.-]+/[\w-]+(?:\.[\w-]+)*)",
         "Hugging Face knows no model {name}{other}",
         "correct its model, or name its folder with file; a private one needs HF_TOKEN in its environment",
     ),
