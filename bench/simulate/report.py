@@ -106,7 +106,7 @@ def as_markdown(title: str, found: Mapping[str, Sequence[Figures]]) -> str:
             name,
             f"{_mean(several, 'mean_wait_s'):.2f} s",
             _percent(_less(_mean(several, "mean_wait_s"), _mean(base, "mean_wait_s"))),
-            f"{_percent(min(ratios))} to {_percent(max(ratios))}",
+            "" if name == "lru" else f"{_percent(min(ratios))} to {_percent(max(ratios))}",
             f"{_mean(several, 'p95_wait_s'):.1f} s",
             _percent(_less(_mean(several, "p95_wait_s"), _mean(base, "p95_wait_s"))),
             f"{_mean(several, 'p99_wait_s'):.1f} s",
@@ -128,4 +128,5 @@ def _less(value: float, other: float) -> float:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:+.0f} %"
+    rounded = round(100 * share)
+    return f"{rounded:+d} %" if rounded else "0 %"
