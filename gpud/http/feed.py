@@ -30,7 +30,7 @@ KEPT_BYTES = 1 << 20
 """What one who was away can still have: hours on a quiet machine, minutes on a busy one."""
 
 KEPT_LOGS = 500
-KEPT_LOGS_BYTES = 256 << 10
+KEPT_LOGS_BYTES = 512 << 10
 """The same for the lines of engines, apart, so that one that chatters does not push everything else out."""
 
 MAILBOX = 2000
@@ -142,7 +142,7 @@ class Feed:
         self._subscriptions: list[Subscription] = []
         self._later: asyncio.TimerHandle | None = None
         self._told_at_s = float("-inf")
-        self._told: dict[Type, object] = {}
+        self._told: dict[Type, object] = {Type.QUEUE: ()}
         self._progress: dict[str, Body] = {}
         self._closed = False
         self.lines = lines

@@ -29,12 +29,14 @@ _FORMED = re.compile(
     | (?<! [\w./-] ) (?= [\w-]*[a-z] ) (?= [\w-]*[A-Z] ) (?= [\w-]*[0-9] ) [A-Za-z0-9_-]{43} (?! [\w./-] )
     """
 )
-_HINTS = re.compile(r"(?i)key|token|secret|passw|authorization|bearer|://|hf_|sk-|gh[pousr]_|[\w-]{43}")
+_HINTS = ("key", "token", "secret", "passw", "authorization", "bearer", "://", "hf_", "sk-", "gh")
+_LONG = re.compile(r"[\w-]{43}")
 
 
 def redacted(text: str) -> str:
     """The text without what looks like a secret."""
-    if not _HINTS.search(text):
+    lower = text.lower()
+    if not any(hint in lower for hint in _HINTS) and not _LONG.search(text):
         return text
     text = _NAMED.sub(_keep_name, text)
     text = _ADDRESS.sub(REDACTED, text)

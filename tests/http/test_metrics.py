@@ -227,25 +227,31 @@ def test_who_waits_is_shown_with_its_priority(run: Run) -> None:
     """A model that no memory is left for waits in the queue, and how long it waits can be seen."""
 
     async def work() -> None:
-        async with Bench(A, replace(B, size_bytes=4 * GIB)) as bench:
+        async with Bench(A, replace(B, size_bytes=7 * GIB)) as bench:
             metrics = listening(bench)
-            claim = bench.engine.claim(6 * GIB, ALICE, who="blender", why="")
-            await asyncio.wait_for(bench.engine.claimed(claim), 10)
             waits = asyncio.Event()
-            bench.engine.subscribe(lambda _: bench.engine.snapshot().queue and waits.set())
-            job = bench.engine.load("b", ALICE)
-            await asyncio.wait_for(waits.wait(), 10)
-            seen = scraped(metrics)
-            assert seen("gpud_queue_depth", priority="high") == 1
-            assert seen("gpud_queue_depth", priority="low") == 0
-            assert (seen("gpud_queue_oldest_seconds") or 0) > 0
-            assert seen("gpud_model_waiting", model="b") == 1
-            bench.engine.drop_claim(claim, "done")
+
+            def look(outcomes: tuple[object, ...]) -> None:
+                if any(isinstance(one, Notice) and one.kind is Kind.LOAD_WAITS for one in outcomes):
+                    waits.set()
+
+            bench.engine.subscribe(look)
+            async with bench.engine.use("a", ALICE):
+                job = bench.engine.load("b", ALICE)
+                await asyncio.wait_for(waits.wait(), 10)
+                seen = scraped(metrics)
+                assert seen("gpud_queue_depth", priority="high") == 1
+                assert seen("gpud_queue_depth", priority="low") == 0
+                assert (seen("gpud_queue_oldest_seconds") or 0) > 0
+                assert seen("gpud_model_waiting", model="b") == 1
             assert (await bench.engine.wait(job)).result is JobResult.DONE
             seen = scraped(metrics)
             assert seen("gpud_queue_depth", priority="high") == 0
             assert seen("gpud_queue_oldest_seconds") == 0
+            assert seen("gpud_queue_wait_seconds_count") == 2
             assert (seen("gpud_queue_wait_seconds_sum") or 0) > 0
+            assert seen("gpud_evictions_total", model="a", reason="needed") == 1
+            assert seen("gpud_unloads_total", model="a", reason="budget") == 1
 
     run(work())
 
