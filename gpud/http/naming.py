@@ -1,0 +1,179 @@
+"""Which model a request means, and whether it wants a stream: read off its body, its query or its path. A body is never
+taken apart further than that, and never changed but for the one value that an engine wants to be another.
+"""
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from gpud.core.errors import NoSuchModel
+from gpud.core.facts import State
+from gpud.engine import Engine
+from gpud.http.shapes import HttpError
+
+PLACEHOLDERS = frozenset(("default", "local-model"))
+"""What clients write who do not care which model answers. A configured model of such a name goes before."""
+
+_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+_TOKEN = re.compile(_STRING + rb"[ \t\r\n]*+(:?)|[\[\]{}]", re.DOTALL)
+_VALUE = re.compile(rb"[ \t\r\n]*+(" + _STRING + rb"|null)", re.DOTALL)
+_ESCAPED_LETTER = re.compile(rb"\\u00[67]")
+_BOUNDARY = re.compile(r';\s*boundary=(?:"([^"]{1,200})"|([^\s;"]{1,200}))', re.IGNORECASE)
+_FIELD_NAME = re.compile(rb';\s*name="([^"]*)"', re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a body says. ``model`` is empty where it names none."""
+
+    model: str = ""
+    stream: bool = False
+
+
+class _Body(msgspec.Struct):
+    model: str | None = None
+    stream: Any = None
+
+
+_NOTHING = Asked()
+_decode = msgspec.json.Decoder(_Body).decode
+
+
+def read_body(body: bytes, content_type: str) -> Asked:
+    """What a body says. Raises HttpError(400)."""
+    if content_type[:19].lower() == "multipart/form-data":
+        return read_form(body, boundary_of(content_type))
+    return read_json(body)
+
+
+def read_json(body: bytes) -> Asked:
+    """An object; nothing at all says nothing. Raises HttpError(400) also where it names two models."""
+    try:
+        found = _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+        if not body.strip():
+            return _NOTHING
+        raise _unreadable(f"cannot read the body: {problem}", "send a JSON object") from None
+    # Which of two would be taken depends on the reader, and there are two of them: gpud and the engine.
+    if (body.count(b'"model"') > 1 or _ESCAPED_LETTER.search(body) is not None) and len(_models(body)) > 1:
+        raise _unreadable('the body has "model" more than once', "name one model")
+    return Asked(found.model or "", found.stream is True)
+
+
+def read_form(body: bytes, boundary: bytes) -> Asked:
+    """The fields of a form. Raises HttpError(400)."""
+    model, stream, named = "", False, False
+    for name, start, end in _form_fields(body, boundary):
+        if name == b"model":
+            if named:
+                raise _unreadable('the form has "model" more than once', "name one model")
+            named = True
+            try:
+                model = body[start:end].decode()
+            except UnicodeDecodeError:
+                raise _unreadable('cannot read the field "model": it is not UTF-8', "send UTF-8") from None
+        elif name == b"stream":
+            stream = body[start:end].strip().lower() in (b"true", b"1")
+    return Asked(model, stream)
+
+
+def boundary_of(content_type: str) -> bytes:
+    found = _BOUNDARY.search(content_type)
+    if found is None:
+        raise _unreadable("cannot read the form: its Content-Type names no boundary", "let your client set it")
+    return (found[1] or found[2]).encode("latin-1")
+
+
+def with_model(body: bytes, content_type: str, name: str) -> bytes:
+    """The body with another value for "model"; every other byte stays where it is. The body was read before."""
+    if content_type[:19].lower() == "multipart/form-data":
+        for field, start, end in _form_fields(body, boundary_of(content_type)):
+            if field == b"model":
+                return body[:start] + name.encode() + body[end:]
+        return body
+    if not body.strip():
+        return body
+    value = msgspec.json.encode(name)
+    found = _models(body)
+    if found:
+        start, end = found[0]
+        return body[:start] + value + body[end:]
+    opening = body.index(b"{") + 1
+    comma = b"" if body[opening:].lstrip()[:1] == b"}" else b","
+    return body[:opening] + b'"model":' + value + comma + body[opening:]
+
+
+def without_own(query: str) -> str:
+    """The query without what is meant for gpud."""
+    if not query:
+        return ""
+    kept = [part for part in query.split("&") if part.partition("=")[0] not in ("model", "load", "progress")]
+    return "&".join(kept)
+
+
+def resolved(engine: Engine, name: str, default: str, allowed: Collection[str] | None) -> str:
+    """The configured model that is meant. Raises NoSuchModel.
+
+    Where none is named it is the default one, else the one that was used last, else the first of the configuration.
+    """
+    if name:
+        try:
+            return engine.resolve(name)
+        except NoSuchModel:
+            if name not in PLACEHOLDERS:
+                raise
+    if default:
+        return engine.resolve(default)
+    models = [one for one in engine.snapshot().models if allowed is None or one.model.name in allowed]
+    if not models:
+        raise NoSuchModel("there is no model to choose from", hint="add one under models: in gpud.yaml, or name one")
+    ready = [one for one in models if one.state is State.READY and one.last_used_s is None]
+    used = [one for one in models if one.last_used_s is not None]
+    if used:
+        return max(used, key=lambda one: one.last_used_s or 0.0).model.name
+    return (ready or models)[0].model.name
+
+
+def _models(body: bytes) -> list[tuple[int, int]]:
+    """Where in an object's text the values of "model" stand. The text was found to be JSON before."""
+    found, depth = [], 0
+    for token in _TOKEN.finditer(body):
+        first = body[token.start()]
+        if first == 0x22:
+            if depth == 1 and token[1]:
+                key = token[0].rstrip(b": \t\r\n")
+                if key == b'"model"' or (b"\\" in key and msgspec.json.decode(key) == "model"):
+                    value = _VALUE.match(body, token.end())
+                    found.append(value.span(1) if value is not None else (token.end(), token.end()))
+        elif first in b"[{":
+            depth += 1
+        else:
+            depth -= 1
+    return found
+
+
+def _form_fields(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """The fields of a form that are no files: name, and where the value begins and ends."""
+    mark = b"--" + boundary
+    at = 0 if body.startswith(mark) else body.find(b"\r\n" + mark) + 2
+    if at == 1:
+        raise _unreadable("cannot read the form: its boundary does not occur", "let your client set the Content-Type")
+    while body[at + len(mark) : at + len(mark) + 2] != b"--":
+        head_at = at + len(mark)
+        head_end = body.find(b"\r\n\r\n", head_at)
+        end = body.find(b"\r\n" + mark, head_end + 2)
+        if head_end < 0 or end < 0:
+            raise _unreadable("cannot read the form: it is cut off", "send it whole")
+        for line in body[head_at : min(head_end, head_at + 4096)].split(b"\r\n"):
+            if line[:20].lower() == b"content-disposition:" and b"filename" not in line.lower():
+                name = _FIELD_NAME.search(line)
+                if name is not None:
+                    yield name[1], min(head_end + 4, end), end
+        at = end + 2
+
+
+def _unreadable(message: str, hint: str) -> HttpError:
+    return HttpError(400, "invalid_request_error", message, hint=hint)

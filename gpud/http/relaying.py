@@ -1,0 +1,400 @@
+"""One request's passage through an engine: it is sent as it came, and the answer is passed on as it comes.
+
+Only what is listed here crosses of the headers, in either direction. What an engine cannot answer any more is said in
+the words of the API that was asked.
+"""
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from gpud.core.errors import BackendFailed, GpudError
+from gpud.core.events import LoadOptions, Outcome
+from gpud.core.facts import Endpoint, ModelStatus, State
+from gpud.engine import Engine
+from gpud.http.client import Pool, Response
+from gpud.http.connection import tunnel
+from gpud.http.exchange import Exchange
+from gpud.http.naming import with_model
+from gpud.http.redaction import redacted
+from gpud.http.relay import relay
+from gpud.http.shapes import Api, HttpError, error_value
+from gpud.http.upstream import Stage, Trouble, UpstreamFailed
+from gpud.http.waiting import Waiting, status_of
+
+log = logging.getLogger(__name__)
+
+NOTICED_S = 1.0
+"""How long it may take until it is known that an engine has ended whose connection broke: the kernel tells at once."""
+
+LINES_TOLD = 20
+"""How many of the last lines of an engine's output go into an error event."""
+
+ERROR_BYTES = 256 << 10
+"""How much is read of an answer that can only be told as an event any more."""
+
+TAIL_BYTES = 4 << 10
+"""How much of an answer's end is looked at for the tokens that it took."""
+
+_SENT_ON = frozenset(
+    (
+        b"accept",
+        b"accept-language",
+        b"anthropic-beta",
+        b"anthropic-version",
+        b"cache-control",
+        b"content-language",
+        b"content-type",
+        b"if-modified-since",
+        b"if-none-match",
+        b"last-event-id",
+        b"openai-beta",
+        b"openai-organization",
+        b"openai-project",
+        b"range",
+        b"traceparent",
+        b"tracestate",
+        b"user-agent",
+        b"x-request-id",
+    )
+)
+"""What an engine is told of a request's header. No key, no cookie, no Origin; and no X-Conversation-Id, with which
+llama-server would go on generating for a client that has left."""
+
+_SENT_ON_UPGRADE = frozenset(
+    (b"upgrade", b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-protocol", b"sec-websocket-extensions")
+)
+
+_PASSED_BACK = frozenset(
+    (
+        b"accept-ranges",
+        b"anthropic-organization-id",
+        b"cache-control",
+        b"content-disposition",
+        b"content-encoding",
+        b"content-language",
+        b"content-range",
+        b"content-type",
+        b"etag",
+        b"expires",
+        b"last-modified",
+        b"location",
+        b"openai-model",
+        b"openai-processing-ms",
+        b"openai-version",
+        b"process-start-time-unix",
+        b"request-id",
+        b"retry-after",
+        b"server",
+        b"vary",
+        b"x-accel-buffering",
+        b"x-request-id",
+    )
+)
+"""What a client is told of an answer's header."""
+
+_PASSED_BACK_UPGRADE = frozenset(
+    (b"upgrade", b"sec-websocket-accept", b"sec-websocket-protocol", b"sec-websocket-extensions")
+)
+
+_IDENTITY = (b"Accept-Encoding", b"identity")
+
+_PROMPT = re.compile(rb'"(?:prompt_tokens|input_tokens|tokens_evaluated)"\s*:\s*(\d{1,12})\b')
+_GENERATED = re.compile(rb'"(?:completion_tokens|output_tokens|tokens_predicted)"\s*:\s*(\d{1,12})\b')
+# llama-server says these also where a stream has no usage; a prompt that was in its cache is counted apart.
+_TIMINGS = re.compile(rb'"(cache_n|prompt_n|predicted_n)"\s*:\s*(\d{1,12})\b')
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What is to be asked of which model. ``target`` is the engine's path with its query.
+
+    ``named`` is the model as the request named it, and empty where nothing of the body is to be changed. ``streams``:
+    the client asked for events, so it can be kept company. ``repeatable``: asking twice does no harm.
+    """
+
+    model: str
+    method: str
+    target: str
+    body: bytes | None
+    named: str | None = None
+    streams: bool = False
+    tells: bool = False
+    repeatable: bool = True
+    options: LoadOptions | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RelaySettings:
+    """``heartbeat_s`` is how often a waiting client is told something, ``stall_s`` how long an engine may be silent in
+    the middle of an answer; None: for ever.
+    """
+
+    heartbeat_s: float = 5.0
+    stall_s: float | None = 600.0
+
+
+class Passage:
+    """One request on its way. To be used once."""
+
+    def __init__(self, engine: Engine, pool: Pool, exchange: Exchange, call: Call, settings: RelaySettings) -> None:
+        self._engine = engine
+        self._pool = pool
+        self._exchange = exchange
+        self._reply = exchange.reply
+        self._call = call
+        self._limits = (
+            pool.limits if pool.limits.stall_s == settings.stall_s else replace(pool.limits, stall_s=settings.stall_s)
+        )
+        self._end = _End()
+        self._waiting: Waiting | None = None
+        if call.streams:
+            self._waiting = Waiting(exchange, engine, call.model, settings.heartbeat_s, tells=call.tells)
+
+    async def run(self) -> None:
+        """Load the model if need be, ask, and answer. Raises GpudError where nothing was answered yet."""
+        try:
+            await self._attempts()
+        except GpudError as error:
+            await self._stop_waiting()
+            if not self._reply.begun:
+                raise
+            if not self._reply.ended:
+                await self._break_off(error)
+        finally:
+            if self._waiting is not None:
+                self._waiting.cut()
+            self._end.settle(self._exchange)
+
+    async def look(self, endpoint: Endpoint) -> None:
+        """Ask an engine that runs, without that counting as a use of its model."""
+        try:
+            await self._ask(endpoint)
+        except UpstreamFailed as problem:
+            if self._reply.begun:
+                self._reply.abort()
+                return
+            raise await self._as_error(problem) from None
+
+    async def _attempts(self) -> None:
+        call = self._call
+        try:
+            await self._once()
+        except UpstreamFailed as problem:
+            if not self._may_repeat(problem):
+                raise await self._as_error(problem) from None
+            status = await self._noticed()
+            log.info(
+                'The engine of "%s" gave no answer (%s%s): the request is sent once more',
+                call.model,
+                problem,
+                f"; {status.error}" if status is not None and status.error else "",
+            )
+            try:
+                await self._once()
+            except UpstreamFailed as again:
+                raise await self._as_error(again) from None
+
+    async def _once(self) -> None:
+        call = self._call
+        async with self._engine.use(call.model, self._exchange.caller, call.options) as endpoint:
+            await self._ask(endpoint)
+
+    def _may_repeat(self, problem: UpstreamFailed) -> bool:
+        """True when the engine went away before it said anything."""
+        if problem.stage is Stage.BODY or problem.trouble not in (Trouble.REFUSED, Trouble.CLOSED):
+            return False
+        return self._call.repeatable or not problem.sent
+
+    async def _ask(self, endpoint: Endpoint) -> None:
+        call, request = self._call, self._exchange.request
+        body = call.body
+        if endpoint.model and body and call.named is not None and call.named != endpoint.model:
+            body = with_model(body, request.headers.get("content-type"), endpoint.model)
+        upgrades = bool(request.upgrade)
+        headers = passed_on(request.headers, _SENT_ON | _SENT_ON_UPGRADE if upgrades else _SENT_ON)
+        headers.append(_IDENTITY)
+        async with self._pool.request(
+            endpoint,
+            call.method,
+            call.target,
+            headers=headers,
+            body=body,
+            limits=self._limits,
+            repeatable=call.repeatable,
+        ) as response:
+            await self._stop_waiting()
+            if self._exchange.first_byte_s is None:
+                self._exchange.first_byte_s = time.monotonic() - self._exchange.began_s
+            if response.status == 101:
+                await self._exchange_bytes(response)
+                return
+            is_stream = (response.headers.lowered(b"content-type") or b"")[:17].lower() == b"text/event-stream"
+            if not self._reply.begun:
+                await self._reply.begin(
+                    response.status,
+                    [*passed_on(response.headers, _PASSED_BACK), *self._exchange.headers],
+                    response.length,
+                )
+            elif response.status != 200 or not is_stream:
+                await self._answer_late(response)
+                return
+            try:
+                await relay(response, self._reply, self._end.see)
+            except UpstreamFailed as problem:
+                if not is_stream or response.status != 200:
+                    log.warning('The answer of "%s" was cut off: %s', call.model, problem)
+                    self._reply.abort()
+                    return
+                raise
+
+    async def _exchange_bytes(self, response: Response) -> None:
+        headers = passed_on(response.headers, _PASSED_BACK_UPGRADE)
+        front = await self._reply.upgrade([*headers, *self._exchange.headers])
+        await tunnel(front, response.upgrade())
+
+    async def _answer_late(self, response: Response) -> None:
+        """What is no stream, to a client that was begun one: the whole answer as one event."""
+        body = await response.read(ERROR_BYTES)
+        self._end.see(body)
+        line = b"data: " + b" ".join(body.split(b"\n")) + b"\n\n"
+        api = self._exchange.route.api
+        if response.status == 200:
+            await self._finish(line + _last_words(api))
+            return
+        try:
+            value = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            value = None
+        if isinstance(value, dict) and "error" in value:
+            event = b"event: error\n" if api is Api.ANTHROPIC else b""
+            await self._finish(event + line + _last_words(api))
+            return
+        raise HttpError(
+            502, "bad_gateway", f'the engine of "{self._call.model}" answered {response.status} without saying why'
+        )
+
+    async def _break_off(self, error: GpudError) -> None:
+        """The stream was begun: tell it what went wrong, and end it."""
+        log.warning('A stream of "%s" was broken off: %s', self._call.model, error.text)
+        tail = error.tail[-LINES_TOLD:] if isinstance(error, BackendFailed) else ()
+        event = error_event(self._exchange.route.api, self._exchange.route.path, error, tail)
+        # An event that was cut off must not swallow this one.
+        await self._finish((b"" if self._end.is_between_events else b"\n\n") + event)
+
+    async def _finish(self, last: bytes) -> None:
+        await self._reply.write(last)
+        await self._reply.end()
+
+    async def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            await waiting.stop()
+
+    async def _as_error(self, problem: UpstreamFailed) -> GpudError:
+        """What a client is told of an engine that gave no answer, or not all of it."""
+        model = self._call.model
+        if problem.trouble in (Trouble.CLOSED, Trouble.REFUSED):
+            status = await self._noticed()
+            if status is not None and status.state is not State.READY and status.error:
+                return BackendFailed(status.error, hint=status.error_hint, tail=status.error_tail)
+        return HttpError(
+            502, "bad_gateway", f'the engine of "{model}" gave no proper answer: {problem}', hint="see gpudctl logs"
+        )
+
+    async def _noticed(self) -> ModelStatus | None:
+        """How the model stands once it is known that its engine has ended; as it is where nothing comes of that."""
+        model, engine = self._call.model, self._engine
+        before = status_of(engine, model)
+        if before is None or before.state is not State.READY:
+            return before
+        seen: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def look(_: tuple[Outcome, ...]) -> None:
+            now = status_of(engine, model)
+            if not seen.done() and (now is None or now.state is not State.READY):
+                seen.set_result(None)
+
+        unsubscribe = engine.subscribe(look)
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(seen, NOTICED_S)
+        finally:
+            unsubscribe()
+        return status_of(engine, model)
+
+
+def passed_on(
+    fields: Iterable[tuple[bytes, bytes]], allowed: frozenset[bytes]
+) -> list[tuple[str | bytes, str | bytes]]:
+    """The fields that may cross."""
+    return [pair for pair in fields if pair[0].lower() in allowed]
+
+
+def error_event(api: Api, path: str, error: GpudError, tail: Iterable[str] = ()) -> bytes:
+    """How a stream of this API is told of an error, with its last words."""
+    value = error_value(api, error)
+    inner = value.get("error")
+    lines = [redacted(line) for line in tail]
+    if lines and isinstance(inner, dict):
+        inner["engine_output"] = lines
+    if api is Api.ANTHROPIC:
+        return b"event: error\ndata: " + msgspec.json.encode(value) + b"\n\n"
+    if path.endswith("/responses") and isinstance(inner, dict):
+        told = {"type": "error", "code": inner.get("code"), "param": None, "sequence_number": 0} | {
+            name: inner[name] for name in ("message", "engine_output") if name in inner
+        }
+        return b"event: error\ndata: " + msgspec.json.encode(told) + b"\n\n"
+    return b"data: " + msgspec.json.encode(value) + b"\n\n" + _last_words(api)
+
+
+def _last_words(api: Api) -> bytes:
+    return b"data: [DONE]\n\n" if api is Api.OPENAI else b""
+
+
+class _End:
+    """Keeps the first and the last piece of an answer while it passes, for the tokens that it took."""
+
+    __slots__ = ("_first", "_pieces", "_size")
+
+    def __init__(self) -> None:
+        self._first = b""
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def see(self, piece: bytes) -> None:
+        pieces = self._pieces
+        if not pieces:
+            self._first = piece[:TAIL_BYTES]
+        pieces.append(piece)
+        self._size += len(piece)
+        if self._size > 4 * TAIL_BYTES:
+            whole = b"".join(pieces)[-TAIL_BYTES:]
+            pieces[:] = (whole,)
+            self._size = len(whole)
+
+    @property
+    def is_between_events(self) -> bool:
+        end = b"".join(self._pieces[-4:])[-4:]
+        return not end or end.endswith((b"\n\n", b"\r\n\r\n"))
+
+    def settle(self, exchange: Exchange) -> None:
+        """Tell the exchange what was found."""
+        if not self._pieces:
+            return
+        end = b"".join(self._pieces)[-TAIL_BYTES:]
+        self._pieces.clear()
+        prompt = _PROMPT.findall(end) or _PROMPT.findall(self._first)
+        generated = _GENERATED.findall(end)
+        if prompt and generated:
+            exchange.prompt_tokens, exchange.generated_tokens = int(prompt[-1]), int(generated[-1])
+            return
+        timings = {name: int(number) for name, number in _TIMINGS.findall(end)}
+        exchange.prompt_tokens = int(prompt[-1]) if prompt else timings.get(b"cache_n", 0) + timings.get(b"prompt_n", 0)
+        exchange.generated_tokens = int(generated[-1]) if generated else timings.get(b"predicted_n", 0)

@@ -1,0 +1,92 @@
+"""Keeps the clients of streams company while a model loads or waits its turn: comments that every client skips, and
+events with the progress for those who asked. It never speaks once an engine does.
+"""
+
+import asyncio
+import contextlib
+
+import msgspec
+
+from gpud.core.facts import ModelStatus, State
+from gpud.engine import Engine
+from gpud.http.connection import ClientGone
+from gpud.http.exchange import Exchange
+
+FIRST_S = 1.0
+"""How long nothing is said: what fails within it keeps its status, and what is ready by then is answered as it is."""
+
+STREAM = (("Content-Type", "text/event-stream"), ("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no"))
+
+
+class Waiting:
+    """One client's wait. It begins now; :meth:`stop` ends it, and must be called."""
+
+    def __init__(self, exchange: Exchange, engine: Engine, model: str, every_s: float, *, tells: bool) -> None:
+        self._exchange = exchange
+        self._engine = engine
+        self._model = model
+        self._every_s = every_s
+        self._tells = tells
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(min(FIRST_S, every_s), self._begin)
+
+    async def stop(self) -> None:
+        """Nothing more is said after this."""
+        self._timer.cancel()
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,))
+
+    def cut(self) -> None:
+        """As :meth:`stop`, where nothing will be written any more."""
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._beat(), name=f"wait-{self._model}")
+
+    async def _beat(self) -> None:
+        reply = self._exchange.reply
+        # A client that has left is told to its handler's task.
+        with contextlib.suppress(ClientGone):
+            await reply.begin(200, [*STREAM, *self._exchange.headers])
+            while True:
+                status = status_of(self._engine, self._model)
+                text = f": gpud waits: {in_words(self._model, status)}\n\n".encode()
+                if self._tells:
+                    text += (
+                        b"event: gpud.progress\ndata: " + msgspec.json.encode(as_value(self._model, status)) + b"\n\n"
+                    )
+                await reply.write(text)
+                await asyncio.sleep(self._every_s)
+
+
+def status_of(engine: Engine, model: str) -> ModelStatus | None:
+    return next((one for one in engine.snapshot().models if one.model.name == model), None)
+
+
+def in_words(model: str, status: ModelStatus | None) -> str:
+    """One line: what is being waited for, and how far it is."""
+    if status is None:
+        what = "it is no longer configured"
+    elif status.waits_for:
+        what = status.waits_for
+    elif status.state is State.READY:
+        what = "its engine has the request"
+    else:
+        what = status.reason or status.state.value
+        if status.progress is not None and "%" not in what:
+            what += f" {status.progress * 100:.0f} %"
+    return " ".join(f'"{model}": {what}'.split())
+
+
+def as_value(model: str, status: ModelStatus | None) -> dict[str, object]:
+    """The same for programs."""
+    return {
+        "model": model,
+        "state": status.state.value if status is not None else "unknown",
+        "progress": status.progress if status is not None else None,
+        "message": in_words(model, status),
+    }
