@@ -34,7 +34,7 @@ from gpud.backends.options import EngineOptions
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Model
 from gpud.core.plan import Plan
-from gpud.core.ports import Launcher, LoadOrder, Progress, Runner, RunnerRecord
+from gpud.core.ports import Launcher, LoadOrder, Progress, Runner, RunnerRecord, Standing
 from gpud.core.quote import Estimate
 
 log = logging.getLogger(__name__)
@@ -138,6 +138,27 @@ class Ollama:
         split: tuple[float, ...],  # noqa: ARG002
     ) -> Estimate | None:
         return None
+
+    async def standing(self, model: Model) -> Standing | None:
+        """Of an attached server that holds the model already."""
+        if not self._options.url:
+            return None
+        name, server = name_of(model), self._attached()
+        try:
+            if await ollama_api.find(server.endpoint, name) is None:
+                return None
+            holders = await server.runners(await ollama_api.weights(server.endpoint, name), name)
+        except Unreachable as problem:
+            if problem.trouble is not Trouble.REFUSED:
+                return None
+            raise BackendFailed(
+                f'cannot use "{model.name}": {problem}',
+                hint="start the Ollama that runs there, or correct its url",
+                kind="unreachable",
+                preflight=True,
+            ) from None
+        works = [await ollama_api.is_processing(holder.port) for holder in holders]
+        return Standing(sum(work is True for work in works), resident=True)
 
     # Load ------------------------------------------------------------------------------------------------------------
 

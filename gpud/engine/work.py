@@ -26,6 +26,7 @@ from gpud.core.ports import (
     Progress,
     Runner,
     RunnerRecord,
+    Standing,
     Store,
     TellsStanding,
     Warmer,
@@ -50,6 +51,10 @@ CHECK_S = 20.0
 
 # A dry run takes some 30 ms, and on a GPU that has to be woken some seconds.
 DRY_RUN_S = 15.0
+
+
+# An engine of somebody else's that takes longer than this over a question or two is taken for one that says nothing.
+STANDING_S = 3.0
 
 
 class Say(Protocol):
@@ -417,7 +422,7 @@ class Work:
             return events.Unfit(f'the engine "{model.engine}" is not available')
         try:
             ground = await self._checks.ask(model.name, partial(self._sizer.ground, backend, model, machine))
-            standing = await backend.standing(model) if isinstance(backend, TellsStanding) else None
+            standing = await self._standing(backend, model)
             if await self._checks.ask(model.name, partial(self._sizer.wants_probe, ground)):
                 await self._dry_run(ground)
             return Way(await self._checks.ask(model.name, partial(self._sizer.quote, ground)), standing)
@@ -432,6 +437,16 @@ class Work:
         except Exception as error:
             log.exception("internal error: checking %r failed", model.name)
             return events.Unfit(f"internal error: {error!r}", kind="internal")
+
+    async def _standing(self, backend: Backend, model: Model) -> Standing | None:
+        """Whether somebody else's engine has the model already. Raises the GpudError that says that it cannot."""
+        if not isinstance(backend, TellsStanding):
+            return None
+        try:
+            return await asyncio.wait_for(backend.standing(model), STANDING_S)
+        except TimeoutError:
+            log.debug("%r does not say how it stands with %r", model.engine, model.name)
+            return None
 
     async def _dry_run(self, ground: Ground) -> None:
         """Ask the engine itself. What it does not say stays a guess."""

@@ -70,6 +70,56 @@ WORDS = [
         "E llama_init_from_model: K cache type q8_0 with block size 32 does not divide n_embd_head_k=16",
         "K cache type q8_0 with block size 32 does not divide n_embd_head_k=16",
     ),
+    (
+        "oom-gpu",
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 24 GiB",
+        "2.50 GiB more could not be had",
+    ),
+    (
+        "gpu-taken",
+        "Free memory on device (31.4/47.3 GiB) on startup is less than desired GPU memory utilization (0.95, 45.0 GiB)",
+        "only 31.4 GiB of the GPU were free when it started, of the 45.0 GiB",
+    ),
+    (
+        "size-too-small",
+        "(2.63 GiB KV cache is needed, which is larger than the available KV cache memory (1.64 GiB). Based on the",
+        "one whole context takes 2.63 GiB of keys and values, and it has 1.64 GiB for them",
+    ),
+    ("size-too-small", "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory`", "nothing"),
+    ("no-such-model", "OSError: x/y is not a local folder and is not a valid model identifier listed on", "model x/y"),
+    (
+        "no-such-model",
+        "404 Client Error. Repository Not Found for url: https://huggingface.co/api/models/x/y.",
+        "no model x/y",
+    ),
+    ("not-allowed", "OSError: You are trying to access a gated repo. Cannot access gated repo for url", "asked for it"),
+    (
+        "not-downloaded",
+        "LocalEntryNotFoundError: outgoing traffic has been disabled, offline mode is enabled",
+        "not on",
+    ),
+    (
+        "unsupported",
+        "ValueError: Model architectures ['NewForCausalLM'] are not supported for now. Supported architectures: dict",
+        "architecture 'NewForCausalLM'",
+    ),
+    (
+        "bad-setting",
+        "User-specified max_model_len (4096) is greater than the derived max_model_len (max_position_embeddings=1024",
+        "its context of 4096 is more than the 1024 tokens",
+    ),
+    (
+        "bad-setting",
+        "ArgumentValidation: `max_input_tokens` must be < `max_total_tokens`",
+        "`max_input_tokens` must be < `max_total_tokens`",
+    ),
+    (
+        "bad-setting",
+        "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your Tesla T4 GPU has",
+        "compute capability of at least 8.0",
+    ),
+    ("bad-flag", "error: unexpected argument '--turbo' found", "does not know '--turbo' found"),
+    ("gpu-driver", "RuntimeError: Failed to infer device type, please set the environment variable", "cannot be used"),
     ("bad-projector", "E srv    load_model: failed to load multimodal model, '/m/p.gguf'", "/m/p.gguf"),
     ("bad-flag", "error: invalid argument: --nosuch", "the engine does not know --nosuch"),
     (

@@ -42,7 +42,7 @@ def package(tmp_path: Path) -> str:
 
 def test_the_built_in_engines_come_in_order() -> None:
     """The first is what a bare machine gets."""
-    assert names() == ("embedded", "llama_server", "llama_cpp", "ollama", "custom")
+    assert names() == ("embedded", "llama_server", "llama_cpp", "ollama", "vllm", "tgi", "custom")
 
 
 @pytest.mark.parametrize("name", names())
@@ -108,8 +108,8 @@ def test_an_unknown_engine_names_those_that_exist(
     with pytest.raises(BackendFailed) as failure:
         make("tubro", EngineOptions(), launcher)
     assert failure.value.message == (
-        'there is no engine "tubro"; engines are embedded, llama_server, llama_cpp, ollama, custom, broken, failing, '
-        "turbo"
+        'there is no engine "tubro"; engines are embedded, llama_server, llama_cpp, ollama, vllm, tgi, custom, '
+        "broken, failing, turbo"
     )
 
 
