@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
 }
 
-PURE = {"collections", "dataclasses", "enum", "functools", "heapq", "itertools", "math", "re", "typing"}
+PURE = {"collections", "dataclasses", "enum", "functools", "heapq", "itertools", "math", "operator", "re", "typing"}
 """All that the core imports of the standard library: nothing that waits, reads, logs or knows the time."""
 
 

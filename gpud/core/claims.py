@@ -39,6 +39,11 @@ class Claim:
     def parties(self) -> Collection[str]:
         return (self.caller.stands_for,)
 
+    @property
+    def served_per_second(self) -> float:
+        """It takes no time to grant; one program is served."""
+        return 1.0
+
     def charge(self) -> Charge:
         return Charge(self.device, self.bytes, self.used_bytes, settled=True, grows=True)
 

@@ -148,6 +148,10 @@ class Instance:
     def parties(self) -> Collection[str]:
         return {job.caller.stands_for for job in self.load_jobs}
 
+    @property
+    def served_per_second(self) -> float:
+        return len(self.load_jobs) / max(0.1, self.reload_s or 1.0)
+
     def leave_queue(self) -> None:
         """It stands in the queue no longer: it is started, or nobody waits for it."""
         self.ticket = None

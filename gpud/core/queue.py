@@ -36,6 +36,10 @@ class Waiting(Protocol):
     @property
     def wanted_priority(self) -> Priority: ...
 
+    @property
+    def served_per_second(self) -> float:
+        """How many requests it would serve for each second that it takes to load."""
+
 
 class Turns:
     """Everybody's first wish comes before anybody's second, and stays there when that first has been served: a wish has
@@ -70,12 +74,17 @@ def level(priority: Priority, waited_s: float, aging_s: float) -> int:
 
 
 def in_order(waiting: Collection[W], now: float, limits: QueueLimits) -> Sequence[W]:
-    """Higher priority first; within one, the earlier turn; then first come, first served."""
-    placed: list[tuple[int, int, int, W]] = []
+    """Higher priority first. Within one, whoever is overdue, in the order in which they came; then the earlier turn,
+    and of one turn those by whom the most is served for each second of their load; then first come, first served.
+    """
+    placed: list[tuple[int, int, float, int, W]] = []
     for entry in waiting:
         ticket = entry.ticket
         if ticket is not None:
             counted = level(entry.wanted_priority, now - ticket.since_s, limits.aging_s)
-            placed.append((-counted, ticket.turn, ticket.sequence, entry))
-    placed.sort(key=itemgetter(0, 1, 2))
-    return [entry for _, _, _, entry in placed]
+            if ticket.overdue:
+                placed.append((-counted, 0, 0.0, ticket.sequence, entry))
+            else:
+                placed.append((-counted, ticket.turn, -entry.served_per_second, ticket.sequence, entry))
+    placed.sort(key=itemgetter(0, 1, 2, 3))
+    return [entry for _, _, _, _, entry in placed]

@@ -87,6 +87,7 @@ class Waiter:
         self.ticket = Ticket(sequence, since_s)
         self.parties = parties.split()
         self.wanted_priority = priority
+        self.served_per_second = 1.0
 
 
 def order(*waiters: Waiter, now: float = 0.0, aging_s: float = 60.0) -> str:
@@ -94,6 +95,15 @@ def order(*waiters: Waiter, now: float = 0.0, aging_s: float = 60.0) -> str:
     for place, waiter in enumerate(waiters):
         turns.give(waiter.ticket, waiter.parties, [other.ticket for other in waiters[:place]])
     return "".join(waiter.name for waiter in queue.in_order(waiters, now, QueueLimits(aging_s=aging_s)))
+
+
+def test_of_one_turn_the_quickest_to_serve_many_comes_first_and_nobody_passes_the_overdue() -> None:
+    """Three requests for a small model before one for a large one, until that has waited long enough."""
+    large, small = Waiter("l", 1, "alice", Priority.NORMAL), Waiter("s", 2, "bob", Priority.NORMAL)
+    large.served_per_second, small.served_per_second = 0.1, 3.0
+    assert order(large, small) == "sl"
+    large.ticket.overdue = True
+    assert order(large, small) == "ls"
 
 
 def test_higher_priorities_come_first_and_the_first_of_one_priority_before_the_second() -> None:
