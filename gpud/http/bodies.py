@@ -190,8 +190,10 @@ class AnswerChunks:
             if not self.ended:
                 raise Malformed(f"{problem}") from None
             used = 0
-        found += self._found
-        self._found.clear()
+        finally:
+            # What came before a mistake is good.
+            found += self._found
+            self._found.clear()
         if self.ended:
             # The parser knows this object: let go, so that neither waits for the collector.
             self._parser = None

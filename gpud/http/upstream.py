@@ -239,7 +239,7 @@ class ClientConnection(Connection):
                 self.fail(f"sent a header of more than {self._largest.header_bytes >> 10} KiB", Trouble.TOO_LARGE)
                 return
             if end < 0:
-                if problem := is_hopeless(pending):
+                if pending and (problem := is_hopeless(pending)):
                     self.fail(f"sent what is not HTTP: {problem}", Trouble.GARBAGE)
                 return
             try:
@@ -276,8 +276,7 @@ class ClientConnection(Connection):
 
     def _body_came(self, data: bytes) -> None:
         before = len(self._body)
-        if not self.feed(data, self._body):
-            return
+        self.feed(data, self._body)
         self._body_bytes += sum(map(len, self._body[before:]))
         if self._body_bytes > BUFFER_BYTES and self.at == BODY:
             self.stop_reading()

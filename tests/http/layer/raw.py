@@ -1,11 +1,11 @@
-"""Speaks HTTP by hand, so that a test sends and sees exactly the bytes that it names; and stands up what it speaks to."""
+"""Speaks HTTP by hand, so that a test sends and sees exactly the bytes it names; and stands up what it speaks to."""
 
 import asyncio
 import contextlib
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gpud.core.facts import Endpoint
 from gpud.http.limits import ServerLimits
@@ -32,7 +32,6 @@ class Raw:
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
-    seen: bytearray = field(default_factory=bytearray)
 
     async def send(self, data: bytes) -> None:
         self.writer.write(data)
