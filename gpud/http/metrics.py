@@ -8,7 +8,7 @@ costs neither memory nor start-up time.
 """
 
 import asyncio
-import platform
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -278,7 +278,7 @@ def _build(snapshot: Snapshot) -> Gauge:
     gauge = Gauge(
         "gpud_build_info", "The version of gpud, and of the Python that runs it; always 1.", ("version", "python")
     )
-    gauge.set((snapshot.version, platform.python_version()), 1)
+    gauge.set((snapshot.version, sys.version.split()[0]), 1)
     return gauge
 
 
