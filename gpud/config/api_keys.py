@@ -86,7 +86,7 @@ def keys_text(keys: Iterable[ApiKey]) -> str:
 
 def check_key_name(text: str) -> None:
     """Raises Wrong, without the name in it."""
-    if not re.fullmatch(NAME, text):
+    if not re.fullmatch(NAME, text) or text.startswith(_PREFIX):
         raise Wrong(f"is not allowed as the name of a key ({NAME_RULE})")
 
 
