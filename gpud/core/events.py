@@ -422,6 +422,8 @@ class Kind(StrEnum):
     RESUMED = "resumed"
     VRAM_HIGH = "vram-high"
     VRAM_NORMAL = "vram-normal"
+    DOOR_OPENED = "door-opened"
+    DOOR_FAILED = "door-failed"
     IDLE = "idle"
     ENGINE_CRASHED = "engine-crashed"
     ENGINE_GIVEN_UP = "engine-given-up"

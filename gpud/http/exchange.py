@@ -10,9 +10,10 @@ import msgspec
 from gpud.core.errors import GpudError, InvalidArguments
 from gpud.core.facts import Caller
 from gpud.engine import Engine
+from gpud.http.access import Admitted
 from gpud.http.message import Reply, Request
 from gpud.http.routing import Route
-from gpud.http.shapes import HttpError, error_body, headers_of, status_of
+from gpud.http.shapes import error_body, headers_of, status_of
 
 T = TypeVar("T")
 
@@ -24,9 +25,8 @@ SMALL_BODY_BYTES = 1 << 20
 
 @dataclass(slots=True)
 class Exchange:
-    """Belongs to one request. ``headers`` go out with whatever is answered (CORS).
-
-    ``may_manage``: the caller may change gpud's state. ``allowed_models`` None: all of them.
+    """Belongs to one request. ``headers`` go out with whatever is answered (CORS). ``model`` is the configured name of
+    the model that it turned out to be for; tokens are None where the engine did not count them.
     """
 
     request: Request
@@ -34,26 +34,33 @@ class Exchange:
     route: Route
     parameters: Mapping[str, str]
     engine: Engine
-    caller: Caller
-    may_manage: bool = True
-    allowed_models: frozenset[str] | None = None
+    admitted: Admitted
     headers: tuple[tuple[str, str], ...] = ()
     model: str = ""
     began_s: float = field(default_factory=time.monotonic)
     first_byte_s: float | None = None
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
+    prompt_tokens: int | None = None
+    generated_tokens: int | None = None
+
+    @property
+    def caller(self) -> Caller:
+        return self.admitted.caller
+
+    @property
+    def allowed_models(self) -> frozenset[str] | None:
+        """The configured names of the models that the caller may use and see; None: all of them."""
+        if self.admitted.key is None:
+            return None
+        models = (status.model for status in self.engine.snapshot().models)
+        return frozenset(model.name for model in models if self.admitted.allows(model.name, *model.aliases))
 
     def check_model(self, name: str) -> None:
-        """Raises HttpError(403) for a model that the caller's key may not use."""
-        if self.allowed_models is not None and name not in self.allowed_models:
-            known = ", ".join(sorted(self.allowed_models)) or "none"
-            raise HttpError(
-                403,
-                "permission_denied",
-                f'this key may not use "{name}"',
-                hint=f"it may use {known}; see gpudctl key list",
-            )
+        """Raises Denied for a model that the caller's key may not use."""
+        if self.admitted.key is None:
+            return
+        models = (status.model for status in self.engine.snapshot().models)
+        aliases = next((model.aliases for model in models if model.name == name), ())
+        self.admitted.require(name, *aliases)
 
     async def value(self, limit_bytes: int = SMALL_BODY_BYTES) -> dict[str, Any]:
         """The body as a JSON object; an empty body is an empty object. Raises InvalidArguments."""

@@ -18,7 +18,8 @@ class Route:
     (``/upstream/{model}/{rest...}``).
 
     ``changes``: it changes gpud's state, so it is never asked with GET and needs the right to manage. ``open``: anybody
-    who reaches the door may ask, without a key. ``body`` and ``answer`` are types for the description of the API.
+    who reaches the door may ask, without a key. ``uses``: it has a model work, although it is a GET; every POST that
+    changes nothing does so anyhow. ``body`` and ``answer`` are types for the description of the API.
     """
 
     method: str
@@ -31,10 +32,16 @@ class Route:
     body: Any = None
     answer: Any = None
     tag: str = ""
+    uses: bool = False
 
     def __post_init__(self) -> None:
         if self.changes and self.method in ("GET", "HEAD"):
             raise ValueError(f"{self.method} {self.path} changes something: that is never asked with {self.method}")
+
+    @property
+    def uses_model(self) -> bool:
+        """Whether it needs the right to use models."""
+        return self.uses or (self.method not in ("GET", "HEAD") and not self.changes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,247 @@
+"""The doors: where gpud listens for HTTP, who is let in, and which route answers.
+
+Owns the servers. What a route does is not its business, and a door that cannot be opened keeps nothing else from
+working.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from gpud.core.errors import GpudError
+from gpud.core.events import Kind, Level, Notice
+from gpud.core.facts import Caller
+from gpud.engine import Engine
+from gpud.http.access import NOBODY, Access, Admitted, Rules
+from gpud.http.exchange import Exchange
+from gpud.http.keys import Keys
+from gpud.http.limits import ServerLimits
+from gpud.http.listening import Address, Listening, TcpAddress, Tls, UnixAddress
+from gpud.http.message import Reply, Request
+from gpud.http.metrics import Metrics, RequestSeen
+from gpud.http.rates import Rates
+from gpud.http.routing import Match, NotAllowed, Route, Router
+from gpud.http.server import Server
+from gpud.http.shapes import Api, HttpError, error_body
+
+log = logging.getLogger(__name__)
+
+_WHAT_TO_DO = "What to do: see with ss -ltnp who listens there; stop it, or set http.{}.port and reload gpud"
+
+_NOBODY = Admitted(Caller("", NOBODY), frozenset())
+"""Who asks, until that is known."""
+
+CLIENT_LEFT = 499
+"""How a request counts whose client has gone before it was answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """One door as it is configured. ``api`` is how its clients read what no route answers."""
+
+    name: str
+    addresses: tuple[Address, ...]
+    rules: Rules = field(default_factory=Rules)
+    limits: ServerLimits = field(default_factory=ServerLimits)
+    tls: Tls | None = None
+    api: Api = Api.OPENAI
+
+
+class Door:
+    """One server with its rules and its routes. Both may be replaced while it is open."""
+
+    def __init__(
+        self, opening: Opening, engine: Engine, router: Router, metrics: Metrics | None, rates: Rates, keys: Keys | None
+    ) -> None:
+        self.opening = opening
+        self.router = router
+        self._engine = engine
+        self._metrics = metrics
+        self._rates = rates
+        self.admit(opening.rules, keys)
+        self.server = Server(self._answer, opening.limits, words=self._words)
+
+    def admit(self, rules: Rules, keys: Keys | None) -> None:
+        """From now on by these rules, with these keys."""
+        self.access = Access(rules, keys, self._rates)
+
+    def _words(self, status: int, message: str) -> tuple[str, bytes]:
+        error = HttpError(status, "invalid_request" if status < 500 else "unavailable", message)
+        return "application/json", error_body(self.opening.api, error)
+
+    async def _answer(self, request: Request, reply: Reply) -> None:
+        """
+        1. A browser asks whether a page may come in: 204, or refused.
+        2. No route has this path, or not for this method: 404, 405.
+        3. Who asks is not let in: 401, 403, 421, 429.
+        4. Else the route answers; what it raises is told in the shape of its API.
+        """
+        found = self.router.find(request.method, request.segments)
+        route = found.route if isinstance(found, Match) else None
+        exchange = Exchange(request, reply, route or _nowhere(found, self.opening.api), {}, self._engine, _NOBODY)
+        try:
+            allowed = self.access.preflight(request.method, request.headers, request.peer)
+            if allowed is not None:
+                await reply.send(204, allowed)
+                return
+            exchange.headers = self.access.reply_headers(request.headers)
+            if route is None or not isinstance(found, Match):
+                raise _no_route(request, found)
+            exchange.parameters = found.parameters
+            exchange.admitted = self.access.check(
+                request.method,
+                request.headers,
+                request.peer,
+                time.monotonic(),
+                changes_state=route.changes,
+                needs_model=route.uses_model,
+                is_open=route.open,
+            )
+            await route.handler(exchange)
+        except GpudError as error:
+            if reply.begun:
+                log.debug("%s %s was begun and fails: %s", request.method, exchange.route.path, error.message)
+                reply.abort()
+            else:
+                await exchange.fail(error)
+        finally:
+            self._seen(exchange)
+
+    def _seen(self, exchange: Exchange) -> None:
+        if self._metrics is None:
+            return
+        status = exchange.reply.status or CLIENT_LEFT
+        if exchange.request.is_gone and not exchange.reply.ended:
+            status = CLIENT_LEFT
+        self._metrics.observe(
+            RequestSeen(
+                door=self.opening.name,
+                route=exchange.route.path,
+                model=exchange.model,
+                status=status,
+                duration_s=time.monotonic() - exchange.began_s,
+                first_byte_s=exchange.first_byte_s,
+                prompt_tokens=exchange.prompt_tokens,
+                generated_tokens=exchange.generated_tokens,
+            )
+        )
+
+
+async def _no_handler(exchange: Exchange) -> None:
+    raise AssertionError(f"{exchange.route.path} has no handler")
+
+
+def _nowhere(found: Match | NotAllowed | None, api: Api) -> Route:
+    """What a request counts as that no route answers."""
+    return Route("", "", _no_handler, found.api if isinstance(found, NotAllowed) else api)
+
+
+def _no_route(request: Request, found: Match | NotAllowed | None) -> HttpError:
+    if isinstance(found, NotAllowed):
+        methods = ", ".join(found.allowed)
+        return HttpError(
+            405,
+            "method_not_allowed",
+            f"{request.method} is not for {request.path[:200]}",
+            hint=f"it answers {methods}",
+            headers={"Allow": methods},
+        )
+    return HttpError(
+        404, "not_found", f"nothing answers {request.method} {request.path[:200]}", hint="see docs/http.md"
+    )
+
+
+class Doors:
+    """All of them. :meth:`apply` opens, changes and closes them until they are as configured."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        routers: Mapping[str, Router],
+        *,
+        say: Callable[[Notice], None],
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._engine = engine
+        self._routers = routers
+        self._say = say
+        self._metrics = metrics
+        self._rates = Rates()
+        self._doors: dict[str, Door] = {}
+
+    @property
+    def addresses(self) -> dict[str, tuple[str, ...]]:
+        """Where each door listens now."""
+        return {name: tuple(at.describe() for at in door.server.listening) for name, door in self._doors.items()}
+
+    @property
+    def closed(self) -> tuple[str, ...]:
+        """The doors that are configured and could not be opened."""
+        return tuple(name for name, door in self._doors.items() if not door.server.listening)
+
+    async def apply(self, openings: Sequence[Opening], keys: Keys | None, *, drain_s: float = 20.0) -> None:
+        """A door that listens as it did keeps its connections; only its rules and keys are replaced."""
+        wanted = {opening.name: opening for opening in openings}
+        closing = [
+            self._doors.pop(name) for name, door in list(self._doors.items()) if not _stays(door, wanted.get(name))
+        ]
+        # Its successor may want the same port: that is free as soon as nobody is accepted there.
+        for door in closing:
+            for listening in door.server.listening:
+                door.server.stop_listening(listening)
+        for opening in openings:
+            kept = self._doors.get(opening.name)
+            if kept is not None:
+                kept.opening = opening
+                kept.admit(opening.rules, keys)
+            else:
+                await self._open(opening, keys)
+        await asyncio.gather(*(door.server.close(drain_s) for door in closing))
+
+    async def _open(self, opening: Opening, keys: Keys | None) -> None:
+        router = self._routers[opening.name]
+        door = Door(opening, self._engine, router, self._metrics, self._rates, keys)
+        self._doors[opening.name] = door
+        opened: list[Listening] = []
+        for address in opening.addresses:
+            try:
+                opened.append(await door.server.listen(address, door=opening.name, tls=opening.tls))
+            except OSError as problem:
+                self._failed(opening, address, problem)
+        if opened:
+            where = " and ".join(listening.describe() for listening in opened)
+            self._say(
+                Notice(Kind.DOOR_OPENED, f"Listens on {where} (door {opening.name})", fields={"door": opening.name})
+            )
+
+    def _failed(self, opening: Opening, address: Address, problem: OSError) -> None:
+        where = _shown(address)
+        self._say(
+            Notice(
+                Kind.DOOR_FAILED,
+                f"Cannot listen on {where} (door {opening.name}): {problem.strerror or problem}",
+                level=Level.ERROR,
+                fields={"door": opening.name, "address": where},
+                detail=(_WHAT_TO_DO.format(opening.name),),
+            )
+        )
+
+    async def close(self, drain_s: float) -> None:
+        """Running requests may end within this time."""
+        await asyncio.gather(*(door.server.close(drain_s) for door in self._doors.values()))
+        self._doors.clear()
+
+
+def _stays(door: Door, wanted: Opening | None) -> bool:
+    """Whether the server can stay as it is: only its rules differ. One that does not listen is tried anew."""
+    if wanted is None or not door.server.listening:
+        return False
+    return replace(door.opening, rules=wanted.rules) == wanted
+
+
+def _shown(address: Address) -> str:
+    if isinstance(address, TcpAddress):
+        return f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
+    return address.path if isinstance(address, UnixAddress) else f"descriptor {address.fd}"
