@@ -18,7 +18,7 @@ from gpud.backends.options import EngineOptions
 from gpud.backends.runner import ProcessRunner
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import BusyProbe, Endpoint, EngineSettings, HttpCall, Model, StopTimes
-from gpud.core.ports import Child, Command, LineReader
+from gpud.core.ports import Child, Command, LineReader, Standing
 
 Run = Callable[..., Any]
 
@@ -321,6 +321,44 @@ def test_a_running_service_is_attached_and_asked_for_its_memory(run: Run, tmp_pa
             assert (await gone).code is None
             assert 'POST /free {"unload_models": true, "free_memory": true}\n' in requests.read_text()
             assert process.returncode is None
+
+    run(work())
+
+
+def test_a_field_is_looked_for_in_each_item_of_a_list(run: Run, tmp_path: Path) -> None:
+    """As llama-server's slots are: it is busy while one of them works, and full while all do."""
+
+    async def work() -> None:
+        async with Place(tmp_path) as place, running("--slots=2", "--busy=1") as (url, _):
+            slots = BusyProbe("/slots", ("is_processing",))
+            model, backend = service(command=(), url=url, busy=slots), custom(place)
+            runner = await backend.load(place.order(model))
+            assert await runner.busy() is True
+            assert await backend.standing(model) == Standing(1, full=False)
+            await call.request(runner.endpoint, "POST", "/set", body={"busy": 2}, timeout_s=5)
+            assert await backend.standing(model) == Standing(2, full=True)
+            await call.request(runner.endpoint, "POST", "/set", body={"busy": 0}, timeout_s=5)
+            assert await runner.busy() is False
+            assert await backend.standing(model) == Standing()
+            queue = service(command=(), url=url, busy=QUEUE)
+            await call.request(runner.endpoint, "POST", "/set", body={"busy": 3}, timeout_s=5)
+            assert await backend.standing(queue) == Standing(3, full=True)
+            assert await backend.standing(service()) is None
+
+    run(work())
+
+
+def test_a_service_that_is_not_there_has_no_standing(run: Run, tmp_path: Path) -> None:
+    """It cannot serve the model, and others may; one that loads still says nothing."""
+
+    async def work() -> None:
+        async with Place(tmp_path) as place:
+            async with running("--never-healthy") as (url, _):
+                model = service(command=(), url=url)
+                assert await custom(place).standing(model) is None
+            with pytest.raises(BackendFailed) as failure:
+                await custom(place).standing(model)
+            assert (failure.value.kind, failure.value.preflight) == ("unreachable", True)
 
     run(work())
 

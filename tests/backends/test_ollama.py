@@ -30,7 +30,7 @@ from gpud.backends.ollama_store import parse_name
 from gpud.backends.options import EngineOptions
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Endpoint, Model
-from gpud.core.ports import Runner
+from gpud.core.ports import Runner, Standing
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -606,6 +606,26 @@ def test_an_attached_server_is_only_asked(place: Place, run: Run) -> None:
             assert process.returncode is None and alive(kept)
 
     run(scenario())
+
+
+def test_how_an_attached_server_stands_with_a_model(place: Place, run: Run) -> None:
+    """It has it, or would have to load it; one that is not there cannot serve it. Of an own server nothing is asked."""
+
+    async def work() -> None:
+        async with closing(place):
+            async with somebody_elses(place) as (_, url):
+                backend = place.backend(attached(place, url))
+                assert await backend.standing(TINY) is None
+                runner = await backend.load(place.order(TINY))
+                assert await backend.standing(TINY) == Standing(0, full=False, resident=True)
+                await runner.unload(QUICK)
+                assert await backend.standing(TINY) is None
+            with pytest.raises(BackendFailed) as failure:
+                await backend.standing(TINY)
+            assert (failure.value.kind, failure.value.preflight) == ("unreachable", True)
+            assert await place.backend().standing(TINY) is None
+
+    run(work())
 
 
 def test_an_attached_model_without_a_store_is_found_by_asking(place: Place, run: Run) -> None:

@@ -9,12 +9,12 @@ import pytest
 
 from gpud.core.errors import BackendFailed, Busy, InvalidOption
 from gpud.core.events import LoadOptions
-from gpud.core.facts import HOST, Caller, JobResult, Model, State
-from gpud.core.ports import Standing
+from gpud.core.facts import HOST, Caller, Endpoint, JobResult, Model, State
+from gpud.core.ports import RunnerRecord, Standing
 from gpud.core.quote import ANY_GPU, Estimate, Offer, Part, Quote, Share, Source
 from gpud.engine.choice import Way, chosen
 
-from .parts import GIB, Bench, FakeBackend
+from .parts import GIB, Bench, FakeBackend, FakeRunner, MemoryStore
 
 Run = Callable[..., Any]
 ALICE = Caller("alice", 1000, label="alice")
@@ -281,5 +281,24 @@ def test_a_context_that_is_asked_for_holds_for_every_engine(run: Run) -> None:
             await place.engine.wait(place.engine.load("a", ALICE, LoadOptions(context=99)))
             assert two.orders[0].model.settings.context == 99
             assert place.engine._scheduler.state_of("a") is State.READY
+
+    run(work())
+
+
+def test_an_engine_of_an_earlier_daemon_is_known_for_what_it_is(run: Run) -> None:
+    """Also where it is not the first of the model's."""
+
+    async def work() -> None:
+        store = MemoryStore()
+        store.keep(RunnerRecord("a-1", "a", "two", "1-None", Endpoint(), shares=(Share("GPU-0", GIB),)))
+        one, two = FakeBackend(), FakeBackend()
+        made = Bench(by("one", "two"), store=store)
+        made.engine._work.backends = {"one": one, "two": two}
+        two.adoptable["a-1"] = FakeRunner(7)
+        async with made as place:
+            (status,) = place.engine.snapshot().models
+            assert (status.state, status.model.engine) == (State.READY, "two")
+            with pytest.raises(Busy, match="is ready with two, not one"):
+                place.engine.load("a", ALICE, LoadOptions(engines=("one",)))
 
     run(work())
