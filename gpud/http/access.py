@@ -14,9 +14,10 @@ from typing import Protocol
 from gpud.core.facts import Caller, Priority
 from gpud.core.keys import BOTH, ApiKey, Rate, Right
 from gpud.http.hosts import HostList, is_own_origin
-from gpud.http.keys import Headers, Keys, shown_key, single
+from gpud.http.keys import Denied, Headers, Keys, shown_key, single
 from gpud.http.rates import Rates
-from gpud.http.shapes import HttpError
+
+__all__ = ["Access", "Admitted", "Denied", "Header", "Peer", "Rules"]
 
 Header = tuple[str, str]
 
@@ -35,10 +36,6 @@ _USUAL_HEADERS = "Authorization, Content-Type, X-API-Key, api-key, anthropic-ver
 EXPOSED_HEADERS = "Retry-After, WWW-Authenticate"
 
 _ADD_KEY = 'send "Authorization: Bearer KEY"; "gpudctl key add NAME" makes a key'
-
-
-class Denied(HttpError):
-    """Who asks is not let in. 401 asks for a key, 403 is final, 421 was meant for others, 429 may come back."""
 
 
 class Peer(Protocol):
@@ -111,7 +108,7 @@ class Access:
     ) -> None:
         self._rules = rules
         self._keys = keys
-        self._rates = rates or Rates()
+        self._rates = Rates() if rates is None else rates
         self._hosts = HostList(rules.addresses, rules.allowed_hosts)
         self._origins = frozenset(rules.cors_origins) - {"*"}
         self._any_origin = "*" in rules.cors_origins

@@ -38,8 +38,11 @@ def split(authority: str) -> tuple[str, int | None] | None:
     if match is None:
         return None
     text, port = match[1], match[2]
-    host = canonical(text[1:-1]) if text[0] == "[" else canonical(text)
-    if not host or (":" in host) > (text[0] == "[") or (port is not None and not 1 <= int(port) <= 65535):
+    is_bracketed = text[0] == "["
+    if is_bracketed and ":" not in text:
+        return None
+    host = canonical(text[1:-1] if is_bracketed else text)
+    if not host or (port is not None and not 1 <= int(port) <= 65535):
         return None
     return host, None if port is None else int(port)
 

@@ -18,6 +18,10 @@ LONGEST = 512
 _HEADERS = ("Authorization", "X-API-Key", "api-key")
 
 
+class Denied(HttpError):
+    """Who asks is not let in. 401 asks for a key, 403 is final, 421 was meant for others, 429 may come back."""
+
+
 class Headers(Protocol):
     """What is asked of a request's header fields: by a name in any case, repeated ones joined by commas."""
 
@@ -25,10 +29,10 @@ class Headers(Protocol):
 
 
 def single(headers: Headers, name: str) -> str:
-    """The value of a field that is there once at most and has no comma in it; raises HttpError 400 where it has."""
+    """The value of a field that is there once at most and has no comma in it; raises Denied with 400 where it has."""
     value = headers.get(name)
     if "," in value:
-        raise HttpError(400, "invalid_request", f"cannot tell what is meant: the header {name} is there more than once")
+        raise Denied(400, "invalid_request", f"cannot tell what is meant: the header {name} is there more than once")
     return value.strip()
 
 
@@ -63,7 +67,7 @@ class Keys:
 
 
 def shown_key(headers: Headers) -> str:
-    """The key that a request shows; empty: none. Raises HttpError 400 where it shows more than one."""
+    """The key that a request shows; empty: none. Raises Denied with 400 where it shows more than one."""
     found = ""
     for name in _HEADERS:
         value = single(headers, name)
@@ -75,6 +79,6 @@ def shown_key(headers: Headers) -> str:
             continue
         if found and found != value:
             message = "cannot tell who asks: different API keys are shown in Authorization, X-API-Key or api-key"
-            raise HttpError(400, "invalid_request", message, hint="send one of them")
+            raise Denied(400, "invalid_request", message, hint="send one of them")
         found = value
     return found

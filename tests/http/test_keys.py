@@ -16,8 +16,7 @@ from gpud.core.errors import ConfigInvalid
 from gpud.core.facts import Priority
 from gpud.core.keys import ApiKey, Rate, Right
 from gpud.http.fields import Fields
-from gpud.http.keys import LONGEST, Keys, shown_key
-from gpud.http.shapes import HttpError
+from gpud.http.keys import LONGEST, Denied, Keys, shown_key
 
 SECRET = "gpud_hushhushhushhushhushhushhushhushhushhushhus"
 LAPTOP = ApiKey("laptop", digest_of(SECRET))
@@ -138,7 +137,7 @@ def test_the_same_key_twice_is_one() -> None:
 )
 def test_two_keys_are_none(headers: tuple[tuple[str, str], ...]) -> None:
     """Whoever stands between could have looked at the other one. The answer repeats neither."""
-    with pytest.raises(HttpError) as caught:
+    with pytest.raises(Denied) as caught:
         shown_key(fields(*headers))
     assert caught.value.status == 400
     assert SECRET not in caught.value.text
