@@ -148,11 +148,11 @@ def _loaded(model: str, record: dict[str, Any]) -> str:
     facts = []
     if load_usec := record.get("LoadUSec"):
         facts.append(f"in {load_usec / 1e6:.1f} s" if load_usec < 60e6 else f"in {span(load_usec / 1e6)}")
-    if record.get("VramBytes"):
-        facts.append(mib(record["VramBytes"]))
-    elif record.get("NeedBytes"):
-        # What it holds is measured a moment later.
+    if record.get("NeedBytes"):
+        # What it holds is measured a moment later, and may or may not be known by now.
         facts.append(f"{mib(record['NeedBytes'])} reserved")
+    elif record.get("VramBytes"):
+        facts.append(mib(record["VramBytes"]))
     if record.get("ContextSize"):
         facts.append(f"context {plural(record['ContextSize'], 'token')}")
     return f'loaded "{model}"' + (f": {', '.join(facts)}" if facts else "")

@@ -354,12 +354,17 @@ def test_the_end_of_gpud_is_told_and_the_command_goes_on(tmp_path: Path) -> None
 # vram, explain -------------------------------------------------------------------------------------------------------
 
 
+def held(data: dict[str, Any]) -> list[int]:
+    """What the models on the first GPU were measured to hold."""
+    return [one["used_bytes"] for one in data["gpus"][0]["models"]]
+
+
 def test_vram_shows_who_holds_each_gpu(quiet: Machine) -> None:
     """Totals, each GPU's figures, models and other programs by name; the machine's memory last."""
     quiet.place.gpudctl("load", "tiny")
     quiet.gpus.set_foreign(1 * GIB, gpu=1, name="game")
     try:
-        data = quiet.vram_once(lambda data: bool(data["gpus"][1]["others"]))
+        data = quiet.vram_once(lambda data: data["used_bytes"] == 3 * GIB and held(data) == [2 * GIB])
         text = quiet.place.gpudctl("vram").stdout
     finally:
         quiet.gpus.end_foreign("game")
