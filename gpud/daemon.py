@@ -17,19 +17,21 @@ from gpud.backends import EngineOptions
 from gpud.catalog.reader import FileReader
 from gpud.config import Config
 from gpud.core.errors import BackendFailed, ConfigInvalid, GpudError
-from gpud.core.events import Kind, Level, Notice, Outcome
+from gpud.core.events import Kind, Level, Notice, Outcome, Touched
 from gpud.core.facts import State
 from gpud.core.ports import Backend
 from gpud.dbus.limits import CallerLimits
 from gpud.dbus.service import BusUnavailable, NameTaken, Service
 from gpud.directories import AlreadyRunning, Directories, alone
 from gpud.engine import Engine
+from gpud.http.lines import Lines, TeeSink
 from gpud.log import Journal, set_level, setup
 from gpud.pagecache import PageCache
 from gpud.power import on_battery
 from gpud.processes.cgroup import Cgroup, enter_delegated_cgroup
 from gpud.processes.launcher import ProcessLauncher
 from gpud.store import FileStore
+from gpud.web import Web, read_keys
 from gpud.webhook import Webhook
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,9 @@ log = logging.getLogger(__name__)
 EXIT_CONFIG = 78
 EXIT_TAKEN = 75
 EXIT_FAILED = 1
+
+LAST_WORDS_S = 2.0
+"""Every engine has stopped: what is still being answered is that."""
 
 SERVE_AGAIN_S = 5.0
 """After a defect has ended the service on the bus: soon enough for whoever waits, too seldom to flood the log."""
@@ -90,6 +95,7 @@ class Daemon:
 
     async def run(self) -> int:
         loop = self._loop = asyncio.get_running_loop()
+        self._keys = await read_keys(self._config)
         with alone(self._directories.runtime):
             self._store = FileStore(
                 runtime_dir=self._directories.runtime,
@@ -97,10 +103,11 @@ class Daemon:
                 on_problem=self._store_problem,
             )
             self._fd_store = systemd.SystemdFdStore()
+            lines = Lines()
             self._launcher = ProcessLauncher(
                 runtime_dir=self._directories.runtime,
                 fd_store=self._fd_store,
-                sink=self._journal,
+                sink=TeeSink(self._journal, lines),
                 cgroup=enter_delegated_cgroup(),
                 lines_per_second=self._config.logging.engine_lines_per_second,
             )
@@ -123,6 +130,7 @@ class Daemon:
             self._engine.subscribe(self._listen)
             self._webhook = Webhook(self._config.alerts.webhook)
             self._engine.subscribe(self._webhook.listen)
+            self._web = Web(self._engine, lines, self._tell)
             for number in STOP_SIGNALS:
                 loop.add_signal_handler(number, self._stop)
             loop.add_signal_handler(signal.SIGHUP, self._hang_up)
@@ -133,7 +141,7 @@ class Daemon:
                     outstanding=self._config.bus.calls, holds=self._config.bus.holds, jobs=self._config.bus.jobs
                 ),
                 version=__version__,
-                on_bus=self._journal.notice,
+                on_bus=self._tell,
             )
             try:
                 await self._serve(service)
@@ -161,11 +169,12 @@ class Daemon:
             raise
         except BusUnavailable as problem:
             log.error("%s", problem)
+        await self._web.apply(self._config.http, self._keys)
         serving = asyncio.create_task(_keep_serving(service))
         self._ready()
         try:
             await self._engine.finished()
-            self._journal.notice(Notice(Kind.STOPPED, "gpud has stopped every engine and ends"))
+            self._tell(Notice(Kind.STOPPED, "gpud has stopped every engine and ends"))
         finally:
             await self._end(service)
             serving.cancel()
@@ -175,13 +184,19 @@ class Daemon:
         if not self._stop_asked:
             self._engine.shutdown()
         await self._engine.finished()
+        await self._web.close(LAST_WORDS_S)
         await service.close()
         await self._engine.close()
         await self._webhook.close()
         await self._launcher.close()
 
+    def _tell(self, notice: Notice) -> None:
+        """Tell what the daemon itself has to say, to everybody who listens."""
+        self._journal.notice(notice)
+        self._web.notice(notice)
+
     def _ready(self) -> None:
-        self._journal.notice(
+        self._tell(
             Notice(
                 Kind.STARTED,
                 f"gpud {__version__} is ready: {_models(self._config)} configured in {', '.join(self._config.sources)}",
@@ -232,9 +247,10 @@ class Daemon:
         self._notifier.reloading()
         try:
             new = await asyncio.to_thread(config.load, self._config_path, known_engines=KnownEngines())
+            keys = await read_keys(new)
             made = self._make_backends(new)
         except ConfigInvalid as error:
-            self._journal.notice(
+            self._tell(
                 Notice(
                     Kind.CONFIG_REJECTED,
                     f"The configuration was not reloaded, the old one stays: {len(error.problems)} "
@@ -247,15 +263,16 @@ class Daemon:
         finally:
             self._notifier.ready(self._status_text())
         restart = new.bus != self._config.bus
-        self._config, self._backends = new, made
+        self._config, self._backends, self._keys = new, made, keys
         self._launcher.lines_per_second = new.logging.engine_lines_per_second
         self._webhook.url = new.alerts.webhook
         set_level(self._journal, Level(new.logging.level))
         await self._engine.apply(models=new.models, limits=new.limits, idle_timeout_s=new.idle_timeout_s, backends=made)
+        await self._web.apply(new.http, keys)
         text = f"The configuration was reloaded: {_models(new)} in {', '.join(new.sources)}"
         if restart:
             text += "; its section bus takes effect after a restart of gpud"
-        self._journal.notice(Notice(Kind.CONFIG_RELOADED, text, fields={"models": len(new.models)}))
+        self._tell(Notice(Kind.CONFIG_RELOADED, text, fields={"models": len(new.models)}))
 
     def _make_backends(self, wanted: Config) -> dict[str, Backend]:
         """A backend for each engine that a model uses; one whose options have not changed is kept as it is."""
@@ -285,6 +302,8 @@ class Daemon:
         for outcome in outcomes:
             if isinstance(outcome, Notice):
                 self._journal.notice(outcome)
+        if all(isinstance(outcome, Touched) for outcome in outcomes):
+            return  # A request began or ended: nothing of it is in the one line, and there are thousands a second.
         status = self._status_text()
         if status != self._status:
             self._status = status
@@ -293,7 +312,7 @@ class Daemon:
     def _store_problem(self, problem: str) -> None:
         """The store writes in a thread, too; what is told is told on the loop."""
         notice = Notice(Kind.STORE_PROBLEM, problem[:1].upper() + problem[1:], level=Level.ERROR)
-        self._loop.call_soon_threadsafe(self._journal.notice, notice)
+        self._loop.call_soon_threadsafe(self._tell, notice)
 
     def _status_text(self) -> str:
         """One line for ``systemctl status``."""

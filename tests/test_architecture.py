@@ -26,7 +26,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"config", "catalog", "backends"},
     "bridge": set(),
     "mcp": set(),
-    "daemon": {"config", "log", "engine", "directories"} | ADAPTERS | EDGES,
+    # The part of the composition that is about HTTP.
+    "web": {"config", "engine", "http"},
+    "daemon": {"config", "log", "engine", "directories", "web"} | ADAPTERS | EDGES,
     "__main__": {"daemon"},
     "__init__": set(),
 }

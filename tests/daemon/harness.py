@@ -158,7 +158,13 @@ class Place:
         return self.runtime / "gpud" / "engines"
 
     def configure(self, models: Mapping[str, object], **sections: object) -> None:
-        settings = {"restart": {"first": 0.1, "max": 0.2}, "stop": {"drain": 5, "term": 2, "second_term": 2}}
+        # Many daemons run at the same time here: a door is opened where a test wants one.
+        doors = {name: {"enable": False} for name in ("front", "management", "ollama")}
+        settings = {
+            "restart": {"first": 0.1, "max": 0.2},
+            "stop": {"drain": 5, "term": 2, "second_term": 2},
+            "http": doors,
+        }
         fresh = self.config.with_suffix(".new")
         fresh.write_text(yaml.safe_dump({**settings, **self.sections, **sections, "models": dict(models)}))
         fresh.replace(self.config)
