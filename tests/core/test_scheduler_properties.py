@@ -1,6 +1,8 @@
-"""Whatever happens in whatever order: promises keep within the budget, every job ends once, nothing stays behind."""
+"""Whatever happens in whatever order: promises keep within the budget, every wish ends once, nothing stays behind."""
 
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -9,52 +11,121 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from gpud.core import events
 from gpud.core.errors import GpudError
 from gpud.core.events import ModelChanged
-from gpud.core.facts import BudgetLimits, Limits, State, StopTimes
+from gpud.core.facts import (
+    HOST,
+    BudgetLimits,
+    EvictionLimits,
+    JobResult,
+    Limits,
+    Priority,
+    QueueLimits,
+    State,
+    StopTimes,
+)
+from gpud.core.quote import ANY_GPU, Offer, Quote, Share, Source
 
-from .world import ALICE, BOB, GIB, GPU, Gpu, World, model
+from .world import ALICE, BOB, CAROL, GIB, GPU, GPU1, Gpu, World, model
 
-NAMES = ("a", "b", "c", "d")
+NAMES = ("a", "b", "c", "d", "e")
 names = st.sampled_from(NAMES)
-callers = st.sampled_from((ALICE, BOB))
+callers = st.sampled_from((ALICE, BOB, CAROL))
+priorities = st.sampled_from((None, *Priority))
+waits = st.sampled_from((None, None, None, 0.0, 3.0))
+seldom = st.sampled_from((False, False, False, False, True))
+
+TIMEOUT_S = 60.0
+LIMITS = Limits(
+    gpu=BudgetLimits(budget_bytes=5 * GIB, reserve_bytes=GIB // 2),
+    host=BudgetLimits(budget_bytes=5 * GIB),
+    memory_wait_s=5.0,
+    queue=QueueLimits(size=3, timeout_s=TIMEOUT_S, turn_s=5.0, aging_s=10.0),
+    eviction=EvictionLimits(residence_s=1.0),
+)
+
+
+def quoted(size: int, way: str) -> Quote:
+    """As a whole, split over two GPUs where that is needed, or smaller where that helps."""
+    whole = Offer((Share(ANY_GPU, size * GIB), Share(HOST, GIB // 4)), Source.FORMULA)
+    if way == "split":
+        half = size * GIB // 2
+        shares = (Share(GPU, half), Share(GPU1, half), Share(HOST, GIB // 4))
+        return Quote((whole, Offer(shares, Source.FORMULA, split=(0.5, 0.5))))
+    if way == "reduced":
+        smaller = Offer((Share(ANY_GPU, size * GIB // 2),), Source.FORMULA, context=4096, reduced="a context of 4096")
+        off = Offer((Share(HOST, size * GIB),), Source.FORMULA, layers=0, reduced="no layers on the GPU")
+        return Quote((whole, smaller, off))
+    return Quote.simple(size * GIB)
 
 
 class Anything(RuleBasedStateMachine):
     """Users, engines, other programs and the clock do as they like."""
 
     @initialize(
-        sizes=st.lists(st.integers(0, 4), min_size=4, max_size=4),
-        real=st.lists(st.integers(0, 4), min_size=4, max_size=4),
-        gpu=st.sampled_from((None, 8 * GIB)),
+        sizes=st.lists(st.integers(0, 6), min_size=5, max_size=5),
+        real=st.lists(st.none() | st.integers(0, 6), min_size=5, max_size=5),
+        ways=st.lists(st.sampled_from(("simple", "split", "reduced")), min_size=5, max_size=5),
+        load_s=st.lists(st.sampled_from((0.0, 0.0, 2.0)), min_size=5, max_size=5),
+        gpus=st.integers(0, 2),
+        linger=st.booleans(),
         idle=st.sampled_from((0.0, 30.0)),
     )
-    def begin(self, sizes: list[int], real: list[int], gpu: int | None, idle: float) -> None:
+    def begin(
+        self,
+        sizes: list[int],
+        real: list[int | None],
+        ways: list[str],
+        load_s: list[float],
+        gpus: int,
+        linger: bool,
+        idle: float,
+    ) -> None:
         models = {
             name: model(name, idle_timeout_s=idle, stop=StopTimes(drain_s=60), pinned=name == "d") for name in NAMES
         }
-        limits = Limits(gpu=BudgetLimits(budget_bytes=5 * GIB), host=BudgetLimits(budget_bytes=5 * GIB))
+        models["e"] = replace(models["e"], priority=Priority.LOW)
         self.world = World(
             models,
             {name: size * GIB for name, size in zip(NAMES, sizes, strict=True)},
-            real_sizes={name: size * GIB for name, size in zip(NAMES, real, strict=True)},
-            gpus={} if gpu is None else {GPU: Gpu(gpu)},
-            limits=limits,
+            {uuid: Gpu(8 * GIB) for uuid in (GPU, GPU1)[:gpus]},
+            LIMITS,
+            quotes={n: quoted(s, way) for n, s, way in zip(NAMES, sizes, ways, strict=True) if way != "simple"},
+            real_sizes={name: size * GIB for name, size in zip(NAMES, real, strict=True) if size is not None},
+            load_s=dict(zip(NAMES, load_s, strict=True)),
+            drivers_linger=linger,
         )
         self.closing = False
-        self.cookie = 0
+        self.cookies = 0
+        self.asked: set[int] = set()
+        self.claims: set[int] = set()
 
-    def wish(self, what: object, *args: object, **more: object) -> None:
+    # Wishes
+
+    def wish(self, what: Callable[..., object], *args: object, **more: object) -> object:
         with suppress(GpudError):
-            what(*args, **more)  # type: ignore[operator]
+            return what(*args, **more)
+        return None
 
-    @rule(name=names, caller=callers, evict=st.booleans(), context=st.sampled_from((None, None, 512)))
-    def load(self, name: str, caller: object, evict: bool, context: int | None) -> None:
-        self.wish(self.world.load, name, caller, evict=evict, context=context)
+    def job(self, job: object) -> None:
+        if isinstance(job, int):
+            self.asked.add(job)
 
-    @rule()
-    def everybody_at_once(self) -> None:
+    @rule(
+        name=names,
+        caller=callers,
+        evict=st.booleans(),
+        use=st.booleans(),
+        context=st.sampled_from((None, None, 512)),
+        priority=priorities,
+        wait_s=waits,
+    )
+    def load(self, name: str, caller: object, **options: object) -> None:
+        self.job(self.wish(self.world.load, name, caller, **options))
+
+    @rule(use=st.booleans())
+    def everybody_at_once(self, use: bool) -> None:
         """All are wished for, and admitted while none of the others has come up."""
         for name in NAMES:
-            self.wish(self.world.load, name, BOB)
+            self.job(self.wish(self.world.load, name, BOB, use=use))
         for _ in range(8):
             looks = [a for a in self.world.pending if isinstance(a, events.Sample) and not a.delay_s]
             if not looks:
@@ -63,13 +134,43 @@ class Anything(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from((*NAMES, "")), caller=callers, force=st.booleans(), others=st.booleans())
     def unload(self, name: str, caller: object, force: bool, others: bool) -> None:
-        self.wish(self.world.unload, name, caller, force=force, others=others)
+        self.job(self.wish(self.world.unload, name, caller, force=force, others=others))
+
+    @rule(wanted=st.lists(st.tuples(names, callers, st.booleans()), min_size=1, max_size=6))
+    def a_busy_hour(self, wanted: list[tuple[str, object, bool]]) -> None:
+        """One after the other, as it comes; some of the answers before are through."""
+        for name, caller, through in wanted:
+            if through:
+                for status in self.world.scheduler.model_statuses():
+                    if status.in_flight:
+                        self.world.post(events.UseEnded(status.model.name))
+            self.job(self.wish(self.world.load, name, caller, use=True))
+            self.world.pass_time(2.5)
 
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         open_jobs = [job.id for job in self.world.scheduler.job_statuses()]
         if open_jobs:
             self.world.post(events.CancelAsked(data.draw(st.sampled_from(open_jobs))))
+
+    @rule(size=st.integers(1, 6), caller=callers, gpu=st.sampled_from(("", "", "0", "1")), wait_s=waits)
+    def claim(self, size: int, caller: object, gpu: str, wait_s: float | None) -> None:
+        claim = self.wish(self.world.claim, size * GIB, caller, gpu=gpu, wait_s=wait_s)
+        if isinstance(claim, int):
+            self.claims.add(claim)
+
+    @rule(data=st.data())
+    def give_back(self, data: st.DataObject) -> None:
+        if self.world.programs:
+            self.world.drop(data.draw(st.sampled_from(sorted(self.world.programs))))
+
+    @rule(data=st.data(), used=st.integers(0, 6))
+    def use_what_was_claimed(self, data: st.DataObject, used: int) -> None:
+        granted = [program for program in self.world.programs.values() if program.device]
+        if granted:
+            program = data.draw(st.sampled_from(granted))
+            program.used_bytes = 0
+            program.used_bytes = min(used * GIB, program.bytes, self.world.free(program.device))
 
     @rule(name=names)
     def use(self, name: str) -> None:
@@ -79,17 +180,28 @@ class Anything(RuleBasedStateMachine):
     def stop_using(self, name: str) -> None:
         self.world.post(events.UseEnded(name))
 
-    @rule(name=st.sampled_from((*NAMES, "")), caller=callers)
-    def hold(self, name: str, caller: object) -> None:
-        self.cookie += 1
-        what = frozenset(("unload", "evict"))
-        self.wish(self.world.post, events.HoldAsked(self.cookie, name, caller, "", "", what))  # type: ignore[arg-type]
+    @rule(name=st.sampled_from((*NAMES, "")), caller=callers, what=st.sampled_from((*("unload evict",) * 5, "load")))
+    def hold(self, name: str, caller: object, what: str) -> None:
+        self.cookies += 1
+        asked = events.HoldAsked(self.cookies, "" if what == "load" else name, caller, "", "", frozenset(what.split()))  # type: ignore[arg-type]
+        self.wish(self.world.post, asked)
 
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         holds = [hold.cookie for hold in self.world.scheduler.hold_statuses()]
         if holds:
             self.world.post(events.HoldDropped(data.draw(st.sampled_from(holds)), "released"))
+
+    @rule(for_s=st.sampled_from((None, 5.0)), really=seldom)
+    def give_the_gpus_away(self, for_s: float | None, really: bool) -> None:
+        if really:
+            self.world.post(events.YieldAsked(ALICE, "", for_s))
+
+    @rule()
+    def take_the_gpus_back(self) -> None:
+        self.world.post(events.ResumeAsked(BOB))
+
+    # The world
 
     @rule(data=st.data())
     def carry_out(self, data: st.DataObject) -> None:
@@ -103,10 +215,24 @@ class Anything(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from((0.01, 1.0, 7.0, 100.0)))
     def time(self, seconds: float) -> None:
         self.world.pass_time(seconds)
+        for place in self.world.queue():
+            assert place.until_s is None or place.until_s >= self.world.now, f"{place} waits past its time"
 
-    @rule(name=names)
-    def breaks_or_is_mended(self, name: str) -> None:
-        self.world.broken ^= {name}
+    @rule(name=names, broken=seldom)
+    def breaks_or_is_mended(self, name: str, broken: bool) -> None:
+        self.world.broken.discard(name)
+        if broken:
+            self.world.broken.add(name)
+
+    @rule(name=names, size=st.sampled_from((0, 3, 9)))
+    def runs_out_of_memory(self, name: str, size: int) -> None:
+        self.world.oom[name] = size * GIB
+
+    @rule(name=names, size=st.none() | st.integers(1, 6))
+    def says_what_it_takes(self, name: str, size: int | None) -> None:
+        self.world.says.pop(name, None)
+        if size is not None:
+            self.world.says[name] = size * GIB
 
     @rule(name=names)
     def works_past_gpud(self, name: str) -> None:
@@ -117,18 +243,28 @@ class Anything(RuleBasedStateMachine):
         if self.world.engines:
             self.world.end(data.draw(st.sampled_from(sorted(self.world.engines))), code)
 
-    @rule(size=st.integers(0, 8))
-    def another_program(self, size: int) -> None:
-        if GPU in self.world.gpus:
-            self.world.gpus[GPU].foreign_bytes = size * GIB
+    @rule(uuid=st.sampled_from((GPU, GPU1)), size=st.integers(0, 8))
+    def another_program(self, uuid: str, size: int) -> None:
+        if uuid in self.world.gpus:
+            self.world.gpus[uuid].programs["game"] = size * GIB
 
-    @rule(size=st.integers(0, 3))
-    def memory_is_late(self, size: int) -> None:
-        if GPU in self.world.gpus:
-            self.world.gpus[GPU].late_bytes = size * GIB
+    @rule(uuid=st.sampled_from((GPU, GPU1)), size=st.sampled_from((0, 0, 3)))
+    def memory_is_late(self, uuid: str, size: int) -> None:
+        if uuid in self.world.gpus:
+            self.world.gpus[uuid].late_bytes = size * GIB
 
-    @rule(name=names, changed=st.booleans())
-    def reconfigure(self, name: str, changed: bool) -> None:
+    @rule(uuid=st.sampled_from((GPU, GPU1)), how=st.sampled_from(("health", "asleep", "tells", *("well",) * 6)))
+    def a_gpu_is_ill_or_well(self, uuid: str, how: str) -> None:
+        if uuid in self.world.gpus:
+            gpu = self.world.gpus[uuid]
+            gpu.health = "lost" if how == "health" else ""
+            gpu.asleep = how == "asleep"
+            gpu.tells = how != "tells"
+
+    @rule(name=names, changed=st.booleans(), really=seldom)
+    def reconfigure(self, name: str, changed: bool, really: bool) -> None:
+        if not really:
+            return
         models = dict(self.world.models)
         if changed:
             models.pop(name)
@@ -143,11 +279,13 @@ class Anything(RuleBasedStateMachine):
         self.world.post(events.BudgetSet(0 if size < 5 else size * GIB))
 
     @precondition(lambda self: not self.closing)
-    @rule(seldom=st.integers(0, 9))
-    def shutdown(self, seldom: int) -> None:
-        if seldom == 0:
+    @rule(really=seldom)
+    def shutdown(self, really: bool) -> None:
+        if really:
             self.closing = True
             self.world.post(events.ShutdownAsked())
+
+    # What always holds, beside what the world checks with each event
 
     @invariant()
     def generations_never_run_two_engines_of_one_model(self) -> None:
@@ -163,10 +301,63 @@ class Anything(RuleBasedStateMachine):
                 assert change.old is last.get(change.model, State.COLD) or change.old is State.COLD
                 last[change.model] = change.new
 
+    @invariant()
+    def the_dead_reserve_nothing(self) -> None:
+        world = self.world
+        alive = {a.model.name for a in world.pending if isinstance(a, events.Launch)} | set(world.engines)
+        claimed = any(program.device for program in world.programs.values())
+        if not alive and not claimed:
+            assert all(gpu.committed_bytes == 0 for gpu in world.scheduler.gpu_statuses())
+
+    @invariant()
+    def looks_do_not_pile_up(self) -> None:
+        assert sum(isinstance(a, events.Sample) for a in self.world.pending) <= 5
+
+    # The end
+
     def teardown(self) -> None:
-        """In the end everything can be ended: no job is left open, no engine, no deadline, no pending look."""
-        if not hasattr(self, "world"):
-            return
+        if hasattr(self, "world"):
+            if not self.closing:
+                self._everybody_is_served_or_told()
+            self._everything_ends()
+
+    def _everybody_is_served_or_told(self) -> None:
+        """When all is answered and given back, nobody waits any longer, and the books are empty."""
+        world = self.world
+        world.busy.clear()
+        for hold in world.scheduler.hold_statuses():
+            world.post(events.HoldDropped(hold.cookie, "released"))
+        world.post(events.ResumeAsked(BOB))
+        for claim in list(world.programs):
+            world.drop(claim)
+        for gpu in world.gpus.values():
+            gpu.programs, gpu.late_bytes, gpu.health, gpu.asleep = {}, 0, "", False
+        world.drivers_linger = False
+        for _ in range(30):
+            # Whatever is loaded for a request is answered in a second.
+            for status in world.scheduler.model_statuses():
+                for _ in range(status.in_flight):
+                    world.post(events.UseEnded(status.model.name))
+            world.pass_time(1)
+        world.pass_time(TIMEOUT_S + 61)
+        assert not [job for job in world.scheduler.job_statuses() if job.kind == "load"]
+        for status in world.scheduler.model_statuses():
+            for _ in range(status.in_flight):
+                world.post(events.UseEnded(status.model.name))
+        world.broken.clear()
+        self.job(world.unload())
+        world.pass_time(world.limits.memory_wait_s + 1)
+        assert self.asked <= set(world.jobs)
+        assert self.claims <= set(world.over)
+        assert world.queue() == ()
+        assert not world.engines
+        for gpu in world.scheduler.gpu_statuses():
+            assert (gpu.committed_bytes, gpu.reserved_bytes) == (0, 0)
+        assert not world.pending
+        assert world.scheduler.next_deadline() is None
+
+    def _everything_ends(self) -> None:
+        """No job is left open, no engine, no deadline, no pending look."""
         world = self.world
         world.busy.clear()
         world.post(events.ShutdownAsked())
@@ -179,10 +370,12 @@ class Anything(RuleBasedStateMachine):
         assert not world.engines
         assert not world.pending
         assert not world.scheduler.job_statuses()
-        assert set(world.jobs) >= {a.job for a in world.told if isinstance(a, events.JobEnded)}
+        assert self.asked <= set(world.jobs)
+        assert self.claims <= set(world.over)
+        assert all(ended.result in JobResult for ended in world.jobs.values())
 
 
 TestAnything = Anything.TestCase
 TestAnything.settings = settings(
-    max_examples=120, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )

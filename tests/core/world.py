@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from gpud.core import events
+from gpud.core.errors import GpudError
 from gpud.core.events import Action, Event, JobEnded, LoadOptions, Notice
 from gpud.core.facts import (
     HOST,
@@ -124,6 +125,7 @@ class World:
     over: dict[int, events.ClaimOver] = field(default_factory=dict)
     learned: dict[str, int] = field(default_factory=dict)
     drivers_linger: bool = False
+    forced: set[str] = field(default_factory=set)
     released: int = 0
     finished: bool = False
     when_ended: Callable[[JobEnded], None] | None = None
@@ -145,6 +147,8 @@ class World:
 
     def unload(self, name: str = "", caller: Caller = ALICE, *, force: bool = False, others: bool = False) -> int:
         job = next(self._jobs)
+        if force:
+            self.forced |= {name} if name else set(self.models)
         self.post(events.UnloadAsked(job, name, caller, force, others))
         return job
 
@@ -161,7 +165,11 @@ class World:
         claim = next(self._claims)
         pid = next(self._pids)
         self.programs[claim] = Program(pid, size)
-        self.post(events.ClaimAsked(claim, size, replace(caller, pid=pid), who, "", gpu, priority, wait_s))
+        try:
+            self.post(events.ClaimAsked(claim, size, replace(caller, pid=pid), who, "", gpu, priority, wait_s))
+        except GpudError:
+            del self.programs[claim]
+            raise
         return claim
 
     def drop(self, claim: int) -> None:
@@ -422,7 +430,23 @@ class World:
     # What must hold after every event
 
     def check(self, actions: tuple[Action, ...]) -> None:
-        """The books are kept here a second time, from what was launched and what really runs."""
+        for action in actions:
+            match action:
+                case events.Launch(model, shares=shares) if self.scheduler.given_away():
+                    off_gpu = self.gpus and all(share.device == HOST for share in shares)
+                    assert off_gpu, f"{model.name} is loaded although the GPUs are given away"
+                case events.ModelChanged(name, State.DRAINING, State.STOPPING, reason) if reason != "shutdown":
+                    busy = self.status(name).in_flight
+                    assert not busy or name in self.forced, f"an answer of {name} is cut ({reason})"
+                case events.ModelChanged(name, State.READY, State.DRAINING, "budget"):
+                    assert not self.status(name).model.pinned, f"{name} is pinned, and has to make room"
+                    held = [h for h in self.scheduler.hold_statuses() if h.model in ("", name) and "evict" in h.what]
+                    assert not held, f"{name} is held, and has to make room"
+                case events.ModelChanged(name, _, State.COLD):
+                    self.forced.discard(name)
+                case _:
+                    pass
+        # The books are kept here a second time, from what was launched and what really runs.
         granted = {a.device for a in actions if isinstance(a, events.ClaimGranted)}
         launched = [a for a in actions if isinstance(a, events.Launch)]
         for device in granted | {s.device for a in launched for s in a.shares if s.bytes}:
