@@ -42,6 +42,7 @@ COMMANDS = {
     "budget": Command("budget", "Say whether a model fits, and what would make it fit"),
     "estimate": Command("estimate", "Say what a model file would take of each memory"),
     "config": Command("config", "Check the configuration, or show what is in effect"),
+    "key": Command("key", "Make, list and revoke the API keys that let clients in"),
     "reload": Command("reload", "Have the configuration read again"),
     "doctor": Command("doctor", "Look for what is wrong with this installation"),
     "version": Command("version", "Show the versions of gpudctl and of gpud"),

@@ -25,7 +25,7 @@ _gpudctl() {
     local -a _gpudctl_bus=()
     local everywhere='--user --system --json --no-color --help'
     local commands='status vram queue explain models load unload wait run yield resume cancel reset log budget estimate'
-    commands+=' config reload doctor version'
+    commands+=' config key reload doctor version'
     # Words as the user sees them: COMP_WORDS is broken at colons.
     local line=${COMP_LINE:0:COMP_POINT}
     local -a words
@@ -57,7 +57,8 @@ _gpudctl() {
         return
     fi
     case $previous in
-        --hold) _gpudctl_words "$(_gpudctl_ask models)" "$current" && return ;;
+        --hold | --allow) _gpudctl_words "$(_gpudctl_ask models)" "$current" && return ;;
+        --may) _gpudctl_words 'use manage' "$current" && return ;;
         --state) _gpudctl_words 'ready unloaded' "$current" && return ;;
         --priority) _gpudctl_words 'low normal high critical' "$current" && return ;;
         --gpu) _gpudctl_words "$(_gpudctl_ask gpus)" "$current" && return ;;
@@ -66,7 +67,7 @@ _gpudctl() {
             return
             ;;
         --gpus | --context | --ctx | --layers | --idle-timeout | --timeout | --wait | --for) return ;;
-        --vram | --why | --since | --lines | -n) return ;;
+        --vram | --why | --rate | --since | --lines | -n) return ;;
     esac
     local options=''
     case $command in
@@ -81,6 +82,7 @@ _gpudctl() {
         log) options='--follow --lines --since --explain' ;;
         estimate) options='--formula --gpus --binary --' ;;
         config) options='--file' ;;
+        key) options='--allow --rate --priority --may --file' ;;
         doctor) options='--config' ;;
         version) options='--daemon' ;;
     esac
@@ -106,6 +108,7 @@ _gpudctl() {
                 show) _gpudctl_words "$(_gpudctl_ask keys)" "$current" ;;
             esac
             ;;
+        key) [[ -z $action ]] && _gpudctl_words 'add list revoke' "$current" ;;
         *) _gpudctl_words "$options" "$current" ;;
     esac
 }

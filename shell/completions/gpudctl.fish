@@ -49,6 +49,7 @@ complete -c gpudctl -n 'not __gpudctl_command' -a log -d 'Show what the journal 
 complete -c gpudctl -n 'not __gpudctl_command' -a budget -d 'Say whether a model fits, and what would make it fit'
 complete -c gpudctl -n 'not __gpudctl_command' -a estimate -d 'Say what a model file would take of each memory'
 complete -c gpudctl -n 'not __gpudctl_command' -a config -d 'Check the configuration, or show what is in effect'
+complete -c gpudctl -n 'not __gpudctl_command' -a key -d 'Make, list and revoke the API keys that let clients in'
 complete -c gpudctl -n 'not __gpudctl_command' -a reload -d 'Have the configuration read again'
 complete -c gpudctl -n 'not __gpudctl_command' -a doctor -d 'Look for what is wrong with this installation'
 complete -c gpudctl -n 'not __gpudctl_command' -a version -d 'Show the versions of gpudctl and of gpud'
@@ -94,6 +95,13 @@ complete -c gpudctl -n '__gpudctl_is config; and not __gpudctl_is_action check; 
 complete -c gpudctl -n '__gpudctl_is config; and __gpudctl_is_action check' -F
 complete -c gpudctl -n '__gpudctl_is config; and __gpudctl_is_action show' -a '(__gpudctl_ask keys)'
 complete -c gpudctl -n '__gpudctl_is config' -l file -r -F -d 'The file to read'
+
+complete -c gpudctl -n '__gpudctl_is key; and not __gpudctl_is_action add; and not __gpudctl_is_action list; and not __gpudctl_is_action revoke' -a 'add list revoke'
+complete -c gpudctl -n '__gpudctl_is key' -l allow -x -a '(__gpudctl_ask models)' -d 'A model that it is for'
+complete -c gpudctl -n '__gpudctl_is key' -l rate -x -d 'How often it may ask'
+complete -c gpudctl -n '__gpudctl_is key' -l priority -x -a 'low normal high critical' -d 'What its requests have'
+complete -c gpudctl -n '__gpudctl_is key' -l may -x -a 'use manage' -d 'What it may'
+complete -c gpudctl -n '__gpudctl_is key' -l file -r -F -d 'The file of keys'
 
 complete -c gpudctl -n '__gpudctl_is estimate' -F
 complete -c gpudctl -n '__gpudctl_is estimate' -l formula -d 'Calculate, and start no llama-server'
