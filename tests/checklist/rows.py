@@ -19,6 +19,8 @@ OFFLINE = "tests/cli/test_cli_offline.py::"
 LINTERS = "tests/test_linters.py::"
 DOCS = "tests/test_docs.py::"
 METHODS = "tests/dbus/test_methods.py::"
+CHOICE = "tests/engine/test_backend_choice.py::"
+SAFETENSORS = "tests/daemon/test_safetensors.py::"
 
 ROWS: dict[str, tuple[str, ...]] = {
     # One service, its engines, their settings
@@ -131,6 +133,33 @@ ROWS: dict[str, tuple[str, ...]] = {
         SERVICE + "test_it_runs_as_its_own_user_in_a_sandbox",
     ),
     "S2-19": (STORE + "test_gpud_needs_no_web_framework",),
+    # Which engine serves a model
+    "S2-20": (
+        CHOICE + "test_an_engine_that_does_not_have_the_model_is_passed_over",
+        VALUES + "test_an_open_engine_is_chosen_by_what_the_model_is",
+    ),
+    "S2-21": (
+        CHOICE + "test_the_engine_with_idle_slots_wins",
+        "tests/backends/test_custom.py::test_a_field_is_looked_for_in_each_item_of_a_list",
+        SAFETENSORS + "test_the_engine_that_has_the_model_and_is_idle_wins",
+    ),
+    "S2-28": (CHOICE + "test_an_engine_that_does_not_have_the_model_is_passed_over",),
+    "S2-29": (
+        CHOICE + "test_an_engine_that_could_never_hold_it_is_passed_over",
+        SAFETENSORS + "test_a_server_of_safetensors_lives_beside_others",
+    ),
+    "S2-30": (
+        CHOICE + "test_what_runs_and_has_room_comes_first_the_less_busy_before_the_busier",
+        "tests/backends/test_vllm.py::test_how_an_attached_one_stands_is_told_by_its_gauges",
+    ),
+    "S2-31": (
+        SAFETENSORS + "test_forty_gib_in_safetensors_go_to_nobody_who_cannot_hold_them",
+        VALUES + "test_a_file_in_safetensors_never_goes_to_llama_cpp",
+    ),
+    "S2-32": (
+        VALUES + "test_the_order_of_engines_is_configured",
+        CHOICE + "test_a_request_may_name_its_engines",
+    ),
     # What a container had
     "S3-17": (DOCS + "test_every_setting_to_come_to_is_one",),
     "S3-18": (DOCS + "test_every_setting_to_come_to_is_one", VALUES + "test_nothing_means_all_defaults"),

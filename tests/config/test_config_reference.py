@@ -74,7 +74,7 @@ def test_the_configurations_in_the_manual_are_valid() -> None:
     """Whoever copies one gets what it says."""
     text = (TREE / "docs" / "configuration.md").read_text()
     blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         assert config.parse(block, "/x").models
 
