@@ -90,7 +90,8 @@ class Leaving:
         elif instance.state is State.READY:
             self.drain(instance, "user", instance.model.stop.drain_s)
         elif instance.state is State.DRAINING:
-            instance.draining_for = "user" if instance.draining_for != "shutdown" else "shutdown"
+            if instance.draining_for not in ("shutdown", "yield"):
+                instance.draining_for = instance.reason = "user"
             if event.force:
                 self.drained(instance)
         self._out.touch()
@@ -110,6 +111,12 @@ class Leaving:
             self.drained(instance)
         elif not instance.in_flight:
             self.ask_busy(instance)
+
+    def go_on_draining(self, instance: Instance, why: str, bound_s: float | None) -> None:
+        """It is on its way out already; from now on for this reason, and until then."""
+        instance.draining_for = why
+        instance.drain_until_s = None if bound_s is None else self._table.now + bound_s
+        instance.reason = _REASONS.get(why, why)
 
     def drained(self, instance: Instance) -> None:
         instance.drain_until_s = None

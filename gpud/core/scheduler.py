@@ -324,8 +324,7 @@ class Scheduler:
                 instance.force = instance.force or again
                 self._leaving.drain(instance, "shutdown", self._table.limits.shutdown_drain_s)
             elif instance.state is State.DRAINING:
-                instance.draining_for = "shutdown"
-                instance.drain_until_s = self._table.now + self._table.limits.shutdown_drain_s
+                self._leaving.go_on_draining(instance, "shutdown", self._table.limits.shutdown_drain_s)
                 if again:
                     self._leaving.drained(instance)
             elif instance.state is State.STOPPING and again:

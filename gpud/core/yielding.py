@@ -108,7 +108,7 @@ class Yielding:
                 self._leaving.drain(instance, "yield", None)
             elif instance.state is State.DRAINING and instance.draining_for != "shutdown":
                 # It does not stay for being busy, nor for who wanted it to go: it answers and goes.
-                instance.draining_for, instance.drain_until_s = "yield", None
+                self._leaving.go_on_draining(instance, "yield", None)
         self._table.look = True
         self._out.touch()
 
