@@ -54,10 +54,14 @@ def chosen_path(bus: str) -> Path:
 
 
 def check(path: Path, output: Output) -> int:
-    from gpud.config import warnings
+    from gpud.config import load_keys, warnings
 
     try:
         config = _load(path)
+        keys = Path(config.http.api_keys_file)
+        # Whoever must not read the keys is warned of that; gpud itself would not start without them.
+        if config.http.api_keys_file and (not keys.exists() or os.access(keys, os.R_OK)):
+            load_keys(keys)
     except ConfigInvalid as invalid:
         if output.wants_json:
             output.json({"valid": False, "file": str(path), "problems": list(invalid.problems), "warnings": []})

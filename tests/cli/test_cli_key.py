@@ -84,6 +84,18 @@ def test_the_file_is_that_of_the_configuration(tmp_path: Path) -> None:
     assert "OK" in said
 
 
+def test_a_broken_file_of_keys_is_a_problem_of_the_configuration(tmp_path: Path) -> None:
+    """gpud would not take it, so the check before a reload fails."""
+    config, file = tmp_path / "gpud.yaml", tmp_path / "keys.yaml"
+    config.write_text("http: {api_keys_file: keys.yaml}\n")
+    said, _ = gpudctl(tmp_path, "config", "check", str(config), status=1)
+    assert f"{file}: does not exist; gpudctl key add NAME makes it" in said
+    file.write_text("a: {hash: x}")
+    file.chmod(0o600)
+    said, _ = gpudctl(tmp_path, "config", "check", str(config), status=1)
+    assert f"{file}:1: a.hash: is not sha256:" in said
+
+
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
