@@ -1,6 +1,6 @@
 """The queue is served: against one look at the devices, in order, each gets what is left by those before it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from gpud.core import events, eviction
@@ -45,10 +45,11 @@ class Admitting:
             if ticket is None:
                 continue
             if found is None:
-                found = self.admission()
+                found = self._admission(self._waits.values())
             told = before.get(ticket.sequence)
             if told is not None and found.still_behind(told):
-                self._waits[ticket.sequence] = told
+                if not self._hasty_go(entry, told.text):
+                    self._waits[ticket.sequence] = told
                 continue
             # Who stands before one whose turn has come has its turn as well: else that one would wait for it.
             wish = self._wish(entry, event, checked, overdue=place <= overdue, before=told)
@@ -74,11 +75,17 @@ class Admitting:
                 case Refused(error):
                     self._refuse(entry, error)
 
-    def admission(self, *, asleep_is_empty: bool = False) -> Admission:
+    def behind_all(self) -> Admission:
+        """What one more would find behind all who wait; a device that sleeps is taken to be empty."""
+        standing = {entry.ticket.sequence for entry in self._table.waiting() if entry.ticket is not None}
+        ahead = [waits for sequence, waits in self._waits.items() if sequence in standing]
+        return self._admission(ahead, asleep_is_empty=True)
+
+    def _admission(self, ahead: Iterable[Waits], *, asleep_is_empty: bool = False) -> Admission:
         """The devices as they are at this moment, with all that those need who were told to wait."""
         policy = self._table.limits.eviction.policy
         devices = self._table.devices(asleep_is_empty=asleep_is_empty)
-        return Admission(devices, ahead=self._waits.values(), policy=policy, now=self._table.now)
+        return Admission(devices, ahead=ahead, policy=policy, now=self._table.now)
 
     def _wish(
         self,

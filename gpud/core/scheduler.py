@@ -177,7 +177,7 @@ class Scheduler:
 
     def consider(self, size_bytes: int, gpu: str) -> Considered:
         """What would come of a wish for so many bytes, behind those who wait and by the last look; nothing is done."""
-        admission = self._admitting.admission(asleep_is_empty=True)
+        admission = self._admitting.behind_all()
         verdict = admission.decide(Wish(f"give {describe(size_bytes)}", Quote.simple(size_bytes), gpu))
         match verdict:
             case Granted(_, shares, _):

@@ -373,6 +373,21 @@ def test_who_would_not_wait_is_told_at_once_why_it_would_have_to() -> None:
     assert w.queue() == ()
 
 
+def test_who_would_not_wait_and_joins_one_who_does_is_told_at_once() -> None:
+    """Also when nothing has changed for that one."""
+    w = one_at_a_time("z", "a", "b")
+    at_work(w, "z")
+    for _ in range(3):
+        w.load("a", ALICE)
+    patient = w.load("b", BOB)
+    w.settle()
+    hasty = w.load("b", CAROL, wait_s=0.0)
+    w.settle()
+    assert w.result(hasty) is JobResult.TIMEOUT
+    assert w.jobs[hasty].message.startswith('cannot load "b" at once: waiting for those before it')
+    assert patient not in w.jobs
+
+
 def test_who_would_not_wait_has_idle_models_unloaded_all_the_same() -> None:
     """That is part of the load."""
     w = one_at_a_time("z", "a")
