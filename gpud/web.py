@@ -23,6 +23,7 @@ from gpud.http.limits import HeadLimits, ServerLimits
 from gpud.http.lines import Lines
 from gpud.http.listening import Address, TcpAddress, Tls, UnixAddress
 from gpud.http.metrics import Metrics
+from gpud.http.requests import Requests
 from gpud.http.routing import Router
 from gpud.http.shapes import Api
 
@@ -47,14 +48,15 @@ class Web:
         self._gateway = Gateway(engine, self._pool)
         self._metrics = Metrics(engine)
         self._feed = Feed(engine, lines=lines)
+        self._requests = Requests()
         for listener in (self._lines.listen, self._metrics.listen, self._feed.listen):
             engine.subscribe(listener)
         routers = {
-            "front": Router(self._gateway.routes()),
-            "management": Router(self._gateway.v1_routes()),
+            "front": Router((*self._gateway.routes(), *self._requests.routes())),
+            "management": Router((*self._gateway.v1_routes(), *self._requests.routes())),
             "ollama": Router(self._gateway.v1_routes()),
         }
-        self._doors = Doors(engine, routers, say=say, metrics=self._metrics)
+        self._doors = Doors(engine, routers, say=say, metrics=self._metrics, requests=self._requests)
 
     def notice(self, notice: Notice) -> None:
         """Something that the daemon tells besides what the engine does."""

@@ -22,6 +22,7 @@ from gpud.http.listening import Address, Listening, TcpAddress, Tls, UnixAddress
 from gpud.http.message import Reply, Request
 from gpud.http.metrics import Metrics, RequestSeen
 from gpud.http.rates import Rates
+from gpud.http.requests import Requests
 from gpud.http.routing import Match, NotAllowed, Route, Router
 from gpud.http.server import Server
 from gpud.http.shapes import Api, HttpError, error_body
@@ -53,13 +54,21 @@ class Door:
     """One server with its rules and its routes. Both may be replaced while it is open."""
 
     def __init__(
-        self, opening: Opening, engine: Engine, router: Router, metrics: Metrics | None, rates: Rates, keys: Keys | None
+        self,
+        opening: Opening,
+        engine: Engine,
+        router: Router,
+        metrics: Metrics | None,
+        rates: Rates,
+        keys: Keys | None,
+        requests: Requests,
     ) -> None:
         self.opening = opening
         self.router = router
         self._engine = engine
         self._metrics = metrics
         self._rates = rates
+        self._requests = requests
         self.admit(opening.rules, keys)
         self.server = Server(self._answer, opening.limits, words=self._words)
 
@@ -81,6 +90,7 @@ class Door:
         found = self.router.find(request.method, request.segments)
         route = found.route if isinstance(found, Match) else None
         exchange = Exchange(request, reply, route or _nowhere(found, self.opening.api), {}, self._engine, _NOBODY)
+        number = self._requests.began(self.opening.name, exchange)
         try:
             allowed = self.access.preflight(request.method, request.headers, request.peer)
             if allowed is not None:
@@ -107,6 +117,7 @@ class Door:
             else:
                 await exchange.fail(error)
         finally:
+            self._requests.ended(number)
             self._seen(exchange)
 
     def _seen(self, exchange: Exchange) -> None:
@@ -163,11 +174,13 @@ class Doors:
         *,
         say: Callable[[Notice], None],
         metrics: Metrics | None = None,
+        requests: Requests | None = None,
     ) -> None:
         self._engine = engine
         self._routers = routers
         self._say = say
         self._metrics = metrics
+        self._requests = requests or Requests()
         self._rates = Rates()
         self._doors: dict[str, Door] = {}
 
@@ -202,7 +215,7 @@ class Doors:
 
     async def _open(self, opening: Opening, keys: Keys | None) -> None:
         router = self._routers[opening.name]
-        door = Door(opening, self._engine, router, self._metrics, self._rates, keys)
+        door = Door(opening, self._engine, router, self._metrics, self._rates, keys, self._requests)
         self._doors[opening.name] = door
         opened: list[Listening] = []
         for address in opening.addresses:

@@ -1,7 +1,7 @@
 """One request on its way through gpud: who asks, by which route, and how it is answered."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -26,7 +26,8 @@ SMALL_BODY_BYTES = 1 << 20
 @dataclass(slots=True)
 class Exchange:
     """Belongs to one request. ``headers`` go out with whatever is answered (CORS). ``model`` is the configured name of
-    the model that it turned out to be for; tokens are None where the engine did not count them.
+    the model that it turned out to be for; tokens are None where the engine did not count them. ``tail`` gives what
+    passed last of an engine's answer.
     """
 
     request: Request
@@ -41,6 +42,7 @@ class Exchange:
     first_byte_s: float | None = None
     prompt_tokens: int | None = None
     generated_tokens: int | None = None
+    tail: Callable[[], bytes] | None = None
 
     @property
     def caller(self) -> Caller:

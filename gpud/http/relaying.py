@@ -153,6 +153,7 @@ class Passage:
             pool.limits if pool.limits.stall_s == settings.stall_s else replace(pool.limits, stall_s=settings.stall_s)
         )
         self._end = _End()
+        exchange.tail = self._end.tail
         self._waiting: Waiting | None = None
         if call.streams:
             self._waiting = Waiting(exchange, engine, call.model, settings.heartbeat_s, tells=call.tells)
@@ -378,6 +379,10 @@ class _End:
             whole = b"".join(pieces)[-TAIL_BYTES:]
             pieces[:] = (whole,)
             self._size = len(whole)
+
+    def tail(self) -> bytes:
+        """What passed last."""
+        return b"".join(self._pieces)
 
     @property
     def is_between_events(self) -> bool:
