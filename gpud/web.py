@@ -95,7 +95,7 @@ def _opening(name: str, door: Door, wanted: HttpConfig) -> Opening:
             without_key=wanted.without_key,
             rate=wanted.rate,
             rate_without_key=wanted.rate_without_key,
-            own_uid=os.getuid(),
+            own_uid=os.geteuid(),
         ),
         ServerLimits(
             head=HeadLimits(header_bytes=limits.header_bytes),

@@ -83,8 +83,8 @@ class Door:
     async def _answer(self, request: Request, reply: Reply) -> None:
         """
         1. A browser asks whether a page may come in: 204, or refused.
-        2. No route has this path, or not for this method: 404, 405.
-        3. Who asks is not let in: 401, 403, 421, 429.
+        2. Who asks is not let in: 401, 403, 421, 429. A stranger does not learn which routes there are.
+        3. No route has this path, or not for this method: 404, 405.
         4. Else the route answers; what it raises is told in the shape of its API.
         """
         found = self.router.find(request.method, request.segments)
@@ -97,18 +97,18 @@ class Door:
                 await reply.send(204, allowed)
                 return
             exchange.headers = self.access.reply_headers(request.headers)
-            if route is None or not isinstance(found, Match):
-                raise _no_route(request, found)
-            exchange.parameters = found.parameters
             exchange.admitted = self.access.check(
                 request.method,
                 request.headers,
                 request.peer,
                 time.monotonic(),
-                changes_state=route.changes,
-                needs_model=route.uses_model,
-                is_open=route.open,
+                changes_state=route is not None and route.changes,
+                needs_model=route is not None and route.uses_model,
+                is_open=route is not None and route.open,
             )
+            if route is None or not isinstance(found, Match):
+                raise _no_route(request, found)
+            exchange.parameters = found.parameters
             await route.handler(exchange)
         except GpudError as error:
             if reply.begun:
