@@ -69,6 +69,11 @@ _SWAP_STATES = {
 }
 
 
+def swap_state(state: State) -> str:
+    """A model's state in llama-swap's words."""
+    return _SWAP_STATES[state]
+
+
 def _llama_swap(event: Event, feed: "Feed") -> Iterator[bytes]:
     if event.type is Type.SNAPSHOT:
         if feed.lines is not None:
@@ -95,7 +100,7 @@ def _swap_model(status: ModelStatus) -> Body:
         "id": model.name,
         "name": "",
         "description": "",
-        "state": _SWAP_STATES[status.state],
+        "state": swap_state(status.state),
         "unlisted": False,
         "peerID": "",
         "aliases": list(model.aliases),

@@ -236,6 +236,17 @@ class Metrics:
 
     # What is told ----------------------------------------------------------------------------------------------------
 
+    def requests_of(self, model: str) -> int:
+        """How many requests a model has had since gpud started."""
+        return sum(int(count) for labels, count in self._requests.values.items() if labels[2] == model)
+
+    def requests_by_status(self) -> dict[str, int]:
+        """How many requests there were since gpud started, by the status of their answers."""
+        found: dict[str, int] = {}
+        for labels, count in self._requests.values.items():
+            found[labels[3]] = found.get(labels[3], 0) + int(count)
+        return found
+
     def render(self, accept: str = "", engines: Mapping[str, str] | None = None) -> tuple[str, bytes]:
         """The content type and the text that a client which sent this ``Accept`` can read.
 

@@ -1,0 +1,119 @@
+"""Loads and unloads as HTTP clients ask for them: waited for, so that the answer says what came of it.
+
+A client that leaves while it waits leaves the job behind: it goes on, and /jobs tells of it.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from gpud.core.errors import BackendFailed, Busy, Canceled, GpudError, LimitsExceeded, NotLoaded, WaitedTooLong
+from gpud.core.events import JobEnded, Kind, LoadOptions, Notice, Outcome
+from gpud.core.facts import Caller, JobResult, ModelStatus, State
+from gpud.engine import Engine
+
+JOBS_AT_ONCE = 64
+"""So many loads and unloads of one caller may be under way. More than any client means to have."""
+
+
+@dataclass(slots=True)
+class Unloaded:
+    """What came of it: names, errors by name, and what was given back in all."""
+
+    names: list[str] = field(default_factory=list)
+    errors: dict[str, GpudError] = field(default_factory=dict)
+    freed_bytes: int = 0
+
+
+def status_of(engine: Engine, name: str) -> ModelStatus:
+    """A configured model. Raises NotLoaded when a reload has removed it meanwhile."""
+    for one in engine.snapshot().models:
+        if one.model.name == name:
+            return one
+    raise NotLoaded(f'"{name}" is no longer configured', hint="GET /models lists what is")
+
+
+def begin_load(engine: Engine, name: str, caller: Caller, options: LoadOptions) -> int:
+    """The job. Raises what is known at once."""
+    check_jobs(engine, caller, 1)
+    return engine.load(name, caller, options)
+
+
+async def load(engine: Engine, name: str, caller: Caller, options: LoadOptions) -> JobEnded:
+    """Returns when it is ready; raises why it is not."""
+    return await ended_well(engine, begin_load(engine, name, caller, options))
+
+
+async def ended_well(engine: Engine, job: int) -> JobEnded:
+    ended = await engine.wait(job)
+    if ended.result is JobResult.DONE:
+        return ended
+    if ended.error is not None:
+        raise ended.error
+    if ended.result is JobResult.TIMEOUT:
+        raise WaitedTooLong(ended.message)
+    if ended.result in (JobResult.CANCELED, JobResult.SUPERSEDED):
+        raise Canceled(ended.message, hint="somebody else canceled or overtook it; ask again")
+    raise BackendFailed(ended.message)
+
+
+def check_jobs(engine: Engine, caller: Caller, more: int) -> None:
+    """Raises LimitsExceeded when one caller has too much under way."""
+    count = sum(job.caller.owner == caller.owner for job in engine.snapshot().jobs)
+    if count + more > JOBS_AT_ONCE:
+        raise LimitsExceeded(
+            f"{caller.label or caller.owner} has {count} loads and unloads under way, the limit is {JOBS_AT_ONCE}",
+            hint="wait for some to end, or cancel one with DELETE /jobs/ID",
+        )
+
+
+def is_there(status: ModelStatus) -> bool:
+    """Whether there is something to unload: an engine, or somebody who waits for one."""
+    return status.state.has_engine() or status.waiting
+
+
+async def unload(engine: Engine, names: Iterable[str], caller: Caller, *, force: bool) -> Unloaded:
+    """All of these at once. What cannot be unloaded, and why, is told and not raised."""
+    found = Unloaded()
+    freed: dict[str, int] = {}
+
+    def listen(outcomes: tuple[Outcome, ...]) -> None:
+        for outcome in outcomes:
+            if isinstance(outcome, Notice) and outcome.kind is Kind.MODEL_UNLOADED:
+                size = outcome.fields.get("freed_bytes", 0)
+                freed[outcome.model] = size if isinstance(size, int) else 0
+
+    stop = engine.subscribe(listen)
+    try:
+        jobs: dict[str, int] = {}
+        for name in names:
+            try:
+                jobs[name] = engine.unload(name, caller, force=force, others=force)
+            except NotLoaded:
+                continue
+            except GpudError as error:
+                found.errors[name] = error
+        ends = await asyncio.gather(*(engine.wait(job) for job in jobs.values()))
+    finally:
+        stop()
+    for name, ended in zip(jobs, ends, strict=True):
+        problem = _problem(engine, name, ended)
+        if problem is None:
+            found.names.append(name)
+            found.freed_bytes += freed.get(name, 0)
+        else:
+            found.errors[name] = problem
+    return found
+
+
+def _problem(engine: Engine, name: str, ended: JobEnded) -> GpudError | None:
+    """Why a model is still there; None: it has gone."""
+    if ended.error is not None:
+        return ended.error
+    if ended.result is JobResult.DONE:
+        status = next((one for one in engine.snapshot().models if one.model.name == name), None)
+        stays = status is not None and status.state in (State.READY, State.DRAINING)
+        return Busy(ended.message) if stays and not ended.message.startswith("unloaded") else None
+    if ended.result is JobResult.TIMEOUT:
+        return Busy(ended.message or f'"{name}" is still busy', hint="try again, or use force")
+    return Canceled(ended.message or f'the unload of "{name}" was {ended.result}')
