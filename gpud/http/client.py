@@ -6,6 +6,7 @@ It never interprets an answer: a 500 is an answer like any other. Only one that 
 
 import asyncio
 import errno
+import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -13,11 +14,14 @@ from types import TracebackType
 
 from gpud.core.facts import Endpoint
 from gpud.http.connection import Duplex, read_buffer
-from gpud.http.limits import BUFFER_BYTES, ClientLimits
+from gpud.http.fields import AUTHORIZATION, HOST, UPGRADE, FieldItems, Fields, write_head
+from gpud.http.limits import ClientLimits
 from gpud.http.upstream import BODY, DUPLEX, ClientConnection, Stage, Trouble, UpstreamFailed, describe
-from gpud.http.wire import FieldItems, Fields, ResponseHead, write_head
+from gpud.http.wire import ResponseHead
 
 __all__ = ["Exchange", "Pool", "Response", "Stage", "Trouble", "UpstreamFailed", "describe"]
+
+_TARGET = re.compile(r"[!-~]+")
 
 Body = bytes | bytearray | memoryview | AsyncIterator[bytes] | None
 
@@ -27,8 +31,29 @@ SLICE_BYTES = 256 << 10
 CROWDED_WAIT_S = 0.01
 """How long to wait before knocking again at a Unix socket whose queue is full: no event tells when it is not."""
 
+ENGINES_KEPT = 64
+"""Endpoints change with every start of an engine; of so many the unused ones are forgotten."""
+
 SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
 """Methods that may be asked twice."""
+
+
+class Engine:
+    """What is the same for all requests to one endpoint, and the connections that are kept for them."""
+
+    __slots__ = ("base", "endpoint", "idle", "is_dropped", "lines", "where", "without")
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.where = describe(endpoint)
+        self.base = endpoint.base_path.rstrip("/")
+        self.idle: list[ClientConnection] = []
+        self.is_dropped = False
+        own: list[tuple[str | bytes, str | bytes]] = [("Host", "localhost" if endpoint.socket else self.where)]
+        if endpoint.key:
+            own.append(("Authorization", f"Bearer {endpoint.key}"))
+        self.lines = write_head(b"", own)[:-2]
+        self.without = frozenset((HOST, AUTHORIZATION) if endpoint.key else (HOST,))
 
 
 class Pool:
@@ -38,7 +63,8 @@ class Pool:
         self.limits = limits or ClientLimits()
         self.clock = clock
         self.buffer = read_buffer()
-        self._idle: dict[Endpoint, list[ClientConnection]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._engines: dict[Endpoint, Engine] = {}
         self._all: set[ClientConnection] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
@@ -61,18 +87,39 @@ class Pool:
         ``target`` is a path with its query, as it goes out behind the endpoint's base path. ``Host``,
         ``Content-Length``, ``Connection`` and the engine's key are added here, and replace what the headers say of
         ``Host`` and, where there is a key, ``Authorization``. A streamed body is sent chunked unless its ``length`` is
-        given. ``repeatable`` says that the request may be sent twice although its method is not safe.
+        given. ``repeatable`` says that the request may be sent twice although its method is not safe. With an
+        ``Upgrade`` among the headers the engine may answer 101.
         """
-        return Exchange(self, endpoint, method, target, headers, body, length, limits or self.limits, repeatable)
+        engine = self._engines.get(endpoint) or self._engine(endpoint)
+        whole = engine.base + target
+        if _TARGET.fullmatch(whole) is None:
+            raise ValueError(f"cannot ask for {whole!r}: it contains a space, a control or a non-ASCII character")
+        if isinstance(body, bytes | bytearray | memoryview):
+            length = len(body)
+            framing = b"Content-Length: %d\r\n" % length
+        elif body is None:
+            framing = b"" if method in SAFE else b"Content-Length: 0\r\n"
+        elif length is not None:
+            framing = b"Content-Length: %d\r\n" % length
+        else:
+            framing = b"Transfer-Encoding: chunked\r\n"
+        first = b"%b %b HTTP/1.1\r\n%b" % (method.encode("ascii"), whole.encode("ascii"), engine.lines)
+        head = write_head(first, headers, framing, without=engine.without)
+        if upgrades := b"\r\n" + UPGRADE in head:
+            head = head[:-2] + b"Connection: Upgrade\r\n\r\n"
+        return Exchange(self, engine, method, head, body, length, limits or self.limits, repeatable, upgrades)
 
     def drop(self, endpoint: Endpoint) -> None:
         """Close the idle connections to an endpoint, before its engine is stopped."""
-        for connection in self._idle.pop(endpoint, []):
-            connection.abort()
+        engine = self._engines.pop(endpoint, None)
+        if engine is not None:
+            engine.is_dropped = True
+            while engine.idle:
+                engine.idle.pop().abort()
 
     @property
     def idle_connections(self) -> int:
-        return sum(map(len, self._idle.values()))
+        return sum(len(engine.idle) for engine in self._engines.values())
 
     @property
     def connections(self) -> int:
@@ -83,7 +130,8 @@ class Pool:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._idle.clear()
+        for endpoint in list(self._engines):
+            self.drop(endpoint)
         for connection in list(self._all):
             connection.abort()
         if self._all:
@@ -92,26 +140,28 @@ class Pool:
 
     # What exchanges and connections use -------------------------------------------------------------------------------
 
-    def take_idle(self, endpoint: Endpoint) -> "ClientConnection | None":
-        """A kept connection that still stands: the one that was used last."""
-        kept = self._idle.get(endpoint)
-        while kept:
-            connection = kept.pop()
-            if not kept:
-                del self._idle[endpoint]
-            if connection.is_usable():
-                return connection
-            connection.abort()
-        return None
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The one loop in which the pool is used."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
 
-    async def connect(self, endpoint: Endpoint, limits: ClientLimits) -> "ClientConnection":
+    def _engine(self, endpoint: Endpoint) -> Engine:
+        """A new one. Those of engines that are long gone are forgotten."""
+        if len(self._engines) >= ENGINES_KEPT:
+            self._engines = {each: engine for each, engine in self._engines.items() if engine.idle}
+        engine = self._engines[endpoint] = Engine(endpoint)
+        return engine
+
+    async def connect(self, engine: Engine, limits: ClientLimits) -> "ClientConnection":
         loop = asyncio.get_running_loop()
-        where = describe(endpoint)
+        where = engine.where
         try:
             async with asyncio.timeout(limits.connect_s):
-                sock = await _connected_socket(loop, endpoint)
+                sock = await _connected_socket(loop, engine.endpoint)
                 try:
-                    connection = ClientConnection(self, endpoint, where, sock)
+                    connection = ClientConnection(self, engine, sock)
                     await loop.create_connection(lambda: connection, sock=sock)
                 except BaseException:
                     sock.close()
@@ -134,21 +184,24 @@ class Pool:
 
     def parted(self, connection: "ClientConnection") -> None:
         self._all.discard(connection)
-        kept = self._idle.get(connection.endpoint)
-        if kept is not None and connection in kept:
-            kept.remove(connection)
-            if not kept:
-                del self._idle[connection.endpoint]
+        idle = connection.engine.idle
+        if connection in idle:
+            idle.remove(connection)
         if not self._all and self._empty is not None and not self._empty.done():
             self._empty.set_result(None)
 
     def keep(self, connection: "ClientConnection") -> None:
         """Have the connection ready for a next request."""
-        kept = self._idle.setdefault(connection.endpoint, [])
-        kept.append(connection)
+        engine = connection.engine
+        if engine.is_dropped:
+            # On its way out.
+            connection.abort()
+            return
+        idle = engine.idle
+        idle.append(connection)
         connection.idle_since = self.clock()
-        if len(kept) > self.limits.idle:
-            kept.pop(0).abort()
+        if len(idle) > self.limits.idle:
+            idle.pop(0).abort()
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self.limits.idle_s, self._close_old)
 
@@ -156,13 +209,11 @@ class Pool:
         self._timer = None
         now = self.clock()
         next_s = None
-        for endpoint, kept in list(self._idle.items()):
-            while kept and kept[0].idle_since + self.limits.idle_s <= now + 0.001:
-                kept.pop(0).abort()
-            if not kept:
-                del self._idle[endpoint]
-            else:
-                due = kept[0].idle_since + self.limits.idle_s
+        for engine in self._engines.values():
+            while engine.idle and engine.idle[0].idle_since + self.limits.idle_s <= now + 0.001:
+                engine.idle.pop(0).abort()
+            if engine.idle:
+                due = engine.idle[0].idle_since + self.limits.idle_s
                 next_s = due if next_s is None else min(next_s, due)
         if next_s is not None:
             self._timer = asyncio.get_running_loop().call_later(max(next_s - now, 0.05), self._close_old)
@@ -260,69 +311,66 @@ class Response:
 class Exchange:
     """One request and its answer, as an asynchronous context manager."""
 
+    __slots__ = (
+        "_body",
+        "_connection",
+        "_engine",
+        "_head",
+        "_length",
+        "_limits",
+        "_method",
+        "_pool",
+        "_repeatable",
+        "_sender",
+        "_stall_timer",
+        "_upgrades",
+    )
+
     def __init__(
         self,
         pool: Pool,
-        endpoint: Endpoint,
+        engine: Engine,
         method: str,
-        target: str,
-        headers: FieldItems,
+        head: bytes,
         body: Body,
         length: int | None,
         limits: ClientLimits,
         repeatable: bool,
+        upgrades: bool,
     ) -> None:
         self._pool = pool
-        self._endpoint = endpoint
+        self._engine = engine
         self._method = method
+        self._head = head
         self._body = body
-        self._limits = limits
-        self._repeatable = repeatable or method in SAFE
         self._length = length
+        self._limits = limits
+        self._repeatable = repeatable
+        self._upgrades = upgrades
         self._connection: ClientConnection | None = None
         self._sender: asyncio.Task[None] | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
-        self._head, self._upgrades = self._make_head(target, headers)
-
-    def _make_head(self, target: str, headers: FieldItems) -> tuple[bytes, bool]:
-        endpoint = self._endpoint
-        whole = endpoint.base_path.rstrip("/") + target
-        if not whole.isascii() or not whole.isprintable() or " " in whole:
-            raise ValueError(f"cannot ask for {whole!r}: it contains a space, a control or a non-ASCII character")
-        host = "localhost" if endpoint.socket else describe(endpoint)
-        fields: list[tuple[str | bytes, str | bytes]] = [("Host", host)]
-        upgrades = False
-        for name, value in headers:
-            key = (name if isinstance(name, str) else name.decode("latin-1")).lower()
-            if key == "host" or (key == "authorization" and endpoint.key):
-                continue
-            upgrades = upgrades or key == "upgrade"
-            fields.append((name, value))
-        if endpoint.key:
-            fields.append(("Authorization", f"Bearer {endpoint.key}"))
-        body = self._body
-        if isinstance(body, bytes | bytearray | memoryview):
-            self._length = len(body)
-            framing = b"Content-Length: %d\r\n" % len(body)
-        elif body is None:
-            framing = b"" if self._method in SAFE else b"Content-Length: 0\r\n"
-        elif self._length is not None:
-            framing = b"Content-Length: %d\r\n" % self._length
-        else:
-            framing = b"Transfer-Encoding: chunked\r\n"
-        if upgrades:
-            framing += b"Connection: Upgrade\r\n"
-        return write_head(f"{self._method} {whole} HTTP/1.1\r\n".encode("ascii"), fields, framing), upgrades
 
     async def __aenter__(self) -> Response:
         try:
+            idle = self._engine.idle
+            connection = None
+            while idle and connection is None:
+                # The one that was used last.
+                connection = idle.pop()
+                if not connection.is_usable():
+                    connection.abort()
+                    connection = None
+            if connection is None:
+                return await self._ask(await self._pool.connect(self._engine, self._limits))
+            connection.was_kept = True
             try:
-                return await self._ask(self._pool.take_idle(self._endpoint))
+                return await self._ask(connection)
             except UpstreamFailed as problem:
                 if not self._may_repeat(problem):
                     raise
-                self._let_go()
-                return await self._ask(None)
+            self._let_go()
+            return await self._ask(await self._pool.connect(self._engine, self._limits))
         except BaseException:
             self._let_go()
             raise
@@ -331,18 +379,16 @@ class Exchange:
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
         connection = self._connection
-        if connection is None:
+        if connection is None or (self._sender is not None and not self._sender.done()):
+            self._let_go()
             return
-        if self._sender is None or self._sender.done():
+        if self._stall_timer is not None:
             self._stop_timer()
-            self._sender = None
-            self._connection = None
-            if connection.at == DUPLEX:
-                connection.transport.close()
-            else:
-                connection.release()
-            return
-        self._let_go()
+        self._sender = self._connection = None
+        if connection.at == DUPLEX:
+            connection.transport.close()
+        else:
+            connection.release()
 
     def _may_repeat(self, problem: UpstreamFailed) -> bool:
         """True when a kept connection had been closed by the engine before it can have read the request.
@@ -356,7 +402,7 @@ class Exchange:
             self._body is None or isinstance(self._body, bytes | bytearray | memoryview)
         ):
             return False
-        return connection.reset or self._repeatable
+        return connection.reset or self._repeatable or self._method in SAFE
 
     def _let_go(self) -> None:
         self._stop_timer()
@@ -367,36 +413,31 @@ class Exchange:
         if connection is not None:
             connection.abort()
 
-    async def _ask(self, connection: ClientConnection | None) -> Response:
-        if connection is None:
-            connection = await self._pool.connect(self._endpoint, self._limits)
-        else:
-            connection.was_kept = True
+    async def _ask(self, connection: ClientConnection) -> Response:
         self._connection = connection
         connection.start(self._method, self._upgrades, self._limits)
         body = self._body
         if body is None:
             connection.transport.write(self._head)
-        elif isinstance(body, bytes) and len(body) <= BUFFER_BYTES:
+        elif isinstance(body, bytes) and len(body) <= SLICE_BYTES:
             connection.transport.write(self._head + body)
         else:
             connection.transport.write(self._head)
             self._sender = asyncio.get_running_loop().create_task(self._send(connection, body))
-        if self._limits.stall_s is not None:
-            self._watch(self._limits.stall_s)
-        if self._limits.header_s is None:
-            head = await connection.answer_head()
-        else:
-            try:
-                async with asyncio.timeout(self._limits.header_s):
-                    head = await connection.answer_head()
-            except TimeoutError:
-                raise UpstreamFailed(
-                    f"the engine at {connection.where} did not answer within {self._limits.header_s:g} s",
-                    Stage.HEADER,
-                    Trouble.TIMED_OUT,
-                ) from None
-        return Response(connection, head)
+        limits = self._limits
+        if limits.stall_s is not None:
+            self._watch(limits.stall_s)
+        if limits.header_s is None:
+            return Response(connection, await connection.answer_head())
+        try:
+            async with asyncio.timeout(limits.header_s):
+                return Response(connection, await connection.answer_head())
+        except TimeoutError:
+            raise UpstreamFailed(
+                f"the engine at {connection.where} did not answer within {limits.header_s:g} s",
+                Stage.HEADER,
+                Trouble.TIMED_OUT,
+            ) from None
 
     async def _send(self, connection: ClientConnection, body: Body) -> None:
         """The body, at the speed at which it is taken. Whoever reads the answer learns if that fails."""

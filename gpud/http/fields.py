@@ -45,15 +45,18 @@ class Malformed(Exception):
 
 
 class Fields:
-    """Header fields: names in any case, repeated ones kept. Iterates over the raw pairs, in order."""
+    """Header fields: names in any case, repeated ones kept. Iterates over the raw pairs, in order.
 
-    __slots__ = ("_index", "_repeated", "raw")
+    ``index`` has the raw values by names in lower case, repeated ones joined.
+    """
+
+    __slots__ = ("_repeated", "index", "raw")
 
     def __init__(self, raw: list[tuple[bytes, bytes]]) -> None:
         self.raw = raw
-        self._index = {name.lower(): value for name, value in raw}
+        self.index = {name.lower(): value for name, value in raw}
         self._repeated: frozenset[bytes] = frozenset()
-        if len(self._index) != len(raw):
+        if len(self.index) != len(raw):
             self._join()
 
     def _join(self) -> None:
@@ -67,12 +70,12 @@ class Fields:
                 index[key] += b", " + value
             else:
                 index[key] = value
-        self._index = index
+        self.index = index
         self._repeated = frozenset(repeated)
 
     def get(self, name: str, default: str = "") -> str:
         """The value; several are joined by a comma, as HTTP reads them."""
-        value = self._index.get(name.lower().encode("latin-1"))
+        value = self.index.get(name.lower().encode("latin-1"))
         return default if value is None else value.decode("latin-1")
 
     def all(self, name: str) -> list[str]:
@@ -82,13 +85,13 @@ class Fields:
 
     def lowered(self, key: bytes) -> bytes | None:
         """The raw value by a name in lower case."""
-        return self._index.get(key)
+        return self.index.get(key)
 
     def is_repeated(self, key: bytes) -> bool:
         return key in self._repeated
 
     def __contains__(self, name: str) -> bool:
-        return name.lower().encode("latin-1") in self._index
+        return name.lower().encode("latin-1") in self.index
 
     def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
         return iter(self.raw)
@@ -182,17 +185,26 @@ def status_line(status: int) -> bytes:
     return _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n".encode()
 
 
-def write_head(first_line: bytes, fields: FieldItems, framing: bytes = b"", date: bytes = b"") -> bytes:
+def write_head(
+    first_line: bytes,
+    fields: FieldItems,
+    framing: bytes = b"",
+    date: bytes = b"",
+    without: frozenset[bytes] = frozenset(),
+) -> bytes:
     """A head as bytes; ``framing`` are ready lines of our own that go last, and ``date`` another one that is left out
-    when the fields have theirs. Raises ValueError for a field that would become more than one, or that would say again
-    how long the body is.
+    when the fields have theirs. Fields that begin as one of ``without`` are left out. Raises ValueError for a field
+    that would become more than one, or that would say again how long the body is.
     """
     parts = [first_line]
-    lines = 2 + framing.count(b"\n")
+    lines = 1 + first_line.count(b"\n") + framing.count(b"\n")
     for name, value in fields:
         prefix = _prefixes.get(name) or _prefix(name)
-        if prefix is _DATE:
-            date = b""
+        if prefix in _SPECIAL_VALUES:
+            if prefix is _DATE:
+                date = b""
+            if prefix in without:
+                continue
         parts += (prefix, value if isinstance(value, bytes) else value.encode("latin-1", "replace"), b"\r\n")
         lines += 1
     if date:
@@ -205,7 +217,11 @@ def write_head(first_line: bytes, fields: FieldItems, framing: bytes = b"", date
 
 
 _OURS = frozenset((b"content-length", b"transfer-encoding", b"connection", b"keep-alive"))
-_DATE = b"Date: "
+_DATE, HOST, AUTHORIZATION, UPGRADE = b"Date: ", b"Host: ", b"Authorization: ", b"Upgrade: "
+_SPECIAL = {each.lower(): each for each in (_DATE, HOST, AUTHORIZATION, UPGRADE)}
+"""These are written in one way, however they are given, so that they are known again."""
+
+_SPECIAL_VALUES = frozenset(_SPECIAL.values())
 _prefixes: dict[str | bytes, bytes] = {}
 """Names that were looked at, as they begin a line. Bounded."""
 
@@ -218,7 +234,8 @@ def _prefix(name: str | bytes) -> bytes:
         raise ValueError(f"{shown(raw)} is not the name of a header field")
     if raw.lower() in _OURS:
         raise ValueError(f"the layer itself says {raw.decode('latin-1')}; a handler must not")
-    prefix = _DATE if raw.lower() == b"date" else raw + b": "
+    prefix = raw + b": "
+    prefix = _SPECIAL.get(prefix.lower(), prefix)
     if len(_prefixes) < _PREFIXES_KEPT:
         _prefixes[name] = prefix
     return prefix

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 
-READ_BYTES = 64 << 10
+READ_BYTES = 128 << 10
 """What is read at once. All connections of a server or a pool share one buffer of this size."""
 
 BUFFER_BYTES = 64 << 10
 """How much may wait on one connection, in each direction, before whoever sends it is made to wait."""
+
+HELD_BYTES = 128 << 10
+"""How much of a body may wait to be taken before its sender is made to wait: what most are, whole."""
 
 LARGEST_CHUNK_LINE_BYTES = 256
 """A chunk's size with its extensions. Nobody uses extensions; long ones are there to make servers work for nothing."""

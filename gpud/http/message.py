@@ -124,20 +124,14 @@ class Request:
             return b""
         if length is not None and length > limit_bytes:
             raise Refused(413, f"the body is {length} bytes long; {limit_bytes} are allowed")
-        first = connection.take_body()
-        if connection.body_ended and connection.body_problem is None:
-            if len(first) > limit_bytes:
-                raise Refused(413, f"the body is longer than the {limit_bytes} bytes that are allowed")
-            return first
-        pieces, total = [first], len(first)
-        async for piece in self.chunks():
-            pieces.append(piece)
-            total += len(piece)
-            if total > limit_bytes:
-                raise Refused(413, f"the body is longer than the {limit_bytes} bytes that are allowed")
-        if total > limit_bytes:
+        if not connection.body_ended:
+            await connection.gather(limit_bytes)
+        whole = connection.take_body()
+        if len(whole) > limit_bytes:
             raise Refused(413, f"the body is longer than the {limit_bytes} bytes that are allowed")
-        return b"".join(pieces)
+        if connection.body_problem is not None:
+            raise connection.body_problem
+        return whole
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes. While nobody asks, the client is made to wait. Raises as :meth:`body` does."""
@@ -199,10 +193,11 @@ class Reply:
 
     async def begin(self, status: int, headers: FieldItems = (), length: int | None = None) -> None:
         """The head; ``length`` is how long the body will be, None if that is not known. It is sent together with what
-        is written next, or by itself as soon as the handler waits.
+        is written next; of a stream (no length) by itself as soon as the handler waits.
         """
         self._start(status, headers, length)
-        self._connection.flush_soon(self)
+        if length is None:
+            self._connection.flush_soon(self)
 
     async def write(self, data: bytes) -> None:
         """More of the body. Waits while the client takes nothing. Raises ClientGone."""

@@ -55,7 +55,7 @@ class Server:
         self._connections: set[ServerConnection] = set()
         self._per_peer: dict[str, int] = {}
         self._sweep: asyncio.TimerHandle | None = None
-        self._sweep_at = NEVER
+        self.sweep_at = NEVER
         self._empty: asyncio.Future[None] | None = None
         self._date = b""
         self._date_s = 0
@@ -168,7 +168,7 @@ class Server:
             if self._sweep is not None:
                 self._sweep.cancel()
                 self._sweep = None
-                self._sweep_at = NEVER
+                self.sweep_at = NEVER
             if self._empty is not None and not self._empty.done():
                 self._empty.set_result(None)
 
@@ -180,16 +180,16 @@ class Server:
 
     def expect(self, deadline: float) -> None:
         """A connection has a deadline: be there in time. One timer serves all of them."""
-        if deadline < self._sweep_at:
+        if deadline < self.sweep_at:
             if self._sweep is not None:
                 self._sweep.cancel()
-            self._sweep_at = deadline
+            self.sweep_at = deadline
             wait_s = max(deadline - self.clock(), SHORTEST_SWEEP_S)
             self._sweep = asyncio.get_running_loop().call_later(wait_s, self._on_timer)
 
     def _on_timer(self) -> None:
         self._sweep = None
-        self._sweep_at = NEVER
+        self.sweep_at = NEVER
         self.sweep(self.clock())
 
     def sweep(self, now_s: float) -> None:

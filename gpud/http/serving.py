@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gpud.http.bodies import BodyReader, ChunkedReader, LengthReader
 from gpud.http.connection import ClientGone, Connection, Duplex
-from gpud.http.limits import BUFFER_BYTES
+from gpud.http.limits import BUFFER_BYTES, HELD_BYTES
 from gpud.http.listening import identify
 from gpud.http.message import Peer, Reply, Request
 from gpud.http.wire import (
@@ -73,6 +73,7 @@ class ServerConnection(Connection):
         self._read_deadline = NEVER
         self._is_idle_deadline = False
         self._drops_rest = False
+        self._gathers_bytes: int | None = None
 
     # The transport's callbacks ----------------------------------------------------------------------------------------
 
@@ -121,6 +122,8 @@ class ServerConnection(Connection):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
+        # While its descriptor is still its own: the next connection may have the same.
+        self._forget_departure()
         super().connection_lost(exc)
         self._is_gone()
         self.deadline = NEVER
@@ -255,7 +258,12 @@ class ServerConnection(Connection):
 
     def _be_idle(self) -> None:
         self._is_idle_deadline = True
-        self._set_read_deadline(self.server.clock() + self.server.limits.idle_s)
+        server = self.server
+        self._read_deadline = self.deadline = deadline = server.clock() + server.limits.idle_s
+        if self._stall_deadline < deadline:
+            self.deadline = self._stall_deadline
+        elif deadline < server.sweep_at:
+            server.expect(deadline)
 
     async def _serve(self, request: Request, reply: Reply) -> None:
         """Ask the handler, and make an answer of whatever it leaves."""
@@ -423,6 +431,15 @@ class ServerConnection(Connection):
         if self.gone and not self._body_bytes and not self.body_ended:
             raise ClientGone("the client has left before its request was complete")
 
+    async def gather(self, limit_bytes: int) -> None:
+        """Wait until all of the body is here, or more than the limit, or it cannot come. Raises ClientGone."""
+        self._gathers_bytes = limit_bytes
+        try:
+            while not self.body_ended and self.body_problem is None and self._body_bytes <= limit_bytes:
+                await self.more_body()
+        finally:
+            self._gathers_bytes = None
+
     def _body_awaited(self) -> None:
         """From now on the client has to send."""
         self._progress = 0
@@ -452,7 +469,11 @@ class ServerConnection(Connection):
                 self._drops_rest = False
                 self._next()
                 return
-        elif self._body_bytes > BUFFER_BYTES:
+        elif self._gathers_bytes is not None:
+            # Whoever waits for all of it is not woken for a part.
+            if self._body_bytes <= self._gathers_bytes:
+                return
+        elif self._body_bytes > HELD_BYTES:
             # Nobody takes it: the client waits, and is not to blame.
             self.stop_reading()
             self._set_read_deadline(NEVER)

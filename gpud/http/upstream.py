@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from gpud.core.facts import Endpoint
 from gpud.http.bodies import AnswerChunks, BodyReader, EndlessReader, LengthReader
 from gpud.http.connection import Connection, Duplex
-from gpud.http.limits import BUFFER_BYTES, ClientLimits
+from gpud.http.limits import HELD_BYTES, ClientLimits
 from gpud.http.wire import (
     Malformed,
     ResponseHead,
@@ -21,7 +21,7 @@ from gpud.http.wire import (
 )
 
 if TYPE_CHECKING:
-    from gpud.http.client import Pool
+    from gpud.http.client import Engine, Pool
 
 
 class Stage(StrEnum):
@@ -64,6 +64,9 @@ def describe(endpoint: Endpoint) -> str:
     return f"{host}:{endpoint.port}"
 
 
+FRESH_S = 0.2
+"""No engine closes a connection for idleness so soon after an answer; later it is looked at before it is used again."""
+
 IDLE, HEAD, BODY, END, DUPLEX = range(5)
 """Where a connection stands."""
 
@@ -71,11 +74,11 @@ IDLE, HEAD, BODY, END, DUPLEX = range(5)
 class ClientConnection(Connection):
     """One connection to an engine."""
 
-    def __init__(self, pool: "Pool", endpoint: Endpoint, where: str, sock: socket.socket) -> None:
+    def __init__(self, pool: "Pool", engine: "Engine", sock: socket.socket) -> None:
         super().__init__(pool.buffer)
         self.pool = pool
-        self.endpoint = endpoint
-        self.where = where
+        self.engine = engine
+        self.where = engine.where
         self.idle_since = 0.0
         self.at = IDLE
         self.head: ResponseHead | None = None
@@ -140,6 +143,8 @@ class ClientConnection(Connection):
         """True while a kept connection stands: nothing has come on it, not even its end."""
         if self.lost or self.transport.is_closing() or self.at != IDLE:
             return False
+        if self.pool.clock() - self.idle_since < FRESH_S:
+            return True
         try:
             self._socket.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -162,7 +167,8 @@ class ClientConnection(Connection):
         while self.head is None:
             if self.problem is not None:
                 raise self.problem
-            await self._wait()
+            self._waiter = self.pool.loop.create_future()
+            await self._waiter
         return self.head
 
     def take(self) -> bytes:
@@ -220,46 +226,57 @@ class ClientConnection(Connection):
         self._wake()
 
     async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        self._waiter = self.pool.loop.create_future()
+        await self._waiter
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
 
     def _head_came(self, data: bytes) -> None:
-        pending = self._pending
-        pending += data
+        largest = self._largest.header_bytes
+        if self._pending:
+            data = bytes(self._pending) + data
+            self._pending.clear()
         while True:
-            end = pending.find(b"\r\n\r\n")
-            if end > self._largest.header_bytes or (end < 0 and len(pending) > self._largest.header_bytes):
-                self.fail(f"sent a header of more than {self._largest.header_bytes >> 10} KiB", Trouble.TOO_LARGE)
+            end = data.find(b"\r\n\r\n")
+            if end > largest or (end < 0 and len(data) > largest):
+                self.fail(f"sent a header of more than {largest >> 10} KiB", Trouble.TOO_LARGE)
                 return
             if end < 0:
-                if pending and (problem := is_hopeless(pending)):
+                self._pending += data
+                if data and (problem := is_hopeless(data)):
                     self.fail(f"sent what is not HTTP: {problem}", Trouble.GARBAGE)
                 return
             try:
-                head = read_response_head(bytes(pending[:end]), self._method, self._largest)
+                head = read_response_head(data[:end], self._method, self._largest)
             except Malformed as problem:
                 self.fail(f"sent what is not HTTP: {problem}", Trouble.GARBAGE)
                 return
-            del pending[: end + 4]
+            data = data[end + 4 :]
             if head.status >= 200:
                 break
             if head.status == 101:
                 if self._upgrades:
                     self.head = head
+                    self._pending += data
                     self.stop_reading()
                     self._wake()
                 else:
                     self.fail("changed the protocol without being asked to", Trouble.GARBAGE)
                 return
-        rest = bytes(pending)
-        pending.clear()
+        if head.body_length is not None and len(data) == head.body_length:
+            # As good as always for a plain answer: all of it is here.
+            self.head = head
+            if data:
+                self._body.append(data)
+                self._body_bytes = len(data)
+            self.at = END
+            self._wake()
+            return
         self.head = head
         if head.chunked:
             self.reader = AnswerChunks()
@@ -270,15 +287,15 @@ class ClientConnection(Connection):
             head.keep_alive = False
         self.at = BODY
         self.heard = self.pool.clock()
-        if rest or self.reader.ended:
-            self._body_came(rest)
+        if data or self.reader.ended:
+            self._body_came(data)
         self._wake()
 
     def _body_came(self, data: bytes) -> None:
         before = len(self._body)
         self.feed(data, self._body)
         self._body_bytes += sum(map(len, self._body[before:]))
-        if self._body_bytes > BUFFER_BYTES and self.at == BODY:
+        if self._body_bytes > HELD_BYTES and self.at == BODY:
             self.stop_reading()
         self._wake()
 

@@ -104,15 +104,20 @@ def read_request_head(head: bytes, limits: HeadLimits) -> RequestHead:
     fields = read_fields(rest, limits)
     host = _host(fields, version)
     raw_path, path, query = _split_target(method, target, host)
-    length = None if _is_chunked(fields, version) else _content_length(fields) or 0
+    index = fields.index
+    length: int | None = 0
+    if b"transfer-encoding" in index and _is_chunked(fields, version):
+        length = None
+    elif b"content-length" in index:
+        length = _content_length(fields)
     keep_alive, upgrade, expects = version, "", False
-    connection = fields.lowered(b"connection")
+    connection = fields.index.get(b"connection")
     if connection is not None:
         options = connection_options(connection)
         keep_alive = b"close" not in options and (version or b"keep-alive" in options)
         if version and b"upgrade" in options:
             upgrade = fields.get("upgrade")
-    expect = fields.lowered(b"expect")
+    expect = fields.index.get(b"expect")
     if expect is not None and version:
         if expect.lower() != b"100-continue":
             raise Refused(417, f"cannot meet the expectation {shown(expect)}: only 100-continue is known")
@@ -131,10 +136,11 @@ def read_response_head(head: bytes, method: str, limits: HeadLimits) -> Response
     status, version = int(found[2]), found[1] == b"1"
     try:
         fields = read_fields(rest, limits)
-        length, chunked = _response_length(fields, version)
+        chunked = b"transfer-encoding" in fields.index and _is_chunked(fields, version)
+        length = _content_length(fields) if b"content-length" in fields.index else None
     except Refused as problem:
         raise Malformed(problem.message) from None
-    connection = fields.lowered(b"connection")
+    connection = fields.index.get(b"connection")
     keep_alive = version
     if connection is not None:
         options = connection_options(connection)
@@ -160,7 +166,7 @@ def is_hopeless(start: bytes | bytearray) -> str:
 
 
 def _host(fields: Fields, version: bool) -> bytes | None:
-    host = fields.lowered(b"host")
+    host = fields.index.get(b"host")
     if host is None:
         if version:
             raise Refused(400, "the request has no Host, which HTTP/1.1 demands")
@@ -223,33 +229,23 @@ def decode_path(raw: str) -> str:
     return path
 
 
-def _content_length(fields: Fields) -> int | None:
-    value = fields.lowered(b"content-length")
-    if value is None:
-        return None
-    if fields.is_repeated(b"content-length") or b"," in value:
+def _content_length(fields: Fields) -> int:
+    value = fields.index[b"content-length"]
+    if _LENGTH.fullmatch(value) is not None:
+        return int(value)
+    if b"," in value:
         raise Refused(400, "there is more than one Content-Length")
-    if _LENGTH.fullmatch(value) is None:
-        raise Refused(400, f"the Content-Length {shown(value)} is not a number")
-    return int(value)
+    raise Refused(400, f"the Content-Length {shown(value)} is not a number")
 
 
 def _is_chunked(fields: Fields, version: bool) -> bool:
-    coding = fields.lowered(b"transfer-encoding")
-    if coding is None:
-        return False
+    coding = fields.index[b"transfer-encoding"]
     if not version:
         raise Refused(400, "HTTP/1.0 knows no Transfer-Encoding")
-    if b"content-length" in fields._index:
+    if b"content-length" in fields.index:
         raise Refused(400, "there are both a Content-Length and a Transfer-Encoding")
     if coding.lower() != b"chunked":
         if coding.lower().endswith(b"chunked") and not fields.is_repeated(b"transfer-encoding"):
             raise Refused(501, f"the Transfer-Encoding {shown(coding)} is not known; only chunked is")
         raise Refused(400, f"the Transfer-Encoding {shown(coding)} leaves the end of the body open")
     return True
-
-
-def _response_length(fields: Fields, version: bool) -> tuple[int | None, bool]:
-    if _is_chunked(fields, version):
-        return None, True
-    return _content_length(fields), False

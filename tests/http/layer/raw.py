@@ -126,6 +126,8 @@ async def serving(
         yield server, listening.port
     finally:
         await server.close()
+        assert server.connections == 0
+        assert server.departures._watched == {}, "a descriptor that is closed is still watched"
 
 
 Speak = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

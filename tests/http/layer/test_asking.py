@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpud.core.facts import Endpoint
-from gpud.http.client import Pool, Stage, Trouble, UpstreamFailed
+from gpud.http.client import Engine, Pool, Stage, Trouble, UpstreamFailed
 from gpud.http.limits import ClientLimits
 from gpud.http.listening import UnixAddress
 from gpud.http.message import Reply, Request
@@ -263,14 +264,13 @@ def test_nobody_there_is_told_with_the_reason(run: Run, tmp_path: Any) -> None:
 
 def test_a_crowded_unix_socket_is_waited_for(run: Run, tmp_path: Any) -> None:
     """Within its bound: the queue of an engine that accepts nobody fills."""
-    import socket as sockets
 
     async def scene() -> None:
         path = str(tmp_path / "full")
-        with sockets.socket(sockets.AF_UNIX) as listener, contextlib.ExitStack() as stack:
+        with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as stack:
             listener.bind(path)
             listener.listen(0)
-            first = stack.enter_context(sockets.socket(sockets.AF_UNIX))
+            first = stack.enter_context(socket.socket(socket.AF_UNIX))
             first.connect(path)
             async with pooling(ClientLimits(connect_s=0.2)) as pool:
                 with pytest.raises(UpstreamFailed) as caught:
@@ -278,7 +278,7 @@ def test_a_crowded_unix_socket_is_waited_for(run: Run, tmp_path: Any) -> None:
                         pass
                 assert caught.value.trouble is Trouble.TIMED_OUT
             async with pooling() as pool:
-                asking = asyncio.create_task(pool.connect(Endpoint(socket=path), ClientLimits()))
+                asking = asyncio.create_task(pool.connect(Engine(Endpoint(socket=path)), ClientLimits()))
                 await asyncio.sleep(0.03)
                 assert not asking.done()
                 listener.accept()[0].close()
@@ -421,16 +421,23 @@ def test_a_kept_connection_that_has_ended_is_not_used(run: Run) -> None:
     """Its end is seen before anything is sent on it, even when it is known to the kernel alone."""
 
     async def scene() -> None:
+        now_s = 1000.0
         closes = Closes("at once")
-        async with engine(closes) as endpoint, pooling() as pool:
+        async with engine(closes) as endpoint:
+            pool = Pool(clock=lambda: now_s)
             async with pool.request(endpoint, "POST", "/1", body=b"x") as response:
                 await response.read(100)
             (connection,) = pool._all
+            now_s += 1.0
             assert connection.is_usable()
-            closes.close.set()
+            # The engine closes, and the pool's loop has not looked since.
+            peer = connection._socket
+            peer.shutdown(socket.SHUT_RD)
+            assert not connection.is_usable()
             async with pool.request(endpoint, "POST", "/2", body=b"x") as response:
                 assert await response.read(100) == b"ok"
-            assert len(closes.requests) == 2
+            assert [each.split()[1] for each in closes.requests] == [b"/1", b"/2"]
+            await pool.close()
 
     run(scene())
 

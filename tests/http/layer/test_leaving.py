@@ -1,6 +1,7 @@
 """Clients that leave, or seem to; a server that does; and what neither leaves behind."""
 
 import asyncio
+import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -120,6 +121,31 @@ def test_a_client_that_only_ends_its_sending_is_answered(path: str, run: Run) ->
             assert (answer.status, answer.body) == (200, b"first" if path == "/stream" else b"done")
             assert await client.rest() == b""
             await until(lambda: server.connections == 0)
+
+    run(scene())
+
+
+def test_a_half_closed_client_that_breaks_under_a_write_is_forgotten(run: Run) -> None:
+    """A later connection may have the same descriptor: it is watched anew."""
+
+    async def scene() -> None:
+        waiting = Waiting()
+        async with serving(waiting) as (server, port):
+            for _ in range(2):
+                waiting.outcome = ""
+                waiting.begun.clear()
+                async with connected(port) as client:
+                    await client.send(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
+                    await waiting.begun.wait()
+                    await client.reader.readuntil(b"first\r\n")
+                    client.half_close()
+                    await until(lambda: all(each.half_closed for each in server._connections))
+                    (connection,) = server._connections
+                    connection.transport.get_extra_info("socket").shutdown(socket.SHUT_WR)
+                    connection.transport.write(b"1\r\nx\r\n")
+                    await until(lambda: server.connections == 0)
+                    assert waiting.outcome == "canceled and told"
+                assert server.departures._watched == {}
 
     run(scene())
 
