@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gpud.core.errors import NoSuchModel, NotLoaded
+from gpud.core.events import LoadOptions
 from gpud.core.facts import ModelStatus, State
 from gpud.engine import Engine
 from gpud.http.client import Pool
@@ -37,14 +38,16 @@ _YES = frozenset(("1", "true", "yes"))
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
     """``body_bytes`` is the largest body, ``default_model`` answers requests that name none (empty: the one that was
-    used last, else the first), ``heartbeat_s`` is how often a waiting client of a stream is told something, ``stall_s``
-    how long an engine may be silent in the middle of an answer (None: for ever).
+    used last, else the first). A client that waits for a stream is told nothing for ``first_s`` (what fails within it
+    keeps its status), then something every ``heartbeat_s``. ``stall_s`` is how long an engine may be silent in the
+    middle of an answer (None: for ever).
     """
 
     body_bytes: int = 100 << 20
     heartbeat_s: float = 5.0
     default_model: str = ""
     stall_s: float | None = 600.0
+    first_s: float = 1.0
 
 
 class Gateway:
@@ -80,7 +83,15 @@ class Gateway:
             self._asked("/v1/messages", Api.ANTHROPIC, "Messages", streams=True),
             self._asked("/v1/messages/count_tokens", Api.ANTHROPIC, "Count the tokens of messages"),
             self._asked("/v1/audio/{rest...}", openai, "Speech, and what was said, by engines that can", tag="audio"),
-            _route("GET", "/v1/audio/{rest...}", self._by_query, openai, "What an engine tells of audio", "audio"),
+            _route(
+                "GET",
+                "/v1/audio/{rest...}",
+                self._by_query,
+                openai,
+                "What an engine tells of audio",
+                "audio",
+                uses=True,
+            ),
             self._asked("/v1/images/{rest...}", openai, "Images, where the engine has them", tag="images"),
             self._unloaded("/v1/tokenize", openai, "Tokens of a text", to="/tokenize", tag=tag),
             self._unloaded("/v1/detokenize", openai, "The text of tokens", to="/detokenize", tag=tag),
@@ -111,14 +122,15 @@ class Gateway:
             ("slots", "What a loaded model's slots do"),
             ("lora-adapters", "The adapters of a loaded model"),
         ):
-            yield _route("GET", f"/{name}", self._look, llama, what, tag)
+            yield _route("GET", f"/{name}", self._look, llama, what, tag, uses=True)
         for path in ("/props", "/lora-adapters", "/slots/{slot}"):
             yield self._unloaded(path, llama, "Change what a loaded model's server does", tag=tag, repeatable=False)
 
     def _upstream_routes(self) -> Iterator[Route]:
         for method in METHODS:
             for path in ("/upstream/{model}", "/upstream/{model}/{rest...}"):
-                yield _route(method, path, self._upstream, Api.OPENAI, "Ask one model's engine anything", "upstream")
+                summary = "Ask one model's engine anything"
+                yield _route(method, path, self._upstream, Api.OPENAI, summary, "upstream", uses=True)
 
     def _asked(
         self, path: str, api: Api, summary: str, *, to: str = "", streams: bool = False, tag: str = "openai"
@@ -177,7 +189,8 @@ class Gateway:
                 request.method,
                 target,
                 body or None,
-                repeatable=request.method in ("GET", "HEAD", "OPTIONS"),
+                repeatable=request.method in ("GET", "HEAD"),
+                options=_wishes(exchange),
             )
             await Passage(self._engine, self._pool, exchange, call, self._relaying()).run()
 
@@ -197,14 +210,15 @@ class Gateway:
         tells = streams and (
             request.headers.get(PROGRESS_HEADER).lower() in _YES or request.parameter("progress").lower() in _YES
         )
-        call = Call(model, request.method, target, body, asked.model, streams, tells, repeatable)
+        call = Call(model, request.method, target, body, asked.model, streams, tells, repeatable, _wishes(exchange))
         await Passage(self._engine, self._pool, exchange, call, self._relaying()).run()
 
     def _relaying(self) -> RelaySettings:
-        return RelaySettings(self.settings.heartbeat_s, self.settings.stall_s)
+        settings = self.settings
+        return RelaySettings(settings.first_s, settings.heartbeat_s, settings.stall_s)
 
     def _resolve(self, exchange: Exchange, name: str) -> str:
-        model = resolved(self._engine, name, self.settings.default_model, exchange.allowed_models)
+        model = resolved(self._engine, name, self.settings.default_model, lambda: exchange.allowed_models)
         exchange.check_model(model)
         exchange.model = model
         return model
@@ -228,7 +242,8 @@ class Gateway:
         await exchange.answer({"object": "list", "data": data, "models": [_for_llama(status) for status in found]})
 
     async def _model(self, exchange: Exchange) -> None:
-        name = resolved(self._engine, exchange.parameters["id"], self.settings.default_model, exchange.allowed_models)
+        default = self.settings.default_model
+        name = resolved(self._engine, exchange.parameters["id"], default, lambda: exchange.allowed_models)
         status = next((one for one in self._allowed(exchange) if one.model.name == name), None)
         if status is None:
             raise NoSuchModel(f'there is no model "{exchange.parameters["id"]}"', hint="GET /v1/models lists them")
@@ -343,8 +358,16 @@ class _Held:
         self._bytes += size
 
 
-def _route(method: str, path: str, handler: Handler, api: Api, summary: str, tag: str = "openai") -> Route:
-    return Route(method, path, handler, api, summary=summary, tag=tag)
+def _route(
+    method: str, path: str, handler: Handler, api: Api, summary: str, tag: str = "openai", *, uses: bool = False
+) -> Route:
+    return Route(method, path, handler, api, summary=summary, tag=tag, uses=uses)
+
+
+def _wishes(exchange: Exchange) -> LoadOptions | None:
+    """What the caller's key says of its loads."""
+    priority = exchange.admitted.priority_for(None)
+    return None if priority is None else LoadOptions(priority=priority)
 
 
 def _target(exchange: Exchange, path: str = "") -> str:

@@ -3,7 +3,7 @@ taken apart further than that, and never changed but for the one value that an e
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,10 +114,11 @@ def without_own(query: str) -> str:
     return "&".join(kept)
 
 
-def resolved(engine: Engine, name: str, default: str, allowed: Collection[str] | None) -> str:
+def resolved(engine: Engine, name: str, default: str, allowed: Callable[[], Collection[str] | None]) -> str:
     """The configured model that is meant. Raises NoSuchModel.
 
-    Where none is named it is the default one, else the one that was used last, else the first of the configuration.
+    Where none is named it is the default one, else the one that was used last, else the first of the configuration;
+    the last two only of those that are ``allowed``.
     """
     if name:
         try:
@@ -127,7 +128,8 @@ def resolved(engine: Engine, name: str, default: str, allowed: Collection[str] |
                 raise
     if default:
         return engine.resolve(default)
-    models = [one for one in engine.snapshot().models if allowed is None or one.model.name in allowed]
+    names = allowed()
+    models = [one for one in engine.snapshot().models if names is None or one.model.name in names]
     if not models:
         raise NoSuchModel("there is no model to choose from", hint="add one under models: in gpud.yaml, or name one")
     ready = [one for one in models if one.state is State.READY and one.last_used_s is None]

@@ -132,10 +132,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class RelaySettings:
-    """``heartbeat_s`` is how often a waiting client is told something, ``stall_s`` how long an engine may be silent in
-    the middle of an answer; None: for ever.
+    """``first_s`` is how long a client that waits is told nothing, ``heartbeat_s`` how often it is told something then,
+    ``stall_s`` how long an engine may be silent in the middle of an answer; None: for ever.
     """
 
+    first_s: float = 1.0
     heartbeat_s: float = 5.0
     stall_s: float | None = 600.0
 
@@ -156,7 +157,14 @@ class Passage:
         exchange.tail = self._end.tail
         self._waiting: Waiting | None = None
         if call.streams:
-            self._waiting = Waiting(exchange, engine, call.model, settings.heartbeat_s, tells=call.tells)
+            self._waiting = Waiting(
+                exchange,
+                engine,
+                call.model,
+                first_s=settings.first_s,
+                every_s=settings.heartbeat_s,
+                tells=call.tells,
+            )
 
     async def run(self) -> None:
         """Load the model if need be, ask, and answer. Raises GpudError where nothing was answered yet."""
@@ -265,9 +273,9 @@ class Passage:
         body = await response.read(ERROR_BYTES)
         self._end.see(body)
         line = b"data: " + b" ".join(body.split(b"\n")) + b"\n\n"
-        api = self._exchange.route.api
+        api, path = self._exchange.route.api, self._exchange.route.path
         if response.status == 200:
-            await self._finish(line + _last_words(api))
+            await self._finish(line + _last_words(api, path))
             return
         try:
             value = msgspec.json.decode(body)
@@ -275,7 +283,7 @@ class Passage:
             value = None
         if isinstance(value, dict) and "error" in value:
             event = b"event: error\n" if api is Api.ANTHROPIC else b""
-            await self._finish(event + line + _last_words(api))
+            await self._finish(event + line + _last_words(api, path))
             return
         raise HttpError(
             502, "bad_gateway", f'the engine of "{self._call.model}" answered {response.status} without saying why'
@@ -352,11 +360,11 @@ def error_event(api: Api, path: str, error: GpudError, tail: Iterable[str] = ())
             name: inner[name] for name in ("message", "engine_output") if name in inner
         }
         return b"event: error\ndata: " + msgspec.json.encode(told) + b"\n\n"
-    return b"data: " + msgspec.json.encode(value) + b"\n\n" + _last_words(api)
+    return b"data: " + msgspec.json.encode(value) + b"\n\n" + _last_words(api, path)
 
 
-def _last_words(api: Api) -> bytes:
-    return b"data: [DONE]\n\n" if api is Api.OPENAI else b""
+def _last_words(api: Api, path: str) -> bytes:
+    return b"data: [DONE]\n\n" if api is Api.OPENAI and not path.endswith("/responses") else b""
 
 
 class _End:
@@ -401,5 +409,8 @@ class _End:
             exchange.prompt_tokens, exchange.generated_tokens = int(prompt[-1]), int(generated[-1])
             return
         timings = {name: int(number) for name, number in _TIMINGS.findall(end)}
-        exchange.prompt_tokens = int(prompt[-1]) if prompt else timings.get(b"cache_n", 0) + timings.get(b"prompt_n", 0)
-        exchange.generated_tokens = int(generated[-1]) if generated else timings.get(b"predicted_n", 0)
+        if prompt:
+            exchange.prompt_tokens = int(prompt[-1])
+        elif b"prompt_n" in timings:
+            exchange.prompt_tokens = timings[b"prompt_n"] + timings.get(b"cache_n", 0)
+        exchange.generated_tokens = int(generated[-1]) if generated else timings.get(b"predicted_n")

@@ -12,23 +12,26 @@ from gpud.engine import Engine
 from gpud.http.connection import ClientGone
 from gpud.http.exchange import Exchange
 
-FIRST_S = 1.0
-"""How long nothing is said: what fails within it keeps its status, and what is ready by then is answered as it is."""
-
 STREAM = (("Content-Type", "text/event-stream"), ("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no"))
 
 
 class Waiting:
-    """One client's wait. It begins now; :meth:`stop` ends it, and must be called."""
+    """One client's wait. It begins now; :meth:`stop` ends it, and must be called.
 
-    def __init__(self, exchange: Exchange, engine: Engine, model: str, every_s: float, *, tells: bool) -> None:
+    For ``first_s`` nothing is said: what fails within it keeps its status, and what is ready by then is answered as it
+    is. Then something is said ``every_s``.
+    """
+
+    def __init__(
+        self, exchange: Exchange, engine: Engine, model: str, *, first_s: float, every_s: float, tells: bool
+    ) -> None:
         self._exchange = exchange
         self._engine = engine
         self._model = model
         self._every_s = every_s
         self._tells = tells
         self._task: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(min(FIRST_S, every_s), self._begin)
+        self._timer = asyncio.get_running_loop().call_later(first_s, self._begin)
 
     async def stop(self) -> None:
         """Nothing more is said after this."""
@@ -53,11 +56,12 @@ class Waiting:
         with contextlib.suppress(ClientGone):
             await reply.begin(200, [*STREAM, *self._exchange.headers])
             while True:
-                status = status_of(self._engine, self._model)
-                text = f": gpud waits: {in_words(self._model, status)}\n\n".encode()
+                text = f": gpud waits: {in_words(self._engine, self._model)}\n\n".encode()
                 if self._tells:
                     text += (
-                        b"event: gpud.progress\ndata: " + msgspec.json.encode(as_value(self._model, status)) + b"\n\n"
+                        b"event: gpud.progress\ndata: "
+                        + msgspec.json.encode(as_value(self._engine, self._model))
+                        + b"\n\n"
                     )
                 await reply.write(text)
                 await asyncio.sleep(self._every_s)
@@ -67,26 +71,38 @@ def status_of(engine: Engine, model: str) -> ModelStatus | None:
     return next((one for one in engine.snapshot().models if one.model.name == model), None)
 
 
-def in_words(model: str, status: ModelStatus | None) -> str:
+def in_words(engine: Engine, model: str) -> str:
     """One line: what is being waited for, and how far it is."""
+    status = status_of(engine, model)
     if status is None:
         what = "it is no longer configured"
     elif status.waits_for:
         what = status.waits_for
+    elif status.state is State.LOADING:
+        stage = next((job.stage for job in engine.snapshot().jobs if job.model == model and job.stage), "")
+        what = _STAGES.get(stage, "loading")
+        if status.progress is not None:
+            what += f" {status.progress * 100:.0f} %"
+    elif status.state is State.BACKOFF:
+        what = f"{status.error or 'its engine failed'}; it will be started again"
     elif status.state is State.READY:
         what = "its engine has the request"
+    elif status.state.has_engine():
+        what = "it is being unloaded, and will be loaded again"
     else:
-        what = status.reason or status.state.value
-        if status.progress is not None and "%" not in what:
-            what += f" {status.progress * 100:.0f} %"
+        what = "it will be loaded"
     return " ".join(f'"{model}": {what}'.split())
 
 
-def as_value(model: str, status: ModelStatus | None) -> dict[str, object]:
+_STAGES = {"starting": "starting its engine", "text_model": "loading weights", "mmproj_model": "loading its projector"}
+
+
+def as_value(engine: Engine, model: str) -> dict[str, object]:
     """The same for programs."""
+    status = status_of(engine, model)
     return {
         "model": model,
         "state": status.state.value if status is not None else "unknown",
         "progress": status.progress if status is not None else None,
-        "message": in_words(model, status),
+        "message": in_words(engine, model),
     }
