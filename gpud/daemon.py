@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gpud import __version__, backends, config, gpus, systemd
 from gpud.backends import EngineOptions
+from gpud.catalog.kinds import quantization
 from gpud.catalog.reader import FileReader
 from gpud.config import Config
 from gpud.core.errors import BackendFailed, ConfigInvalid, GpudError
@@ -103,7 +104,7 @@ class Daemon:
                 on_problem=self._store_problem,
             )
             self._fd_store = systemd.SystemdFdStore()
-            lines = Lines()
+            lines, files = Lines(), FileReader()
             self._launcher = ProcessLauncher(
                 runtime_dir=self._directories.runtime,
                 fd_store=self._fd_store,
@@ -122,7 +123,7 @@ class Daemon:
                 gpus=gpus.build(),
                 store=self._store,
                 launcher=self._launcher,
-                files=FileReader(),
+                files=files,
                 warmer=PageCache(may=self._may_read_ahead),
                 version=__version__,
                 reload=self.reload,
@@ -130,7 +131,7 @@ class Daemon:
             self._engine.subscribe(self._listen)
             self._webhook = Webhook(self._config.alerts.webhook)
             self._engine.subscribe(self._webhook.listen)
-            self._web = Web(self._engine, lines, self._tell)
+            self._web = Web(self._engine, lines, self._tell, files=files, quantization=quantization)
             for number in STOP_SIGNALS:
                 loop.add_signal_handler(number, self._stop)
             loop.add_signal_handler(signal.SIGHUP, self._hang_up)
@@ -169,7 +170,7 @@ class Daemon:
             raise
         except BusUnavailable as problem:
             log.error("%s", problem)
-        await self._web.apply(self._config.http, self._keys)
+        await self._web.apply(self._config, self._keys)
         serving = asyncio.create_task(_keep_serving(service))
         self._ready()
         try:
@@ -268,7 +269,7 @@ class Daemon:
         self._webhook.url = new.alerts.webhook
         set_level(self._journal, Level(new.logging.level))
         await self._engine.apply(models=new.models, limits=new.limits, idle_timeout_s=new.idle_timeout_s, backends=made)
-        await self._web.apply(new.http, keys)
+        await self._web.apply(new, keys)
         text = f"The configuration was reloaded: {_models(new)} in {', '.join(new.sources)}"
         if restart:
             text += "; its section bus takes effect after a restart of gpud"

@@ -12,8 +12,11 @@ from gpud.config import Config, load_keys
 from gpud.config.records import Door, HttpConfig
 from gpud.core.events import Notice
 from gpud.core.keys import ApiKey
+from gpud.core.modelfile import ModelFile
+from gpud.core.ports import Files
 from gpud.engine import Engine
 from gpud.http.access import Rules
+from gpud.http.admin import admin_routes
 from gpud.http.client import Pool
 from gpud.http.doors import Doors, Opening
 from gpud.http.feed import Feed
@@ -22,7 +25,10 @@ from gpud.http.keys import Keys
 from gpud.http.limits import HeadLimits, ServerLimits
 from gpud.http.lines import Lines
 from gpud.http.listening import Address, TcpAddress, Tls, UnixAddress
+from gpud.http.management import management_routes
 from gpud.http.metrics import Metrics
+from gpud.http.ollama import OllamaFront, OllamaSettings
+from gpud.http.own import OwnSettings, Parts
 from gpud.http.requests import Requests
 from gpud.http.routing import Router
 from gpud.http.shapes import Api
@@ -42,7 +48,15 @@ async def read_keys(wanted: Config) -> Keyring:
 class Web:
     """Owns the doors and what their routes share, from the first request to the last."""
 
-    def __init__(self, engine: Engine, lines: Lines, say: Callable[[Notice], None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        lines: Lines,
+        say: Callable[[Notice], None],
+        *,
+        files: Files,
+        quantization: Callable[[ModelFile], str],
+    ) -> None:
         self._lines = lines
         self._pool = Pool()
         self._gateway = Gateway(engine, self._pool)
@@ -51,10 +65,13 @@ class Web:
         self._requests = Requests()
         for listener in (self._lines.listen, self._metrics.listen, self._feed.listen):
             engine.subscribe(listener)
+        self._parts = Parts(engine, self._pool, self._feed, lines, self._metrics, files, quantization)
+        self._ollama = OllamaFront(engine, self._pool, self._gateway, files=files, quantization=quantization)
+        v1 = (*self._gateway.v1_routes(), *self._requests.routes())
         routers = {
-            "front": Router((*self._gateway.routes(), *self._requests.routes())),
-            "management": Router((*self._gateway.v1_routes(), *self._requests.routes())),
-            "ollama": Router(self._gateway.v1_routes()),
+            "front": Router((*self._gateway.routes(), *self._requests.routes(), *admin_routes(self._parts))),
+            "management": Router((*management_routes(self._parts, v1), *v1)),
+            "ollama": Router(self._ollama.routes()),
         }
         self._doors = Doors(engine, routers, say=say, metrics=self._metrics, requests=self._requests)
 
@@ -63,8 +80,14 @@ class Web:
         for tell in (self._lines.notice, self._metrics.notice, self._feed.notice):
             tell(notice)
 
-    async def apply(self, wanted: HttpConfig, keys: Keyring) -> None:
+    async def apply(self, configured: Config, keys: Keyring) -> None:
         """From now on as configured. Doors that listen as before keep their connections."""
+        wanted = configured.http
+        attached = frozenset(name for name, engine in configured.engines.items() if engine.url)
+        there = await asyncio.to_thread(Path(configured.base_directory).is_dir)
+        models_path = configured.base_directory if there else ""
+        self._parts.settings = OwnSettings(models_path, wanted.default_model, attached)
+        self._ollama.settings = OllamaSettings(attached="ollama" in attached)
         self._gateway.settings = GatewaySettings(
             body_bytes=wanted.limits.body_bytes, heartbeat_s=wanted.heartbeat_s, default_model=wanted.default_model
         )
