@@ -8,9 +8,10 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
-from collections.abc import Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
 
 from gpud.backends import ollama_api
 from gpud.backends.call import Trouble, Unreachable
@@ -32,7 +33,7 @@ from gpud.backends.ollama_settings import (
 from gpud.backends.ollama_store import BadManifest, Name
 from gpud.backends.options import EngineOptions
 from gpud.core.errors import BackendFailed
-from gpud.core.facts import Model
+from gpud.core.facts import Endpoint, Model
 from gpud.core.plan import Plan
 from gpud.core.ports import Launcher, LoadOrder, Progress, Runner, RunnerRecord, Standing
 from gpud.core.quote import Estimate
@@ -300,6 +301,32 @@ class Ollama:
         self._runners.append(runner)
         return runner
 
+    # What only Ollama itself can do ----------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[Endpoint]:
+        """A server that answers while this lasts, for its store: one that runs, or else one that sees no device. No
+        model is loaded for it. Raises BackendFailed.
+        """
+        if self._options.url:
+            yield self._attached().endpoint
+            return
+        unit = f"ollama-store-{secrets.token_hex(4)}"
+        running = (server for server in self._servers if server.usable and server.endpoint.port)
+        server = next(running, None)
+        if server is None:
+            server = Server(ServerKey(), linger_s=self._linger_s, keep_running=self._options.keep_running)
+            self._servers.append(server)
+        server.claim(unit, Claim("", lambda: None))
+        try:
+            environment = {**server_base(self._home, self._store), **visible((), ""), **self._extra}
+            binary = await asyncio.to_thread(self._binary, None)
+            host = self._options.host or "127.0.0.1"
+            await server.ready(self._launcher, binary, environment, host, self._port())
+            yield server.endpoint
+        finally:
+            server.release(unit)
+
     # Adopt and close -------------------------------------------------------------------------------------------------
 
     async def adopt(self, record: RunnerRecord, model: Model) -> Runner | None:
@@ -391,12 +418,14 @@ class Ollama:
         taken = any(server.usable and server.endpoint.port == self._options.port for server in self._servers)
         return 0 if taken else self._options.port
 
-    def _binary(self, model: Model) -> str:
+    def _binary(self, model: Model | None) -> str:
         wanted = self._options.binary or "ollama"
         found = shutil.which(wanted)
         if found is None:
             raise BackendFailed(
-                f'cannot load "{model.name}": there is no program "{wanted}"' + ("" if "/" in wanted else " in PATH"),
+                ("cannot start Ollama" if model is None else f'cannot load "{model.name}"')
+                + f': there is no program "{wanted}"'
+                + ("" if "/" in wanted else " in PATH"),
                 hint="install Ollama, or set its path as the engine's binary in the configuration",
                 kind="binary-missing",
                 preflight=True,
