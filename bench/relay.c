@@ -3,7 +3,7 @@
  * relay serve PORT            a body of ?bytes=N, or with ?chunks=N&every=MICROSECONDS a chunked stream of events; every event
  *                             holds the time at which it was sent. every=0: as fast as they are taken.
  * relay ask PORT CLIENTS SECONDS POSTED BYTES     each client asks again when it has its answer; prints requests and latencies.
- * relay listen PORT CLIENTS CHUNKS EVERY          each client reads one stream; prints events and how late they came.
+ * relay listen PORT CLIENTS CHUNKS EVERY [PATH]   each client reads one stream, at a path below PATH; prints events and how late they came.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -270,6 +270,11 @@ static int ask_all(int port, int clients, double seconds, long posted, long byte
                                   "POST /v1/chat/completions?bytes=%ld HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUser-Agent: bench\r\nAccept: application/json\r\n"
                                   "Content-Type: application/json\r\nContent-Length: %ld\r\n\r\n", bytes, port, posted);
     memset(request + size, 'x', (size_t)posted);
+    static const char begin_of_body[] = "{\"model\":\"bench\",\"prompt\":\"", end_of_body[] = "\"}";
+    if (posted >= (long)(sizeof begin_of_body + sizeof end_of_body)) {
+        memcpy(request + size, begin_of_body, sizeof begin_of_body - 1);
+        memcpy(request + size + posted - 2, end_of_body, 2);
+    }
     size += (size_t)posted;
     for (int i = 0; i < clients; i++)
         ask(join(epoll, port), request, size);
@@ -341,11 +346,11 @@ static int times(struct peer *p, const char *data, size_t size)
     return over;
 }
 
-static int listen_all(int port, int clients, long chunks, long every)
+static int listen_all(int port, int clients, long chunks, long every, const char *before)
 {
     int epoll = epoll_create1(0), open = clients;
     char request[256];
-    size_t size = (size_t)sprintf(request, "GET /v1/stream?chunks=%ld&every=%ld HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n", chunks, every, port);
+    size_t size = (size_t)sprintf(request, "GET %s/v1/stream?chunks=%ld&every=%ld HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n", before, chunks, every, port);
     int64_t begin = now();
     for (int i = 0; i < clients; i++) {
         struct peer *p = join(epoll, port);
@@ -384,8 +389,8 @@ int main(int argc, char **argv)
         serve(atoi(argv[2]));
     if (argc == 7 && !strcmp(argv[1], "ask"))
         return ask_all(atoi(argv[2]), atoi(argv[3]), atof(argv[4]), atol(argv[5]), atol(argv[6]));
-    if (argc == 6 && !strcmp(argv[1], "listen"))
-        return listen_all(atoi(argv[2]), atoi(argv[3]), atol(argv[4]), atol(argv[5]));
-    fprintf(stderr, "usage: relay serve PORT | ask PORT CLIENTS SECONDS POSTED BYTES | listen PORT CLIENTS CHUNKS EVERY\n");
+    if ((argc == 6 || argc == 7) && !strcmp(argv[1], "listen"))
+        return listen_all(atoi(argv[2]), atoi(argv[3]), atol(argv[4]), atol(argv[5]), argc == 7 ? argv[6] : "");
+    fprintf(stderr, "usage: relay serve PORT | ask PORT CLIENTS SECONDS POSTED BYTES | listen PORT CLIENTS CHUNKS EVERY [PATH]\n");
     return 2;
 }

@@ -87,8 +87,8 @@ class Pool:
         ``target`` is a path with its query, as it goes out behind the endpoint's base path. ``Host``,
         ``Content-Length``, ``Connection`` and the engine's key are added here, and replace what the headers say of
         ``Host`` and, where there is a key, ``Authorization``. A streamed body is sent chunked unless its ``length`` is
-        given. ``repeatable`` says that the request may be sent twice although its method is not safe. With an
-        ``Upgrade`` among the headers the engine may answer 101.
+        given; what it raises comes out of the entering. ``repeatable`` says that the request may be sent twice although
+        its method is not safe. With an ``Upgrade`` among the headers the engine may answer 101.
         """
         engine = self._engines.get(endpoint) or self._engine(endpoint)
         whole = engine.base + target
@@ -371,6 +371,12 @@ class Exchange:
                     raise
             self._let_go()
             return await self._ask(await self._pool.connect(self._engine, self._limits))
+        except UpstreamFailed as problem:
+            broken_by = self._connection.broken_by if self._connection is not None else None
+            self._let_go()
+            if broken_by is not None:
+                raise broken_by from problem
+            raise
         except BaseException:
             self._let_go()
             raise

@@ -224,12 +224,16 @@ class Reply:
         self._connection.abort()
 
     async def upgrade(self, headers: FieldItems = ()) -> Duplex:
-        """Answer 101 and hand over the raw stream. The headers name the protocol (``Upgrade: websocket``)."""
+        """Answer 101 and hand over the raw stream. The headers name the protocol (``Upgrade: websocket``). Raises
+        ClientGone, and Refused while a body is still to come.
+        """
         if self.begun:
             raise RuntimeError("the reply was begun already")
         connection = self._connection
         if connection.gone:
             raise ClientGone("the client has left")
+        if not connection.body_ended:
+            raise Refused(400, "a request that changes the protocol cannot have a body")
         head = write_head(status_line(101), headers, b"Connection: Upgrade\r\n")
         self.status = 101
         self.ended = True

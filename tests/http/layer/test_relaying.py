@@ -386,6 +386,21 @@ def test_a_refused_upgrade_is_an_answer(run: Run) -> None:
     run(scene())
 
 
+def test_an_upgrade_with_a_body_that_is_still_to_come_is_refused(run: Run) -> None:
+    """Where the raw bytes would begin is not clear."""
+
+    async def scene() -> None:
+        async with through(websocket) as (door, _, port), connected(port) as client:
+            request = upgrade_request().replace(b"Host: x", b"Host: x\r\nContent-Length: 5")
+            assert (await client.ask(request)).status == 400
+            await client.send(b"12345")
+            await upgraded(client)
+            client.leave()
+            await until(lambda: door.pool.connections == 0)
+
+    run(scene())
+
+
 def test_a_backed_up_tunnel_holds_its_source(run: Run) -> None:
     """A WebSocket client that does not read slows the engine, too."""
     sent = 0
