@@ -473,8 +473,6 @@ class World:
                 unseen += max(0, program.bytes - program.used_bytes)
         gpu = self.device(device)
         assert gpu.budget_bytes is not None
-        limits = self.limits.host if device == HOST else self.limits.gpu
-        budget_bytes = max(gpu.budget_bytes, limits.budget_bytes or 0)
-        assert committed <= budget_bytes, f"{committed} is promised on {device}, the budget is {budget_bytes}"
+        assert committed <= gpu.budget_bytes, f"{committed} is promised on {device}, the budget is {gpu.budget_bytes}"
         free = self.free(device)
         assert unseen <= free, f"{unseen} is promised on {device} and not there yet, {free} is free"
