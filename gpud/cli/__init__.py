@@ -26,6 +26,8 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "status": Command("status", "Show the models, the GPUs and what is going on"),
+    "ps": Command("ps", "Show what runs, for whom, how long and how fast"),
+    "top": Command("top", "Watch models, memory, queue and requests"),
     "vram": Command("vram", "Show who holds the memory of each GPU"),
     "queue": Command("queue", "Show who waits for memory"),
     "explain": Command("explain", "Say what was decided about a model, and why"),
@@ -34,6 +36,8 @@ COMMANDS = {
     "unload": Command("unload", "Unload models and give their memory back"),
     "wait": Command("wait", "Wait until a model is ready, or unloaded"),
     "run": Command("run", "Run a command with a model loaded or memory claimed"),
+    "chat": Command("chat", "Talk to a model"),
+    "bench": Command("bench", "Measure how fast a model answers"),
     "yield": Command("yielding", "Give the GPUs away: unload everything, load nothing"),
     "resume": Command("resume", "Take the GPUs back after yield"),
     "cancel": Command("cancel", "Give up a load or an unload that is going on"),

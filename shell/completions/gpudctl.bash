@@ -24,8 +24,8 @@ _gpudctl() {
     current=${current##*[[:space:]]}
     local -a _gpudctl_bus=()
     local everywhere='--user --system --json --no-color --help'
-    local commands='status vram queue explain models load unload wait run yield resume cancel reset log budget estimate'
-    commands+=' config key reload doctor version'
+    local commands='status ps top vram queue explain models load unload wait run chat bench yield resume cancel reset log'
+    commands+=' budget estimate config key reload doctor version'
     # Words as the user sees them: COMP_WORDS is broken at colons.
     local line=${COMP_LINE:0:COMP_POINT}
     local -a words
@@ -62,12 +62,13 @@ _gpudctl() {
         --state) _gpudctl_words 'ready unloaded' "$current" && return ;;
         --priority) _gpudctl_words 'low normal high critical' "$current" && return ;;
         --gpu) _gpudctl_words "$(_gpudctl_ask gpus)" "$current" && return ;;
-        --file | --config | --binary)
+        --file | --config | --binary | --key-file)
             mapfile -t COMPREPLY < <(compgen -f -- "$current")
             return
             ;;
         --gpus | --context | --ctx | --layers | --idle-timeout | --timeout | --wait | --for) return ;;
         --vram | --why | --rate | --since | --lines | -n) return ;;
+        --url | --system-prompt | --tokens | --requests | --parallel) return ;;
     esac
     local options=''
     case $command in
@@ -77,6 +78,9 @@ _gpudctl() {
         unload) options='--all --force --no-wait' ;;
         wait) options='--state --timeout' ;;
         run) options='--hold --vram --gpu --wait --priority --why --' ;;
+        ps | top) options='--url --key-file' ;;
+        chat) options='--system-prompt --tokens --url --key-file' ;;
+        bench) options='--requests --parallel --tokens --url --key-file' ;;
         yield) options='--for --why --no-wait' ;;
         budget) options='--ctx --layers' ;;
         log) options='--follow --lines --since --explain' ;;
@@ -91,7 +95,7 @@ _gpudctl() {
         return
     fi
     case $command in
-        status | explain | load | wait | reset | log) _gpudctl_words "$(_gpudctl_ask models)" "$current" ;;
+        status | explain | load | wait | reset | log | chat | bench) _gpudctl_words "$(_gpudctl_ask models)" "$current" ;;
         unload) _gpudctl_words "$(_gpudctl_ask loaded)" "$current" ;;
         cancel) _gpudctl_words "$(_gpudctl_ask jobs)" "$current" ;;
         budget)
