@@ -81,6 +81,9 @@ class Admission:
         """
         refused: Refused | None = None
         for offer in wish.quote.offers:
+            if offer.reduced and refused is not None and not isinstance(refused.error, BudgetExceeded):
+                # It is not memory that is missing: a GPU is lost or somebody else's, and less of one would not help.
+                break
             verdict = self._decide(wish, offer)
             if not isinstance(verdict, Refused):
                 return verdict

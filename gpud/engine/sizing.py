@@ -31,21 +31,25 @@ SHAPES_KEPT = 64
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The devices that a quote is made for, as the last look saw them: GPUs that can be used, the roomiest first."""
+    """The GPUs that a quote is made for, as the last look saw them, the roomiest first. Those that are not well count
+    only where there is no other: a model that belongs on a GPU is not sized for the machine's memory because of that.
+    """
 
     gpus: tuple[GpuSample, ...]
 
     @classmethod
     def of(cls, samples: Sequence[GpuSample]) -> "Machine":
-        well = [sample for sample in samples if not sample.is_host and not sample.health]
-        return cls(tuple(sorted(well, key=lambda sample: -(sample.total_bytes or 0))))
+        gpus = [sample for sample in samples if not sample.is_host]
+        well = [sample for sample in gpus if not sample.health]
+        return cls(tuple(sorted(well or gpus, key=lambda sample: -(sample.total_bytes or 0))))
 
     def for_model(self, model: Model) -> tuple[GpuSample, ...]:
-        """Where the model may go; none: the machine's own memory."""
+        """Where the model may go; none: the machine's own memory. One that is named and not there is missed later."""
         if model.gpu == HOST or model.settings.layers == "0":
             return ()
         if model.gpu:
-            return tuple(g for g in self.gpus if model.gpu in (g.uuid, str(g.index)))
+            named = tuple(g for g in self.gpus if model.gpu in (g.uuid, str(g.index)))
+            return named or (GpuSample(model.gpu, model.gpu, 0, "unknown"),)
         return self.gpus
 
 

@@ -41,7 +41,7 @@ def switches() -> argparse.Namespace:
     parser.add_argument("--ignore-term", action="store_true")
     parser.add_argument("--protocol", action="store_true", help="report the load to the parent as llama-server does")
     parser.add_argument("--busy", type=int, default=0, help="requests in process, for /metrics and /queue")
-    parser.add_argument("--slots", type=int, default=0, help="so many, of which as many work as are busy")
+    parser.add_argument("--shown-slots", type=int, default=0, help="so many, of which as many work as are busy")
     parser.add_argument("--stream-every", type=float, default=0.05, help="/stream sends a line so often, for ever")
     parser.add_argument("--no-metrics", action="store_true")
     parser.add_argument("--refuse-free", action="store_true")
@@ -161,8 +161,8 @@ class Server:
         if path == "/set":
             vars(self).update(json.loads(body))
             return 200, {}
-        if path == "/slots" and options.slots:
-            return 200, [{"id": number, "is_processing": number < self.busy} for number in range(options.slots)]
+        if path == "/slots" and options.shown_slots:
+            return 200, [{"id": number, "is_processing": number < self.busy} for number in range(options.shown_slots)]
         return self.comfy(method, path, body)
 
     def comfy(self, method: str, path: str, body: bytes) -> tuple[int, object]:

@@ -329,7 +329,7 @@ def test_a_field_is_looked_for_in_each_item_of_a_list(run: Run, tmp_path: Path) 
     """As llama-server's slots are: it is busy while one of them works, and full while all do."""
 
     async def work() -> None:
-        async with Place(tmp_path) as place, running("--slots=2", "--busy=1") as (url, _):
+        async with Place(tmp_path) as place, running("--shown-slots=2", "--busy=1") as (url, _):
             slots = BusyProbe("/slots", ("is_processing",))
             model, backend = service(command=(), url=url, busy=slots), custom(place)
             runner = await backend.load(place.order(model))

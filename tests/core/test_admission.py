@@ -388,3 +388,15 @@ def test_less_is_taken_only_when_no_other_model_can_make_room_for_all() -> None:
 def test_without_any_offer_it_is_refused() -> None:
     """No engine can load it."""
     assert isinstance(decide(Wish('load "m"', Quote(())), device()), Refused)
+
+
+def test_a_model_that_may_have_fewer_layers_is_not_put_off_a_gpu_that_is_lost() -> None:
+    """It would be a hundred times slower, and nobody would know why."""
+    offers = (
+        Offer((Share(ANY_GPU, GIB),)),
+        Offer((Share(HOST, GIB),), layers=0, reduced="no layers on the GPU"),
+    )
+    devices = [device(health="it has fallen off the bus"), device(HOST, 16)]
+    verdict = Admission(devices).decide(Wish.load(Model("a", "x"), Quote(offers)))
+    assert isinstance(verdict, Refused)
+    assert isinstance(verdict.error, GpuUnavailable)
