@@ -13,7 +13,7 @@ from gpud.http.changing import Unloaded, begin_load, is_there, load, status_of, 
 from gpud.http.exchange import Exchange
 from gpud.http.feed_shapes import swap_state
 from gpud.http.models_api import loaded_first
-from gpud.http.own import Name, Parts, asked, engines_of, mb, model_of, seen, wished_priority
+from gpud.http.own import Name, Parts, asked, engines_of, is_stranger, mb, model_of, seen, wished_priority
 from gpud.http.routing import Route
 from gpud.http.shapes import Api, HttpError, error_value
 from gpud.http.streams import Streams
@@ -277,7 +277,7 @@ class Admin:
 
     async def _health(self, exchange: Exchange) -> None:
         snapshot = self._parts.engine.snapshot()
-        loaded = loaded_first([one for _, one in seen(exchange)])
+        loaded = [] if is_stranger(exchange) else loaded_first([one for _, one in seen(exchange)])
         await exchange.answer(
             Health(
                 "ok",

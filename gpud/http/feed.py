@@ -152,6 +152,11 @@ class Feed:
     def engine(self) -> Engine:
         return self._engine
 
+    @property
+    def listeners(self) -> int:
+        """How many listen now."""
+        return len(self._subscriptions)
+
     # What happens ----------------------------------------------------------------------------------------------------
 
     def listen(self, outcomes: tuple[Outcome, ...]) -> None:

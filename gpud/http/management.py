@@ -16,6 +16,7 @@ from gpud.http.shapes import Api
 from gpud.http.state_api import State
 from gpud.http.streams import Streams
 from gpud.http.vram import Memory
+from gpud.http.websocket import Live
 
 
 def management_routes(parts: Parts, others: Sequence[Route] = ()) -> tuple[Route, ...]:
@@ -26,6 +27,7 @@ def management_routes(parts: Parts, others: Sequence[Route] = ()) -> tuple[Route
         *Memory(parts).routes(),
         *Loading(parts).routes(),
         *Inference(parts).routes(),
+        *Live(parts).routes(),
         *_shared_with_the_front(parts),
     )
     return (*routes, *Description(parts.engine, (*routes, *others)).routes())

@@ -28,9 +28,12 @@ from gpud.http.own import (
     seen,
 )
 from gpud.http.routing import Route
-from gpud.http.shapes import Api
+from gpud.http.shapes import Api, HttpError
 
 FORMATS = ("gguf", "safetensors", "ollama", "other")
+
+CHANGES = frozenset(("scan", "load", "unload"))
+"""Below /models these are no models' names."""
 
 LISTED = 100
 LISTED_MOST = 1000
@@ -139,7 +142,11 @@ class Models:
         await exchange.answer(await self.infos(found[:limit]))
 
     async def _one(self, exchange: Exchange) -> None:
-        name = model_of(exchange, self._parts, exchange.parameters["id"])
+        said = exchange.parameters["id"]
+        if said in CHANGES:
+            message = f"GET is not for /models/{said}; it answers POST"
+            raise HttpError(405, "method_not_allowed", message, headers={"Allow": "POST"})
+        name = model_of(exchange, self._parts, said)
         found = [(id_, one) for id_, one in seen(exchange) if one.model.name == name]
         (info,) = await self.infos(found)
         await exchange.answer(info)

@@ -252,6 +252,11 @@ def sees_all(exchange: Exchange) -> bool:
     return key is None or EVERYTHING in key.allow
 
 
+def is_stranger(exchange: Exchange) -> bool:
+    """Whether nothing is known of the caller but that the door was reached: no key, and no right without one."""
+    return exchange.admitted.key is None and not exchange.admitted.may
+
+
 def may_see(exchange: Exchange, model: str) -> bool:
     """Whether the caller may know of what is about this model; of what is about none only one who sees all."""
     if sees_all(exchange):

@@ -23,6 +23,7 @@ from gpud.http.own import (
     asked,
     backend_name,
     gb,
+    is_stranger,
     model_of,
     number,
     seen,
@@ -249,6 +250,8 @@ class State:
             status = "degraded"
         else:
             status = "healthy"
+        if is_stranger(exchange):
+            backends = {name: BackendHealth(one.available, one.ready, None) for name, one in backends.items()}
         await exchange.answer(ApiHealth(status, backends))
 
     async def _engine_info(self, exchange: Exchange) -> None:

@@ -3,10 +3,15 @@
 GB are 1024 MiB here, as its clients count. What is not known is null.
 """
 
+import asyncio
+
 import msgspec
 
+from gpud.core.errors import BackendFailed
 from gpud.core.facts import HOST, GpuStatus, Snapshot, State
+from gpud.core.modelfile import ModelFile
 from gpud.core.quote import Offer, Quote
+from gpud.http.changing import status_of
 from gpud.http.exchange import Exchange
 from gpud.http.own import Parts, gb, mb, model_of, number, percent
 from gpud.http.routing import Route
@@ -72,7 +77,8 @@ class BudgetOffer(msgspec.Struct):
 
 class Budget(msgspec.Struct):
     """``fits``: it could be loaded now, if need be after idle models have made room. ``recommended_layers`` is the most
-    that fit on the GPU now; null: all of them, or not known."""
+    that fit on the GPU now, by its file; null: not known.
+    """
 
     model: str
     need_gb: float
@@ -126,6 +132,15 @@ class Memory:
             )
         )
 
+    async def _all_layers(self, name: str) -> int | None:
+        model = status_of(self._parts.engine, name).model
+        if not model.settings.file.endswith(".gguf"):
+            return None
+        try:
+            return layers_of(await asyncio.to_thread(self._parts.files.read, model.settings.file))
+        except BackendFailed:
+            return None
+
     async def _budget(self, exchange: Exchange) -> None:
         parts, request = self._parts, exchange.request
         said = request.parameter("model") or request.parameter("model_id")
@@ -144,7 +159,7 @@ class Memory:
                 need_gb=gb(best.need_bytes) or 0.0,
                 available_gb=gb(available),
                 fits=is_loaded or considered.verdict in ("fits", "evicts"),
-                recommended_layers=_layers(quote, available),
+                recommended_layers=_layers(quote, available, await self._all_layers(name)),
                 verdict="loaded" if is_loaded else considered.verdict,
                 victims=[] if is_loaded else list(considered.victims),
                 message=f'"{name}" is loaded' if is_loaded else considered.message,
@@ -152,6 +167,12 @@ class Memory:
                 offers=[_offer(offer) for offer in (*quote.offers, *quote.less)],
             )
         )
+
+
+def layers_of(file: ModelFile) -> int | None:
+    """How many layers can go to a GPU: those of the model, and the one behind them."""
+    count = file.values.get(f"{file.architecture}.block_count")
+    return count + 1 if isinstance(count, int) else None
 
 
 def shown_devices(snapshot: Snapshot) -> list[GpuStatus]:
@@ -204,10 +225,12 @@ def _place(snapshot: Snapshot, name: str, offer: Offer) -> str:
     return next((one.model.gpu for one in snapshot.models if one.model.name == name), "")
 
 
-def _layers(quote: Quote, available: int | None) -> int | None:
+def _layers(quote: Quote, available: int | None, everything: int | None) -> int | None:
     """The most layers that fit as things are."""
-    if available is None or quote.offers[0].gpu_bytes <= available:
+    if available is None:
         return None
+    if quote.offers[0].gpu_bytes <= available:
+        return everything
     fitting = [o.layers for o in (*quote.offers, *quote.less) if o.layers is not None and o.gpu_bytes <= available]
     return max(fitting, default=None)
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from engine.parts import Bench, ModelFiles
+from engine.parts import Bench, FakeBackend, FakeRunner, ModelFiles
 from layer.raw import Raw, connected
 
 from gpud.catalog.kinds import quantization
 from gpud.core.events import Notice
-from gpud.core.facts import Model
+from gpud.core.facts import Endpoint, Model
 from gpud.core.keys import ApiKey
+from gpud.core.ports import LoadOrder, Runner
 from gpud.engine import Engine
 from gpud.http.access import Rules
 from gpud.http.admin import admin_routes
@@ -28,6 +29,7 @@ from gpud.http.management import management_routes
 from gpud.http.metrics import Metrics
 from gpud.http.own import OwnSettings, Parts
 from gpud.http.routing import Router
+from gpud.http.server import Handler, Server
 from gpud.http.shapes import Api
 
 BOUND_S = 20.0
@@ -127,6 +129,63 @@ def question(
         lines.append(f"Authorization: Bearer {key}")
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in (headers or {}).items()]
     return "\r\n".join((*lines, "", "")).encode() + content
+
+
+class ChattingRunner(FakeRunner):
+    """An engine that really answers, where ``where`` says."""
+
+    where = Endpoint()
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self.where
+
+
+class ChattingBackend(FakeBackend):
+    """Its engines all answer at one place."""
+
+    def __init__(self, where: Endpoint) -> None:
+        super().__init__()
+        self.where = where
+
+    async def load(self, order: LoadOrder) -> Runner:
+        await super().load(order)
+        runner = ChattingRunner(100 + len(self.orders))
+        runner.where = self.where
+        self.runners[order.model.name] = runner
+        return runner
+
+
+class ChattingBench(Bench):
+    def __init__(self, where: Endpoint, *models: Model) -> None:
+        super().__init__(*models)
+        self.backend = ChattingBackend(where)
+        self.engine = Engine(
+            models=self.models,
+            limits=self.limits,
+            idle_timeout_s=300.0,
+            backends={"fake": self.backend},
+            gpus=self.gpus,
+            store=self.store,
+            launcher=self.launcher,
+            files=self.files,
+            version="0",
+        )
+
+
+@asynccontextmanager
+async def chatting_house(folder: Path, handler: Handler, *models: Model) -> AsyncIterator[tuple[House, Bench]]:
+    """Both doors over an engine that is a server in this process, asked with a key."""
+    server = Server(handler)
+    path = str(folder / "engine.sock")
+    await server.listen(UnixAddress(path), door="engine")
+    try:
+        async with ChattingBench(Endpoint(socket=path, key="engine-key"), *models) as bench:
+            await bench.engine.refresh()
+            async with House(bench.engine, folder, OwnSettings(), None, bench.files) as found:
+                yield found, bench
+    finally:
+        await server.close()
 
 
 @asynccontextmanager
