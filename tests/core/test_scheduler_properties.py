@@ -123,9 +123,11 @@ class Anything(RuleBasedStateMachine):
     def load(self, name: str, caller: object, **options: object) -> None:
         self.job(self.wish(self.world.load, name, caller, **options))
 
-    @rule(use=st.booleans())
-    def everybody_at_once(self, use: bool) -> None:
-        """All are wished for, and admitted while none of the others has come up."""
+    @rule(use=st.booleans(), game=st.sampled_from((None, 3, 4)))
+    def everybody_at_once(self, use: bool, game: int | None) -> None:
+        """All are wished for, and admitted while none of the others has come up, perhaps beside a game."""
+        if game is not None and GPU in self.world.gpus:
+            self.world.gpus[GPU].programs["game"] = game * GIB
         for name in NAMES:
             self.job(self.wish(self.world.load, name, BOB, use=use))
         for _ in range(8):
