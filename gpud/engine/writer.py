@@ -8,10 +8,11 @@ import asyncio
 import itertools
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from difflib import get_close_matches
+from types import TracebackType
 
 from gpud.core import events
 from gpud.core.admission import Considered
@@ -233,27 +234,22 @@ class Engine:
         if self._reload is not None:
             await self._reload()
 
-    @asynccontextmanager
-    async def use(self, model: str, caller: Caller, options: LoadOptions | None = None) -> AsyncIterator[Endpoint]:
+    def use(
+        self, model: str, caller: Caller, options: LoadOptions | None = None
+    ) -> AbstractAsyncContextManager[Endpoint]:
         """An engine that answers, for as long as the block lasts: loaded if need be, and never stopped meanwhile.
 
-        Raises the GpudError that kept it from being loaded.
+        Entering it raises the GpudError that kept it from being loaded; a name that means nothing is raised at once.
         """
-        name = self.resolve(model)
-        running = await self._used(name, caller, replace(options or LoadOptions(), use=True))
-        try:
-            yield running.runner.endpoint
-        finally:
-            if self._work.running.get(name) is running:
-                self._post(events.UseEnded(name))
+        return _Use(self, self.resolve(model), caller, options)
 
-    async def _used(self, name: str, caller: Caller, options: LoadOptions) -> Running:
+    async def begin_use(self, name: str, caller: Caller, options: LoadOptions | None) -> Running:
         """The engine, with this use of it counted."""
         while True:
             if self._scheduler.state_of(name) is State.READY and name in self._work.running:
                 self._post(events.UseBegan(name))
                 return self._work.running[name]
-            job = self.load(name, caller, options)
+            job = self.load(name, caller, replace(options or LoadOptions(), use=True))
             try:
                 ended = await self.wait(job)
             except asyncio.CancelledError:
@@ -265,6 +261,11 @@ class Engine:
             if running is not None and running.start.generation == ended.generation:
                 return running
             # It has gone again before anybody could use it.
+
+    def end_use(self, name: str, running: Running) -> None:
+        """What :meth:`begin_use` counted counts no longer."""
+        if self._work.running.get(name) is running:
+            self._post(events.UseEnded(name))
 
     def _give_up(self, name: str, job: int) -> None:
         """Whoever wanted it has left: it no longer waits, and what was counted for it counts no longer."""
@@ -420,7 +421,9 @@ class Engine:
                 outcomes.append(action)
             else:
                 self._work.begin(action)
-        self._rearm()
+        # A use that begins, and does no more than be seen, makes no deadline earlier.
+        if len(actions) > 1 or not isinstance(event, events.UseBegan):
+            self._rearm()
         told = tuple(outcomes)
         if told:
             self._tell(told)
@@ -457,7 +460,8 @@ class Engine:
         """One timer for the earliest deadline, none when there is none."""
         deadline = self._scheduler.next_deadline()
         if self._timer is not None:
-            if deadline == self._timer.when():
+            # One that comes too early finds nothing to do and is set anew: cheaper than setting it for every request.
+            if deadline is not None and self._timer.when() <= deadline:
                 return
             self._timer.cancel()
             self._timer = None
@@ -514,3 +518,24 @@ class Engine:
             queue=self._scheduler.queue_statuses(),
             yielded=self._scheduler.yield_status(),
         )
+
+
+class _Use(AbstractAsyncContextManager[Endpoint]):
+    """One use of one model's engine. A class of its own because every request is one."""
+
+    __slots__ = ("_caller", "_engine", "_name", "_options", "_running")
+
+    def __init__(self, engine: Engine, name: str, caller: Caller, options: LoadOptions | None) -> None:
+        self._engine = engine
+        self._name = name
+        self._caller = caller
+        self._options = options
+
+    async def __aenter__(self) -> Endpoint:
+        self._running = await self._engine.begin_use(self._name, self._caller, self._options)
+        return self._running.runner.endpoint
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._engine.end_use(self._name, self._running)

@@ -6,7 +6,7 @@ It decides which model that is and how patient the client is; it never takes par
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -51,7 +51,7 @@ class GatewaySettings:
 
 
 class Gateway:
-    """The routes, and what they share. ``settings`` may be replaced at any time."""
+    """The routes, and what they share. ``settings`` may be replaced at any time; the next request has the new ones."""
 
     def __init__(self, engine: Engine, pool: Pool, settings: GatewaySettings | None = None) -> None:
         self._engine = engine
@@ -59,6 +59,16 @@ class Gateway:
         self.settings = settings or GatewaySettings()
         self._held_bytes = 0
         self._created = int(time.time())
+
+    @property
+    def settings(self) -> GatewaySettings:
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        limits = replace(self._pool.limits, stall_s=settings.stall_s)
+        self._relaying = RelaySettings(settings.first_s, settings.heartbeat_s, limits)
 
     # The routes ------------------------------------------------------------------------------------------------------
 
@@ -171,7 +181,7 @@ class Gateway:
         status = status_of(self._engine, model)
         if status is not None and status.state is State.READY and status.endpoint is not None:
             call = Call(model, exchange.request.method, _target(exchange), None)
-            await Passage(self._engine, self._pool, exchange, call, self._relaying()).look(status.endpoint)
+            await Passage(self._engine, self._pool, exchange, call, self._relaying).look(status.endpoint)
             return
         self._must_be_there(exchange, model)
         await self._pass(exchange, model, _target(exchange), None, Asked())
@@ -192,7 +202,7 @@ class Gateway:
                 repeatable=request.method in ("GET", "HEAD"),
                 options=_wishes(exchange),
             )
-            await Passage(self._engine, self._pool, exchange, call, self._relaying()).run()
+            await Passage(self._engine, self._pool, exchange, call, self._relaying).run()
 
     async def _pass(
         self,
@@ -211,11 +221,7 @@ class Gateway:
             request.headers.get(PROGRESS_HEADER).lower() in _YES or request.parameter("progress").lower() in _YES
         )
         call = Call(model, request.method, target, body, asked.model, streams, tells, repeatable, _wishes(exchange))
-        await Passage(self._engine, self._pool, exchange, call, self._relaying()).run()
-
-    def _relaying(self) -> RelaySettings:
-        settings = self.settings
-        return RelaySettings(settings.first_s, settings.heartbeat_s, settings.stall_s)
+        await Passage(self._engine, self._pool, exchange, call, self._relaying).run()
 
     def _resolve(self, exchange: Exchange, name: str) -> str:
         model = resolved(self._engine, name, self.settings.default_model, lambda: exchange.allowed_models)

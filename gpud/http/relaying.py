@@ -10,7 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 
@@ -21,6 +21,7 @@ from gpud.engine import Engine
 from gpud.http.client import Pool, Response
 from gpud.http.connection import tunnel
 from gpud.http.exchange import Exchange
+from gpud.http.limits import ClientLimits
 from gpud.http.naming import with_model
 from gpud.http.redaction import redacted
 from gpud.http.relay import relay
@@ -67,9 +68,13 @@ _SENT_ON = frozenset(
 """What an engine is told of a request's header. No key, no cookie, no Origin; and no X-Conversation-Id, with which
 llama-server would go on generating for a client that has left."""
 
-_SENT_ON_UPGRADE = frozenset(
-    (b"upgrade", b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-protocol", b"sec-websocket-extensions")
-)
+_SENT_ON_UPGRADE = _SENT_ON | {
+    b"upgrade",
+    b"sec-websocket-key",
+    b"sec-websocket-version",
+    b"sec-websocket-protocol",
+    b"sec-websocket-extensions",
+}
 
 _PASSED_BACK = frozenset(
     (
@@ -103,6 +108,8 @@ _PASSED_BACK_UPGRADE = frozenset(
     (b"upgrade", b"sec-websocket-accept", b"sec-websocket-protocol", b"sec-websocket-extensions")
 )
 
+Pair = tuple[str | bytes, str | bytes]
+
 _IDENTITY = (b"Accept-Encoding", b"identity")
 
 _PROMPT = re.compile(rb'"(?:prompt_tokens|input_tokens|tokens_evaluated)"\s*:\s*(\d{1,12})\b')
@@ -133,12 +140,12 @@ class Call:
 @dataclass(frozen=True, slots=True)
 class RelaySettings:
     """``first_s`` is how long a client that waits is told nothing, ``heartbeat_s`` how often it is told something then,
-    ``stall_s`` how long an engine may be silent in the middle of an answer; None: for ever.
+    ``limits`` are for the engine's side.
     """
 
-    first_s: float = 1.0
-    heartbeat_s: float = 5.0
-    stall_s: float | None = 600.0
+    first_s: float
+    heartbeat_s: float
+    limits: ClientLimits
 
 
 class Passage:
@@ -150,9 +157,7 @@ class Passage:
         self._exchange = exchange
         self._reply = exchange.reply
         self._call = call
-        self._limits = (
-            pool.limits if pool.limits.stall_s == settings.stall_s else replace(pool.limits, stall_s=settings.stall_s)
-        )
+        self._limits = settings.limits
         self._end = _End()
         exchange.tail = self._end.tail
         self._waiting: Waiting | None = None
@@ -226,8 +231,7 @@ class Passage:
         body = call.body
         if endpoint.model and body and call.named is not None and call.named != endpoint.model:
             body = with_model(body, request.headers.get("content-type"), endpoint.model)
-        upgrades = bool(request.upgrade)
-        headers = passed_on(request.headers, _SENT_ON | _SENT_ON_UPGRADE if upgrades else _SENT_ON)
+        headers = passed_on(request.headers, _SENT_ON_UPGRADE if request.upgrade else _SENT_ON)
         headers.append(_IDENTITY)
         async with self._pool.request(
             endpoint,
@@ -339,9 +343,7 @@ class Passage:
         return status_of(engine, model)
 
 
-def passed_on(
-    fields: Iterable[tuple[bytes, bytes]], allowed: frozenset[bytes]
-) -> list[tuple[str | bytes, str | bytes]]:
+def passed_on(fields: Iterable[tuple[bytes, bytes]], allowed: frozenset[bytes]) -> list[Pair]:
     """The fields that may cross."""
     return [pair for pair in fields if pair[0].lower() in allowed]
 
