@@ -31,6 +31,9 @@ QUESTION_BYTES = 32 << 20
 
 ANSWER_BYTES = 64 << 20
 
+QUIET_S = 1.0
+"""How long a stream that waits for its model is told nothing: what fails within it keeps its status."""
+
 
 class InferenceBody(msgspec.Struct, forbid_unknown_fields=True):
     """``prompt`` or ``messages``. Without a model the default one answers. ``priority`` is for the queue: low, normal,
@@ -122,7 +125,7 @@ class Inference:
         question = question_of(body, name, messages)
         if body.stream:
             call = Call(name, "POST", PATH, msgspec.json.encode(question), name, True, options=options)
-            settings = RelaySettings(heartbeat_s=parts.settings.heartbeat_s)
+            settings = RelaySettings(QUIET_S, parts.settings.heartbeat_s, parts.pool.limits)
             await Passage(parts.engine, parts.pool, exchange, call, settings).run()
             return
         completed = await complete(parts.engine, parts.pool, exchange.caller, name, question, options)

@@ -86,7 +86,7 @@ class Streams:
     async def _pour(self, exchange: Exchange, following: Callable[[], Awaitable[bytes]], beat: bytes) -> None:
         """Write what comes until nothing comes any more."""
         waiting: asyncio.Future[bytes] | None = None
-        heartbeat_s = self._parts.settings.heartbeat_s if beat else None
+        heartbeat_s = (self._parts.settings.heartbeat_s or None) if beat else None
         try:
             while True:
                 waiting = waiting or asyncio.ensure_future(following())

@@ -89,7 +89,7 @@ class Live:
         self, duplex: Duplex, reader: "Reader", wishes: frozenset[str], coming: "asyncio.Future[bytes]"
     ) -> tuple[frozenset[str] | None, "asyncio.Future[bytes]"]:
         """Tell what happens until the client has other wishes, which are returned; None: nothing happens any more."""
-        feed, beat_s = self._parts.feed, self._parts.settings.heartbeat_s
+        feed, beat_s = self._parts.feed, self._parts.settings.heartbeat_s or None
         with feed.subscribe(kinds=management_kinds(wishes), shape=management(wishes)) as subscription:
             following = asyncio.ensure_future(subscription.next())
             try:
