@@ -1,10 +1,12 @@
 """What ``make run`` starts and prints, in a folder of its own."""
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -44,8 +46,8 @@ def of(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_prints_what_works(clone: Path, number: signal.Signals) -> None:
-    """gpud becomes ready on a tiny model of its own making; the printed commands, typed as they are, work; Ctrl-C ends
-    everything that was started."""
+    """gpud becomes ready on a tiny model of its own making; the printed commands, typed as they are, work, up to a chat
+    that streams from curl; Ctrl-C ends everything that was started."""
     environment = {"PATH": os.environ["PATH"], "HOME": str(clone), "LANG": "C.UTF-8"}
     with subprocess.Popen(
         [clone / "tools" / "run"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -64,6 +66,8 @@ def test_it_prints_what_works(clone: Path, number: signal.Signals) -> None:
                 "gpudctl",
                 "busctl",
                 "gpudctl",
+                "gpudctl",
+                "curl",
             ]
             done = subprocess.run(
                 ["bash", "-euxc", "\n".join(commands)],
@@ -76,6 +80,8 @@ def test_it_prints_what_works(clone: Path, number: signal.Signals) -> None:
             assert done.returncode == 0, done.stdout + done.stderr
             assert re.search(r"^tiny +embedded", done.stdout, re.M)
             assert "unloaded 1 model" in done.stdout + done.stderr
+            assert len(re.findall(r'^data: \{"choices":.*"delta":\{"content":', done.stdout, re.M)) > 10
+            assert done.stdout.endswith("data: [DONE]\n\n")
             process.send_signal(number)
             assert process.wait(BOUND_S) == 0
         finally:
@@ -100,5 +106,45 @@ def test_a_bus_that_does_not_start(clone: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
         "Failed to bind socket: no room\ncannot start a session bus for gpud: dbus-daemon says above why\n"
+    )
+    settle(lambda: not of(clone), "nothing is left", lambda: str(of(clone)))
+
+
+def test_ports_that_are_taken(clone: Path) -> None:
+    """The first run takes the next free ports and prints the one to ask; a later one, whose port somebody has taken
+    meanwhile, says so and starts nothing."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(clone), "LANG": "C.UTF-8"}
+    with socket.socket() as taken:
+        # Whoever listens there already will do as well.
+        with contextlib.suppress(OSError):
+            taken.bind(("127.0.0.1", 8080))
+            taken.listen()
+        with subprocess.Popen(
+            [clone / "tools" / "run"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as process:
+            assert process.stdout is not None
+            try:
+                printed = ""
+                while not printed.endswith("READY\n"):
+                    line = process.stdout.readline()
+                    assert line, printed
+                    printed += line
+                ports = set(re.findall(r"http://127\.0\.0\.1:(\d+)", printed))
+                assert len(ports) == 1
+                port = int(ports.pop())
+                assert 8080 < port < 8180
+                socket.create_connection(("127.0.0.1", port), BOUND_S).close()
+                process.send_signal(signal.SIGINT)
+                assert process.wait(BOUND_S) == 0
+            finally:
+                process.kill()
+    settle(lambda: not of(clone), "nothing is left", lambda: str(of(clone)))
+    with socket.create_server(("127.0.0.1", port)):
+        done = subprocess.run(
+            [clone / "tools" / "run"], env=environment, capture_output=True, text=True, timeout=BOUND_S, check=False
+        )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"another program listens on port {port} now: stop it, or change http.front.port in build/run/gpud.yaml\n"
     )
     settle(lambda: not of(clone), "nothing is left", lambda: str(of(clone)))

@@ -196,13 +196,17 @@ def answers(events: "Iterator[Event]", waits: Any = None) -> Iterator[dict[str, 
 
     from gpud.cli.http import error_in
 
+    ended = False
     for event in events:
+        if ended:
+            continue  # The rest of the body: who leaves before its end has left early.
         if event.name == ":":
             if waits is not None and event.data.startswith("gpud waits: "):
                 waits(event.data.removeprefix("gpud waits: "))
             continue
         if event.data == "[DONE]":
-            return
+            ended = True
+            continue
         try:
             value = json.loads(event.data)
         except (ValueError, RecursionError):
@@ -212,7 +216,8 @@ def answers(events: "Iterator[Event]", waits: Any = None) -> Iterator[dict[str, 
         if error := error_in(value):
             raise error
         yield value
-    raise GpudError("the answer was broken off before its end", hint='"gpudctl log" shows why')
+    if not ended:
+        raise GpudError("the answer was broken off before its end", hint='"gpudctl log" shows why')
 
 
 def printable(text: str) -> str:
