@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, suppress
 
 from gpud.backends import ollama_api
 from gpud.backends.call import Trouble, Unreachable
+from gpud.backends.ollama_listing import listing
 from gpud.backends.ollama_plan import make_plan
 from gpud.backends.ollama_processes import watch_runner
 from gpud.backends.ollama_runner import RELOAD_GRACE_S, UNSEEN_LOOK_S, OllamaRunner
@@ -302,6 +303,16 @@ class Ollama:
         return runner
 
     # What only Ollama itself can do ----------------------------------------------------------------------------------
+
+    async def stored(self) -> list[dict[str, object]]:
+        """What its store has, as ``/api/tags`` tells it. An attached server is asked; nothing where it cannot be."""
+        if self._options.url:
+            try:
+                return await ollama_api.tags(endpoint_of(self._options.url))
+            except (Unreachable, BackendFailed) as problem:
+                log.debug("what the Ollama at %s has is not known: %s", self._options.url, problem)
+                return []
+        return [] if self._store is None else await asyncio.to_thread(listing, self._store)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Endpoint]:

@@ -94,6 +94,13 @@ async def listed(endpoint: Endpoint) -> tuple[Listed, ...]:
     )
 
 
+async def tags(endpoint: Endpoint) -> list[dict[str, object]]:
+    """What the server's store has, in its own words. Raises Unreachable."""
+    answer = await request(endpoint, "GET", "/api/tags", timeout_s=CONTROL_TIMEOUT_S)
+    models = _object(answer).get("models")
+    return [entry for entry in models if isinstance(entry, dict)] if isinstance(models, list) else []
+
+
 async def find(endpoint: Endpoint, name: Name) -> Listed | None:
     """The entry of one model in :func:`listed`."""
     return next((entry for entry in await listed(endpoint) if same_name(entry.name, name)), None)

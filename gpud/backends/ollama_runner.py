@@ -9,6 +9,7 @@ import logging
 import signal
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import replace
 
 from gpud.backends import failures, ollama_api
 from gpud.backends.call import Unreachable, describe
@@ -72,7 +73,7 @@ class OllamaRunner:
 
     @property
     def endpoint(self) -> Endpoint:
-        return self._server.endpoint
+        return replace(self._server.endpoint, model=str(self._name))
 
     def pids(self) -> frozenset[int]:
         if self._process is None or not self._watches or self._watches[0].ended.done():

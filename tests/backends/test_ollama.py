@@ -98,7 +98,7 @@ def test_models_share_a_server_that_outlives_the_first_of_them(place: Place, run
         async with closing(place):
             backend = place.backend()
             tiny, big = await asyncio.gather(backend.load(place.order(TINY)), backend.load(place.order(BIG)))
-            assert tiny.endpoint == big.endpoint
+            assert tiny.endpoint.port == big.endpoint.port
             assert len({record.child for record in place.records}) == 1
             assert tiny.pids().isdisjoint(big.pids())
 
