@@ -155,9 +155,15 @@ class OllamaFront:
 
     async def _running(self, exchange: Exchange) -> None:
         statuses = [status for status in self._visible(exchange) if is_loaded(status)]
+        has_ollamas = any(status.model.engine == OLLAMA for status in statuses)
+        stored = await self._original.tags() if has_ollamas else {}
         abouts = await self._library.describe([status.model for status in statuses])
         snapshot, now = self._engine.snapshot(), datetime.now(UTC)
-        told = [running(status, about, snapshot, now) for status, about in zip(statuses, abouts, strict=True)]
+        told = []
+        for status, about in zip(statuses, abouts, strict=True):
+            entry = stored.get(ollamas_own_name(ollama_name(status.model))) if status.model.engine == OLLAMA else None
+            own = {} if entry is None else {name: entry[name] for name in ("digest", "details") if name in entry}
+            told.append(running(status, about, snapshot, now) | own)
         await exchange.answer({"models": told})
 
     async def _show(self, exchange: Exchange) -> None:
@@ -326,8 +332,10 @@ class OllamaFront:
             translated = question.translated()
             question = replace(question, translated=lambda: translated)
         call = Call(model, "POST", question.path, question.body, options=self._wishes(exchange, model, asked))
-        settings = RelaySettings(stall_s=self._gateway.settings.stall_s)
-        passage = OllamaPassage(self._engine, self._pool, exchange, call, settings)
+        settings = self._gateway.settings
+        limits = replace(self._pool.limits, stall_s=settings.stall_s)
+        relaying = RelaySettings(settings.first_s, settings.heartbeat_s, limits)
+        passage = OllamaPassage(self._engine, self._pool, exchange, call, relaying)
         await passage.ask(question).run()
 
     # Loading and unloading -------------------------------------------------------------------------------------------
@@ -394,8 +402,10 @@ class OllamaFront:
     # Ollama's store --------------------------------------------------------------------------------------------------
 
     async def _store(self, exchange: Exchange) -> None:
-        async with self._body(exchange) as body, self._original.serving() as endpoint:
-            await self._original.passed(exchange, endpoint, self._by_its_names(exchange, body))
+        async with self._body(exchange) as body:
+            meant = self._by_its_names(exchange, body)
+            async with self._original.serving() as endpoint:
+                await self._original.passed(exchange, endpoint, meant)
 
     async def _blob(self, exchange: Exchange) -> None:
         """Of any size: it is passed on as it comes."""

@@ -16,6 +16,7 @@ from gpud.core.errors import BackendFailed, GpudError
 from gpud.core.facts import Endpoint, Model
 from gpud.http.client import Response
 from gpud.http.ollama_answers import Part, Reading, finished, words_of
+from gpud.http.redaction import redacted
 from gpud.http.relay import relay
 from gpud.http.relaying import ERROR_BYTES, LINES_TOLD, Passage, passed_on
 from gpud.http.shapes import Api, HttpError, error_value
@@ -106,14 +107,13 @@ class OllamaPassage(Passage):
         if question.streams:
             await reply.begin(200, [NDJSON, *self._exchange.headers])
         async for piece in response.chunks():
+            self._end.see(piece)
             for part in reading.feed(piece):
                 if question.streams:
                     await reply.write(_as_line(line(question.named, part)))
                 else:
                     whole.add(part)
         rest = reading.rest()
-        self._exchange.prompt_tokens = reading.prompt_tokens
-        self._exchange.generated_tokens = reading.generated_tokens
         if not question.streams:
             whole.add(rest)
             await self._exchange.answer(finished(line(question.named, whole), reading))
@@ -142,6 +142,7 @@ class OllamaPassage(Passage):
         body = for_ollama(question.body, model, attached=question.attached)
         headers = passed_on(exchange.request.headers, SENT_ON)
         tail = Tail()
+        exchange.tail = lambda: tail.end
         async with self._pool.request(
             endpoint, "POST", question.path, headers=headers, body=body, limits=self._limits, repeatable=True
         ) as response:
@@ -169,7 +170,7 @@ class OllamaPassage(Passage):
         """The stream was begun: its last line tells what went wrong."""
         value = error_value(Api.OLLAMA, error)
         if isinstance(error, BackendFailed) and error.tail:
-            value["engine_output"] = list(error.tail[-LINES_TOLD:])
+            value["engine_output"] = [redacted(line) for line in error.tail[-LINES_TOLD:]]
         # An unfinished line of Ollama's must not swallow this one.
         await self._finish(b"\n" + _as_line(value))
 

@@ -3,7 +3,8 @@
 It starts no server: it is handed something that has one running for as long as it is needed.
 """
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -33,6 +34,9 @@ class OllamaServer(Protocol):
 
     def serving(self) -> AbstractAsyncContextManager[Endpoint]:
         """It answers while this lasts: started if need be. Raises GpudError."""
+
+    async def stored(self) -> Sequence[Mapping[str, object]]:
+        """What its store has, as ``/api/tags`` tells it, without starting it for that."""
 
 
 class Original:
@@ -99,15 +103,26 @@ class Original:
             return None
 
     async def tags(self) -> dict[str, dict[str, Any]]:
-        """What is in its store, by its own full names; nothing where no server runs."""
+        """What is in its store, by its own full names; nothing where no server runs and nobody reads its store."""
         endpoint = self.running()
         value = await self.asked(endpoint, "GET", "/api/tags") if endpoint is not None else None
-        entries = value.get("models") if isinstance(value, dict) else None
+        entries: Sequence[object] = []
+        if isinstance(value, dict) and isinstance(value.get("models"), list):
+            entries = value["models"]
+        elif self.server is not None:
+            entries = await self._stored(self.server)
         found: dict[str, dict[str, Any]] = {}
-        for entry in entries if isinstance(entries, list) else ():
+        for entry in entries:
             if isinstance(entry, dict) and isinstance(entry.get("name"), str):
                 found[ollamas_own_name(entry["name"])] = entry
         return found
+
+    @staticmethod
+    async def _stored(server: OllamaServer) -> Sequence[object]:
+        try:
+            return await asyncio.wait_for(server.stored(), LOOK_S)
+        except TimeoutError:
+            return []
 
 
 async def small_body(exchange: Exchange) -> bytes:
