@@ -6,6 +6,7 @@ from gpud.core.claims import Claim
 from gpud.core.errors import GpudError, InvalidArguments, NoSuchClaim, ShuttingDown, WaitedTooLong
 from gpud.core.events import Kind, Level, Notice
 from gpud.core.quote import Quote, Source
+from gpud.core.spans import span
 from gpud.core.table import Table
 from gpud.core.verdict import Granted, Wish
 
@@ -86,7 +87,7 @@ class Claiming:
             name = self._table.books.device_name(claim.device)
             held_s = self._table.now - claim.since_s
             text = (
-                f"{describe(claim.bytes)} of {name} are given back by {claim.who} after {held_s:.0f} s: {event.reason}"
+                f"{describe(claim.bytes)} of {name} are given back by {claim.who} after {span(held_s)}: {event.reason}"
             )
         else:
             text = f"{claim.who} no longer waits for {describe(claim.bytes)}: {event.reason}"

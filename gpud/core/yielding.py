@@ -5,6 +5,7 @@ from gpud.core.errors import Yielded
 from gpud.core.events import Kind, Notice
 from gpud.core.facts import HOST, JobResult, Model, State, YieldStatus
 from gpud.core.leaving import Leaving
+from gpud.core.spans import span
 from gpud.core.table import Table
 
 
@@ -24,7 +25,7 @@ class Yielding:
         now = self._table.now
         until_s = None if event.for_s is None else now + event.for_s
         self._table.yielded = YieldStatus(event.caller, event.why, now, until_s)
-        how_long = "until somebody resumes" if event.for_s is None else f"for {event.for_s:g} s"
+        how_long = "until somebody resumes" if event.for_s is None else f"for {span(event.for_s)}"
         self._tell(
             Kind.YIELDED, f"The GPUs are given away {how_long} by {_label(event)}: {event.why or 'no reason given'}"
         )
@@ -39,7 +40,7 @@ class Yielding:
         yielded = self._table.yielded
         if yielded is not None and yielded.until_s is not None and yielded.until_s <= self._table.now:
             self._table.yielded = None
-            self._over(f"because the {yielded.until_s - yielded.since_s:g} s are over")
+            self._over(f"because the {span(yielded.until_s - yielded.since_s)} are over")
 
     def inhibited(self) -> None:
         """Somebody forbids loading for as long as a descriptor is open."""
@@ -63,7 +64,7 @@ class Yielding:
         yielded = self._table.yielded
         if yielded is not None:
             who = yielded.caller.label or yielded.caller.owner
-            left = "" if yielded.until_s is None else f", {max(0.0, yielded.until_s - self._table.now):.0f} s are left"
+            left = "" if yielded.until_s is None else f", {span(yielded.until_s - self._table.now)} left"
             return f"{who} has asked for them ({yielded.why or 'no reason given'}{left})"
         for hold in self._table.holds.all():
             if "load" in hold.what:

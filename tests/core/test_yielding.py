@@ -78,7 +78,7 @@ def test_for_a_time_ends_by_itself() -> None:
     w = world("a")
     give_away(w, for_s=600.0)
     w.pass_time(200)
-    with pytest.raises(Yielded, match="400 s are left"):
+    with pytest.raises(Yielded, match="7 min left"):
         w.load("a")
     w.pass_time(401)
     assert w.notices(Kind.RESUMED)[0].message == "The GPUs are taken back because the 600 s are over"
