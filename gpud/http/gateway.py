@@ -39,8 +39,8 @@ _YES = frozenset(("1", "true", "yes"))
 class GatewaySettings:
     """``body_bytes`` is the largest body, ``default_model`` answers requests that name none (empty: the one that was
     used last, else the first). A client that waits for a stream is told nothing for ``first_s`` (what fails within it
-    keeps its status), then something every ``heartbeat_s``. ``stall_s`` is how long an engine may be silent in the
-    middle of an answer (None: for ever).
+    keeps its status), then something every ``heartbeat_s`` (0: never anything). ``stall_s`` is how long an engine may
+    be silent in the middle of an answer (None: for ever).
     """
 
     body_bytes: int = 100 << 20
@@ -216,7 +216,7 @@ class Gateway:
         repeatable: bool = True,
     ) -> None:
         request = exchange.request
-        streams = streams and asked.stream
+        streams = streams and asked.stream and self.settings.heartbeat_s > 0
         tells = streams and (
             request.headers.get(PROGRESS_HEADER).lower() in _YES or request.parameter("progress").lower() in _YES
         )
@@ -345,9 +345,7 @@ class _Held:
         except Refused as problem:
             if problem.status != 413:
                 raise
-            raise HttpError(
-                413, "request_too_large", problem.message, hint="see http.body_limit in gpud.yaml(5)"
-            ) from None
+            raise HttpError(413, "request_too_large", problem.message, hint="see http.limits in gpud.yaml(5)") from None
 
     async def read(self, request: Request) -> tuple[bytes, Asked]:
         """The body and what it says. Raises HttpError."""

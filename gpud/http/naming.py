@@ -18,8 +18,8 @@ PLACEHOLDERS = frozenset(("default", "local-model"))
 """What clients write who do not care which model answers. A configured model of such a name goes before."""
 
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
-_TOKEN = re.compile(_STRING + rb"[ \t\r\n]*+(:?)|[\[\]{}]", re.DOTALL)
-_VALUE = re.compile(rb"[ \t\r\n]*+(" + _STRING + rb"|null)", re.DOTALL)
+_KEY = re.compile(rb"[ \t\r\n]*+" + _STRING + rb"[ \t\r\n]*+:[ \t\r\n]*+", re.DOTALL)
+_AFTER = re.compile(rb"[ \t\r\n]*+(?:,|\}[ \t\r\n]*+\Z)")
 _ESCAPED_LETTER = re.compile(rb"\\u00[67]")
 _BOUNDARY = re.compile(r';\s*boundary=(?:"([^"]{1,200})"|([^\s;"]{1,200}))', re.IGNORECASE)
 _FIELD_NAME = re.compile(rb';\s*name="([^"]*)"', re.IGNORECASE)
@@ -40,6 +40,10 @@ class _Body(msgspec.Struct):
 
 _NOTHING = Asked()
 _decode = msgspec.json.Decoder(_Body).decode
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+MOST_FIELDS = 1000
+"""No form that means something to an engine has as many; to read on for ever would stop everybody else."""
 
 
 def read_body(body: bytes, content_type: str) -> Asked:
@@ -58,8 +62,8 @@ def read_json(body: bytes) -> Asked:
             return _NOTHING
         raise _unreadable(f"cannot read the body: {problem}", "send a JSON object") from None
     # Which of two would be taken depends on the reader, and there are two of them: gpud and the engine.
-    if (body.count(b'"model"') > 1 or _ESCAPED_LETTER.search(body) is not None) and len(_models(body)) > 1:
-        raise _unreadable('the body has "model" more than once', "name one model")
+    if body.count(b'"model"') > 1 or _ESCAPED_LETTER.search(body) is not None:
+        _model_span(body)
     return Asked(found.model or "", found.stream is True)
 
 
@@ -97,9 +101,9 @@ def with_model(body: bytes, content_type: str, name: str) -> bytes:
     if not body.strip():
         return body
     value = msgspec.json.encode(name)
-    found = _models(body)
-    if found:
-        start, end = found[0]
+    found = _model_span(body)
+    if found is not None:
+        start, end = found
         return body[:start] + value + body[end:]
     opening = body.index(b"{") + 1
     comma = b"" if body[opening:].lstrip()[:1] == b"}" else b","
@@ -139,22 +143,36 @@ def resolved(engine: Engine, name: str, default: str, allowed: Callable[[], Coll
     return (ready or models)[0].model.name
 
 
-def _models(body: bytes) -> list[tuple[int, int]]:
-    """Where in an object's text the values of "model" stand. The text was found to be JSON before."""
-    found, depth = [], 0
-    for token in _TOKEN.finditer(body):
-        first = body[token.start()]
-        if first == 0x22:
-            if depth == 1 and token[1]:
-                key = token[0].rstrip(b": \t\r\n")
-                if key == b'"model"' or (b"\\" in key and msgspec.json.decode(key) == "model"):
-                    value = _VALUE.match(body, token.end())
-                    found.append(value.span(1) if value is not None else (token.end(), token.end()))
-        elif first in b"[{":
-            depth += 1
-        else:
-            depth -= 1
+def _model_span(body: bytes) -> tuple[int, int] | None:
+    """Where in an object's text the value of "model" stands. The text was found to be JSON before.
+
+    Raises HttpError(400) where a key comes twice: the members are read by a reader that keeps the last of each name,
+    and held against the text, which then does not match. That costs little however the text is made.
+    """
+    found = None
+    members = _members(body)
+    if not members:
+        return None
+    at = body.index(b"{") + 1
+    for name, value in members.items():
+        key = _KEY.match(body, at)
+        text = bytes(value)
+        if key is None or not body.startswith(text, key.end()):
+            raise _twice(name)
+        at = key.end() + len(text)
+        if name == "model":
+            found = (key.end(), at)
+        after = _AFTER.match(body, at)
+        if after is None:
+            raise _twice(name)
+        at = after.end()
+    if at < len(body):
+        raise _twice("model")
     return found
+
+
+def _twice(name: str) -> HttpError:
+    return _unreadable(f'the body has "{name[:60]}" or another key more than once', "say each thing once")
 
 
 def _form_fields(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -163,7 +181,11 @@ def _form_fields(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, int, int
     at = 0 if body.startswith(mark) else body.find(b"\r\n" + mark) + 2
     if at == 1:
         raise _unreadable("cannot read the form: its boundary does not occur", "let your client set the Content-Type")
+    parts = 0
     while body[at + len(mark) : at + len(mark) + 2] != b"--":
+        parts += 1
+        if parts > MOST_FIELDS:
+            raise _unreadable(f"the form has more than {MOST_FIELDS} fields", "send fewer")
         head_at = at + len(mark)
         head_end = body.find(b"\r\n\r\n", head_at)
         end = body.find(b"\r\n" + mark, head_end + 2)

@@ -251,15 +251,16 @@ def test_no_more_than_a_few_of_the_largest_bodies_are_held_at_once(run: Run, tmp
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        (b'{"model":"tiny","model":"other"}', 'has "model" more than once'),
-        (b'{"model":"tiny","mod\\u0065l":"other"}', 'has "model" more than once'),
+        (b'{"model":"tiny","model":"other"}', "more than once"),
+        (b'{"model":"tiny","mod\\u0065l":"other"}', "more than once"),
+        (b'{"model":"tiny","model":"tiny"}', "more than once"),
         (b'{"model":"tiny"', "cannot read the body"),
         (b'{"model":7}', "cannot read the body"),
         (b'["tiny"]', "cannot read the body"),
         (b'{"model":"\xff"}', "cannot read the body"),
         (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "cannot read the body"),
     ],
-    ids=["twice", "twice-escaped", "cut-off", "a-number", "a-list", "not-utf8", "nested"],
+    ids=["twice", "twice-escaped", "twice-the-same", "cut-off", "a-number", "a-list", "not-utf8", "nested"],
 )
 def test_a_body_that_cannot_be_understood_is_400(run: Run, tmp_path: Path, raw: bytes, words: str) -> None:
     """It reaches no engine, and none is loaded for it."""
@@ -740,5 +741,49 @@ def test_who_waits_for_memory_is_told_for_what(run: Run, tmp_path: Path) -> None
                     told = await asyncio.wait_for(client.reader.readuntil(b"\n\n"), 5)
                 assert b': gpud waits: "other": ' in told
             assert await asyncio.wait_for(client.reader.readuntil(b"[DONE]"), 10)
+
+    run(work())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_the_queue_leaves_it_at_once(run: Run, tmp_path: Path, stream: bool) -> None:
+    """Nothing waits for memory any more, and nothing is loaded when there is some."""
+
+    async def work() -> None:
+        models = (talker("tiny"), talker("other", size_bytes=15 * GIB // 2))
+        async with Front(tmp_path, *models) as front, front.engine.use("tiny", Caller("holder", 0)):
+            async with connected(front.path) as client:
+                await client.send(question(CHAT, {"model": "other", "stream": stream}))
+                await until(lambda: front.engine.snapshot().queue)
+                client.leave()
+                await until(lambda: not front.engine.snapshot().queue)
+            assert (front.state("other"), front.engine.snapshot().jobs) == ("cold", ())
+
+    run(work())
+
+
+def test_a_stream_whose_first_engine_dies_gets_the_second_ones(run: Run, tmp_path: Path) -> None:
+    """Between the two it is told what it waits for."""
+
+    async def work() -> None:
+        async with Front(tmp_path, talker()) as front:
+            asked = {"model": "tiny", "stream": True, "do": "die-first-once", "mark": str(tmp_path / "mark")}
+            told = await front.ask(CHAT, asked)
+            assert told.status == 200
+            assert {name for name, _ in told.events} == {":", ""}
+            assert json.loads(told.events[-2][1])["usage"]
+            assert told.events[-1] == ("", "[DONE]")
+
+    run(work())
+
+
+def test_no_heartbeat_where_none_is_wanted(run: Run, tmp_path: Path) -> None:
+    """heartbeat 0: a stream waits as any other request does."""
+
+    async def work() -> None:
+        settings = GatewaySettings(first_s=0.01, heartbeat_s=0)
+        async with Front(tmp_path, talker("tiny", "--ready-after", "0.3"), settings=settings) as front:
+            told = await front.ask(CHAT, {"model": "tiny", "stream": True, "do": "stream"})
+            assert told.events[0] == ("", '{"number": 0}')
 
     run(work())
