@@ -157,6 +157,10 @@ class Feed:
         """How many listen now."""
         return len(self._subscriptions)
 
+    def wants(self, kind: Type) -> bool:
+        """Whether somebody listens to events of this type."""
+        return any(kind in subscription.kinds for subscription in self._subscriptions)
+
     # What happens ----------------------------------------------------------------------------------------------------
 
     def listen(self, outcomes: tuple[Outcome, ...]) -> None:
@@ -184,7 +188,7 @@ class Feed:
 
     def observe(self, seen: RequestSeen) -> None:
         """One request is over. Told to those alone who asked for it, and not kept."""
-        if not any(Type.REQUEST in subscription.kinds for subscription in self._subscriptions):
+        if not self.wants(Type.REQUEST):
             return
         body = known(
             {
