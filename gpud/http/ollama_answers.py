@@ -79,13 +79,20 @@ class Events:
     """The data of a stream of events, whatever pieces it comes in."""
 
     def __init__(self, limit_bytes: int = EVENT_BYTES) -> None:
-        self._rest = b""
+        self._rest: list[bytes] = []
+        self._size = 0
         self._limit_bytes = limit_bytes
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
         """The events that are complete now. Raises HttpError(502) for one that is too long."""
-        *lines, self._rest = (self._rest + piece).split(b"\n")
-        if len(self._rest) > self._limit_bytes:
+        first, *lines = piece.split(b"\n")
+        self._rest.append(first)
+        self._size += len(first)
+        if lines:
+            whole, last = b"".join(self._rest), lines.pop()
+            lines.insert(0, whole)
+            self._rest, self._size = [last], len(last)
+        if self._size > self._limit_bytes:
             raise HttpError(
                 502, "bad_gateway", f"the engine sent a line of more than {self._limit_bytes >> 20} MiB in its stream"
             )
