@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpud.http.naming import MOST_FIELDS, read_body, read_json, with_model, without_own
@@ -21,6 +21,7 @@ layouts = st.sampled_from(({"indent": None}, {"indent": 2}, {"separators": (",",
 JSON = "application/json"
 
 
+@settings(deadline=None)
 @given(bodies, st.text(), st.integers(0, 5), layouts)
 def test_the_model_is_found_and_nothing_but_it_is_replaced(
     body: dict[str, Any], name: str, place: int, layout: dict[str, Any]
@@ -41,6 +42,7 @@ def test_the_model_is_found_and_nothing_but_it_is_replaced(
     assert changed[:start] == text[:start]
 
 
+@settings(deadline=None)
 @given(bodies, layouts)
 def test_a_body_without_a_model_gets_one(body: dict[str, Any], layout: dict[str, Any]) -> None:
     """At its beginning; null counts as none."""
@@ -58,6 +60,7 @@ def test_nothing_at_all_says_nothing(body: bytes) -> None:
     assert with_model(body, JSON, "x") == body
 
 
+@settings(deadline=None)
 @given(bodies, bodies, st.text(), st.text())
 def test_two_models_are_refused(before: dict[str, Any], after: dict[str, Any], one: str, other: str) -> None:
     """Also where both are the same, and where the second is written with escapes."""
@@ -90,6 +93,7 @@ def form(*fields: tuple[str, bytes], boundary: str = "b") -> bytes:
 FORM = "multipart/form-data; boundary=b"
 
 
+@settings(deadline=None)
 @given(st.binary().filter(lambda data: b"\r\n--b" not in data), st.text("acd/.:-", max_size=10))
 def test_the_model_of_a_form_is_found_and_replaced(file: bytes, name: str) -> None:
     """Whatever the file beside it contains."""
