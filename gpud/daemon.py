@@ -32,7 +32,7 @@ from gpud.power import on_battery
 from gpud.processes.cgroup import Cgroup, enter_delegated_cgroup
 from gpud.processes.launcher import ProcessLauncher
 from gpud.store import FileStore
-from gpud.web import Web, read_keys
+from gpud.web import APIS, Web, read_keys
 from gpud.webhook import Webhook
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,14 @@ class Daemon:
             self._engine.subscribe(self._listen)
             self._webhook = Webhook(self._config.alerts.webhook)
             self._engine.subscribe(self._webhook.listen)
-            self._web = Web(self._engine, lines, self._tell, files=files, quantization=quantization)
+            self._web = Web(
+                self._engine,
+                lines,
+                self._tell,
+                files=files,
+                quantization=quantization,
+                passed={name: self._fd_store.take_all(name) for name in APIS},
+            )
             for number in STOP_SIGNALS:
                 loop.add_signal_handler(number, self._stop)
             loop.add_signal_handler(signal.SIGHUP, self._hang_up)
@@ -159,6 +166,7 @@ class Daemon:
         await self._engine.start()
         self._started = True
         if self._stop_asked:
+            self._web.hand_over()
             self._engine.shutdown()
         for name in self._fd_store.unclaimed():
             self._fd_store.drop(name)
@@ -221,6 +229,7 @@ class Daemon:
         self._notifier.stopping("stopping the engines")
         # What is just being taken over can be stopped only once it is: then _serve does it.
         if self._started:
+            self._web.hand_over()
             self._engine.shutdown()
 
     # Configuration ---------------------------------------------------------------------------------------------------

@@ -169,6 +169,10 @@ class SystemdFdStore:
             del self._passed[name]
         return fd
 
+    def take_all(self, name: str) -> tuple[int, ...]:
+        """All that were passed under this name, as a socket unit with several addresses does."""
+        return tuple(self._passed.pop(name, ()))
+
     def unclaimed(self) -> tuple[str, ...]:
         """The names of descriptors that were passed and not taken: what nobody knows any more may be dropped."""
         return tuple(self._passed)

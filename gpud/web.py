@@ -4,8 +4,10 @@ The only module besides the daemon that knows both the configuration and the roo
 """
 
 import asyncio
+import logging
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from gpud.config import Config, load_keys
@@ -24,7 +26,7 @@ from gpud.http.gateway import Gateway, GatewaySettings
 from gpud.http.keys import Keys
 from gpud.http.limits import HeadLimits, ServerLimits
 from gpud.http.lines import Lines
-from gpud.http.listening import Address, TcpAddress, Tls, UnixAddress
+from gpud.http.listening import Address, PassedSocket, TcpAddress, Tls, UnixAddress
 from gpud.http.management import management_routes
 from gpud.http.metrics import Metrics
 from gpud.http.ollama import OllamaFront, OllamaSettings
@@ -32,6 +34,8 @@ from gpud.http.own import OwnSettings, Parts
 from gpud.http.requests import Requests
 from gpud.http.routing import Router
 from gpud.http.shapes import Api
+
+log = logging.getLogger(__name__)
 
 APIS = {"front": Api.OPENAI, "management": Api.MANAGEMENT, "ollama": Api.OLLAMA}
 """How the clients of each door read what no route answers."""
@@ -56,7 +60,10 @@ class Web:
         *,
         files: Files,
         quantization: Callable[[ModelFile], str],
+        passed: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
+        """``passed``: for doors by name, the sockets that gpud was started with; they replace host and port."""
+        self._passed = passed or {}
         self._lines = lines
         self._pool = Pool()
         self._gateway = Gateway(engine, self._pool)
@@ -91,8 +98,22 @@ class Web:
         self._gateway.settings = GatewaySettings(
             body_bytes=wanted.limits.body_bytes, heartbeat_s=wanted.heartbeat_s, default_model=wanted.default_model
         )
-        openings = [_opening(name, door, wanted) for name, door in wanted.doors.items() if door.enable]
+        openings = []
+        for name, door in wanted.doors.items():
+            passed = self._passed.get(name, ())
+            if door.enable:
+                openings.append(_opening(name, door, wanted, passed))
+            elif passed:
+                log.warning(
+                    'a socket was passed for the door "%s", which http.%s.enable closes: who connects there waits in '
+                    "vain; disable gpud-%s.socket",
+                    *(name, name, name),
+                )
         await self._doors.apply(openings, None if keys is None else Keys(keys))
+
+    def hand_over(self) -> None:
+        """gpud is going to end: what comes on sockets that were passed is for the next one."""
+        self._doors.hand_over()
 
     async def close(self, drain_s: float) -> None:
         """Answers that are under way may end within this time; streams of events end at once."""
@@ -102,9 +123,10 @@ class Web:
         await self._pool.close()
 
 
-def _opening(name: str, door: Door, wanted: HttpConfig) -> Opening:
+def _opening(name: str, door: Door, wanted: HttpConfig, passed: tuple[int, ...]) -> Opening:
     limits = wanted.limits
-    addresses: list[Address] = [TcpAddress(host, door.port) for host in door.hosts]
+    addresses: list[Address] = [PassedSocket(fd) for fd in passed]
+    addresses = addresses or [TcpAddress(host, door.port) for host in door.hosts]
     if door.socket:
         addresses.append(UnixAddress(door.socket, door.socket_mode))
     tls = Tls(wanted.tls.certificate, wanted.tls.key) if wanted.tls.certificate else None
@@ -112,7 +134,7 @@ def _opening(name: str, door: Door, wanted: HttpConfig) -> Opening:
         name,
         tuple(addresses),
         Rules(
-            addresses=door.hosts,
+            addresses=_hosts_of(passed) or door.hosts,
             allowed_hosts=wanted.allowed_hosts,
             cors_origins=wanted.cors_origins,
             without_key=wanted.without_key,
@@ -132,3 +154,20 @@ def _opening(name: str, door: Door, wanted: HttpConfig) -> Opening:
         tls,
         APIS[name],
     )
+
+
+def _hosts_of(passed: tuple[int, ...]) -> tuple[str, ...]:
+    """The addresses that passed sockets are bound to; what is no internet socket has none."""
+    found = []
+    for fd in passed:
+        try:
+            each = socket.socket(fileno=fd)
+        except OSError:
+            continue  # The door says so when it opens.
+        try:
+            where = each.getsockname()
+        finally:
+            each.detach()
+        if isinstance(where, tuple):
+            found.append(str(where[0]))
+    return tuple(found)

@@ -18,7 +18,7 @@ from gpud.http.access import NOBODY, Access, Admitted, Rules
 from gpud.http.exchange import Exchange
 from gpud.http.keys import Keys
 from gpud.http.limits import ServerLimits
-from gpud.http.listening import Address, Listening, TcpAddress, Tls, UnixAddress
+from gpud.http.listening import Address, Listening, PassedSocket, TcpAddress, Tls, UnixAddress
 from gpud.http.message import Reply, Request
 from gpud.http.metrics import Metrics, RequestSeen
 from gpud.http.rates import Rates
@@ -183,6 +183,7 @@ class Doors:
         self._requests = requests or Requests()
         self._rates = Rates()
         self._doors: dict[str, Door] = {}
+        self._handed_over = False
 
     @property
     def addresses(self) -> dict[str, tuple[str, ...]]:
@@ -219,6 +220,8 @@ class Doors:
         self._doors[opening.name] = door
         opened: list[Listening] = []
         for address in opening.addresses:
+            if self._handed_over and isinstance(address, PassedSocket):
+                continue
             try:
                 opened.append(await door.server.listen(address, door=opening.name, tls=opening.tls))
             except OSError as problem:
@@ -240,6 +243,15 @@ class Doors:
                 detail=(_WHAT_TO_DO.format(opening.name),),
             )
         )
+
+    def hand_over(self) -> None:
+        """gpud is going to end. Nobody else is accepted on sockets that were passed: whoever comes waits there for the
+        next gpud instead of being refused by this one.
+        """
+        self._handed_over = True
+        for door in self._doors.values():
+            if any(isinstance(address, PassedSocket) for address in door.opening.addresses):
+                door.server.retire()
 
     async def close(self, drain_s: float) -> None:
         """Running requests may end within this time."""

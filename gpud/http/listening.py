@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import os
 import socket
 import stat
 import struct
@@ -41,7 +42,11 @@ class UnixAddress:
 
 @dataclass(frozen=True, slots=True)
 class PassedSocket:
-    """A listening socket that this process was started with."""
+    """A listening socket that this process was started with.
+
+    Who passed it goes on listening: clients wait while nobody accepts them. A duplicate is used, and what was closed
+    can be opened again.
+    """
 
     fd: int
 
@@ -141,13 +146,26 @@ def _unix(address: UnixAddress) -> socket.socket:
 
 def _passed(fd: int) -> socket.socket:
     try:
-        server = socket.socket(fileno=fd)
+        duplicate = os.dup(fd)
+        try:
+            server = socket.socket(fileno=duplicate)
+        except OSError:
+            os.close(duplicate)
+            raise
     except OSError as problem:
         raise OSError(problem.errno, f"cannot listen on the passed descriptor {fd}: {problem.strerror}") from None
     if server.type != socket.SOCK_STREAM or not server.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        server.detach()
+        server.close()
         raise OSError(errno.EINVAL, f"cannot listen on the passed descriptor {fd}: it is not a listening stream socket")
     return server
+
+
+def shown(where: object) -> str:
+    """What a socket is bound to, as one writes it; empty for a Unix socket without a name."""
+    if isinstance(where, tuple):
+        host, port = where[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return str(where)
 
 
 def identify(transport: asyncio.BaseTransport, door: str) -> Peer:
@@ -184,7 +202,7 @@ class Listening:
         self.door = door
         self._servers = servers
         self._inode = _inode(address.path) if isinstance(address, UnixAddress) else None
-        first = sockets[0].getsockname()
+        first = self._where = sockets[0].getsockname()
         self.port: int = first[1] if isinstance(first, tuple) else 0
 
     def describe(self) -> str:
@@ -193,7 +211,7 @@ class Listening:
             return f"{self.address.host}:{self.port}"
         if isinstance(self.address, UnixAddress):
             return self.address.path
-        return f"the passed descriptor {self.address.fd}"
+        return f"{shown(self._where)}, as passed by the service manager"
 
     def close(self) -> None:
         """Accept nobody else; connections that exist go on. A Unix socket is removed if its path is still ours."""

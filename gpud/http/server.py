@@ -105,16 +105,20 @@ class Server:
         """How many there are now."""
         return len(self._connections)
 
-    async def close(self, drain_s: float = 0.0) -> None:
-        """Stop listening, close what is idle, let running requests end for up to ``drain_s``, then cut the others.
-
-        When it returns no connection and no handler is left.
-        """
+    def retire(self) -> None:
+        """Stop listening and close what is idle; running requests go on, each the last of its connection."""
         self.closing = True
         for listening in list(self._listening):
             self.stop_listening(listening)
         for connection in list(self._connections):
             connection.leave_when_idle()
+
+    async def close(self, drain_s: float = 0.0) -> None:
+        """Stop listening, close what is idle, let running requests end for up to ``drain_s``, then cut the others.
+
+        When it returns no connection and no handler is left.
+        """
+        self.retire()
         if drain_s > 0:
             await self._emptied(drain_s)
         tasks = []

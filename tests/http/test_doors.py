@@ -18,7 +18,7 @@ from gpud.http.client import Pool
 from gpud.http.doors import Doors, Opening
 from gpud.http.exchange import Exchange
 from gpud.http.keys import Keys
-from gpud.http.listening import TcpAddress, UnixAddress
+from gpud.http.listening import PassedSocket, TcpAddress, UnixAddress
 from gpud.http.metrics import Metrics
 from gpud.http.routing import Route, Router
 from gpud.http.shapes import Api
@@ -215,3 +215,30 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def test_who_comes_on_a_passed_socket_while_gpud_ends_is_left_to_the_next_one(
+    play: Callable[[Scene], None],
+) -> None:
+    """It is neither refused nor answered; a door of gpud's own answers to the last, and no reload opens the other."""
+
+    async def scene(house: House) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as passed:
+            opening = Opening("front", (PassedSocket(passed.fileno()),))
+            await house.doors.apply([opening], None)
+            assert house.doors.addresses["front"][0].startswith("127.0.0.1:")
+            house.doors.hand_over()
+            passed.setblocking(False)
+            _, writer = await asyncio.open_connection(*passed.getsockname())
+            writer.write(b"GET /open HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await house.doors.apply([opening], None)
+            accepted, _ = await asyncio.get_running_loop().sock_accept(passed)
+            with accepted:
+                assert (await asyncio.get_running_loop().sock_recv(accepted, 99)).startswith(b"GET /open")
+            writer.close()
+            await writer.wait_closed()
+        await house.open()
+        house.doors.hand_over()
+        assert (await house.ask("GET", "/open"))[0] == 200
+
+    play(scene)

@@ -163,10 +163,14 @@ os.write(write, b"first")
 os.dup2(read, 3)
 os.dup2(os.open("/dev/null", os.O_RDONLY), 4)
 os.dup2(os.open("/dev/zero", os.O_RDONLY), 5)
-os.closerange(6, 64)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="4", LISTEN_FDNAMES="tiny-1.out:tiny-1.in:other:missing")
+os.dup2(5, 6)
+os.dup2(5, 7)
+os.closerange(8, 64)
+names = "tiny-1.out:tiny-1.in:other:front:front:missing"
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="6", LISTEN_FDNAMES=names)
 from gpud.systemd import SystemdFdStore
 store = SystemdFdStore()
+print(store.take_all("front"), store.take_all("front"))
 fd = store.take("tiny-1.out")
 print(os.read(fd, 10), os.get_inheritable(fd), os.get_inheritable(4), store.take("tiny-1.out"))
 print(store.unclaimed(), sorted(name for name in os.environ if name.startswith("LISTEN_")))
@@ -180,11 +184,12 @@ def test_passed_descriptors_are_found_by_name_once() -> None:
     script = PASSED.format(path=sys.path)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
+        "(6, 7) ()",
         "b'first' False False None",
         "('tiny-1.in', 'other') []",
         "True False ('tiny-1.in',)",
     ]
-    assert 'names a descriptor 6 ("missing") that is not there' in done.stderr
+    assert 'names a descriptor 8 ("missing") that is not there' in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -171,10 +171,19 @@ def test_a_socket_that_was_passed_is_served(family: int, run: Run, tmp_path: Pat
         server = Server(seen)
         async with connected(where) as client:
             await client.send(GET)
-            await server.listen(PassedSocket(passed.detach()), door="front")
+            listening = await server.listen(PassedSocket(passed.fileno()), door="front")
             assert (await client.answer()).status == 200
             assert seen.peers[0].door == "front"
+            assert listening.describe().startswith(f"127.0.0.1:{where}" if family == socket.AF_INET else str(where))
             await server.close()
+        # It is open as long as its manager keeps it: who comes now waits for the next to serve it.
+        async with connected(where) as client:
+            await client.send(GET)
+            successor = Server(echo)
+            await successor.listen(PassedSocket(passed.fileno()), door="front")
+            assert (await client.answer()).status == 200
+            await successor.close()
+        passed.close()
         if family == socket.AF_UNIX:
             assert os.path.exists(str(where)), "the path is its manager's"
 
