@@ -61,7 +61,7 @@ class Reloaded(msgspec.Struct):
     config: dict[str, Any]
 
 
-class LoadedModel(msgspec.Struct):
+class ServedModel(msgspec.Struct):
     model: str
     service: str
     loaded_at: str | None
@@ -76,7 +76,7 @@ class ModelsStatus(msgspec.Struct):
     used_mb: int | None
     free_mb: int | None
     utilization_percent: int | None
-    loaded_models: dict[str, LoadedModel]
+    loaded_models: dict[str, ServedModel]
 
 
 class ModelsLoadBody(msgspec.Struct):
@@ -103,24 +103,24 @@ class Loaded(msgspec.Struct):
     job: int
 
 
-class UnloadedOne(msgspec.Struct):
-    success: bool
-    status: str
-    model: str
-    service: str
-    note: str
-
-
 class UnloadError(msgspec.Struct):
     model: str
     error: str
 
 
-class UnloadedAll(msgspec.Struct):
+class ModelsUnloaded(msgspec.Struct):
+    """For one model ``status`` (``unloaded``, ``not_loaded``), ``model``, ``service`` and ``note``; for all of them
+    ``unloaded``, ``errors`` and ``freed_mb``.
+    """
+
     success: bool
-    unloaded: list[str]
-    errors: list[UnloadError]
-    freed_mb: int
+    status: str | msgspec.UnsetType = msgspec.UNSET
+    model: str | msgspec.UnsetType = msgspec.UNSET
+    service: str | msgspec.UnsetType = msgspec.UNSET
+    note: str | msgspec.UnsetType = msgspec.UNSET
+    unloaded: list[str] | msgspec.UnsetType = msgspec.UNSET
+    errors: list[UnloadError] | msgspec.UnsetType = msgspec.UNSET
+    freed_mb: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class SwapUnloaded(msgspec.Struct):
@@ -253,7 +253,7 @@ class Admin:
                 changes=True,
                 summary="Unload a model; without one all of them",
                 body=ModelsUnloadBody,
-                answer=UnloadedAll,
+                answer=ModelsUnloaded,
                 tag=tag,
             ),
             swap("/api/models/unload", "Unload all models"),
@@ -317,8 +317,8 @@ class Admin:
             )
         )
 
-    def _loaded_model(self, status: ModelStatus, snapshot: Snapshot) -> LoadedModel:
-        return LoadedModel(
+    def _loaded_model(self, status: ModelStatus, snapshot: Snapshot) -> ServedModel:
+        return ServedModel(
             model=status.model.name,
             service=status.model.engine,
             loaded_at=self._parts.time_of_day(snapshot, status.ready_since_s),
@@ -410,7 +410,10 @@ class Admin:
     async def _models_unload(self, exchange: Exchange) -> None:
         body = await asked(exchange, ModelsUnloadBody)
         if body.model in ("", ALL):
-            await exchange.answer(_all(await self._unload(exchange, self._there(exchange), force=body.force)))
+            found = await self._unload(exchange, self._there(exchange), force=body.force)
+            errors = _errors(found)
+            freed = mb(found.freed_bytes) or 0
+            await exchange.answer(ModelsUnloaded(not errors, unloaded=found.names, errors=errors, freed_mb=freed))
             return
         name = model_of(exchange, self._parts, body.model)
         status = status_of(self._parts.engine, name)
@@ -420,7 +423,7 @@ class Admin:
             raise found.errors[name]
         note = f"{mb(found.freed_bytes)} MiB given back" if was_there else f'"{name}" was not loaded'
         word = "unloaded" if was_there else "not_loaded"
-        await exchange.answer(UnloadedOne(True, word, name, service, note))
+        await exchange.answer(ModelsUnloaded(True, word, name, service, note))
 
     async def _swap_unload(self, exchange: Exchange) -> None:
         said = exchange.parameters.get("model", "")
@@ -428,8 +431,8 @@ class Admin:
         found = await self._unload(exchange, names, force=False)
         if said and found.errors:
             raise found.errors[names[0]]
-        told = _all(found)
-        await exchange.answer(SwapUnloaded("ok" if told.success else "error", told.success, told.unloaded, told.errors))
+        errors = _errors(found)
+        await exchange.answer(SwapUnloaded("error" if errors else "ok", not errors, found.names, errors))
 
     def _there(self, exchange: Exchange) -> list[str]:
         return [one.model.name for _, one in seen(exchange) if is_there(one)]
@@ -438,9 +441,8 @@ class Admin:
         return await unload(self._parts.engine, names, exchange.caller, force=force)
 
 
-def _all(found: Unloaded) -> UnloadedAll:
-    errors = [
+def _errors(found: Unloaded) -> list[UnloadError]:
+    return [
         UnloadError(name, str(error_value(Api.MANAGEMENT, error)["error"]["message"]))
         for name, error in found.errors.items()
     ]
-    return UnloadedAll(not errors, found.names, errors, mb(found.freed_bytes) or 0)

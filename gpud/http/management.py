@@ -4,6 +4,7 @@ It puts together what the other modules answer; /v1 is the gateway's.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gpud.http.admin import Admin, Reloaded
 from gpud.http.inference import Inference
@@ -36,8 +37,11 @@ def management_routes(parts: Parts, others: Sequence[Route] = ()) -> tuple[Route
 def _shared_with_the_front(parts: Parts) -> tuple[Route, ...]:
     """What is the same on both doors."""
     streams, admin, api, tag = Streams(parts), Admin(parts), Api.MANAGEMENT, "watching"
+    # What a workflow of the model orchestrator asks may come to either door.
+    models = (replace(route, tag="models") for route in admin.routes() if route.path.startswith("/models/"))
     follow = "The log of one model, of gpud (proxy) or of all engines (upstream)"
     return (
+        *models,
         Route("GET", "/metrics", admin.metrics, api, summary="For Prometheus", tag=tag),
         Route("GET", "/events", streams.events, api, summary="What happens, as it happens", tag=tag),
         Route("GET", "/api/events", streams.events, api, summary="As /events", tag=tag),

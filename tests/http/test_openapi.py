@@ -106,7 +106,10 @@ ANSWERS = (
     "GET /explain",
     "GET /claims",
     "GET /api/stats",
+    "GET /models/status",
     "POST /models/scan",
+    "POST /models/load",
+    "POST /models/unload",
     "POST /schedule",
     "POST /switch",
     "POST /unload",
@@ -127,7 +130,9 @@ def test_answers_are_as_described(run: Run, tmp_path: Path, what: str) -> None:
             await found.ask("POST /load", {"model_id": 1})
             method, _, target = what.partition(" ")
             path = re.sub(r"^(/models|/jobs)/1$", r"\1/{id}", target.partition("?")[0])
-            body = {"model_id": 1} if path in ("/schedule", "/switch") else None
+            body = {"/schedule": {"model_id": 1}, "/switch": {"model_id": 1}, "/models/load": {"model": "big"}}.get(
+                path
+            )
             answer = await found.ask(what, body)
             assert answer.status in (200, 202)
             responses = told["paths"][path][method.lower()]["responses"]
