@@ -81,7 +81,7 @@ def test_for_a_time_ends_by_itself() -> None:
     with pytest.raises(Yielded, match="7 min left"):
         w.load("a")
     w.pass_time(401)
-    assert w.notices(Kind.RESUMED)[0].message == "The GPUs are taken back because the 600 s are over"
+    assert w.notices(Kind.RESUMED)[0].message == "The GPUs are taken back because the 10 min are over"
     job = w.load("a")
     w.settle()
     assert w.result(job) is JobResult.DONE
