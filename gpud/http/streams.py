@@ -4,8 +4,10 @@ happens, so that whoever stands between does not cut it.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from gpud.core.errors import InvalidArguments
+from gpud.core.events import Level
 from gpud.http.exchange import Exchange
 from gpud.http.feed_events import Type
 from gpud.http.feed_shapes import Shape
@@ -27,6 +29,9 @@ LINES_MOST = 20_000
 
 SOURCES = {"proxy": Origin.GPUD, "gpud": Origin.GPUD, "upstream": Origin.ENGINE, "engines": Origin.ENGINE}
 """In place of a model: what gpud says, and what engines print. The first and the third are llama-swap's words."""
+
+
+_LOUD = frozenset((Level.ERROR.value, Level.WARNING.value))
 
 
 class Streams:
@@ -105,6 +110,9 @@ class Streams:
 
 
 def _shown(line: Line, model: str) -> str:
+    """What went wrong says so, for those who search for the word."""
+    if line.origin is Origin.GPUD and line.stream in _LOUD:
+        line = replace(line, text=f"{line.stream}: {line.text}")
     return line.shown(named=not model) + "\n"
 
 

@@ -19,6 +19,11 @@ OFFLINE = "tests/cli/test_cli_offline.py::"
 LINTERS = "tests/test_linters.py::"
 DOCS = "tests/test_docs.py::"
 METHODS = "tests/dbus/test_methods.py::"
+ADMIN = "tests/http/test_admin.py::"
+MANAGEMENT = "tests/http/test_management.py::"
+INFERENCE = "tests/http/test_inference.py::"
+DOORS = "tests/http/test_doors.py::"
+CHOICE = "tests/engine/test_backend_choice.py::"
 CHOICE = "tests/engine/test_backend_choice.py::"
 SAFETENSORS = "tests/daemon/test_safetensors.py::"
 
@@ -198,6 +203,74 @@ ROWS: dict[str, tuple[str, ...]] = {
         "tests/engine/test_engine.py::test_a_model_goes_by_its_name_its_aliases_and_with_its_suffix",
     ),
     "RX-24": (SERVICE + "test_memory_can_be_limited_as_the_example_says",),
+    # Managing it over HTTP
+    "S1-14": (
+        MANAGEMENT + "test_backends_are_listed_whether_used_or_not",
+        "tests/backends/test_vllm.py::test_an_attached_one_is_known_by_the_name_that_it_serves",
+    ),
+    "S1-15": (
+        MANAGEMENT + "test_backends_are_listed_whether_used_or_not",
+        "tests/backends/test_tgi.py::test_an_attached_one_is_used_and_let_go",
+    ),
+    "S1-34": (MANAGEMENT + "test_backends_are_listed_whether_used_or_not",),
+    "S1-36": (MANAGEMENT + "test_health_names_what_is_missing",),
+    "S1-37": (MANAGEMENT + "test_vram_is_the_same_by_both_names", MANAGEMENT + "test_curl_and_jq_read_vram"),
+    "S1-38": (MANAGEMENT + "test_models_are_a_list_with_lists_in_it",),
+    "S1-39": (
+        INFERENCE + "test_a_prompt_is_answered_with_text",
+        INFERENCE + "test_what_does_not_fit_is_507",
+        INFERENCE + "test_what_cannot_be_asked_is_refused",
+    ),
+    "S1-62": (
+        MANAGEMENT + "test_curl_and_jq_read_vram",
+        "tests/http/test_management_page.py::test_the_commands_work",
+    ),
+    "S1-68": (CHOICE + "test_the_engine_with_idle_slots_wins", CHOICE + "test_a_request_may_name_its_engines"),
+    "S1-73": (MANAGEMENT + "test_status_has_everything_at_one_glance",),
+    "S2-26": (MANAGEMENT + "test_models_are_a_list_with_lists_in_it",),
+    "S2-27": (
+        MANAGEMENT + "test_a_model_is_found_by_number_name_and_alias",
+        MANAGEMENT + "test_an_unknown_model_is_404",
+    ),
+    "S2-41": (
+        ADMIN + "test_health_has_the_shape_of_llama_server_and_more",
+        ADMIN + "test_health_is_well_while_a_model_loads",
+    ),
+    "S4-45": (DOORS + "test_a_door_that_is_taken_is_told_and_tried_again_at_the_next_reload",),
+    "S4-47": (
+        MANAGEMENT + "test_a_model_is_found_by_number_name_and_alias",
+        MANAGEMENT + "test_an_unknown_model_is_404[alpha-8b]",
+    ),
+    "S4-48": (ADMIN + "test_what_went_wrong_is_found_by_the_word_error",),
+    "S4-54": (
+        ADMIN + "test_admin_unload_by_name_and_all",
+        ADMIN + "test_admin_unload_refuses_what_it_cannot_understand",
+    ),
+    "S4-63": (DOORS + "test_a_reload_changes_the_rules_and_keeps_the_connections",),
+    "S4-64": (ADMIN + "test_health_has_the_shape_of_llama_server_and_more", ADMIN + "test_curl_reads_health"),
+    "RX-01": (MANAGEMENT + "test_the_editors_plugin_reads_api_health",),
+    "RX-02": (
+        "tests/http/test_gateway.py::test_without_a_name_it_is_the_default_model",
+        MANAGEMENT + "test_a_model_is_found_by_number_name_and_alias[default]",
+    ),
+    "RX-04": (
+        MANAGEMENT + "test_budget_says_whether_it_fits_and_how_many_layers_would",
+        MANAGEMENT + "test_load_takes_a_number_a_name_or_a_path",
+        MANAGEMENT + "test_unload_takes_a_name_all_nothing_or_a_backend",
+        MANAGEMENT + "test_switch_unloads_the_backends_other_models_first",
+        MANAGEMENT + "test_schedule_goes_by_priority",
+        "tests/http/test_openapi.py::test_answers_are_as_described",
+    ),
+    "RX-05": (
+        MANAGEMENT + "test_what_does_not_fit_is_507_with_both_numbers",
+        "tests/http/test_routing.py::test_every_error_has_a_status",
+    ),
+    "RX-06": (
+        "tests/http/test_websocket.py::test_what_happens_is_told_in_the_names_that_clients_know",
+        ADMIN + "test_events_are_told_and_resumed",
+    ),
+    "RX-14": (ADMIN + "test_unload_without_a_model_means_all",),
+    "RX-16": (INFERENCE + "test_a_client_that_leaves_ends_its_question",),
     # What it is
     "DC-01": (KILLED + "test_a_second_daemon_gives_way", SERVICE + "test_a_second_gpud_gives_way"),
     "DC-02": (

@@ -391,6 +391,21 @@ def test_the_log_shows_gpud_and_its_engines(run: Run, tmp_path: Path) -> None:
     run(work())
 
 
+def test_what_went_wrong_is_found_by_the_word_error(run: Run, tmp_path: Path) -> None:
+    """``grep -i error`` finds why a model was not loaded; what went well has not the word."""
+
+    async def work() -> None:
+        async with house(tmp_path, A, B) as (found, bench):
+            await loaded(found, "Beta-1B")
+            assert b"error" not in (await found.front("GET /logs")).body
+            bench.backend.failure = BackendFailed("the engine broke")
+            assert (await found.front("POST /models/load", {"model": "Alpha-8B"})).status == 500
+            lines = (await found.front("GET /logs")).body.decode().splitlines()
+            assert any("error" in line and "Alpha-8B" in line and "the engine broke" in line for line in lines), lines
+
+    run(work())
+
+
 @pytest.mark.parametrize("path", ["/logs/stream", "/logs/stream/Alpha-8B", "/logs/stream/upstream"])
 def test_the_log_is_followed(run: Run, tmp_path: Path, path: str) -> None:
     """What was printed, then each line as it comes, until gpud ends."""
