@@ -97,7 +97,8 @@ def with_model(body: bytes, content_type: str, name: str) -> bytes:
         for field, start, end in _form_fields(body, boundary_of(content_type)):
             if field == b"model":
                 return body[:start] + name.encode() + body[end:]
-        return body
+        mark = b"--" + boundary_of(content_type)
+        return mark + b'\r\nContent-Disposition: form-data; name="model"\r\n\r\n' + name.encode() + b"\r\n" + body
     if not body.strip():
         return body
     value = msgspec.json.encode(name)

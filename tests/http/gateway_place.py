@@ -18,6 +18,7 @@ from layer.raw import connected
 from gpud.backends.custom import Custom
 from gpud.backends.llama_server import LlamaServer
 from gpud.backends.options import EngineOptions
+from gpud.backends.vllm import vllm
 from gpud.core.facts import EngineSettings, Limits, Model, QueueLimits, StopTimes
 from gpud.core.keys import ApiKey
 from gpud.engine import Engine
@@ -76,6 +77,7 @@ class Front:
             idle_timeout_s=300.0,
             backends={
                 "custom": Custom(EngineOptions(), self.launcher),
+                "vllm": vllm(EngineOptions(), self.launcher),
                 "llama_server": LlamaServer(EngineOptions(binary=binary), self.launcher),
             },
             gpus=OneGpu(),

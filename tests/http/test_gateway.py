@@ -691,10 +691,11 @@ def test_a_stream_that_stalls_is_ended(run: Run, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
 
     async def work() -> None:
-        settings = GatewaySettings(stall_s=0.3)
+        settings = GatewaySettings(first_s=60, stall_s=0.3)
         async with Front(tmp_path, talker(notes=notes), settings=settings) as front:
             told = await front.ask(CHAT, {"model": "tiny", "stream": True, "do": "stall"})
-            assert "sent nothing for 0.3 s" in json.loads(told.events[2][1])["error"]["message"]
+            events = [data for name, data in told.events if name != ":"]
+            assert "sent nothing for 0.3 s" in json.loads(events[2])["error"]["message"]
             await until(lambda: notes_of(notes, "left"))
 
     run(work())

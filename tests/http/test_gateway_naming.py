@@ -104,6 +104,14 @@ def test_the_model_of_a_form_is_found_and_replaced(file: bytes, name: str) -> No
     assert with_model(body, FORM, "x") == changed
 
 
+def test_a_form_without_a_model_gets_one() -> None:
+    """Before its other fields."""
+    body = form(('name="language"', b"de"))
+    changed = with_model(body, FORM, "x")
+    assert read_body(changed, FORM).model == "x"
+    assert changed.endswith(body)
+
+
 @pytest.mark.parametrize(
     ("body", "content_type"),
     [
