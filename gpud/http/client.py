@@ -430,14 +430,19 @@ class Exchange:
         else:
             connection.transport.write(self._head)
             self._sender = asyncio.get_running_loop().create_task(self._send(connection, body))
+        head = await self._answer_head(connection)
+        # A plain answer that came with its head needs no watch, as most do not.
+        if connection.at == BODY and self._limits.stall_s is not None:
+            self._watch(self._limits.stall_s)
+        return Response(connection, head)
+
+    async def _answer_head(self, connection: ClientConnection) -> ResponseHead:
         limits = self._limits
-        if limits.stall_s is not None:
-            self._watch(limits.stall_s)
         if limits.header_s is None:
-            return Response(connection, await connection.answer_head())
+            return await connection.answer_head()
         try:
             async with asyncio.timeout(limits.header_s):
-                return Response(connection, await connection.answer_head())
+                return await connection.answer_head()
         except TimeoutError:
             raise UpstreamFailed(
                 f"the engine at {connection.where} did not answer within {limits.header_s:g} s",
@@ -480,16 +485,22 @@ class Exchange:
             connection.fail("was not sent the whole request", Trouble.CLOSED)
 
     def _watch(self, stall_s: float) -> None:
+        """While a body comes: fail when nothing of it has come for so long, unless nobody takes it."""
         connection = self._connection
         assert connection is not None
+        self._stall_timer = None
+        if connection.at != BODY:
+            return
         now = self._pool.clock()
-        due = connection.heard + stall_s
-        if connection.at == BODY and due <= now and not connection.is_held:
+        if connection.is_held:
+            # The engine is not heard because its client is slow; when it is heard again its time begins anew.
+            connection.heard = now
+        wait_s = connection.heard + stall_s - now
+        if wait_s <= 0:
             connection.fail(f"sent nothing for {stall_s:g} s in the middle of its answer", Trouble.TIMED_OUT)
             if connection.sink is not None:
                 connection.sink(b"")
             return
-        wait_s = max(due - now, 0.05) if connection.at == BODY else stall_s
         self._stall_timer = asyncio.get_running_loop().call_later(wait_s, self._watch, stall_s)
 
     def _stop_timer(self) -> None:
