@@ -17,7 +17,7 @@ from gpud.core.facts import Caller, Endpoint, State
 from gpud.engine import Engine
 from gpud.http.client import Pool
 from gpud.http.exchange import Exchange
-from gpud.http.own import Name, Parts, decoded, engines_of, model_of, wished_priority
+from gpud.http.own import Name, Parts, backend_name, decoded, engines_of, model_of, wished_priority
 from gpud.http.relaying import Call, Passage, RelaySettings
 from gpud.http.routing import Route
 from gpud.http.shapes import Api, HttpError
@@ -137,7 +137,7 @@ class Inference:
             Inferred(
                 id=completed.answer.id,
                 model=name,
-                backend=completed.engine,
+                backend=backend_name(completed.engine),
                 text=choice.message.content or "",
                 finish_reason=choice.finish_reason,
                 usage=usage,

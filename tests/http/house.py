@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from engine.parts import Bench, FakeBackend, FakeRunner, ModelFiles
+from engine.parts import Bench, FakeBackend, FakeRunner
 from layer.raw import Raw, connected
 
 from gpud.catalog.kinds import quantization
 from gpud.core.events import Notice
 from gpud.core.facts import Endpoint, Model
 from gpud.core.keys import ApiKey
-from gpud.core.ports import LoadOrder, Runner
+from gpud.core.ports import Files, LoadOrder, Runner
 from gpud.engine import Engine
 from gpud.http.access import Rules
 from gpud.http.admin import admin_routes
@@ -58,9 +58,7 @@ class Told:
 class House:
     """Two doors over one engine: ``front`` and ``management``."""
 
-    def __init__(
-        self, engine: Engine, folder: Path, settings: OwnSettings, keys: Keys | None, files: ModelFiles
-    ) -> None:
+    def __init__(self, engine: Engine, folder: Path, settings: OwnSettings, keys: Keys | None, files: Files) -> None:
         self.engine = engine
         self.folder = folder
         self.lines = Lines()

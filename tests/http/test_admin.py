@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import BOUND_S, House, house
+from house import BOUND_S, House, house, question
+from layer.raw import connected
 
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Caller, EngineSettings, Model
 from gpud.core.keys import ApiKey, Right
 from gpud.core.ports import Stream
+from gpud.http.access import Rules
+from gpud.http.doors import Doors, Opening
+from gpud.http.keys import Keys
+from gpud.http.listening import TcpAddress
 from gpud.http.own import OwnSettings
+from gpud.http.routing import Router
 
 Run = Callable[..., Any]
 A = Model("Alpha-8B", "fake", aliases=("first",))
@@ -364,6 +370,41 @@ def test_a_key_that_may_only_use_changes_nothing(run: Run, tmp_path: Path) -> No
         async with house(tmp_path, A, keys=keys) as (found, _):
             for path in CHANGES:
                 assert (await found.front(f"POST {path}", {}, key="user")).error[:2] == (403, "permission_denied")
+
+    run(work())
+
+
+def test_whoever_has_no_key_learns_only_that_gpud_is_well(run: Run, tmp_path: Path) -> None:
+    """Health is open to all who reach the door; which models there are is not."""
+
+    async def work() -> None:
+        async with house(tmp_path, A) as (found, _):
+            await loaded(found, "Alpha-8B")
+            routers = {name: Router(routes) for name, routes in found.routes.items()}
+            doors = Doors(found.engine, routers, say=found.notices.append)
+            rules = Rules(without_key=frozenset())
+            openings = [Opening(name, (TcpAddress("127.0.0.1", 0),), rules) for name in routers]
+            await doors.apply(openings, Keys([key("secret")]))
+            try:
+                ports = {name: int(where[0].rpartition(":")[2]) for name, where in doors.addresses.items()}
+                told = {}
+                for name, path in (("front", "/health"), ("management", "/health"), ("management", "/api/health")):
+                    async with connected(ports[name]) as client:
+                        answer = await client.ask(question(f"GET {path}"))
+                    assert answer.status == 200 and b"Alpha" not in answer.body
+                    told[name, path] = json.loads(answer.body)
+                assert told["front", "/health"]["loaded_models"] == []
+                assert told["management", "/api/health"]["backends"]["fake"] == {
+                    "available": True,
+                    "ready": True,
+                    "details": None,
+                }
+                async with connected(ports["front"]) as client:
+                    assert (await client.ask(question("GET /running"))).status == 401
+                async with connected(ports["front"]) as client:
+                    assert b"Alpha-8B" in (await client.ask(question("GET /health", key="secret"))).body
+            finally:
+                await doors.close(0.0)
 
     run(work())
 
