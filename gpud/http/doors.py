@@ -18,7 +18,7 @@ from gpud.http.access import NOBODY, Access, Admitted, Rules
 from gpud.http.exchange import Exchange
 from gpud.http.keys import Keys
 from gpud.http.limits import ServerLimits
-from gpud.http.listening import Address, Listening, PassedSocket, TcpAddress, Tls, UnixAddress
+from gpud.http.listening import Address, Listening, PassedSocket, TcpAddress, Tls, UnixAddress, shown
 from gpud.http.message import Reply, Request
 from gpud.http.metrics import Metrics, RequestSeen
 from gpud.http.rates import Rates
@@ -234,10 +234,12 @@ class Doors:
 
     def _failed(self, opening: Opening, address: Address, problem: OSError) -> None:
         where = _shown(address)
+        # The layer names the address too.
+        reason = (problem.strerror or str(problem)).removeprefix(f"cannot listen on {where}: ")
         self._say(
             Notice(
                 Kind.DOOR_FAILED,
-                f"Cannot listen on {where} (door {opening.name}): {problem.strerror or problem}",
+                f"Cannot listen on {where} (door {opening.name}): {reason}",
                 level=Level.ERROR,
                 fields={"door": opening.name, "address": where},
                 detail=(_WHAT_TO_DO.format(opening.name),),
@@ -267,6 +269,7 @@ def _stays(door: Door, wanted: Opening | None) -> bool:
 
 
 def _shown(address: Address) -> str:
+    """As the layer writes it in its own messages."""
     if isinstance(address, TcpAddress):
-        return f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
-    return address.path if isinstance(address, UnixAddress) else f"descriptor {address.fd}"
+        return shown((address.host, address.port))
+    return f'"{address.path}"' if isinstance(address, UnixAddress) else f"the passed descriptor {address.fd}"

@@ -87,7 +87,9 @@ def open_sockets(address: Address) -> list[socket.socket]:
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_ADDRCONFIG
         )
     except socket.gaierror as problem:
-        raise OSError(problem.errno, f"cannot listen on {address.host}:{address.port}: {problem.strerror}") from None
+        raise OSError(
+            problem.errno, f"cannot listen on {shown((address.host, address.port))}: {problem.strerror}"
+        ) from None
     sockets: list[socket.socket] = []
     port = address.port
     try:
@@ -99,7 +101,7 @@ def open_sockets(address: Address) -> list[socket.socket]:
         for each in sockets:
             each.close()
         raise OSError(
-            problem.errno, f"cannot listen on {address.host}:{address.port}: {problem.strerror or problem}"
+            problem.errno, f"cannot listen on {shown((address.host, address.port))}: {problem.strerror or problem}"
         ) from None
     return sockets
 
@@ -208,7 +210,7 @@ class Listening:
     def describe(self) -> str:
         """For a message."""
         if isinstance(self.address, TcpAddress):
-            return f"{self.address.host}:{self.port}"
+            return shown((self.address.host, self.port))
         if isinstance(self.address, UnixAddress):
             return self.address.path
         return f"{shown(self._where)}, as passed by the service manager"

@@ -19,6 +19,8 @@ def test_the_death_of_the_bus_is_survived(machine: Machine) -> None:
 
 def test_uninstalling_takes_all_of_it_away(machine: Machine) -> None:
     """Nothing of gpud runs or lies about afterwards, but the configuration, the models and the state."""
+    # With systemd's sockets: a client that comes meanwhile must not start it again.
+    machine.run("systemctl stop gpud && systemctl enable --now gpud-front.socket")
     machine.load("tiny", "stubborn")
     said = machine.run("make --directory=/src uninstall").out
     assert "Kept" in said
@@ -27,7 +29,9 @@ def test_uninstalling_takes_all_of_it_away(machine: Machine) -> None:
     left = machine.run(f"find {places} -xdev -iname '*gpud*' -not -path '/run/systemd/*' -prune").out.splitlines()
     assert set(left) == {"/etc/gpud", "/var/lib/gpud"}
     machine.run("test -s /etc/gpud/gpud.yaml && test -s /var/lib/ml-models/llamacpp/models/tiny.gguf")
-    assert machine.show("gpud", "LoadState") == "not-found"
+    for unit in ("gpud.service", "gpud-front.socket"):
+        assert machine.show(unit, "LoadState") == "not-found"
+    assert machine.run("curl http://127.0.0.1:8080/health", check=False).code == 7
     assert "org.kernelcore" not in machine.run("busctl list --no-pager").out
     again = machine.run("make --directory=/src uninstall")
     assert again.code == 0
