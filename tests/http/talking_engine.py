@@ -23,6 +23,7 @@ arguments.add_argument("--port", type=int, default=0)
 arguments.add_argument("--ready-after", type=float, default=0.0)
 arguments.add_argument("--ready-when", default="")
 arguments.add_argument("--notes", default="")
+arguments.add_argument("--serves", default="", help="the model that /v1/models lists")
 options = arguments.parse_args()
 KEY = os.environ.get("ENGINE_KEY", "")
 began = time.monotonic()
@@ -64,6 +65,9 @@ async def one(reader, writer):
         return True
     if KEY and headers.get("authorization") != f"Bearer {KEY}":
         await answer(writer, 401, b'{"error": "wrong key"}')
+        return True
+    if options.serves and target == "/v1/models":
+        await answer(writer, 200, json.dumps({"data": [{"id": options.serves}]}).encode())
         return True
     try:
         asked = json.loads(body)
@@ -109,6 +113,19 @@ async def one(reader, writer):
             await reader.read(1)
             note(left=True)
             return False
+        case "hang-once":
+            if not Path(asked["mark"]).exists():
+                Path(asked["mark"]).write_text(str(os.getpid()))
+                await reader.read(1)
+                return False
+        case "too-short" | "too-long":
+            length = 100 if asked["do"] == "too-short" else 2
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length + b"x" * 50)
+            await writer.drain()
+            return False
+        case "pour":
+            await pour(writer, asked["mb"], bool(asked.get("one_line")))
+            return False
         case "stall":
             await stream(reader, writer, 2, 0.0, ends=False)
             await reader.read(1)
@@ -146,6 +163,22 @@ async def stream(reader, writer, events, every, ends=True):
         send(writer, b"data: [DONE]\n\n")
         writer.write(b"0\r\n\r\n")
         await writer.drain()
+
+
+async def pour(writer, mb, one_line):
+    """So many MB of events, or of one event, as fast as they are taken."""
+    kind = b"text/event-stream" if one_line else b"application/octet-stream"
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: " + kind + b"\r\nTransfer-Encoding: chunked\r\n\r\n")
+    piece = b"y" * 62500
+    if one_line:
+        send(writer, b"data: ")
+    for _ in range(mb * 16):
+        send(writer, piece)
+        await writer.drain()
+    if one_line:
+        send(writer, b"\n\ndata: [DONE]\n\n")
+    writer.write(b"0\r\n\r\n")
+    await writer.drain()
 
 
 def send(writer, data):
