@@ -217,7 +217,10 @@ def generate_request(asked: Generate) -> tuple[str, dict[str, Any]]:
         raise _bad('cannot go on from "context": gpud keeps no tokens', "send the conversation to /api/chat")
     if asked.suffix:
         infill = {"input_prefix": asked.prompt, "input_suffix": asked.suffix, "prompt": "", "stream": True}
-        return "/infill", infill | _options(asked.options) | _grammar(asked.format)
+        options = _options(asked.options)
+        if "max_tokens" in options:
+            options["n_predict"] = options.pop("max_tokens")
+        return "/infill", infill | options | _grammar(asked.format)
     if asked.raw:
         if asked.images:
             raise _bad("cannot put images into a raw prompt", "leave raw away, or use /api/chat")

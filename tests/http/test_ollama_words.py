@@ -1,6 +1,7 @@
 """What is put from Ollama's words into an engine's, and back: durations, options, bodies, streams."""
 
 import json
+from itertools import pairwise
 from math import inf
 from typing import Any
 
@@ -174,7 +175,7 @@ def test_a_stream_reads_the_same_however_it_is_cut(cuts: list[int]) -> None:
     """In the middle of a letter, too."""
     reading = Reading()
     edges = [0, *sorted(cuts), len(STREAM)]
-    parts = [part for start, end in zip(edges, edges[1:], strict=False) for part in reading.feed(STREAM[start:end])]
+    parts = [part for start, end in pairwise(edges) for part in reading.feed(STREAM[start:end])]
     assert [(part.content, part.thinking) for part in parts] == [("é", ""), ("b", "c")]
     assert (reading.prompt_tokens, reading.generated_tokens, reading.done_reason) == (3, 2, "length")
 
