@@ -35,6 +35,11 @@ LOG = "tests/log/test_log.py::"
 ELSEWHERE = {
     "make run": "tests/test_run.py::test_it_prints_what_works",
     "make test": "it is what runs this",
+    "curl -N http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' -d "
+    """'{"model": "tiny", "stream": true, "max_tokens": 40, "messages": [{"role": "user", "content": "Hello"}]}'""": (
+        "tests/test_run.py::test_it_prints_what_works"
+    ),
+    "gpudctl chat qwen3-8b": "tests/cli/test_cli_http.py::test_a_conversation_at_a_terminal",
     "sudo make install": SERVICE + "test_installing_again_keeps_the_configuration_and_the_running_gpud",
     "sudoedit /etc/gpud/gpud.yaml": "an editor, for a person",
     "sudo systemctl enable --now gpud": SERVICE + "test_the_service_runs_and_owns_its_name",

@@ -281,6 +281,7 @@ class Question:
 
     def __init__(self, connection: "HTTPConnection", url: str) -> None:
         self._connection = connection
+        self._socket: socket | None = connection.sock
         self._url = url
         self._response: HTTPResponse | None = None
 
@@ -293,10 +294,14 @@ class Question:
     def close(self) -> None:
         """Also while another thread reads."""
         import socket
+        import struct
 
-        if self._connection.sock is not None:
+        if self._socket is not None:
             with suppress(OSError):
-                self._connection.sock.shutdown(socket.SHUT_RDWR)
+                if (self._response is None or not self._response.isclosed()) and self._socket.family != socket.AF_UNIX:
+                    # An end of TCP may mean that the client still listens; a reset means that nobody does.
+                    self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self._socket.shutdown(socket.SHUT_RDWR)
         if self._response is not None:
             self._response.close()
         self._connection.close()

@@ -14,7 +14,7 @@ import msgspec
 from gpud.http.exchange import Exchange
 from gpud.http.routing import Route
 from gpud.http.shapes import Api
-from gpud.http.waiting import in_words, status_of
+from gpud.http.waiting import in_words
 
 LEAST_S = 0.2
 """An answer that has come for less than this has no speed yet that means anything."""
@@ -115,7 +115,7 @@ class Requests:
         waits = exchange.first_byte_s is None if exchange.model else not exchange.reply.begun
         message = ""
         if waits and exchange.model:
-            message = in_words(exchange.model, status_of(exchange.engine, exchange.model))
+            message = in_words(exchange.engine, exchange.model)
         return RunningRequest(
             number,
             door,
