@@ -6,7 +6,7 @@ do is passed on to it.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from gpud.core.errors import Busy, NotLoaded
+from gpud.core.errors import Busy, GpudError, NotLoaded
 from gpud.core.events import LoadOptions
 from gpud.core.facts import ModelStatus, State
 from gpud.core.keys import Right
@@ -357,7 +357,9 @@ class OllamaFront:
             ):
                 context = None
             if status.state is State.READY and idle_s is not None:
-                self._engine.load(model, exchange.caller, LoadOptions(idle_timeout_s=idle_s))
+                # A wish that cannot be heard is no reason not to answer; what is, is told by the use that follows.
+                with suppress(GpudError):
+                    self._engine.load(model, exchange.caller, LoadOptions(idle_timeout_s=idle_s))
         priority = exchange.admitted.priority_for(None)
         return LoadOptions(idle_timeout_s=idle_s, context=context, priority=priority)
 

@@ -722,6 +722,48 @@ def test_what_only_ollama_can_do_needs_an_ollama(run: Run, tmp_path: Path) -> No
     run(work())
 
 
+def test_a_model_that_does_not_fit_says_how_much_is_missing(run: Run, tmp_path: Path) -> None:
+    """507, and nothing is loaded."""
+
+    async def work() -> None:
+        async with OllamaDoor(tmp_path, scripted(tmp_path, size_bytes=4000 * GIB)) as door:
+            told = await door.ask("/api/chat", HELLO)
+            assert told.status == 507
+            assert "need 4000.00 GiB" in told.value["error"]
+            assert door.status().state is State.COLD
+
+    run(work())
+
+
+def test_who_comes_while_it_loads_waits_for_it(run: Run, tmp_path: Path) -> None:
+    """All of them are answered by one engine, and by nothing before it."""
+
+    async def work() -> None:
+        async with OllamaDoor(tmp_path, scripted(tmp_path)) as door:
+            script(tmp_path, *ANSWER)
+            wishes = ({}, {"stream": False}, {"options": {"num_ctx": 2048}})
+            told = await asyncio.gather(*(door.ask("/api/chat", HELLO | wish) for wish in wishes))
+            assert [one.status for one in told] == [200, 200, 200]
+            assert all(one.lines[-1]["done"] for one in told)
+            assert door.status().load_seconds is not None
+            assert door.status().restarts == 0
+
+    run(work())
+
+
+def test_a_wish_for_when_to_go_is_no_reason_to_refuse(run: Run, tmp_path: Path) -> None:
+    """While the GPUs are given away a model in host memory answers as always, whatever its client wishes."""
+
+    async def work() -> None:
+        async with OllamaDoor(tmp_path, scripted(tmp_path, gpu="host")) as door:
+            script(tmp_path, *ANSWER)
+            await door.ask("/api/generate", {"model": "tiny"})
+            door.engine.yield_gpus(caller(), why="a game")
+            assert (await door.ask("/api/chat", HELLO | {"keep_alive": "1m"})).status == 200
+
+    run(work())
+
+
 def test_openais_language_is_spoken_here_too(run: Run, tmp_path: Path) -> None:
     """As Ollama's own door does."""
 
