@@ -73,7 +73,11 @@ def is_there(status: ModelStatus) -> bool:
 
 
 async def unload(engine: Engine, names: Iterable[str], caller: Caller, *, force: bool) -> Unloaded:
-    """All of these at once. What cannot be unloaded, and why, is told and not raised."""
+    """All of these at once. What cannot be unloaded, and why, is told and not raised.
+
+    Raises LimitsExceeded alone.
+    """
+    check_jobs(engine, caller, 1)
     found = Unloaded()
     freed: dict[str, int] = {}
 

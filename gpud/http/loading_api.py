@@ -3,6 +3,7 @@
 What may be changed for one load is its context and its priority; the rest is configured, and said to be.
 """
 
+import re
 from typing import Any
 
 import msgspec
@@ -31,8 +32,8 @@ from gpud.http.shapes import Api, HttpError, error_value
 
 ALL = "all"
 
-JOB_NUMBER = 10**15
-"""No job has a number as large; what is longer is no number."""
+JOB_DIGITS = 15
+"""No job has a number as long."""
 
 
 class LoadParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -464,7 +465,7 @@ def _over(ended: JobEnded) -> JobInfo:
 
 def _job_number(exchange: Exchange) -> int:
     text = exchange.parameters["id"]
-    if not text.isascii() or not text.isdigit() or int(text[:20]) >= JOB_NUMBER:
+    if not re.fullmatch(f"[0-9]{{1,{JOB_DIGITS}}}", text):
         raise HttpError(404, "not_found", f"there is no job {text[:64]!a}", hint="a job's name is its number")
     return int(text)
 
@@ -482,6 +483,8 @@ def _check_backend(model: Model, backend: str, engines: tuple[str, ...]) -> None
 def _check_layers(model: Model, layers: int | str | None) -> None:
     if layers is None:
         return
+    if isinstance(layers, int) and abs(layers) >= 1 << 31:
+        raise InvalidOption("gpu_layers is too large a number", hint='it is a number, "auto" or "all"')
     meant = "all" if str(layers) == "-1" else str(layers)
     configured = model.settings.layers or "auto"
     if meant != configured:

@@ -19,6 +19,7 @@ from gpud.core.modelfile import ModelFile
 from gpud.core.ports import Files
 from gpud.engine import Engine
 from gpud.http.client import Pool
+from gpud.http.engine_texts import EngineTexts
 from gpud.http.exchange import SMALL_BODY_BYTES, Exchange
 from gpud.http.feed import Feed
 from gpud.http.feed_events import timestamp
@@ -80,6 +81,10 @@ class Parts:
     settings: OwnSettings = field(default_factory=OwnSettings)
     clock: Callable[[], float] = time.time
     began_s: float = field(default_factory=time.monotonic)
+    texts: EngineTexts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.texts = EngineTexts(self.engine, self.pool)
 
     @property
     def uptime_s(self) -> float:
@@ -163,14 +168,14 @@ def priority_of(said: str | int | None) -> Priority | None:
     """A priority by its name, or from 1 to 10 as the model orchestrator has it. Raises InvalidArguments."""
     if said is None or said == "":
         return None
-    if isinstance(said, str) and not said.isdigit():
-        if said.lower() in _PRIORITIES:
-            return _PRIORITIES[said.lower()]
-    elif 1 <= int(said) <= 10:
-        value = int(said)
+    word = short(str(said)) if isinstance(said, str) or abs(said) < 1 << 63 else "too large a number"
+    if word.lower() in _PRIORITIES:
+        return _PRIORITIES[word.lower()]
+    value = int(word) if re.fullmatch("[0-9]{1,2}", word) else 0
+    if 1 <= value <= 10:
         return Priority.LOW if value <= 3 else Priority.NORMAL if value <= 6 else Priority(2 + (value == 10))
     raise InvalidArguments(
-        f"the priority is {short(str(said))!a}", hint=f"it can be {', '.join(_PRIORITIES)}, or a number from 1 to 10"
+        f"the priority is {word!a}", hint=f"it can be {', '.join(_PRIORITIES)}, or a number from 1 to 10"
     )
 
 

@@ -8,7 +8,7 @@ import asyncio
 import msgspec
 
 from gpud.core.errors import BackendFailed
-from gpud.core.facts import HOST, GpuStatus, Snapshot, State
+from gpud.core.facts import HOST, GpuStatus, ModelStatus, Snapshot, State
 from gpud.core.modelfile import ModelFile
 from gpud.core.quote import Offer, Quote
 from gpud.http.changing import status_of
@@ -141,6 +141,20 @@ class Memory:
         except BackendFailed:
             return None
 
+    async def _recommended(self, name: str, context: int | None, status: ModelStatus) -> int | None:
+        """The most layers that a GPU has room for now, whatever is configured."""
+        everything = await self._all_layers(name)
+        if everything is None:
+            return None
+        engine = self._parts.engine
+        quote = await engine.quote(name, context=context, layers=everything)
+        if not quote.offers[0].gpu_bytes:
+            return 0
+        # What it holds itself would be there for it.
+        own = sum(size for device, size in status.shares if device != HOST)
+        available = _available(engine.snapshot(), quote.offers[0])
+        return None if available is None else _layers(quote, available + own, everything)
+
     async def _budget(self, exchange: Exchange) -> None:
         parts, request = self._parts, exchange.request
         said = request.parameter("model") or request.parameter("model_id")
@@ -151,7 +165,9 @@ class Memory:
         quote = await parts.engine.quote(name, context=context, layers=layers)
         best = quote.offers[0]
         considered = parts.engine.consider(max(1, best.need_bytes), gpu=_place(snapshot, name, best))
-        is_loaded = any(one.model.name == name and one.state is State.READY for one in snapshot.models)
+        status = status_of(parts.engine, name)
+        # With other settings it would have to be loaded anew.
+        is_loaded = status.state is State.READY and context is None and layers is None
         available = _available(snapshot, best)
         await exchange.answer(
             Budget(
@@ -159,7 +175,7 @@ class Memory:
                 need_gb=gb(best.need_bytes) or 0.0,
                 available_gb=gb(available),
                 fits=is_loaded or considered.verdict in ("fits", "evicts"),
-                recommended_layers=_layers(quote, available, await self._all_layers(name)),
+                recommended_layers=await self._recommended(name, context, status),
                 verdict="loaded" if is_loaded else considered.verdict,
                 victims=[] if is_loaded else list(considered.victims),
                 message=f'"{name}" is loaded' if is_loaded else considered.message,
@@ -225,10 +241,8 @@ def _place(snapshot: Snapshot, name: str, offer: Offer) -> str:
     return next((one.model.gpu for one in snapshot.models if one.model.name == name), "")
 
 
-def _layers(quote: Quote, available: int | None, everything: int | None) -> int | None:
-    """The most layers that fit as things are."""
-    if available is None:
-        return None
+def _layers(quote: Quote, available: int, everything: int) -> int | None:
+    """Of the ways in which it may be loaded, the one with the most layers that fit."""
     if quote.offers[0].gpu_bytes <= available:
         return everything
     fitting = [o.layers for o in (*quote.offers, *quote.less) if o.layers is not None and o.gpu_bytes <= available]

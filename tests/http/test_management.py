@@ -342,6 +342,7 @@ def test_budget_says_whether_it_fits_and_how_many_layers_would(run: Run, tmp_pat
             small = (await found.ask("GET /vram/budget?model=Beta-1B")).value
             assert (small["need_gb"], small["fits"], small["verdict"]) == (1.0, True, "fits")
             await loaded(found, "Beta-1B")
+            assert small["recommended_layers"] is None
             again = (await found.ask("GET /vram/budget?model=Beta-1B")).value
             assert (again["fits"], again["verdict"], again["message"]) == (True, "loaded", '"Beta-1B" is loaded')
 

@@ -29,6 +29,9 @@ def test_a_model_is_looked_at_loaded_asked_and_unloaded(run: Run, tmp_path: Path
             assert info["compatible_backends"] == ["llamacpp"] and info["quantization"]
             budget = (await found.ask("GET /vram/budget?model_id=1")).value
             assert budget["fits"] is True and budget["verdict"] == "fits"
+            assert budget["recommended_layers"] == 3
+            more = (await found.ask("GET /vram/budget?model_id=1&layers=2&context=256")).value
+            assert more["fits"] is True and more["recommended_layers"] == 3
             health = (await found.ask("GET /api/health")).value
             assert health["backends"]["llamacpp"]["ready"] is True
             loaded = (await found.ask("POST /load", {"model_path": tiny, "backend": "llamacpp"})).value
