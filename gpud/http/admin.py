@@ -290,8 +290,9 @@ class Admin:
         )
 
     async def metrics(self, exchange: Exchange) -> None:
-        """Wakes nothing: what is told is the last look."""
-        content_type, text = await self._parts.metrics.scrape(exchange.request.headers.get("accept"))
+        """Wakes nothing: what is told of the GPUs is the last look, and only engines that run are asked."""
+        accept = exchange.request.headers.get("accept")
+        content_type, text = await self._parts.metrics.scrape(accept, await self._parts.texts.read())
         await exchange.send(text, ("Content-Type", content_type))
 
     async def _status(self, exchange: Exchange) -> None:
