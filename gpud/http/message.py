@@ -160,6 +160,7 @@ class Reply:
         "_connection",
         "_head",
         "_left",
+        "_nudged",
         "_silent",
         "body_bytes",
         "ended",
@@ -170,6 +171,7 @@ class Reply:
         self._connection = connection
         self._silent = silent
         self._chunked = False
+        self._nudged = False
         self._left: int | None = None
         self._head = b""
         self.status = 0
@@ -294,6 +296,16 @@ class Reply:
         """Send the head if it still waits."""
         if self._head and not self.ended:
             self._out(b"")
+
+    def nudge(self) -> bool:
+        """Send a byte that means nothing: the length of the next chunk begins with a zero. False where there are no
+        chunks. Once for each reply: some clients count the digits of a length.
+        """
+        if not self._chunked or self._silent or self.ended or self._nudged:
+            return False
+        self._nudged = True
+        self._out(b"0")
+        return True
 
     def _start(self, status: int, headers: FieldItems, length: int | None) -> None:
         if self.status:

@@ -568,10 +568,15 @@ class ServerConnection(Connection):
 
     def _ask_whether_it_lives(self) -> None:
         """A TCP client whose sending has ended may be gone altogether. An interim answer costs one that is there
-        nothing (clients skip it), and from one that is not a reset comes back.
+        nothing (clients skip it), and from one that is not a reset comes back. In the middle of a stream, which may
+        say nothing for long, a byte that means nothing does the same.
         """
         reply = self._reply
-        if reply is not None and not reply.begun and self.speaks_1_1 and not self.lost:
+        if reply is None or self.lost:
+            return
+        if reply.begun:
+            reply.nudge()
+        elif self.speaks_1_1:
             self.transport.write(CONTINUE)
             self._set_read_deadline(self.server.clock() + ASK_AGAIN_S)
 
