@@ -18,7 +18,7 @@ from gpud.catalog.kinds import quantization
 from gpud.catalog.reader import FileReader
 from gpud.config import Config
 from gpud.core.errors import BackendFailed, ConfigInvalid, GpudError
-from gpud.core.events import Kind, Level, Notice, Outcome, Touched
+from gpud.core.events import Kind, Level, Notice, Outcome
 from gpud.core.facts import State
 from gpud.core.ports import Backend
 from gpud.dbus.limits import CallerLimits
@@ -128,9 +128,9 @@ class Daemon:
                 version=__version__,
                 reload=self.reload,
             )
-            self._engine.subscribe(self._listen)
+            self._engine.subscribe(self._listen, touched=False)
             self._webhook = Webhook(self._config.alerts.webhook)
-            self._engine.subscribe(self._webhook.listen)
+            self._engine.subscribe(self._webhook.listen, touched=False)
             self._web = Web(
                 self._engine,
                 lines,
@@ -312,8 +312,6 @@ class Daemon:
         for outcome in outcomes:
             if isinstance(outcome, Notice):
                 self._journal.notice(outcome)
-        if all(isinstance(outcome, Touched) for outcome in outcomes):
-            return  # A request began or ended: nothing of it is in the one line, and there are thousands a second.
         status = self._status_text()
         if status != self._status:
             self._status = status

@@ -70,8 +70,9 @@ class Web:
         self._metrics = Metrics(engine)
         self._feed = Feed(engine, lines=lines)
         self._requests = Requests()
-        for listener in (self._lines.listen, self._metrics.listen, self._feed.listen):
-            engine.subscribe(listener)
+        for listener in (self._lines.listen, self._metrics.listen):
+            engine.subscribe(listener, touched=False)
+        engine.subscribe(self._feed.listen)
         self._parts = Parts(engine, self._pool, self._feed, lines, self._metrics, files, quantization)
         self._ollama = OllamaFront(engine, self._pool, self._gateway, files=files, quantization=quantization)
         v1 = (*self._gateway.v1_routes(), *self._requests.routes())

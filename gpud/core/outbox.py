@@ -8,6 +8,8 @@ from gpud.core.facts import JobResult
 from gpud.core.instance import Instance, Job
 from gpud.core.lifecycle import Trigger
 
+_TOUCHED = events.Touched()
+
 
 class Outbox:
     """Filled while an event is handled, emptied when it has been."""
@@ -24,7 +26,7 @@ class Outbox:
 
     def touch(self) -> None:
         """Something can be seen that could not be seen before."""
-        self.add(events.Touched())
+        self.add(_TOUCHED)
 
     def move(self, instance: Instance, trigger: Trigger, reason: str) -> None:
         """Take a transition, and tell it."""

@@ -65,6 +65,12 @@ class Scheduler:
         self._table.now = now
         self._out.take()
         match event:
+            case events.UseBegan(name):
+                self._leaving.use_began(name)
+                return self._after_use()
+            case events.UseEnded(name):
+                self._leaving.use_ended(name)
+                return self._after_use()
             case events.LoadAsked():
                 self._loading.load_asked(event)
             case events.UnloadAsked():
@@ -83,10 +89,6 @@ class Scheduler:
                 self._yielding.asked(event)
             case events.ResumeAsked():
                 self._yielding.resumed(event)
-            case events.UseBegan(name):
-                self._leaving.use_began(name)
-            case events.UseEnded(name):
-                self._leaving.use_ended(name)
             case events.Progressed():
                 self._loading.progressed(event)
             case events.Sized():
@@ -329,6 +331,14 @@ class Scheduler:
                     self._leaving.drained(instance)
             elif instance.state is State.STOPPING and again:
                 self._out.add(events.Stop(instance.model.name, instance.generation, kill=True))
+
+    def _after_use(self) -> tuple[Action, ...]:
+        """As after every event, at the price that each request pays twice: what is used has an engine, so that nothing
+        is let go of, and nothing ends.
+        """
+        if self._table.look:
+            self._pump()
+        return self._out.take()
 
     def _pump(self) -> None:
         """After every event: look at the devices if somebody waits for that, let go of them if nobody does, end if

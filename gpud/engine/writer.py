@@ -89,6 +89,7 @@ class Engine:
         self._claims = itertools.count(1)
         self._claimants: dict[int, asyncio.Future[None]] = {}
         self._listeners: list[Listener] = []
+        self._touched: list[Listener] = []
         self._waiters: dict[int, list[asyncio.Future[JobEnded]]] = {}
         self._jobs = itertools.count(1)
         self._ended: dict[int, JobEnded] = {}
@@ -128,10 +129,19 @@ class Engine:
         except TimeoutError:
             log.debug("The devices have not been looked at within %g s", REFRESH_S)
 
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Be told after each event what happened; returns how to stop that."""
-        self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener)
+    def subscribe(self, listener: Listener, *, touched: bool = True) -> Callable[[], None]:
+        """Be told after each event what happened; returns how to stop that. ``touched`` False: not where nothing is
+        told but that something can be seen, as twice for each request.
+        """
+        lists = (self._listeners, self._touched) if touched else (self._listeners,)
+        for each in lists:
+            each.append(listener)
+
+        def stop() -> None:
+            for each in lists:
+                each.remove(listener)
+
+        return stop
 
     def resolve(self, name: str) -> str:
         """The configured name that a user means: the name itself, an alias, or either with ``.gguf`` behind it."""
@@ -413,6 +423,12 @@ class Engine:
     def _post(self, event: Event) -> None:
         actions = self._scheduler.handle(event, self._loop.time())
         self._snapshot = None
+        if len(actions) == 1 and isinstance(actions[0], events.Touched):
+            # A use that begins makes no deadline earlier.
+            if not isinstance(event, events.UseBegan):
+                self._rearm()
+            self._call(self._touched, (actions[0],))
+            return
         outcomes: list[Outcome] = []
         for action in actions:
             if isinstance(action, events.Finish):
@@ -421,9 +437,7 @@ class Engine:
                 outcomes.append(action)
             else:
                 self._work.begin(action)
-        # A use that begins, and does no more than be seen, makes no deadline earlier.
-        if len(actions) > 1 or not isinstance(event, events.UseBegan):
-            self._rearm()
+        self._rearm()
         told = tuple(outcomes)
         if told:
             self._tell(told)
@@ -443,7 +457,11 @@ class Engine:
                 for future in self._waiters.pop(outcome.job, ()):
                     if not future.done():
                         future.set_result(outcome)
-        for listener in tuple(self._listeners):
+        self._call(self._listeners, outcomes)
+
+    @staticmethod
+    def _call(listeners: list[Listener], outcomes: tuple[Outcome, ...]) -> None:
+        for listener in tuple(listeners):
             try:
                 listener(outcomes)
             except Exception:
@@ -454,7 +472,7 @@ class Engine:
 
     def _touch(self) -> None:
         self._snapshot = None
-        self._tell((events.Touched(),))
+        self._call(self._touched, (events.Touched(),))
 
     def _rearm(self) -> None:
         """One timer for the earliest deadline, none when there is none."""

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 
-from gpud.core.events import Alert, ClaimGranted, ClaimOver, JobEnded, Level, ModelChanged, Notice, Outcome
+from gpud.core.events import Alert, ClaimGranted, ClaimOver, JobEnded, Level, ModelChanged, Notice, Outcome, Touched
 from gpud.core.facts import Snapshot, State
 from gpud.engine import Engine
 from gpud.http import feed_events
@@ -167,6 +167,8 @@ class Feed:
         """The engine's listener. Cheap: it is called for each request that passes."""
         for outcome in outcomes:
             match outcome:
+                case Touched():
+                    pass
                 case ModelChanged():
                     self._changed(outcome)
                 case Notice():
