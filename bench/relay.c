@@ -2,8 +2,8 @@
  *
  * relay serve PORT            a body of ?bytes=N, or with ?chunks=N&every=MICROSECONDS a chunked stream of events; every event
  *                             holds the time at which it was sent. every=0: as fast as they are taken.
- * relay ask PORT CLIENTS SECONDS POSTED BYTES     each client asks again when it has its answer; prints requests and latencies.
- * relay listen PORT CLIENTS CHUNKS EVERY [PATH]   each client reads one stream, at a path below PATH; prints events and how late they came.
+ * relay ask PORT CLIENTS SECONDS POSTED BYTES [TARGET]   each client asks again when it has its answer; prints requests and latencies.
+ * relay listen PORT CLIENTS CHUNKS EVERY    each client asks the model "stream" for one stream and reads it; prints events and how late they came.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -262,13 +262,14 @@ static int answered(struct peer *p)
     }
 }
 
-static int ask_all(int port, int clients, double seconds, long posted, long bytes)
+static int ask_all(int port, int clients, double seconds, long posted, long bytes, const char *target)
 {
     int epoll = epoll_create1(0);
-    char *request = calloc(1, (size_t)posted + 1024);
-    size_t size = (size_t)sprintf(request,
-                                  "POST /v1/chat/completions?bytes=%ld HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUser-Agent: bench\r\nAccept: application/json\r\n"
-                                  "Content-Type: application/json\r\nContent-Length: %ld\r\n\r\n", bytes, port, posted);
+    char *request = calloc(1, (size_t)posted + 1024), usual[64];
+    snprintf(usual, sizeof usual, "/v1/chat/completions?bytes=%ld", bytes);
+    size_t size = (size_t)snprintf(request, 1024,
+                                   "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUser-Agent: bench\r\nAccept: application/json\r\n"
+                                   "Content-Type: application/json\r\nContent-Length: %ld\r\n\r\n", target ? target : usual, port, posted);
     memset(request + size, 'x', (size_t)posted);
     static const char begin_of_body[] = "{\"model\":\"bench\",\"prompt\":\"", end_of_body[] = "\"}";
     if (posted >= (long)(sizeof begin_of_body + sizeof end_of_body)) {
@@ -346,11 +347,14 @@ static int times(struct peer *p, const char *data, size_t size)
     return over;
 }
 
-static int listen_all(int port, int clients, long chunks, long every, const char *before)
+static int listen_all(int port, int clients, long chunks, long every)
 {
     int epoll = epoll_create1(0), open = clients;
-    char request[256];
-    size_t size = (size_t)sprintf(request, "GET %s/v1/stream?chunks=%ld&every=%ld HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n", before, chunks, every, port);
+    static const char body[] = "{\"model\":\"stream\",\"stream\":true}";
+    char request[512];
+    size_t size = (size_t)snprintf(request, sizeof request,
+                                   "POST /v1/chat/completions?chunks=%ld&every=%ld HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n"
+                                   "Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s", chunks, every, port, sizeof body - 1, body);
     int64_t begin = now();
     for (int i = 0; i < clients; i++) {
         struct peer *p = join(epoll, port);
@@ -387,10 +391,10 @@ int main(int argc, char **argv)
     memset(filler, 'a', sizeof filler);
     if (argc == 3 && !strcmp(argv[1], "serve"))
         serve(atoi(argv[2]));
-    if (argc == 7 && !strcmp(argv[1], "ask"))
-        return ask_all(atoi(argv[2]), atoi(argv[3]), atof(argv[4]), atol(argv[5]), atol(argv[6]));
-    if ((argc == 6 || argc == 7) && !strcmp(argv[1], "listen"))
-        return listen_all(atoi(argv[2]), atoi(argv[3]), atol(argv[4]), atol(argv[5]), argc == 7 ? argv[6] : "");
-    fprintf(stderr, "usage: relay serve PORT | ask PORT CLIENTS SECONDS POSTED BYTES | listen PORT CLIENTS CHUNKS EVERY [PATH]\n");
+    if ((argc == 7 || argc == 8) && !strcmp(argv[1], "ask"))
+        return ask_all(atoi(argv[2]), atoi(argv[3]), atof(argv[4]), atol(argv[5]), atol(argv[6]), argc == 8 ? argv[7] : NULL);
+    if (argc == 6 && !strcmp(argv[1], "listen"))
+        return listen_all(atoi(argv[2]), atoi(argv[3]), atol(argv[4]), atol(argv[5]));
+    fprintf(stderr, "usage: relay serve PORT | ask PORT CLIENTS SECONDS POSTED BYTES [TARGET] | listen PORT CLIENTS CHUNKS EVERY\n");
     return 2;
 }
