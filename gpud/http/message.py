@@ -297,15 +297,13 @@ class Reply:
         if self._head and not self.ended:
             self._out(b"")
 
-    def nudge(self) -> bool:
-        """Send a byte that means nothing: the length of the next chunk begins with a zero. False where there are no
-        chunks. Once for each reply: some clients count the digits of a length.
+    def nudge(self) -> None:
+        """Send a byte that means nothing, where there are chunks: the next one's length begins with a zero. Once for
+        each reply: some clients count the digits of a length.
         """
-        if not self._chunked or self._silent or self.ended or self._nudged:
-            return False
-        self._nudged = True
-        self._out(b"0")
-        return True
+        if self._chunked and not (self._silent or self.ended or self._nudged):
+            self._nudged = True
+            self._out(b"0")
 
     def _start(self, status: int, headers: FieldItems, length: int | None) -> None:
         if self.status:
