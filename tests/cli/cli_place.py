@@ -154,6 +154,7 @@ def models_yaml(directory: Path) -> str:
     command = f'[{sys.executable}, {script}, "${{port}}"]'
     return f"""
 idle: {{timeout: 5m}}
+http: {{front: {{enable: false}}, management: {{enable: false}}, ollama: {{enable: false}}}}
 models:
   tiny: {{engine: custom, command: {command}, size: 300MiB, aliases: [small]}}
   other:3b: {{engine: custom, command: {command}, size: 200MiB}}

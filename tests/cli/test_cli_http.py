@@ -301,6 +301,17 @@ def test_bench_says_what_it_measured(gpud: Front) -> None:
     assert [line[:13].strip() for line in lines[1:]] == ["prompt", "generation", "in all", "first token", "before that"]
 
 
+def test_bench_that_is_interrupted(gpud: Front) -> None:
+    """The status is 130, and no engine goes on with what nobody waits for."""
+    process = gpud.place.start("bench", "tiny", "--requests", "9", "--parallel", "2", "--tokens", "65536")
+    settled(lambda: len(gpud.place.json("ps")["requests"]) == 2)
+    process.send_signal(signal.SIGINT)
+    status, out, err = finish(process)
+    assert (status, out) == (130, "")
+    assert "Traceback" not in err
+    settled(lambda: gpud.place.json("ps")["requests"] == [])
+
+
 def test_bench_of_what_cannot_be_measured(gpud: Front) -> None:
     """A model that is refused is no result."""
     done = gpud.place.gpudctl("bench", "big")
