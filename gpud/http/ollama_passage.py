@@ -40,9 +40,7 @@ ANSWER_BYTES = 256 << 20
 
 _COUNT = re.compile(rb'"(prompt_eval_count|eval_count)"\s*:\s*(\d{1,12})\b')
 
-_OF_THE_LOAD = frozenset(
-    ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict", "num_keep_alive")
-)
+_OF_THE_LOAD = frozenset(("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict"))
 """With another value of one of these than it was loaded with, Ollama loads a model anew, asking nobody for memory."""
 
 
