@@ -26,10 +26,11 @@ MANY = """\
 import resource, socket, sys
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-clients = [socket.create_connection(("127.0.0.1", 8080), 20) for _ in range(int(sys.argv[1]))]
-for client in (clients[0], clients[-1]):
-    client.sendall(b"GET /health HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
-    print(client.recv(12).decode())
+clients = []
+for _ in range(int(sys.argv[1])):
+    clients.append(socket.create_connection(("127.0.0.1", 8080), 20))
+    clients[-1].sendall(b"GET /health HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
+print(sum(client.recv(4096).startswith(b"HTTP/1.1 200") for client in clients))
 """
 
 SOCKETS = " ".join(f"gpud-{name}.socket" for name in PORTS)
@@ -88,10 +89,10 @@ def test_an_ordinary_user_is_answered_at_every_door(machine: Machine, tester: st
 
 
 def test_as_many_clients_as_a_door_grants_are_connected_at_once(machine: Machine, tester: str) -> None:
-    """The service's limit of open files leaves room for them, and both the first and the last are answered."""
+    """The service's limit of open files leaves room for them, and each is answered while all the others are there."""
     (machine.root / "var/lib/ml-models/custom/many.py").write_text(MANY)
     said = machine.run(f"python3 /var/lib/ml-models/custom/many.py {CONNECTIONS}", user=tester).out
-    assert said.splitlines() == ["HTTP/1.1 200"] * 2
+    assert said == str(CONNECTIONS)
     limits = machine.run(f"cat /proc/{machine.main_pid()}/limits").out
     match = re.search(r"^Max open files +(\d+)", limits, re.M)
     assert match is not None
