@@ -178,7 +178,7 @@ class Daemon:
             raise
         except BusUnavailable as problem:
             log.error("%s", problem)
-        await self._web.apply(self._config, self._keys)
+        await self._web.apply(self._config, self._keys, self._backends.get("ollama"))
         serving = asyncio.create_task(_keep_serving(service))
         self._ready()
         try:
@@ -278,7 +278,7 @@ class Daemon:
         self._webhook.url = new.alerts.webhook
         set_level(self._journal, Level(new.logging.level))
         await self._engine.apply(models=new.models, limits=new.limits, idle_timeout_s=new.idle_timeout_s, backends=made)
-        await self._web.apply(new, keys)
+        await self._web.apply(new, keys, made.get("ollama"))
         text = f"The configuration was reloaded: {_models(new)} in {', '.join(new.sources)}"
         if restart:
             text += "; its section bus takes effect after a restart of gpud"

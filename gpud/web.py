@@ -28,8 +28,9 @@ from gpud.http.limits import HeadLimits, ServerLimits
 from gpud.http.lines import Lines
 from gpud.http.listening import Address, PassedSocket, TcpAddress, Tls, UnixAddress
 from gpud.http.management import management_routes
-from gpud.http.metrics import Metrics
+from gpud.http.metrics import Metrics, RequestSeen
 from gpud.http.ollama import OllamaFront, OllamaSettings
+from gpud.http.ollama_relay import OllamaServer
 from gpud.http.own import OwnSettings, Parts
 from gpud.http.requests import Requests
 from gpud.http.routing import Router
@@ -81,21 +82,29 @@ class Web:
             "management": Router((*management_routes(self._parts, v1), *v1)),
             "ollama": Router(self._ollama.routes()),
         }
-        self._doors = Doors(engine, routers, say=say, metrics=self._metrics, requests=self._requests)
+        self._doors = Doors(engine, routers, say=say, observe=self._seen, requests=self._requests)
+
+    def _seen(self, seen: RequestSeen) -> None:
+        """A request is over: it is counted, and told to those who listen."""
+        self._metrics.observe(seen)
+        self._feed.observe(seen)
 
     def notice(self, notice: Notice) -> None:
         """Something that the daemon tells besides what the engine does."""
         for tell in (self._lines.notice, self._metrics.notice, self._feed.notice):
             tell(notice)
 
-    async def apply(self, configured: Config, keys: Keyring) -> None:
-        """From now on as configured. Doors that listen as before keep their connections."""
+    async def apply(self, configured: Config, keys: Keyring, ollama: object = None) -> None:
+        """From now on as configured; ``ollama`` is what runs Ollama, where a model has it. Doors that listen as before
+        keep their connections.
+        """
         wanted = configured.http
         attached = frozenset(name for name, engine in configured.engines.items() if engine.url)
         there = await asyncio.to_thread(Path(configured.base_directory).is_dir)
         models_path = configured.base_directory if there else ""
         self._parts.settings = OwnSettings(models_path, wanted.default_model, attached)
         self._ollama.settings = OllamaSettings(attached="ollama" in attached)
+        self._ollama.server = ollama if isinstance(ollama, OllamaServer) else None
         self._gateway.settings = GatewaySettings(
             body_bytes=wanted.limits.body_bytes, heartbeat_s=wanted.heartbeat_s, default_model=wanted.default_model
         )

@@ -20,7 +20,7 @@ from gpud.http.keys import Keys
 from gpud.http.limits import ServerLimits
 from gpud.http.listening import Address, Listening, PassedSocket, TcpAddress, Tls, UnixAddress, shown
 from gpud.http.message import Reply, Request
-from gpud.http.metrics import Metrics, RequestSeen
+from gpud.http.metrics import RequestSeen
 from gpud.http.rates import Rates
 from gpud.http.requests import Requests
 from gpud.http.routing import Match, NotAllowed, Route, Router
@@ -58,7 +58,7 @@ class Door:
         opening: Opening,
         engine: Engine,
         router: Router,
-        metrics: Metrics | None,
+        observe: Callable[[RequestSeen], None],
         rates: Rates,
         keys: Keys | None,
         requests: Requests,
@@ -66,7 +66,7 @@ class Door:
         self.opening = opening
         self.router = router
         self._engine = engine
-        self._metrics = metrics
+        self._observe = observe
         self._rates = rates
         self._requests = requests
         self.admit(opening.rules, keys)
@@ -121,12 +121,10 @@ class Door:
             self._seen(exchange)
 
     def _seen(self, exchange: Exchange) -> None:
-        if self._metrics is None:
-            return
         status = exchange.reply.status or CLIENT_LEFT
         if exchange.request.is_gone and not exchange.reply.ended:
             status = CLIENT_LEFT
-        self._metrics.observe(
+        self._observe(
             RequestSeen(
                 door=self.opening.name,
                 route=exchange.route.path,
@@ -173,13 +171,13 @@ class Doors:
         routers: Mapping[str, Router],
         *,
         say: Callable[[Notice], None],
-        metrics: Metrics | None = None,
+        observe: Callable[[RequestSeen], None],
         requests: Requests | None = None,
     ) -> None:
         self._engine = engine
         self._routers = routers
         self._say = say
-        self._metrics = metrics
+        self._observe = observe
         self._requests = requests or Requests()
         self._rates = Rates()
         self._doors: dict[str, Door] = {}
@@ -216,7 +214,7 @@ class Doors:
 
     async def _open(self, opening: Opening, keys: Keys | None) -> None:
         router = self._routers[opening.name]
-        door = Door(opening, self._engine, router, self._metrics, self._rates, keys, self._requests)
+        door = Door(opening, self._engine, router, self._observe, self._rates, keys, self._requests)
         self._doors[opening.name] = door
         opened: list[Listening] = []
         for address in opening.addresses:

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -29,6 +29,7 @@ LOOK_S = 2.0
 """How long Ollama is waited for where its answer is only a part of gpud's."""
 
 
+@runtime_checkable
 class OllamaServer(Protocol):
     """Ollama's own server, whoever runs it."""
 

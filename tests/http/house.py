@@ -72,7 +72,7 @@ class House:
         self.notices: list[Notice] = []
         self.routes = {"front": admin_routes(self.parts), "management": management_routes(self.parts)}
         routers = {name: Router(routes) for name, routes in self.routes.items()}
-        self.doors = Doors(engine, routers, say=self.notices.append, metrics=self.metrics)
+        self.doors = Doors(engine, routers, say=self.notices.append, observe=self.metrics.observe)
         for listener in (self.feed.listen, self.lines.listen, self.metrics.listen):
             engine.subscribe(listener)
 

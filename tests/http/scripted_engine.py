@@ -93,7 +93,8 @@ def send(writer, data):
 async def answer(writer, status, value):
     body = json.dumps(value).encode()
     writer.write(
-        b"HTTP/1.1 %d Said\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body)
+        b"HTTP/1.1 %d Said\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+        % (status, len(body), body)
     )
     await writer.drain()
 

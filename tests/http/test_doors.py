@@ -55,7 +55,7 @@ class House:
         self.told: list[Notice] = []
         self.pool = Pool()
         self.metrics = Metrics(bench.engine)
-        self.doors = Doors(bench.engine, {"front": Router(ROUTES)}, say=self.told.append, metrics=self.metrics)
+        self.doors = Doors(bench.engine, {"front": Router(ROUTES)}, say=self.told.append, observe=self.metrics.observe)
         self.path = str(root / "front.sock")
 
     async def open(self, *, keys: Keys | None = None, rules: Rules | None = None, port: int = 0) -> None:
