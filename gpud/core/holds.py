@@ -20,7 +20,9 @@ class Holds:
 
     def held(self, model: str, what: str) -> bool:
         """Whether a hold on the model, or an inhibitor of all models, forbids ``what``."""
-        return any(hold.model in ("", model) and what in hold.what for hold in self._holds.values())
+        return bool(self._holds) and any(
+            hold.model in ("", model) and what in hold.what for hold in self._holds.values()
+        )
 
     def count(self, model: str) -> int:
         return sum(1 for hold in self._holds.values() if hold.model == model)

@@ -139,16 +139,27 @@ class Scheduler:
         if limits.watch_s > 0 and not self._table.looks.pending() and self._table.with_engine():
             deadlines.append(self._table.looked_s + limits.watch_s)
         for instance in self._table.lively():
-            if instance.state is State.READY and not instance.asking:
-                at = instance.unload_at(held=self._holds.held(instance.model.name, "unload"))
+            if instance.state is State.READY:
+                at = self._idle_deadline(instance)
                 if at is not None:
-                    deadlines.append(max(at, instance.busy_until_s))
+                    deadlines.append(at)
             elif instance.state is State.BACKOFF and instance.retry_at_s is not None:
                 if not (instance.waiting and instance.retry_at_s <= self._table.now):
                     deadlines.append(instance.retry_at_s)
             elif instance.drain_until_s is not None and instance.drain_can_end:
                 deadlines.append(instance.drain_until_s)
         return min(deadlines, default=None)
+
+    def deadline_of(self, name: str) -> float | None:
+        """The only one that the end of a use by itself brings: when the model goes for idleness."""
+        instance = self._table.instances.get(name)
+        return None if instance is None else self._idle_deadline(instance)
+
+    def _idle_deadline(self, instance: Instance) -> float | None:
+        if instance.state is not State.READY or instance.asking:
+            return None
+        at = instance.unload_at(held=self._holds.held(instance.model.name, "unload"))
+        return None if at is None else max(at, instance.busy_until_s)
 
     def model_statuses(self) -> tuple[ModelStatus, ...]:
         statuses = []

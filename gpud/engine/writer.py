@@ -424,8 +424,10 @@ class Engine:
         actions = self._scheduler.handle(event, self._loop.time())
         self._snapshot = None
         if len(actions) == 1 and isinstance(actions[0], events.Touched):
-            # A use that begins makes no deadline earlier.
-            if not isinstance(event, events.UseBegan):
+            # A use that begins makes no deadline earlier, one that ends only that of its model.
+            if isinstance(event, events.UseEnded):
+                self._rearm_for(self._scheduler.deadline_of(event.model))
+            elif not isinstance(event, events.UseBegan):
                 self._rearm()
             self._call(self._touched, (actions[0],))
             return
@@ -485,6 +487,11 @@ class Engine:
             self._timer = None
         if deadline is not None:
             self._timer = self._loop.call_at(deadline, self._time_passed)
+
+    def _rearm_for(self, deadline: float | None) -> None:
+        """This one is new, every other as it was."""
+        if deadline is not None and (self._timer is None or self._timer.when() > deadline):
+            self._rearm()
 
     def _time_passed(self) -> None:
         self._timer = None

@@ -98,7 +98,8 @@ class Request:
     @property
     def segments(self) -> tuple[str, ...]:
         """The path's parts, each decoded by itself: a %2F stays within its part."""
-        return tuple(decode_path(part) for part in self.raw_path.split("/")[1:])
+        parts = self.raw_path.split("/")[1:]
+        return tuple(parts) if "%" not in self.raw_path else tuple(decode_path(part) for part in parts)
 
     @property
     def left(self) -> asyncio.Event:
