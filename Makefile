@@ -16,7 +16,8 @@ help: ## list the goals
 setup: ## make .venv with gpud, its first engine and the test tools; quick when nothing has changed
 	@tools/setup
 
-run: setup ## run gpud for yourself, with a tiny model to try it on; Ctrl-C ends it
+run: ## run gpud for yourself, with a tiny model to try it on; Ctrl-C ends it
+	@tools/setup run
 	@tools/run
 
 test: setup ## run all tests (make test ARGS="tests/core -k budget" runs some)

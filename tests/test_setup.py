@@ -55,11 +55,11 @@ class Clone:
         (folder / "tools" / "setup").symlink_to(TOP / "tools" / "setup")
         (folder / "pyproject.toml").write_text("[project]\n")
 
-    def setup(self, pip_status: int = 0) -> tuple[int, str, list[str]]:
+    def setup(self, *words: str, pip_status: int = 0) -> tuple[int, str, list[str]]:
         """Its status, what it said, and what it had made or installed."""
         self.record.write_text("")
         done = outcome(
-            [str(self.folder / "tools" / "setup")],
+            [str(self.folder / "tools" / "setup"), *words],
             PYTHON=str(self.folder / "python"),
             RECORD=str(self.record),
             PIP_STATUS=str(pip_status),
@@ -68,6 +68,11 @@ class Clone:
         # Asking whether Python and pip are there is not doing anything.
         made = [step[1] for step in steps if step[0] == "-m" and "--version" not in step]
         return done.returncode, done.stderr, made
+
+    @property
+    def installed(self) -> str:
+        """The last thing that pip was asked for."""
+        return self.record.read_text().split()[-1]
 
 
 @pytest.fixture
@@ -90,6 +95,24 @@ def test_another_list_of_packages_is_installed_into_the_same_environment(clone: 
     (clone.folder / "pyproject.toml").write_text("[project]\nname = 'more'\n")
     status, _, steps = clone.setup()
     assert (status, steps) == (0, ["pip"])
+
+
+def test_whoever_only_runs_it_waits_for_no_test_tools(clone: Clone) -> None:
+    """They are added when they are wanted, and are no reason to install anything again."""
+    status, said, steps = clone.setup("run")
+    assert (status, steps, clone.installed) == (0, ["venv", "pip"], ".[embedded]")
+    assert "installing gpud and its first engine into .venv\n" in said
+    assert clone.setup("run") == (0, "", [])
+    status, said, steps = clone.setup()
+    assert (status, steps, clone.installed) == (0, ["pip"], ".[embedded,test]")
+    assert "and the test tools" in said
+    for words in (["run"], ["test"], []):
+        assert clone.setup(*words) == (0, "", [])
+
+
+def test_a_word_that_it_does_not_know(clone: Clone) -> None:
+    """Nothing is made."""
+    assert clone.setup("everything") == (2, "usage: tools/setup [run|test]\n", [])
 
 
 def test_an_environment_that_was_made_halfway_is_made_anew(clone: Clone) -> None:
