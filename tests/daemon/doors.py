@@ -182,6 +182,15 @@ def wait_noted(
         time.sleep(0.005)
 
 
+def to_the_end(client: socket.socket) -> bytes:
+    """All that comes until the other side closes, in whatever way."""
+    data = bytearray()
+    with contextlib.suppress(ConnectionError):
+        while piece := client.recv(65536):
+            data += piece
+    return bytes(data)
+
+
 class Together:
     """Threads of one test, which fail it when they fail. Use it as ``with``."""
 

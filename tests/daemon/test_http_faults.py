@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from fake_nvml.gpu import GIB, FakeGpus
 
-from .doors import HELLO, Doors, Opened, Together, listening, noted, open_doors, talker, wait_noted
+from .doors import HELLO, Doors, Opened, Together, listening, noted, open_doors, talker, to_the_end, wait_noted
 from .harness import Daemon, Place, engine, settle
 
 CHAT = "/v1/chat/completions"
@@ -128,7 +128,7 @@ def test_an_answer_that_is_shorter_than_promised_is_cut_off_for_the_client(place
             b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(body))
         )
         client.sendall(body)
-        received = _to_the_end(client)
+        received = to_the_end(client)
     assert b"Content-Length: 100" in received or b"content-length: 100" in received
     assert received.endswith(b"x" * 50)
     daemon.wait_log('The answer of "tiny" was cut off')
@@ -512,7 +512,7 @@ def test_clients_that_crawl_do_not_keep_others_waiting(place: Place) -> None:
         _send_chat(deaf, "tiny", do="pour", mb=50)
         assert doors.front.chat("tiny").status == 200
         for client in crawling:
-            assert b" 408 " in _to_the_end(client)
+            assert b" 408 " in to_the_end(client)
         settle(lambda: daemon.model("tiny")["InFlight"] == 0, "the deaf one is given up")
     daemon.aftermath()
 
@@ -531,7 +531,7 @@ def test_a_body_of_a_hundred_megabytes_passes_and_one_byte_too_many_does_not(pla
         client.sendall(
             b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), (100 << 20) + 1)
         )
-        answer = _to_the_end(client)
+        answer = to_the_end(client)
     assert b" 413 " in answer and b"104857600" in answer
     daemon.aftermath()
 
@@ -621,15 +621,6 @@ def _until(client: socket.socket, word: bytes) -> None:
         piece = client.recv(65536)
         assert piece, data
         data += piece
-
-
-def _to_the_end(client: socket.socket) -> bytes:
-    """All that comes until the other side closes, in whatever way."""
-    data = bytearray()
-    with contextlib.suppress(ConnectionError):
-        while piece := client.recv(65536):
-            data += piece
-    return bytes(data)
 
 
 def _peak_kib(daemon: Daemon) -> int:
