@@ -121,6 +121,7 @@ class Instance:
     asking: bool = False
     told_busy: bool = False
     busy_until_s: float = 0.0
+    busy_again_s: float = 0.0
     removed: bool = False
     failure: Failure | None = None
     load_jobs: list[Job] = field(default_factory=list)

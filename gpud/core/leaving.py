@@ -15,6 +15,7 @@ from gpud.core.table import Table
 
 # How long after "I am busy" an engine is left in peace: llama-server starves its own checks when asked faster (0.5 Hz).
 BUSY_AGAIN_S = 2.0
+BUSY_AGAIN_AT_MOST_S = 30.0
 
 TURN = "turn"
 """Drained for one who had waited long enough: it is not taken back because it works, it answers and goes."""
@@ -319,8 +320,12 @@ class Leaving:
         instance.asking = False
         busy = bool(event.busy) or instance.in_flight > 0
         if busy:
+            # An engine that works past gpud for long is taken off its work for the question less and less often.
+            instance.busy_again_s = min(BUSY_AGAIN_AT_MOST_S, max(BUSY_AGAIN_S, 2 * instance.busy_again_s))
             instance.last_used_s = self._table.now
-            instance.busy_until_s = self._table.now + BUSY_AGAIN_S
+            instance.busy_until_s = self._table.now + instance.busy_again_s
+        else:
+            instance.busy_again_s = 0.0
         if instance.state is State.DRAINING:
             if instance.draining_for in ("evict", "give-way") and busy:
                 self.resume(instance)

@@ -294,7 +294,7 @@ def test_a_state_directory_that_takes_nothing_stops_no_load(place: Place, full: 
     place.configure({"model": engine(size="1MiB"), "spare": engine()})
     daemon = place.start()
     assert daemon.load("model").result == "done", daemon.log()
-    daemon.wait_log("annot (write|read) .*measurements.json")
+    daemon.wait_log("annot use .*registry.db")
     assert daemon.property("Degraded") == "state-not-kept"
     daemon.aftermath()
 
@@ -309,17 +309,18 @@ def test_a_runtime_directory_that_cannot_be_made_is_named(place: Place) -> None:
     assert "cannot use the runtime directory" in daemon.log() and "Traceback" not in daemon.log()
 
 
-def test_unreadable_measurements_are_measured_anew(place: Place) -> None:
+def test_a_damaged_database_is_set_aside_and_begun_anew(place: Place) -> None:
     """Whatever stands in the file."""
     (place.state / "gpud").mkdir(parents=True)
-    file = place.state / "gpud" / "measurements.json"
+    file = place.state / "gpud" / "registry.db"
     place.configure({"model": engine(size="1MiB"), "spare": engine()})
-    for content in ("{", '{"used_bytes": [1]}', '{"used_bytes": {"a": "b"}}', "\0"):
-        file.write_text(content)
+    for content in (b"{" * 600, b"\0" * 4096, b"SQLite format 3\0" + b"x" * 4096):
+        file.write_bytes(content)
         daemon = place.start()
-        daemon.wait_log("are unreadable and are measured anew")
         assert daemon.load("model").result == "done"
+        daemon.wait_log("was damaged .* is begun anew")
         assert daemon.stop() == 0
+        assert file.with_name("registry.db.damaged").read_bytes() == content
     place.check_empty()
 
 
