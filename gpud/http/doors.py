@@ -147,6 +147,10 @@ def _nowhere(found: Match | NotAllowed | None, api: Api) -> Route:
     return Route("", "", _no_handler, found.api if isinstance(found, NotAllowed) else api)
 
 
+def _by_nobody(_: RequestSeen) -> None:
+    """Requests are not counted."""
+
+
 def _no_route(request: Request, found: Match | NotAllowed | None) -> HttpError:
     if isinstance(found, NotAllowed):
         methods = ", ".join(found.allowed)
@@ -171,7 +175,7 @@ class Doors:
         routers: Mapping[str, Router],
         *,
         say: Callable[[Notice], None],
-        observe: Callable[[RequestSeen], None],
+        observe: Callable[[RequestSeen], None] = _by_nobody,
         requests: Requests | None = None,
     ) -> None:
         self._engine = engine
