@@ -24,8 +24,17 @@ MANAGEMENT = "tests/http/test_management.py::"
 INFERENCE = "tests/http/test_inference.py::"
 DOORS = "tests/http/test_doors.py::"
 CHOICE = "tests/engine/test_backend_choice.py::"
-CHOICE = "tests/engine/test_backend_choice.py::"
 SAFETENSORS = "tests/daemon/test_safetensors.py::"
+DAILY = "tests/daemon/test_http.py::"
+CLIENTS = "tests/daemon/test_http_clients.py::"
+FAULTS = "tests/daemon/test_http_faults.py::"
+GATEWAY = "tests/http/test_gateway.py::"
+SAME = "tests/http/clients/test_gateway_real.py::"
+PACKAGES = "tests/http/clients/test_gateway_packages.py::"
+FRONT = "tests/http/test_ollama_front.py::"
+FRONT_REAL = "tests/http/test_ollama_front_real.py::"
+METRICS = "tests/http/test_metrics.py::"
+WEB_SERVICE = "tests/booted/test_http_service.py::"
 
 ROWS: dict[str, tuple[str, ...]] = {
     # One service, its engines, their settings
@@ -42,6 +51,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "S0-05": (
         VALUES + "test_nothing_means_all_defaults",
         "tests/backends/test_llama_server.py::test_only_gpud_may_use",
+        DAILY + "test_the_doors_are_on_this_machine_alone",
     ),
     "S0-06": (VALUES + "test_nothing_means_all_defaults", MESSAGES + "test_doors_do_not_share_an_address"),
     "S0-07": (FLAGS + "test_a_new_build_gets_every_setting_by_its_own_name",),
@@ -271,6 +281,115 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "RX-14": (ADMIN + "test_unload_without_a_model_means_all",),
     "RX-16": (INFERENCE + "test_a_client_that_leaves_ends_its_question",),
+    # The doors
+    "S0-17": (CLIENTS + "test_curl_as_people_type_it", PACKAGES + "test_curl_as_in_the_documentation"),
+    "S0-18": (CLIENTS + "test_openais_package", PACKAGES + "test_openais_package_lists_chats_and_streams"),
+    "S0-29": (FRONT + "test_without_a_name_everything_is_unloaded", FRONT + "test_what_somebody_else_holds_stays"),
+    "S0-30": (FRONT + "test_ps_tells_what_is_loaded", CLIENTS + "test_ollamas_package"),
+    "S0-31": (CLIENTS + "test_ollamas_package", FRONT_REAL + "test_curl_reads_lines_of_json"),
+    "S0-34": (DAILY + "test_the_doors_are_on_this_machine_alone", VALUES + "test_nothing_means_all_defaults"),
+    "S0-35": (FRONT_REAL + "test_the_ollama_command_uses_ollamas_own",),
+    "S0-36": (
+        FRONT_REAL + "test_the_ollama_command_uses_ollamas_own",
+        FRONT_REAL + "test_the_ollama_command_uses_a_model_of_llama_servers",
+    ),
+    "S1-60": (CLIENTS + "test_curl_as_people_type_it",),
+    "S1-61": (
+        FRONT + "test_without_a_name_everything_is_unloaded",
+        FRONT_REAL + "test_the_ollama_command_uses_ollamas_own",
+    ),
+    "S2-03": (MANAGEMENT + "test_backends_are_listed_whether_used_or_not",),
+    "S2-04": (DAILY + "test_the_doors_are_on_this_machine_alone", VALUES + "test_nothing_means_all_defaults"),
+    "S2-08": ("tests/backends/test_vllm.py::test_an_attached_one_is_known_by_the_name_that_it_serves",),
+    "S2-09": ("tests/backends/test_tgi.py::test_an_attached_one_is_used_and_let_go",),
+    "S2-10": (MANAGEMENT + "test_health_names_what_is_missing", DAILY + "test_the_management_api_as_people_ask_it"),
+    "S2-11": (
+        MANAGEMENT + "test_vram_is_the_same_by_both_names",
+        DAILY + "test_the_management_api_as_people_ask_it",
+    ),
+    "S2-12": (MANAGEMENT + "test_models_are_filtered", DAILY + "test_the_management_api_as_people_ask_it"),
+    "S2-13": (
+        INFERENCE + "test_a_prompt_is_answered_with_text",
+        INFERENCE + "test_what_cannot_be_asked_is_refused",
+        DAILY + "test_the_management_api_as_people_ask_it",
+    ),
+    "S2-14": (MANAGEMENT + "test_backends_are_listed_whether_used_or_not",),
+    "S2-33": (
+        INFERENCE + "test_messages_and_options_go_to_the_engine",
+        MANAGEMENT + "test_vram_is_the_same_by_both_names",
+    ),
+    "S2-34": (
+        "tests/backends/test_custom.py::test_health_may_be_a_whole_url",
+        SERVICES + "test_a_service_is_added_by_configuration_alone",
+    ),
+    "S2-37": (DAILY + "test_the_doors_are_on_this_machine_alone", WEB_SERVICE + "test_every_door_is_open_and_told"),
+    "S3-02": (SAME + "test_answers_are_the_same_as_without_gpud",),
+    "S3-03": (FLAGS + "test_flash_attention_has_a_value_or_is_a_switch",),
+    "S3-04": (FLAGS + "test_a_new_build_gets_every_setting_by_its_own_name",),
+    "S3-05": (CLIENTS + "test_prometheus_reads_what_was_done", METRICS + "test_promtool_finds_nothing"),
+    "S3-11": (DOCS + "test_every_setting_to_come_to_is_one",),
+    "S3-13": (
+        DAILY + "test_what_was_asked_reaches_the_engine_as_it_was_asked",
+        FAULTS + "test_a_body_of_a_hundred_megabytes_passes_and_one_byte_too_many_does_not",
+        FLAGS + "test_a_new_build_gets_every_setting_by_its_own_name",
+    ),
+    "S3-14": (
+        DAILY + "test_names_are_exact_and_forgiving_where_that_is_safe",
+        GATEWAY + "test_a_model_is_found_by_each_of_its_names",
+    ),
+    "S3-15": (
+        DAILY + "test_what_was_asked_reaches_the_engine_as_it_was_asked",
+        SAME + "test_answers_are_the_same_as_without_gpud",
+    ),
+    "S3-24": (ADMIN + "test_health_has_the_shape_of_llama_server_and_more",),
+    "S3-25": (GATEWAY + "test_the_list_of_models_says_how_each_stands",),
+    "S3-26": (DAILY + "test_a_model_is_loaded_listed_and_unloaded_by_the_front_door",),
+    "S3-27": (
+        DAILY + "test_a_model_is_loaded_listed_and_unloaded_by_the_front_door",
+        ADMIN + "test_unload_answers_as_the_orchestrator",
+    ),
+    "S4-01": (CLIENTS + "test_openais_package", FRONT + "test_openais_language_is_spoken_here_too"),
+    "S4-02": (CLIENTS + "test_a_request_loads_its_model_once",),
+    "S4-03": (DAILY + "test_nothing_remains_after_the_last_idle_model",),
+    "S4-04": (
+        DAILY + "test_a_stream_arrives_while_it_is_made",
+        CLIENTS + "test_curl_as_people_type_it",
+        FAULTS + "test_a_client_that_leaves_takes_its_engines_work_with_it",
+    ),
+    "S4-21": (DAILY + "test_the_doors_are_on_this_machine_alone", DOCS + "test_every_setting_to_come_to_is_one"),
+    "S4-22": (
+        FAULTS + "test_a_door_that_moves_keeps_its_running_answers",
+        DOCS + "test_every_setting_to_come_to_is_one",
+    ),
+    "S4-23": (DAILY + "test_a_listed_page_comes_in_after_a_reload", "tests/http/test_access.py::test_a_listed_page"),
+    "S4-33": (WEB_SERVICE + "test_with_systemds_sockets_a_restart_refuses_nobody",),
+    "S4-34": (
+        DAILY + "test_a_reload_is_asked_for_and_refused_over_http",
+        FAULTS + "test_a_reload_cuts_no_stream",
+        ADMIN + "test_reload_tells_what_is_configured_now",
+    ),
+    "S4-55": (DAILY + "test_nothing_remains_after_the_last_idle_model",),
+    "S4-67": (GATEWAY + "test_the_list_of_models_says_how_each_stands",),
+    "S4-68": (CLIENTS + "test_curl_as_people_type_it",),
+    "S4-71": (
+        DAILY + "test_a_model_is_loaded_listed_and_unloaded_by_the_front_door",
+        DAILY + "test_a_reload_is_asked_for_and_refused_over_http",
+        CLIENTS + "test_curl_as_people_type_it",
+    ),
+    "S4-72": (
+        GATEWAY + "test_the_body_goes_to_the_engine_as_it_came",
+        CLIENTS + "test_curl_as_people_type_it",
+    ),
+    "RX-03": (CLIENTS + "test_openais_package",),
+    "RX-17": (
+        GATEWAY + "test_tokenizing_does_not_load_a_model_unless_asked_to",
+        CLIENTS + "test_an_engines_own_pages_by_the_front_door",
+    ),
+    "RX-21": (
+        DAILY + "test_a_key_lets_in_for_what_it_is_given",
+        "tests/http/test_access.py::test_each_key_has_its_rate",
+    ),
+    "RX-22": (METRICS + "test_every_family_has_numbers_names_and_words",),
     # What it is
     "DC-01": (KILLED + "test_a_second_daemon_gives_way", SERVICE + "test_a_second_gpud_gives_way"),
     "DC-02": (
