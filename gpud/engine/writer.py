@@ -43,6 +43,8 @@ Listener = Callable[[tuple[Outcome, ...]], None]
 
 # Whoever asks for fresh figures gets the last known ones when the devices take longer than this.
 REFRESH_S = 1.0
+# Uses that follow each other so closely are told of together: there may be thousands a second.
+USES_S = 0.05
 # How many jobs that have ended can still be asked about.
 ENDED_KEPT = 256
 # Figures of this age may be shown: a program that asks all the time has the devices looked at no more often.
@@ -94,6 +96,8 @@ class Engine:
         self._jobs = itertools.count(1)
         self._ended: dict[int, JobEnded] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._uses_timer: asyncio.TimerHandle | None = None
+        self._uses_untold = False
         self._snapshot: Snapshot | None = None
         self._finished = asyncio.Event()
 
@@ -401,9 +405,10 @@ class Engine:
     async def close(self) -> None:
         """After :meth:`finished`: let go of everything."""
         await self._history.close()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._uses_timer):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._uses_timer = None
         await self._work.close()
         for waiter in itertools.chain.from_iterable(self._waiters.values()):
             waiter.cancel()
@@ -424,12 +429,16 @@ class Engine:
         actions = self._scheduler.handle(event, self._loop.time())
         self._snapshot = None
         if len(actions) == 1 and isinstance(actions[0], events.Touched):
-            # A use that begins makes no deadline earlier, one that ends only that of its model.
-            if isinstance(event, events.UseEnded):
-                self._rearm_for(self._scheduler.deadline_of(event.model))
-            elif not isinstance(event, events.UseBegan):
-                self._rearm()
-            self._call(self._touched, (actions[0],))
+            match event:
+                case events.UseBegan():
+                    # It makes no deadline earlier.
+                    self._use_seen()
+                case events.UseEnded(name):
+                    self._rearm_for(self._scheduler.deadline_of(name))
+                    self._use_seen()
+                case _:
+                    self._rearm()
+                    self._touch()
             return
         outcomes: list[Outcome] = []
         for action in actions:
@@ -475,6 +484,20 @@ class Engine:
     def _touch(self) -> None:
         self._snapshot = None
         self._call(self._touched, (events.Touched(),))
+
+    def _use_seen(self) -> None:
+        """The first is told of at once, those that follow closely a moment later, together."""
+        if self._uses_timer is not None:
+            self._uses_untold = True
+            return
+        self._uses_timer = self._loop.call_later(USES_S, self._uses_over)
+        self._touch()
+
+    def _uses_over(self) -> None:
+        self._uses_timer = None
+        if self._uses_untold:
+            self._uses_untold = False
+            self._use_seen()
 
     def _rearm(self) -> None:
         """One timer for the earliest deadline, none when there is none."""
