@@ -1,6 +1,8 @@
 """The packages and programs that people use, unchanged, at the doors of a whole daemon with a real llama-server."""
 
 import json
+import os
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from prometheus_client.parser import text_string_to_metric_families
 
 from .doors import HELLO, Doors, open_doors
-from .harness import BOUND_S, PYTHON, TOP, Daemon, Place, engine, tiny
+from .harness import BOUND_S, PYTHON, TOP, Daemon, Place, engine, settle, tiny
 
 WEBSOCKETS = TOP / "tests" / "daemon" / "websocket_engine.py"
 SAID: Any = HELLO
@@ -146,6 +148,8 @@ def test_curl_as_people_type_it(served: Daemon, doors: Doors) -> None:
 def test_prometheus_reads_what_was_done(served: Daemon, doors: Doors) -> None:
     """gpud's own figures and those of the engines that run, with the model as a label, on both doors alike."""
     assert doors.front.chat("tiny", max_tokens=8).status == 200
+    settle(lambda: served.model("tiny")["InFlight"] == 0, "it has answered")
+    used = served.model("tiny")["LastUsedUSec"]
     for door in (doors.front, doors.management):
         told = door.ask("/metrics")
         assert told.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -159,6 +163,23 @@ def test_prometheus_reads_what_was_done(served: Daemon, doors: Doors) -> None:
             for sample in requests.samples
             if sample.name == "gpud_requests_total"
         ), requests.samples
+
+    assert served.model("tiny")["LastUsedUSec"] == used, "to be looked at is no use"
+
+
+@real
+def test_a_scrape_does_not_wait_for_an_engine_that_hangs(served: Daemon, doors: Doors, place: Place) -> None:
+    """Its figures are left out, gpud's own are there in time; once it goes on, both are."""
+    assert doors.front.chat("tiny", max_tokens=2).status == 200
+    pid = place.records()["tiny"]["child"]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        told = doors.front.ask("/metrics", timeout_s=5)
+        assert told.status == 200
+        assert b"gpud_requests_total" in told.body and b"llamacpp:" not in told.body
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    settle(lambda: b"llamacpp:" in doors.front.ask("/metrics").body, "it tells again")
 
 
 @real
