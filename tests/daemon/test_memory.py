@@ -262,8 +262,8 @@ def test_a_killed_engine_comes_back_only_when_its_memory_has(place: Place) -> No
 
 
 def test_nothing_is_asked_of_the_driver_while_nothing_happens(place: Place) -> None:
-    """Not a call while idle: with nothing loaded and, but for the slow watch, with a model loaded; at the end the driver
-    is let go.
+    """Not a call while idle: with nothing loaded and, but for the slow watch, with a model loaded. At the end the
+    driver is let go.
     """
     device = place.root / "nvidia0"
     device.touch()
