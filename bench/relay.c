@@ -37,7 +37,7 @@ struct peer {
 static struct peer *peers[MOST];
 static char scratch[READ], filler[1 << 20];
 static double *late;
-static size_t lates, room;
+static size_t lates, room, warm_up;
 
 static int64_t now(void)
 {
@@ -64,8 +64,8 @@ static void report(const char *what, double seconds)
     qsort(late, lates, sizeof *late, smaller);
     if (!lates)
         exit(4);
-    printf("{\"%s\": %zu, \"seconds\": %.6f, \"p50_us\": %.2f, \"p99_us\": %.2f}\n", what, lates, seconds, late[lates / 2] / 1e3,
-           late[lates * 99 / 100] / 1e3);
+    printf("{\"%s\": %zu, \"warm_up\": %zu, \"seconds\": %.6f, \"p50_us\": %.2f, \"p99_us\": %.2f}\n", what, lates, warm_up, seconds,
+           late[lates / 2] / 1e3, late[lates * 99 / 100] / 1e3);
 }
 
 static int tcp(int port, int serving)
@@ -293,6 +293,8 @@ static int ask_all(int port, int clients, double seconds, long posted, long byte
             if (t >= warm) {
                 begin = begin ? begin : t;
                 keep((double)(t - p->began));
+            } else {
+                warm_up++;
             }
             ask(p, request, size);
         }

@@ -123,7 +123,7 @@ def run(program: str, seconds: float) -> list[dict[str, float | str]]:
             direct = measure(program, "ask", upstream, clients, seconds, size, size)
             before = relay.used()["cpu_s"]
             through = measure(program, "ask", relay.port, clients, seconds, size, size)
-            cpu = (relay.used()["cpu_s"] - before) / through["requests"]
+            cpu = (relay.used()["cpu_s"] - before) / (through["requests"] + through["warm_up"])
             name = f"{clients} clients, {size} B"
             rows += late(name, direct, through)
             rate = [each["requests"] / each["seconds"] for each in (direct, through)]

@@ -36,12 +36,9 @@ def measured(bus: Bus, root: Path, peer: Path | None, extent: Extent, parts: Seq
     if "requests" in parts or "streams" in parts:
         source, answers = Source(program), upstream(program, root)
         _say(f"upstream of requests: {answers.name}; client of requests: {clients.name}")
-        for name, missing in (
-            ("nginx", not shutil.which("nginx", path="/usr/sbin:/usr/bin")),
-            ("wrk", not shutil.which("wrk")),
-        ):
-            if missing:
-                _say(f"{name} is not installed: the bench's own program in C takes its place")
+        for name, used in (("nginx", answers.name), ("wrk", clients.name)):
+            if used != name:
+                _say(f"{name} is not installed: {used} takes its place")
         if peer is None:
             _say("no --peer-binary was given: llama-swap is left out")
         arms = make({"bench": Attached(answers.port), "stream": Attached(source.port)})

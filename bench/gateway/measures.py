@@ -91,7 +91,8 @@ def requests(arms: Sequence[Arm], upstream: Upstream, clients: Clients, extent: 
             for arm in arms:
                 before = used(arm.pid)
                 found = clients.ask(arm.port, target, count, extent.seconds, size)
-                cpu.add(arm.name, (used(arm.pid).cpu_s - before.cpu_s) / found["requests"] * 1e6)
+                served = found["requests"] + found.get("warm_up", 0)
+                cpu.add(arm.name, (used(arm.pid).cpu_s - before.cpu_s) / served * 1e6)
                 rate.add(arm.name, found["requests"] / found["seconds"])
                 for key, figure in added.items():
                     figure.add(arm.name, found[key] - direct[key])
