@@ -9,6 +9,7 @@ import json
 import platform
 import shutil
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -63,7 +64,8 @@ def measured(bus: Bus, root: Path, peer: Path | None, extent: Extent, parts: Seq
 
 
 def _say(text: str) -> None:
-    print(f"# {text}", flush=True)
+    """Beside the figures, so that those alone are on standard output."""
+    print(f"# {text}", file=sys.stderr, flush=True)
 
 
 def show(row: Row, peer: str) -> None:
