@@ -82,7 +82,8 @@ class Instance:
     configuration and goes as soon as it is idle. ``draining_for`` says why it is to go; ``told_busy``: since then its
     engine has said that it works. ``offer`` is how it was loaded; ``used`` what it was measured to hold, by device.
     ``outgrew``: it took more than it had been promised and was ended for that; ``growth`` is how much more it is
-    promised now. ``for_request``: a request had it loaded. ``expects_bytes`` is what the last quote asks for.
+    promised now; ``first_need_bytes`` what was promised before any of it was seen. ``for_request``: a request had it
+    loaded. ``expects_bytes`` is what the last quote asks for.
     """
 
     model: Model
@@ -92,6 +93,7 @@ class Instance:
     offer: Offer | None = None
     shares: tuple[Share, ...] = ()
     used: Mapping[str, int] = field(default_factory=dict)
+    first_need_bytes: int = 0
     context: int | None = None
     engines: tuple[str, ...] = ()
     settled: bool = False

@@ -141,6 +141,7 @@ class Loading:
         instance.generation += 1
         instance.offer = offer
         instance.shares = granted.shares
+        instance.first_need_bytes = instance.need_bytes
         instance.used = {}
         instance.settled = False
         instance.stale = False
@@ -265,6 +266,7 @@ class Loading:
         if instance is None or instance.state is not State.LOADING:
             return
         if self.promise(instance, event.shares):
+            instance.first_need_bytes = instance.need_bytes
             # Those who wait may get what it does not need after all.
             self._table.look = True
         else:
@@ -381,6 +383,7 @@ class Loading:
         instance = self._table.find(event.model)
         instance.generation = event.generation
         instance.shares = event.shares
+        instance.first_need_bytes = instance.need_bytes
         instance.used = {}
         instance.offer = None
         instance.context = event.context

@@ -111,17 +111,19 @@ class Memory:
         instance.growth = 1.0
         # Of one that ran already nothing was reserved.
         reserved = instance.offer is None or not instance.offer.resident
-        if reserved and used_bytes > instance.need_bytes:
+        # It may have been promised more since, as it was seen to take more.
+        first_bytes = instance.first_need_bytes
+        if reserved and used_bytes > first_bytes:
             self._out.tell(
                 Kind.OVER_ESTIMATE,
-                f'"{name}" holds {describe(used_bytes)}, more than the {describe(instance.need_bytes)} reserved '
+                f'"{name}" holds {describe(used_bytes)}, more than the {describe(first_bytes)} reserved '
                 "for it; the next load reserves what was measured",
                 instance,
                 level=Level.WARNING,
                 used_bytes=used_bytes,
-                need_bytes=instance.need_bytes,
+                need_bytes=first_bytes,
             )
-        if not instance.on_host or used_bytes > instance.need_bytes:
+        if not instance.on_host or used_bytes > first_bytes:
             shares = tuple(Share(share.device, instance.used.get(share.device, 0)) for share in instance.main_shares)
             self._out.add(events.Learn(name, shares, instance.load_seconds or 0.0))
 
