@@ -9,9 +9,11 @@ With ``CI`` in the environment everything has to be there: a test that skips its
 import asyncio
 import gc
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -29,6 +31,19 @@ TURNS = 5
 """Turns of the loop that a canceled task may need to end after its test's coroutine has."""
 
 asyncio_run = asyncio.run
+
+
+@pytest.fixture(scope="session")
+def localhost_pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for localhost, signed by itself, and its key, in one file."""
+    folder = tmp_path_factory.mktemp("localhost")
+    key, certificate, both = (folder / name for name in ("key.pem", "certificate.pem", "both.pem"))
+    subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
+    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
+    files = ("-keyout", str(key), "-out", str(certificate))
+    subprocess.run(["openssl", "req", "-x509", *curve, *subject, *files], check=True, capture_output=True)
+    both.write_text(key.read_text() + certificate.read_text())
+    return both
 
 
 async def settled(work: Coroutine[Any, Any, T], bound_s: float | None) -> T:

@@ -16,7 +16,6 @@ import pytest
 from gpud.core.events import Alert, Kind, Notice, Outcome, Touched
 from gpud.webhook import KEPT, Webhook, shown
 
-CERTIFICATE = Path(__file__).parent / "localhost.pem"
 RAISED = Alert("GPU-1", 0, "RTX", True, 91 << 20, 100 << 20, 90.0, "vram usage 91% >= 90% on GPU 0 (RTX)")
 OVER = Alert("GPU-1", 0, "RTX", False, 50 << 20, 100 << 20, 90.0, "vram usage 50% on GPU 0 (RTX)")
 
@@ -373,10 +372,12 @@ def test_the_end_of_gpud_does_not_wait_for_a_receiver(run: Callable[..., Any]) -
     run(scene())
 
 
-def test_tls_is_spoken_with_those_who_are_trusted(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_is_spoken_with_those_who_are_trusted(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, localhost_pem: Path
+) -> None:
     """And with nobody else: the reason is told."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(CERTIFICATE)
+    tls.load_cert_chain(localhost_pem)
 
     async def scene() -> None:
         receiver = Receiver()
@@ -389,7 +390,7 @@ def test_tls_is_spoken_with_those_who_are_trusted(run: Callable[..., Any], monke
             line = (await told.line())[1]
             assert "it cannot be reached: its certificate is not trusted (self-signed certificate)" in line
             assert receiver.requests == []
-            monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+            monkeypatch.setenv("SSL_CERT_FILE", str(localhost_pem))
             webhook.listen((RAISED,))
             await receiver.got(1)
             assert "again" in (await told.line())[1]

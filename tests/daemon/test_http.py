@@ -77,13 +77,12 @@ def test_a_unix_socket_is_a_door_too(place: Place) -> None:
     assert not path.exists()
 
 
-def test_tls_by_the_files_of_a_certificate(place: Place) -> None:
+def test_tls_by_the_files_of_a_certificate(place: Place, localhost_pem: Path) -> None:
     """Every door speaks it; who does not is not answered with anything that is secret."""
-    pem = TOP / "tests" / "localhost.pem"
-    doors = open_doors(place, tls={"certificate": str(pem), "key": str(pem)})
+    doors = open_doors(place, tls={"certificate": str(localhost_pem), "key": str(localhost_pem)})
     place.configure({"spare": engine()})
     daemon = place.start()
-    context = ssl.create_default_context(cafile=str(pem))
+    context = ssl.create_default_context(cafile=str(localhost_pem))
     with (
         doors.front.raw() as bare,
         context.wrap_socket(bare, server_hostname="localhost") as client,

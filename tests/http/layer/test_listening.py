@@ -4,7 +4,6 @@ import asyncio
 import os
 import socket
 import ssl
-import subprocess
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -190,36 +189,10 @@ def test_a_socket_that_was_passed_is_served(family: int, run: Run, tmp_path: Pat
     run(scene())
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Tls:
-    """A certificate for localhost, signed by itself."""
-    where = tmp_path_factory.mktemp("tls")
-    tls = Tls(str(where / "cert.pem"), str(where / "key.pem"))
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=DNS:localhost",
-            "-keyout",
-            tls.key,
-            "-out",
-            tls.certificate,
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return tls
+@pytest.fixture
+def certificate(localhost_pem: Path) -> Tls:
+    """One file has both."""
+    return Tls(str(localhost_pem), str(localhost_pem))
 
 
 def test_tls_is_served(certificate: Tls, run: Run) -> None:
