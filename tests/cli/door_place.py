@@ -192,6 +192,18 @@ class Terminal:
         before, _, self.seen = self.seen.partition(text)
         return before + text
 
+    def interrupt(self, text: str) -> None:
+        """Ctrl-C, until this has come. A signal that arrives in the moment before readline begins to wait for keys is
+        seen with the next key: then it takes one more.
+        """
+        for _ in range(10):
+            self.type("\x03")
+            while text not in self.seen and select.select([self._fd], [], [], 2.0)[0]:
+                self.seen += os.read(self._fd, 65536).decode(errors="replace")
+            if text in self.seen:
+                break
+        self.until(text)
+
     def end(self) -> int:
         """Its exit status."""
         with suppress(OSError):

@@ -149,10 +149,9 @@ def test_a_conversation_at_a_terminal(gpud: Front) -> None:
     screen.type("nobody\x15messages\r")
     assert '{"role": "assistant", "content": "one two "}, {"role": "user", "content": "messages"}]' in screen.until("]")
     screen.until(">>> ")
-    screen.type("\x03")
-    screen.until("Ctrl-C once more, or Ctrl-D, ends it")
+    screen.interrupt("Ctrl-C once more, or Ctrl-D, ends it")
     screen.until(">>> ")
-    screen.type("\x03")
+    screen.interrupt("\n")
     assert screen.end() == 130
 
 
