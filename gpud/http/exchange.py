@@ -58,7 +58,7 @@ class Exchange:
 
     def check_model(self, name: str) -> None:
         """Raises Denied for a model that the caller's key may not use."""
-        if self.admitted.key is None:
+        if self.admitted.allows(name):
             return
         models = (status.model for status in self.engine.snapshot().models)
         aliases = next((model.aliases for model in models if model.name == name), ())
