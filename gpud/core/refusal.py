@@ -40,8 +40,7 @@ def _too_large(wish: Wish, size: int, available: int, device: Device, usable: Se
         f"{describe(device.capacity_bytes)}",
         need_bytes=size,
         available_bytes=available,
-        hint=_advice(wish.quote, device)
-        or "take a smaller quantization, lower its context or layers, or raise gpu.budget",
+        hint=_advice(wish.quote, device) or wish.less,
     )
 
 

@@ -54,7 +54,7 @@ class Wish:
     ``overdue``: it has waited for as long as others may be served before it, so that models which are in use are in the
     way no longer: they take no new requests until it has been served. ``awaits_claims``: it waits for what programs
     have claimed, which may be long; whoever does not is refused. ``before`` is what it was told to wait for the last
-    time.
+    time. ``less`` says what can be done about one that is larger than the whole budget.
     """
 
     subject: str
@@ -64,6 +64,7 @@ class Wish:
     overdue: bool = False
     awaits_claims: bool = False
     before: "Waits | None" = None
+    less: str = "ask for less, or raise gpu.budget"
 
     @classmethod
     def load(
@@ -76,7 +77,8 @@ class Wish:
         before: "Waits | None" = None,
     ) -> "Wish":
         gpu = HOST if model.settings.layers == "0" else model.gpu
-        return cls(f'load "{model.name}"', quote, gpu, may_evict, overdue, before=before)
+        less = "take a smaller quantization, lower its context or layers, or raise gpu.budget"
+        return cls(f'load "{model.name}"', quote, gpu, may_evict, overdue, before=before, less=less)
 
 
 @dataclass(frozen=True, slots=True)

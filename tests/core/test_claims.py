@@ -132,6 +132,7 @@ def test_what_can_never_fit_is_refused_with_numbers() -> None:
     assert over.error.message == (
         "cannot give 9.0 GiB to train.py: it needs 9.0 GiB, the whole budget of Test GPU is 8.0 GiB"
     )
+    assert over.error.hint == "ask for less, or raise gpu.budget"
     assert w.state("a") is State.READY
     assert w.notices(Kind.CLAIM_REFUSED)[0].fields["claim"] == claim
 
