@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
+from gpud.core.catalogue import Entry, Finding, Found, Roots
 from gpud.core.events import Logged
 from gpud.core.facts import Endpoint, Exit, GpuSample, Model, StopTimes
 from gpud.core.learning import Measured, Residual
@@ -303,6 +304,55 @@ class Files(Protocol):
         """The model that this file (the first of its parts) begins. Raises BackendFailed(preflight=True) with what is
         wrong with it. What did not change on disk is not read again.
         """
+
+
+class Finder(Protocol):
+    """Looks for models on disk, and notices when something there changes."""
+
+    def scan(self, roots: Roots, known: Mapping[str, Found], stop: Callable[[], bool] = lambda: False) -> Finding:
+        """Everything below the roots, without reading tensors. For a thread; a long one asks ``stop`` now and then and
+        raises Canceled.
+
+        ``known`` is what an earlier scan found, by the path of each of its places: what has the same stamp is not read
+        again.
+        """
+
+    def watch(self, roots: Roots, changed: Callable[[], None]) -> tuple[str, ...]:
+        """From now on tell, on the loop, when something below the roots changes; returns the roots that cannot be
+        watched (another machine's file system, no more watches) and have to be looked at from time to time. Called
+        again it watches the new roots instead. Nothing polls.
+        """
+
+    def close(self) -> None: ...
+
+
+class Registry(Protocol):
+    """What is remembered of each model. For threads, one call at a time; never raises for a disk that is full, read-
+    only or broken: it says so as the store does, and goes on in memory.
+    """
+
+    def entries(self, names: Collection[str] | None = None) -> tuple[Entry, ...]:
+        """Those with these names, or all of them, in the order of their ids; also those that are not there at
+        present."""
+
+    def take(self, entries: Sequence[Entry], at_us: int) -> tuple[Entry, ...]:
+        """Remember what was found, each under its name, in one transaction; returns all that are known then.
+
+        An entry whose ``id`` is 0 is new and gets one. What is kept already keeps its use, and what somebody said about
+        it. Those that are known and are not among ``entries`` are no longer present.
+        """
+
+    def annotate(self, entry: Entry) -> None:
+        """Keep what somebody said about it: its aliases, priority, tags and notes."""
+
+    def estimated(self, sizes: Mapping[int, int]) -> None:
+        """What they would need, by id."""
+
+    def used(self, uses: Mapping[int, tuple[int, int, float | None]]) -> None:
+        """By id: so many uses more, the time of the last (microseconds), and how long it took to load, where it was."""
+
+    def forget(self, id_: int) -> None:
+        """Its file is gone for good, and its past with it."""
 
 
 # GPUs ----------------------------------------------------------------------------------------------------------------
