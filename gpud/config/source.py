@@ -28,10 +28,14 @@ _NUMBER = r"[-+]?(\d[\d_]*(\.\d*)?|\.\d+)([eE][-+]?\d+)?"
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """A place in a file, as it is printed: ``/etc/gpud/gpud.yaml:12``. Line 0 is the file as a whole."""
+    """A place in a file, as it is printed: ``/etc/gpud/gpud.yaml:12``. Line 0 is the file as a whole.
+
+    ``column`` is 0 where it is not known; whoever wants it prints it.
+    """
 
     file: str
     line: int
+    column: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}" if self.line else self.file
@@ -180,7 +184,7 @@ class _Builder:
 
     def build(self, events: Iterator[Any]) -> Node | None:
         for event in events:
-            where = Where(self._file, event.start_mark.line + 1)
+            where = Where(self._file, event.start_mark.line + 1, event.start_mark.column + 1)
             if isinstance(event, yaml.DocumentStartEvent):
                 self._documents += 1
                 if self._documents > 1:
@@ -343,4 +347,4 @@ def _syntax(error: yaml.MarkedYAMLError, text: str, file: str) -> Problem:
     elif "did not find expected" in said:
         hint = "; check the indentation and that every bracket and quote is closed"
     column = f"column {mark.column + 1}: " if mark else ""
-    return Problem(Where(file, line + 1), f"{column}{said}{hint}")
+    return Problem(Where(file, line + 1, mark.column + 1 if mark else 0), f"{column}{said}{hint}")
