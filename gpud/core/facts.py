@@ -422,6 +422,7 @@ class YieldStatus:
 class JobKind(StrEnum):
     LOAD = "load"
     UNLOAD = "unload"
+    DOWNLOAD = "download"
 
 
 class JobResult(StrEnum):
@@ -434,7 +435,10 @@ class JobResult(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """A load or unload that somebody asked for and that has not ended. ``model`` is empty for "all models"."""
+    """A load or unload that somebody asked for and that has not ended. ``model`` is empty for "all models".
+
+    Of a download, ``model`` is what is downloaded, and the bytes are known; ``total_bytes`` None: not how many in all.
+    """
 
     id: int
     kind: JobKind
@@ -443,6 +447,8 @@ class JobStatus:
     since_s: float
     stage: str = ""
     progress: float | None = None
+    done_bytes: int | None = None
+    total_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from gpud.core.instance import as_offered
 from gpud.core.ports import Backend, Files, Gpus, Launcher, Store, Warmer
 from gpud.core.quote import Offer, Quote
 from gpud.core.scheduler import Scheduler
+from gpud.engine.downloads import Downloads
 from gpud.engine.history import History
 from gpud.engine.work import Running, Work
 
@@ -88,6 +89,7 @@ class Engine:
             warmer=warmer,
         )
         self._history = History(store)
+        self._downloads = Downloads(self._downloads_changed, self._loop.time)
         self._claims = itertools.count(1)
         self._claimants: dict[int, asyncio.Future[None]] = {}
         self._listeners: list[Listener] = []
@@ -189,10 +191,16 @@ class Engine:
         # Somebody else's job is not admitted to exist, unless the caller may manage.
         if status is None or not (any_owner or status.caller.uid == caller.uid):
             raise NoSuchJob(f"there is no job {job} of yours", hint="it may have ended already; see gpudctl status")
-        self._post(events.CancelAsked(job))
+        if self._downloads.has(job):
+            self._downloads.cancel(job)
+        else:
+            self._post(events.CancelAsked(job))
 
     def job(self, job: int) -> JobStatus | None:
-        return next((status for status in self._scheduler.job_statuses() if status.id == job), None)
+        return next((status for status in self._job_statuses() if status.id == job), None)
+
+    def _job_statuses(self) -> tuple[JobStatus, ...]:
+        return (*self._scheduler.job_statuses(), *self._downloads.statuses())
 
     async def wait(self, job: int) -> JobEnded:
         """How a job ended, or will end. Raises NoSuchJob when there is none, or it ended long ago."""
@@ -232,6 +240,7 @@ class Engine:
         for hold in self._scheduler.hold_statuses():
             if hold.caller.owner == owner:
                 self._post(events.HoldDropped(hold.cookie, "its holder has gone"))
+        self._downloads.release(owner)
 
     def held_by_others(self, model: str, owner: str) -> bool:
         return self._scheduler.held_by_others(self.resolve(model), owner)
@@ -291,6 +300,29 @@ class Engine:
         served = ended is not None and ended.result is JobResult.DONE
         if ended is not None and served and running is not None and running.start.generation == ended.generation:
             self._post(events.UseEnded(name))
+
+    # Downloads: the bytes flow in a process of whoever asks ----------------------------------------------------------
+
+    def begin_download(self, caller: Caller, what: str, total_bytes: int | None) -> int:
+        """A job for a download that the caller makes itself; it ends with the caller at the latest."""
+        job = next(self._jobs)
+        self._downloads.begin(job, caller, what, total_bytes)
+        return job
+
+    def download_progress(self, job: int, caller: Caller, done_bytes: int, total_bytes: int | None) -> None:
+        """Raises NoSuchJob once it has been canceled: the caller stops then."""
+        self._downloads.progress(job, caller, done_bytes, total_bytes)
+
+    def end_download(self, job: int, caller: Caller, result: JobResult, message: str) -> None:
+        """Raises NoSuchJob where it has ended already."""
+        self._downloads.end(job, caller, result, message)
+
+    def _downloads_changed(self, outcomes: tuple[Outcome, ...]) -> None:
+        if outcomes:
+            self._snapshot = None
+            self._tell(outcomes)
+        else:
+            self._touch()
 
     # Claims, and giving the GPUs away --------------------------------------------------------------------------------
 
@@ -558,7 +590,7 @@ class Engine:
             degraded=degraded,
             models=tuple(models),
             gpus=gpus,
-            jobs=self._scheduler.job_statuses(),
+            jobs=self._job_statuses(),
             holds=self._scheduler.hold_statuses(),
             idle_timeout_s=self._idle_timeout_s,
             version=self._version,
