@@ -28,6 +28,7 @@ _RESTLESS: dict[str, frozenset[str] | None] = {
     "Queue": None,
     "Models": frozenset({"LastUsedUSec", "UnloadAtUSec", "VramBytes", "InFlight", "WaitsFor"}),
     "Claims": frozenset({"UsedBytes", "WaitsFor"}),
+    "Downloads": frozenset({"Progress", "Bytes", "TotalBytes"}),
 }
 
 

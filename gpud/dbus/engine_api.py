@@ -5,7 +5,7 @@ from typing import Protocol
 
 from gpud.core.admission import Considered
 from gpud.core.events import LoadOptions, Logged, Outcome
-from gpud.core.facts import Caller, ClaimStatus, JobStatus, Priority, Snapshot
+from gpud.core.facts import Caller, ClaimStatus, JobResult, JobStatus, Priority, Snapshot
 from gpud.core.quote import Quote
 
 
@@ -74,6 +74,15 @@ class EngineApi(Protocol):
 
     async def quote(self, model: str, *, context: int | None = None, layers: int | None = None) -> Quote:
         """What the model would need; ``context`` and ``layers`` in place of the configured ones."""
+
+    def begin_download(self, caller: Caller, what: str, total_bytes: int | None) -> int:
+        """Returns the job. It ends with :meth:`release_owner` at the latest."""
+
+    def download_progress(self, job: int, caller: Caller, done_bytes: int, total_bytes: int | None) -> None:
+        """Raises NoSuchJob for one that is over, or somebody else's."""
+
+    def end_download(self, job: int, caller: Caller, result: JobResult, message: str) -> None:
+        """Raises NoSuchJob likewise."""
 
     def set_idle_timeout(self, timeout_s: float) -> None: ...
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from gpud.core.errors import AccessDenied, GpudError, LimitsExceeded
 from gpud.core.events import Kind, Level, Notice
-from gpud.core.facts import Caller
+from gpud.core.facts import Caller, JobKind
 from gpud.dbus.callers import Callers
 from gpud.dbus.connection import Connection, ReplyError
 from gpud.dbus.dispatch import Request
@@ -96,10 +96,18 @@ class Gate:
             raise AccessDenied(f"{caller.label} left the bus before it was answered", hint="nothing is held")
 
     def check_jobs(self, caller: Caller) -> None:
-        count = sum(job.caller.uid == caller.uid for job in self._engine.snapshot().jobs)
+        self._check_jobs(caller, "loads and unloads", (JobKind.LOAD, JobKind.UNLOAD))
+
+    def check_downloads(self, caller: Caller) -> None:
+        """Apart from loads, which would otherwise wait for hours of downloads."""
+        self._check_jobs(caller, "downloads", (JobKind.DOWNLOAD,))
+
+    def _check_jobs(self, caller: Caller, what: str, kinds: tuple[JobKind, ...]) -> None:
+        jobs = self._engine.snapshot().jobs
+        count = sum(job.caller.uid == caller.uid and job.kind in kinds for job in jobs)
         if count >= self._limits.jobs:
             raise LimitsExceeded(
-                f"uid {caller.uid} has {count} loads and unloads under way, the limit is {self._limits.jobs}",
+                f"uid {caller.uid} has {count} {what} under way, the limit is {self._limits.jobs}",
                 hint="wait for one to end, or cancel one",
             )
 

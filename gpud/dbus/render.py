@@ -11,6 +11,7 @@ from gpud.core.facts import (
     GpuProcess,
     GpuStatus,
     HoldStatus,
+    JobKind,
     JobStatus,
     ModelStatus,
     QueueStatus,
@@ -22,7 +23,7 @@ from gpud.dbus.wire import Variant
 
 Record = dict[str, Variant]
 
-INTERFACE_VERSION = 2
+INTERFACE_VERSION = 3
 
 _MAX = {"u": (1 << 32) - 1, "t": (1 << 64) - 1, "q": (1 << 16) - 1}
 # A wall clock that is read again differs by microseconds from what the monotonic one predicts. Within this the old
@@ -194,6 +195,9 @@ def job_record(status: JobStatus, clock: WallClock) -> Record:
     }
     if status.progress is not None:
         record["Progress"] = Variant("d", float(status.progress))
+    if status.done_bytes is not None:
+        record["Bytes"] = number("t", status.done_bytes)
+        record["TotalBytes"] = number("t", status.total_bytes)
     return record
 
 
@@ -375,6 +379,7 @@ def property_values(snapshot: Snapshot, clock: WallClock, version: str) -> Recor
         "Holds": records([hold_record(status, clock) for status in snapshot.holds]),
         "Claims": records([claim_record(status, clock) for status in snapshot.claims]),
         "Queue": records([queue_record(status, clock) for status in snapshot.queue]),
+        "Downloads": records([job_record(job, clock) for job in snapshot.jobs if job.kind is JobKind.DOWNLOAD]),
         "Yielded": Variant("a{sv}", yield_record(snapshot, clock)),
         "VramTotal": number("t", sum(gpu.sample.total_bytes or 0 for gpu in gpus)),
         "VramBudget": number("t", sum(gpu.budget_bytes or 0 for gpu in gpus)),

@@ -7,13 +7,15 @@ import os
 from collections.abc import Callable
 
 from gpud.core.errors import GpudError, NoSuchHold
-from gpud.core.events import ClaimOver, HoldEnded, Kind, Level, Notice, Outcome
+from gpud.core.events import ClaimOver, HoldEnded, JobEnded, Kind, Level, Notice, Outcome
+from gpud.core.facts import JobKind
 from gpud.dbus.address import BusUnavailable, bus_address
 from gpud.dbus.announce import Announcer
 from gpud.dbus.bus import load_library
 from gpud.dbus.callers import Callers
 from gpud.dbus.connection import Connection, ConnectionGone, ReplyError
 from gpud.dbus.dispatch import Dispatcher
+from gpud.dbus.downloads import DownloadMethods
 from gpud.dbus.engine_api import EngineApi
 from gpud.dbus.gate import Gate
 from gpud.dbus.holds import Pipes, Waits, Watches
@@ -102,10 +104,11 @@ class Service:
         memory = MemoryMethods(
             engine, gate=gate, shown=shown, watches=self._watches, waits=self._waits, claims=self._claims
         )
+        downloads = DownloadMethods(engine, gate=gate, watches=self._watches)
         loop = asyncio.get_running_loop()
         self._dispatcher = Dispatcher(
             self._tree,
-            {**methods.table(), **memory.table()},
+            {**methods.table(), **memory.table(), **downloads.table()},
             shown,
             self._meter,
             loop.time,
@@ -229,7 +232,7 @@ class Service:
         self._meter.clear()
         self._watches.clear()
         self._waits.cancel_all()
-        for owner in {hold.caller.owner for hold in self._engine.snapshot().holds if is_unique_name(hold.caller.owner)}:
+        for owner in self._holders():
             self._holder_gone(owner)
 
     def _say(self, kind: Kind, level: Level, message: str) -> None:
@@ -274,9 +277,18 @@ class Service:
                 self._watches.prune(outcome.owner)
             elif isinstance(outcome, ClaimOver):
                 self._claims.drop(outcome.claim)
+            elif isinstance(outcome, JobEnded) and outcome.kind is JobKind.DOWNLOAD:
+                self._watches.prune(outcome.caller.owner)
 
     def _holds_something(self, owner: str) -> bool:
-        return any(hold.caller.owner == owner for hold in self._engine.snapshot().holds)
+        return owner in self._holders()
+
+    def _holders(self) -> set[str]:
+        """The connections with which something ends: holds, and downloads."""
+        snapshot = self._engine.snapshot()
+        owners = {hold.caller.owner for hold in snapshot.holds}
+        owners |= {job.caller.owner for job in snapshot.jobs if job.kind is JobKind.DOWNLOAD}
+        return {owner for owner in owners if is_unique_name(owner)}
 
     def _holder_gone(self, owner: str) -> None:
         self._announcer.vanished(owner)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from gpud.core.admission import Considered
-from gpud.core.errors import ConfigInvalid, GpudError, NoSuchClaim, NoSuchHold, NoSuchModel
+from gpud.core.errors import ConfigInvalid, GpudError, NoSuchClaim, NoSuchHold, NoSuchJob, NoSuchModel
 from gpud.core.events import (
     ClaimGranted,
     ClaimOver,
@@ -145,6 +145,9 @@ class FakeEngine:
         self.calls.append(("release_owner", owner))
         for cookie in [cookie for cookie, hold in self.holds.items() if hold.caller.owner == owner]:
             self.drop_hold(cookie, "owner gone")
+        jobs = list(self.jobs.values())
+        for job in [job.id for job in jobs if job.caller.owner == owner and job.kind is JobKind.DOWNLOAD]:
+            self.end(job, JobResult.FAILED, "owner gone")
 
     def held_by_others(self, model: str, owner: str) -> bool:
         return any(hold.model == model and hold.caller.owner != owner for hold in self.holds.values())
@@ -208,6 +211,24 @@ class FakeEngine:
         if model not in self.quotes:
             raise NoSuchModel(f'there is no model "{model}"')
         return self.quotes[model]
+
+    def begin_download(self, caller: Caller, what: str, total_bytes: int | None) -> int:
+        self.calls.append(("begin_download", caller, what, total_bytes))
+        job = next(self._numbers)
+        self.jobs[job] = JobStatus(job, JobKind.DOWNLOAD, what, caller, self.now_s, "downloading", None, 0, total_bytes)
+        self.tell(Touched())
+        return job
+
+    def download_progress(self, job: int, caller: Caller, done_bytes: int, total_bytes: int | None) -> None:
+        if job not in self.jobs or self.jobs[job].caller.owner != caller.owner:
+            raise NoSuchJob(f"there is no download {job} of yours")
+        self.jobs[job] = replace(self.jobs[job], done_bytes=done_bytes, total_bytes=total_bytes)
+        self.tell(Touched())
+
+    def end_download(self, job: int, caller: Caller, result: JobResult, message: str) -> None:
+        if job not in self.jobs or self.jobs[job].caller.owner != caller.owner:
+            raise NoSuchJob(f"there is no download {job} of yours")
+        self.end(job, result, message)
 
     def set_idle_timeout(self, timeout_s: float) -> None:
         self.calls.append(("set_idle_timeout", timeout_s))
