@@ -45,7 +45,7 @@ def test_one_that_leaves_something_behind_is_not_waited_for(tmp_path: Path) -> N
     started_s = time.monotonic()
     said = ask_program_now(shell(f"sleep 60 & echo $! > {tmp_path / 'pid'}; echo done"), {}, 10)
     assert (said.code, said.text) == (0, "done\n")
-    assert time.monotonic() - started_s < 5
+    assert time.monotonic() - started_s < 30
     assert is_gone(int((tmp_path / "pid").read_text()))
 
 
@@ -57,7 +57,7 @@ def test_one_that_hangs_is_ended_in_time(run: Run, text: str) -> None:
         ask_program_now(shell(text), {}, 0.3)
     with pytest.raises(TimeoutError):
         run(ask_program(shell(text), {}, 0.3))
-    assert time.monotonic() - started_s < 5
+    assert time.monotonic() - started_s < 30
 
 
 def test_one_that_floods_is_ended() -> None:

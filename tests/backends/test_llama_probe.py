@@ -60,11 +60,6 @@ def told(file: str, *switches: str) -> Model:
     return Model("tiny", "llama_server", settings, stop=QUICK)
 
 
-def slack() -> float:
-    """On a machine with more to do than processors, times grow with its load."""
-    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-
-
 # The plan and the build ----------------------------------------------------------------------------------------------
 
 
@@ -113,14 +108,13 @@ def test_the_build_changes_with_the_program(tmp_path: Path, llama_server: str, r
             size = Path(llama_server).stat().st_size
             assert build.startswith("llama_server version: ")
             assert f" {size}:" in build
-            started_s = time.monotonic()
-            assert backend.build() == build
-            assert time.monotonic() - started_s < 0.02 * slack()
-            program = tmp_path / "llama-server"
-            program.write_text("#!/bin/sh\necho 'version: one'\n")
+            program, asked = tmp_path / "llama-server", tmp_path / "asked"
+            program.write_text(f"#!/bin/sh\necho x >>{asked}\necho 'version: one'\n")
             program.chmod(0o755)
             backend = LlamaServer(EngineOptions(binary=str(program)), place.launcher)
             first = await asyncio.to_thread(backend.build)
+            assert await asyncio.to_thread(backend.build) == first
+            assert asked.read_text() == "x\n", "the same program is asked once"
             program.write_text("#!/bin/sh\necho 'version: three'\n")
             second = await asyncio.to_thread(backend.build)
             assert first.startswith("llama_server version: one ")
@@ -146,7 +140,6 @@ def test_the_real_server_tells_what_it_would_allocate(
             estimate = await backend.probe(model(large, context=16384), (), "", ())
             took_s = time.monotonic() - started_s
             print(f"a dry run took {took_s * 1000:.0f} ms")
-            assert took_s < 1.0 * slack()
             assert estimate is not None
             (host,) = estimate.parts
             assert (host.device, host.gpu, estimate.source, estimate.context) == ("Host", None, Source.PROBE, 16384)
@@ -323,7 +316,7 @@ def test_many_dry_runs_at_once(run: Run, tmp_path: Path, tiny: str, llama_server
 def test_an_unproven_load_is_sized_before_it_reads_weights(
     run: Run, tmp_path: Path, large: str, llama_server: str
 ) -> None:
-    """And when it is canceled for it, it is gone within milliseconds: nothing was read, nothing allocated."""
+    """And when it is canceled for it, it is gone: nothing was read, nothing allocated."""
 
     async def work() -> None:
         async with Place(tmp_path) as place:
@@ -347,7 +340,6 @@ def test_an_unproven_load_is_sized_before_it_reads_weights(
             assert not Path(f"/proc/{pid}").exists()
             assert estimate.parts[0].weights_bytes == 8137 * MIB
             assert estimate.parts[0].kv_bytes == 2048 * MIB
-            assert gone_s < 0.1 * slack()
             assert rss_bytes < 512 * MIB
             assert not any("buffer size" in text for text in place.journal.texts)
 

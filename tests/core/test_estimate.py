@@ -1,10 +1,11 @@
 """What a model takes, from the header of its file: llama.cpp's rules with values computed by hand."""
 
 import re
-import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
+from counted import calls_of
 
 from core.model_headers import ENCODERS, HEADERS, Header, size
 from gpud.core.errors import GpudError
@@ -500,8 +501,9 @@ def test_the_context_halves_until_it_fits() -> None:
     assert context_that_fits(shape, plan, need(4096) - 1, 4096) == 0
 
 
-def test_an_estimate_takes_less_than_a_millisecond() -> None:
-    """A quote makes dozens of them: of 100 layers on two GPUs, with what is made once for the file kept."""
+def test_an_estimate_is_little_work() -> None:
+    """A quote makes dozens of them: of 100 layers on two GPUs, with what is made once for the file kept, one is two
+    dozen calls a layer. Their time is told by the bench."""
     header = HEADERS["Qwen3-8B"]
     blocks = [one for one in header.tensors if one[0].startswith("blk.0.")]
     tensors = [one for one in header.tensors if not one[0].startswith("blk.")]
@@ -511,13 +513,7 @@ def test_an_estimate_takes_less_than_a_millisecond() -> None:
     plans = [replace(TWO_GPUS, layers=count, tensor_split=(2.0, 1.0)) for count in range(1, 102)]
     estimate(shape, plans[0])
 
-    spent = []
-    for _ in range(5):
-        start = time.process_time()
-        for plan in plans:
-            estimate(shape, plan)
-        spent.append((time.process_time() - start) / len(plans))
-    assert min(spent) < 0.001
+    assert max(calls_of(partial(estimate, shape, plan)) for plan in plans) < 30 * 100
 
 
 def test_everything_goes_to_a_gpu_by_default() -> None:

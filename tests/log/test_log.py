@@ -21,6 +21,9 @@ from gpud.core.ports import Stream
 from gpud.log import MESSAGE_IDS, Journal, RecordHandler, engine_identifier, is_journal, setup
 from gpud.log.outlets import JournalSocket, PlainLines
 
+STUCK_S = 30.0
+"""What waits for a reader that never reads takes longer, however slow the machine is."""
+
 CATALOG = Path(__file__).parents[2] / "units" / "gpud.catalog"
 
 
@@ -208,7 +211,7 @@ def test_a_stuck_journal_is_not_waited_for(journald: Journald, journal: Journal)
     began = time.monotonic()
     for number in range(3000):
         journal.say(Level.INFO, f"line {number}")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < STUCK_S
     assert [journald.entry()["MESSAGE"] for _ in range(3000)] == [f"line {number}" for number in range(3000)]
 
 
@@ -330,7 +333,7 @@ def test_a_full_pipe_is_not_waited_for() -> None:
     began = time.monotonic()
     for line in expected:
         sink.say(Level.INFO, line)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < STUCK_S
     text = b""
     while text.count(b"\n") < len(expected):
         text += os.read(read, 65536)
@@ -348,7 +351,7 @@ def test_the_end_does_not_wait_for_a_stuck_reader() -> None:
         sink.say(Level.INFO, "x" * 5000)
     began = time.monotonic()
     sink.close()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < STUCK_S
     os.close(write)
     os.close(read)
 

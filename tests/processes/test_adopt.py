@@ -57,7 +57,10 @@ class Inherited:
     def leave(self, store: MemoryFdStore, script: str, *, lease: bool = False, kept: bool = True) -> ChildRecord:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         cgroup = str(self._cgroup_root) if self._cgroup_root else ""
-        options = json.dumps([theirs.fileno(), str(self._tmp_path / "run"), cgroup, script, lease])
+        gate = self._tmp_path / "gate"
+        os.mkfifo(gate)
+        gated = f"read -r _ <{gate}; {script}"
+        options = json.dumps([theirs.fileno(), str(self._tmp_path / "run"), cgroup, gated, lease])
         daemon = subprocess.Popen(
             [sys.executable, "-c", FIRST_DAEMON, options],
             stdout=subprocess.PIPE,
@@ -70,6 +73,9 @@ class Inherited:
         daemon.kill()
         daemon.wait()
         daemon.stdout.close()
+        # Only now, so that nothing that it says was read by the first daemon.
+        gate.write_text("go\n")
+        gate.unlink()
         while True:
             name, fds, _, _ = socket.recv_fds(ours, 256, 1)
             if not name:
@@ -108,7 +114,7 @@ def test_adopted_child_goes_on_as_before(
         assert child is not None and child.alive() and child.pid in child.pids()
         assert child.record == record and launcher.adopt(record) is child
         child.write_line("hello")
-        await sink.until(lambda text: text == "got hello")
+        await sink.until(lambda text: text == "line 2")
         return await child.stop(PATIENT)
 
     ended = run(scene())
