@@ -112,6 +112,8 @@ class Entry:
 class Roots:
     """Where models are looked for. ``include`` and ``exclude`` are patterns (fnmatch) of paths below a folder; no
     ``include``: everything. ``huggingface`` are hub caches, ``ollama`` are stores with ``manifests`` and ``blobs``.
+    ``files`` are single models (a file, or a folder of SafeTensors) that the configuration names, wherever they lie:
+    patterns do not count for them.
     """
 
     folders: tuple[str, ...] = ()
@@ -119,6 +121,7 @@ class Roots:
     exclude: tuple[str, ...] = ()
     huggingface: tuple[str, ...] = ()
     ollama: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
     def all(self) -> tuple[str, ...]:
         return (*self.folders, *self.huggingface, *self.ollama)
@@ -142,3 +145,18 @@ class Finding:
     files: int = 0
     read: int = 0
     seconds: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """What one look at everything has come to. ``new``, ``gone`` and ``changed`` are names."""
+
+    models: int
+    new: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    troubles: tuple[Trouble, ...] = ()
+    files: int = 0
+    read: int = 0
+    seconds: float = 0.0
+    at_us: int = 0

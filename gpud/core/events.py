@@ -260,6 +260,17 @@ class Reconfigured:
 
 
 @dataclass(frozen=True, slots=True)
+class CatalogueTaken:
+    """Other models are there than before; what was set for a while, and what failed, stays as it is.
+
+    ``changed`` are the models whose running engines no longer match.
+    """
+
+    models: Mapping[str, Model]
+    changed: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class LookAsked:
     """Somebody wants to see fresh figures; a sleeping device is not woken for that."""
 
@@ -306,6 +317,7 @@ Event = (
     | Sampled
     | TimePassed
     | Reconfigured
+    | CatalogueTaken
     | LookAsked
     | BudgetSet
     | IdleTimeoutSet
@@ -434,6 +446,8 @@ class Kind(StrEnum):
     GPU_PROBLEM = "gpu-problem"
     CONFIG_RELOADED = "config-reloaded"
     CONFIG_REJECTED = "config-rejected"
+    CATALOGUE_CHANGED = "catalogue-changed"
+    CATALOGUE_PROBLEM = "catalogue-problem"
     BUS_LOST = "bus-lost"
     BUS_OWNED = "bus-owned"
     DENIED = "denied"
@@ -540,6 +554,15 @@ class Touched:
     """Something visible changed that has no outcome of its own (progress, a measurement, a deadline)."""
 
 
-Outcome = Notice | ModelChanged | JobEnded | HoldEnded | ClaimGranted | ClaimOver | Alert | Touched
+@dataclass(frozen=True, slots=True)
+class CatalogueChanged:
+    """Other models can be asked for than before, or something is said otherwise about them. All are names."""
+
+    new: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+
+Outcome = Notice | ModelChanged | JobEnded | HoldEnded | ClaimGranted | ClaimOver | Alert | CatalogueChanged | Touched
 Work = Launch | CancelLaunch | Stop | AskBusy | Sample | ReleaseGpus | Learn | Warm
 Action = Work | Finish | Outcome

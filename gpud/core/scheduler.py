@@ -7,7 +7,7 @@ has gone gives its memory back when a later look shows it. How models come is in
 here are the events, the deadlines, the configuration and the end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import assert_never
 
 from gpud.core import events
@@ -112,6 +112,8 @@ class Scheduler:
                 self._time_passed()
             case events.Reconfigured():
                 self._reconfigured(event)
+            case events.CatalogueTaken(models, changed):
+                self._take_models(models, changed, forgive=False)
             case events.LookAsked():
                 self._table.sample()
             case events.BudgetSet(budget_bytes):
@@ -215,6 +217,16 @@ class Scheduler:
     def hold_statuses(self) -> tuple[HoldStatus, ...]:
         return self._holds.all()
 
+    def uses(self) -> dict[str, tuple[int, float, float | None]]:
+        """Of each model that was used: how many requests there have been, when the last one was, and how long its last
+        load took.
+        """
+        return {
+            name: (instance.usage.count, instance.usage.last_s, instance.load_seconds)
+            for name, instance in self._table.instances.items()
+            if instance.usage.last_s is not None
+        }
+
     def state_of(self, name: str) -> State | None:
         instance = self._table.instances.get(name)
         return None if instance is None else instance.state
@@ -282,16 +294,22 @@ class Scheduler:
         self._table.limits = self._books.limits = event.limits
         self._books.override_bytes = 0
         self._table.idle_override_s = None
-        for name, instance in list(self._table.instances.items()):
-            model = event.models.get(name)
+        for instance in self._table.instances.values():
             instance.idle_timeout_s = None
+        self._take_models(event.models, event.changed, forgive=True)
+
+    def _take_models(self, models: Mapping[str, Model], others: Collection[str], *, forgive: bool) -> None:
+        """``others`` have engines that no longer match. What failed is forgiven where its settings are others, too."""
+        for name, instance in list(self._table.instances.items()):
+            model = models.get(name)
             if model is None:
                 self._remove(instance)
                 continue
-            changed = name in event.changed or model.engine != instance.model.engine
+            changed = name in others or model.engine != instance.model.engine
+            forgiven = forgive or changed or model != instance.model
             instance.model = model
             instance.removed = False
-            if instance.state is State.FAILED or (instance.state is State.BACKOFF and changed):
+            if (instance.state is State.FAILED and forgiven) or (instance.state is State.BACKOFF and changed):
                 instance.leave_queue()
                 self._leaving.forgive(instance, "config")
                 self._out.end_load_jobs(instance, JobResult.CANCELED, "the configuration has changed")
@@ -304,7 +322,7 @@ class Scheduler:
                 instance.stale = True
                 if not instance.in_flight:
                     self._leaving.drain(instance, "config", model.stop.drain_s)
-        for name, model in event.models.items():
+        for name, model in models.items():
             if name not in self._table.instances:
                 self._table.instances[name] = Instance(model)
         self._table.look = True

@@ -44,13 +44,14 @@ class Usage:
 
     A pause that has lasted ``a`` goes on as those did that lasted ``a`` before: within a burst the next request comes
     in seconds or not for long, and the longer nothing has come, the less is expected soon. The rates know what the
-    histogram does not: whether more people than usual are at it.
+    histogram does not: whether more people than usual are at it. ``count`` is how many requests there have been.
     """
 
-    __slots__ = ("_answer", "_asked", "_last_s", "_long", "_pauses", "_short", "_survival", "_total")
+    __slots__ = ("_answer", "_asked", "_last_s", "_long", "_pauses", "_short", "_survival", "_total", "count")
 
     def __init__(self) -> None:
-        self._pauses = [0.0] * (BINS + 1)
+        # Most of the thousands of models that may be there are never used: they shall cost nothing.
+        self._pauses: list[float] | None = None
         self._total = 0.0
         self._last_s: float | None = None
         self._short = 0.0
@@ -58,6 +59,7 @@ class Usage:
         self._survival: list[float] | None = None
         self._asked: tuple[float, float] | None = None
         self._answer = 0.0
+        self.count = 0
 
     @property
     def last_s(self) -> float | None:
@@ -66,7 +68,10 @@ class Usage:
 
     def note(self, now: float) -> None:
         """A request has come."""
+        self.count += 1
         if self._last_s is not None:
+            if self._pauses is None:
+                self._pauses = [0.0] * (BINS + 1)
             pause_s = max(0.0, now - self._last_s)
             self._short *= math.exp(-pause_s / SHORT_MEMORY_S)
             self._long *= math.exp(-pause_s / LONG_MEMORY_S)
@@ -109,7 +114,7 @@ class Usage:
         """The chance that a pause lasts beyond the beginning of each bin, by what was seen and the prior."""
         survival = [1.0]
         at_risk = self._total
-        for count in self._pauses:
+        for count in self._pauses or [0.0] * (BINS + 1):
             ends = (count + PRIOR_PAUSES * _ENDS_IN_BIN) / (at_risk + PRIOR_PAUSES)
             survival.append(survival[-1] * (1.0 - ends))
             at_risk = max(0.0, at_risk - count)
