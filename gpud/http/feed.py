@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 
 from gpud.core.events import Alert, ClaimGranted, ClaimOver, JobEnded, Level, ModelChanged, Notice, Outcome, Touched
-from gpud.core.facts import Snapshot, State
+from gpud.core.facts import JobKind, Snapshot, State
 from gpud.engine import Engine
 from gpud.http import feed_events
 from gpud.http.feed_events import USUAL, Body, Event, Type, known, timestamp
@@ -37,7 +37,7 @@ MAILBOX = 2000
 MAILBOX_BYTES = 2 << 20
 """What waits for a listener that does not read. It holds all that is kept, so that one who returns loses nothing."""
 
-_FIGURES = frozenset((Type.QUEUE, Type.VRAM, Type.PROGRESS))
+_FIGURES = frozenset((Type.QUEUE, Type.VRAM, Type.PROGRESS, Type.DOWNLOAD))
 _PICTURED = _FIGURES | {Type.MODEL_STATE, Type.SNAPSHOT}
 
 
@@ -144,6 +144,7 @@ class Feed:
         self._told_at_s = float("-inf")
         self._told: dict[Type, object] = {Type.QUEUE: ()}
         self._progress: dict[str, Body] = {}
+        self._downloads: dict[int, Body] = {}
         self._closed = False
         self.lines = lines
         self._unsubscribe = lines.subscribe(self._line) if lines is not None else None
@@ -253,6 +254,7 @@ class Feed:
         # How long somebody has waited is no change.
         self._tell_if_new(Type.QUEUE, snapshot.queue, feed_events.queue(snapshot))
         self._tell_progress(snapshot)
+        self._tell_downloads(snapshot)
 
     def _tell_if_new(self, kind: Type, value: object, body: Body) -> None:
         if self._told.get(kind) != value:
@@ -269,6 +271,13 @@ class Feed:
             if self._progress.get(name) != body:
                 self._emit(Type.PROGRESS, body)
         self._progress = loading
+
+    def _tell_downloads(self, snapshot: Snapshot) -> None:
+        under_way = {job.id: feed_events.download(job) for job in snapshot.jobs if job.kind is JobKind.DOWNLOAD}
+        for number, body in under_way.items():
+            if self._downloads.get(number) != body:
+                self._emit(Type.DOWNLOAD, body)
+        self._downloads = under_way
 
     # Who listens -----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from gpud.core.events import Alert, ClaimGranted, ClaimOver, JobEnded, Notice
-from gpud.core.facts import GpuStatus, ModelStatus, QueueStatus, Snapshot, State
+from gpud.core.facts import GpuStatus, JobKind, JobStatus, ModelStatus, QueueStatus, Snapshot, State
 from gpud.http.lines import Line
 from gpud.http.redaction import redacted
 
@@ -26,6 +26,7 @@ class Type(StrEnum):
     QUEUE = "queue"
     VRAM = "vram"
     ALERT = "alert"
+    DOWNLOAD = "download"
     JOB = "job"
     CLAIM = "claim"
     NOTICE = "notice"
@@ -200,6 +201,20 @@ def alert(told: Alert) -> Body:
     }
 
 
+def download(status: JobStatus) -> Body:
+    """One that is under way; its end is a job's."""
+    return known(
+        {
+            "job": status.id,
+            "what": status.model,
+            "stage": status.stage,
+            "done_bytes": status.done_bytes,
+            "total_bytes": status.total_bytes,
+            "progress": None if status.progress is None else round(status.progress, 3),
+        }
+    )
+
+
 # The rest ------------------------------------------------------------------------------------------------------------
 
 
@@ -254,6 +269,7 @@ def picture(snapshot: Snapshot) -> Body:
         "degraded": snapshot.degraded,
         "yielded": snapshot.yielded is not None,
         "models": [model_now(status) for status in snapshot.models],
+        "downloads": [download(job) for job in snapshot.jobs if job.kind is JobKind.DOWNLOAD],
         "queue": queue(snapshot),
         "vram": vram(snapshot),
     }

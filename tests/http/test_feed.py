@@ -684,3 +684,29 @@ def test_times_are_written_in_utc_with_milliseconds() -> None:
     """Also just before the second is full."""
     assert timestamp(0.9996) == "1970-01-01T00:00:01.000Z"
     assert timestamp(1_772_366_400.25) == "2026-03-01T12:00:00.250Z"
+
+
+def test_a_download_is_told_while_it_goes_on_and_at_its_end(run: Run) -> None:
+    """How far it is, at most once a second and without who it is for; its end is a job's; the picture has it too."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            feed = fed(bench.engine)
+            with feed.subscribe(kinds=(Type.DOWNLOAD, Type.JOB)) as subscription:
+                assert (await event(subscription))["downloads"] == []
+                job = bench.engine.begin_download(ALICE, "hf:org/repo/x.gguf", 1000)
+                bench.engine.download_progress(job, ALICE, 250, 1000)
+                said = await event(subscription)
+                figures = {"job": job, "what": "hf:org/repo/x.gguf", "stage": "downloading"}
+                figures |= {"done_bytes": 250, "total_bytes": 1000, "progress": 0.25}
+                assert said.items() >= figures.items()
+                assert "alice" not in json.dumps(said)
+                assert feed.picture().body["downloads"] == [figures]
+                bench.engine.end_download(job, ALICE, JobResult.DONE, "downloaded 1000 bytes")
+                ended = await event(subscription)
+                assert (ended["type"], ended["job"], ended["kind"]) == ("job", job, "download")
+                assert (ended["result"], ended["message"]) == ("done", "downloaded 1000 bytes")
+                assert feed.picture().body["downloads"] == []
+            feed.close()
+
+    run(work())
