@@ -23,7 +23,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{adapter: set() for adapter in ADAPTERS},
     **{edge: {"engine"} for edge in EDGES},
     # A model file is sized without the daemon: its header is read, and an engine asked.
-    "cli": {"config", "catalog", "backends"},
+    "cli": {"config", "catalog", "backends", "importing"},
+    # Other programs' settings become ours: text in, text out, and our own reader has the last word.
+    "importing": {"config"},
     "bridge": set(),
     "mcp": set(),
     # The part of the composition that is about HTTP.

@@ -1,0 +1,128 @@
+"""Takes command lines apart as the programs do that start them: no shell, nothing is run, nothing is looked up."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gpud.config.source import Where
+from gpud.importing.reading import unreadable
+from gpud.importing.report import names_secret
+
+
+class Program(StrEnum):
+    """What a command starts."""
+
+    LLAMA_SERVER = "llama-server"
+    LLAMA_CPP_PYTHON = "llama-cpp-python"
+    VLLM = "vLLM"
+    TGI = "text-generation-inference"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command: the program as it was written, its own arguments, and the variables that ``env`` sets before it."""
+
+    kind: Program
+    program: str
+    arguments: tuple[str, ...]
+    variables: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        return (self.program, *self.arguments) if self.program else self.arguments
+
+
+def split(text: str, where: Where, setting: str) -> list[str]:
+    """The words of a command that may stand in several lines: lines that begin with # are comments, a backslash at the
+    end of a line is a blank, quotes and backslashes are those of a shell. Raises ConfigInvalid for an open quote."""
+    lines = []
+    for line in text.split("\n"):
+        stripped = line.strip()
+        if not stripped.startswith("#"):
+            lines.append(f"{stripped[:-1]} " if stripped.endswith("\\") else line)
+    try:
+        return shlex.split("\n".join(lines))
+    except ValueError as error:
+        said = "a quote is opened and not closed" if "quotation" in str(error) else "it ends in a lone backslash"
+        raise unreadable(where, f"{setting}: {said}") from None
+
+
+def understand(words: list[str]) -> Command:
+    """Which program it is, looking through ``env NAME=value``, ``exec`` and Python's ``-m``."""
+    variables: list[tuple[str, str]] = []
+    rest = list(words)
+    while rest and (_base(rest[0]) in ("env", "exec") or _assignment(rest[0])):
+        if assigned := _assignment(rest[0]):
+            variables.append(assigned)
+        elif len(rest) > 1 and rest[1].startswith("-"):
+            break  # "env -i" and the like change more than a variable.
+        rest.pop(0)
+    if not rest:
+        return Command(Program.OTHER, "", tuple(words))
+    name, program, arguments = _base(rest[0]), rest[0], rest[1:]
+    found = tuple(variables)
+    if name in ("llama-server", "llama_server", "llama-cpp-server") or re.fullmatch(r"llama-server[-._].+", name):
+        return Command(Program.LLAMA_SERVER, program, tuple(arguments), found)
+    if name == "vllm" and arguments[:1] == ["serve"]:
+        return Command(Program.VLLM, program, tuple(arguments[1:]), found)
+    if name == "text-generation-launcher":
+        return Command(Program.TGI, program, tuple(arguments), found)
+    if re.fullmatch(r"(python|pypy)[0-9.]*", name):
+        module = _module(arguments)
+        if module == "llama_cpp.server":
+            return Command(Program.LLAMA_CPP_PYTHON, program, tuple(arguments[2:]), found)
+        if module == "vllm.entrypoints.openai.api_server":
+            return Command(Program.VLLM, program, tuple(arguments[2:]), found)
+    return Command(Program.OTHER, "", tuple(rest), found)
+
+
+def _base(program: str) -> str:
+    return program.rsplit("/", 1)[-1].removesuffix(".exe")
+
+
+def _assignment(word: str) -> tuple[str, str] | None:
+    match = re.fullmatch(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", word, re.DOTALL)
+    return (match[1], match[2]) if match else None
+
+
+def _module(arguments: list[str]) -> str:
+    return arguments[1] if len(arguments) > 1 and arguments[0] == "-m" else ""
+
+
+def is_value(word: str) -> bool:
+    """Whether a word is a flag's value rather than the next flag: negative numbers are values."""
+    return not word.startswith("-") or bool(re.fullmatch(r"-(\d.*|\.\d.*|)", word))
+
+
+def without_secrets(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words without what is secret by the name of its flag or variable, and the names of what was taken out."""
+    kept: list[str] = []
+    names: list[str] = []
+    index = 0
+    while index < len(words):
+        word = words[index]
+        following = words[index + 1] if index + 1 < len(words) else ""
+        name, equals, _ = word.partition("=")
+        if word.startswith("-") and not equals and names_secret(name) and following and is_value(following):
+            names.append(name)
+            index += 2
+            continue
+        if word in ("-e", "--env") and names_secret(following.partition("=")[0]) and "=" in following:
+            names.append(following.partition("=")[0])
+            index += 2
+            continue
+        if equals and (names_secret(name) or (name == "--env" and names_secret(word.split("=")[1]))):
+            names.append(name if name != "--env" else word.split("=")[1])
+            index += 1
+            continue
+        if re.search(r"(?i)authorization:|bearer ", word):
+            names.append("an authorization header")
+            if kept and kept[-1].startswith("-"):
+                kept.pop()
+            index += 1
+            continue
+        kept.append(word)
+        index += 1
+    return kept, names
