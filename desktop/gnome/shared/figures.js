@@ -1,0 +1,178 @@
+// What the widget shows, worked out from what gpud says of itself. Plain values in, plain values out: it touches neither
+// the bus nor the screen.
+
+import {_, fill, percent, plural, size, used} from './words.js';
+
+const MOST_CHOICES = 5;
+
+/** States in which a model has, or is about to have, an engine. */
+const PRESENT = ['ready', 'busy', 'loading', 'queued', 'unloading'];
+
+/**
+ * @param {object} status - as Status() answers, without the types
+ * @param {object} preferences - favourites (names), amber and red (percent)
+ * @returns {object} what to show; the same input gives the same output
+ */
+export function figures(status, preferences) {
+    const models = status.Models ?? [];
+    const present = models.filter(model => PRESENT.includes(model.State));
+    const shown = models.filter(model => PRESENT.includes(model.State) || model.State === 'failed');
+    const keeper = (status.Holds ?? []).find(hold => hold.What.split(':').includes('load'));
+    const yielded = Object.keys(status.Yielded ?? {}).length > 0;
+    const away = yielded || keeper !== undefined || status.State === 'yielded';
+    const devices = devicesOf(status, preferences);
+    const fullest = devices.reduce((most, device) => Math.max(most, device.percent), 0);
+    const level = levelOf(fullest, preferences);
+    // While nothing is loaded gpud lets the driver sleep: a figure in the top bar would be an old one.
+    const told = present.length && fullest ? percent(fullest) : '';
+    const subtitle = subtitleOf(status, present, away);
+    return {
+        icon: iconOf(present, away),
+        level: present.length ? level : '',
+        percent: told,
+        subtitle,
+        accessible: [_('GPU'), subtitle, told, present.length ? levelWord(level) : ''].filter(part => part).join(', '),
+        checked: present.some(model => model.State !== 'unloading'),
+        note: noteOf(status),
+        devices,
+        models: shown.map(modelOf),
+        choices: choicesOf(models, preferences.favourites),
+        several: present.filter(model => model.State !== 'unloading').length > 1,
+        yielded: away,
+        // Others keep the GPU empty for as long as they like: Resume would not end that.
+        keeper: !yielded && keeper ? keeper.Application || keeper.Reason || keeper.Caller || '?' : '',
+    };
+}
+
+function iconOf(present, away) {
+    if (away)
+        return 'gpud-away-symbolic';
+    return present.length ? 'gpud-loaded-symbolic' : 'gpud-idle-symbolic';
+}
+
+function nameOf(model) {
+    return model.DisplayName || model.Id;
+}
+
+function subtitleOf(status, present, away) {
+    if (status.State === 'suspending')
+        return _('Going to sleep');
+    if (status.State === 'unavailable')
+        return _('Not available');
+    const loading = present.find(model => model.State === 'loading');
+    if (loading)
+        return fill(_('Loading {model}'), {model: nameOf(loading)});
+    const loaded = present.filter(model => ['ready', 'busy'].includes(model.State));
+    if (loaded.length) {
+        const first = loaded.find(model => model.Id === status.ActiveModel) ?? loaded[0];
+        if (loaded.length === 1)
+            return nameOf(first);
+        const more = loaded.length - 1;
+        return fill(plural('{model} and {count} more', '{model} and {count} more', more), {model: nameOf(first)});
+    }
+    if (away)
+        return _('Given away');
+    const waiting = present.find(model => model.State === 'queued');
+    if (waiting)
+        return fill(_('{model} waits'), {model: nameOf(waiting)});
+    return present.length ? _('Unloading') : _('Nothing loaded');
+}
+
+function noteOf(status) {
+    switch (status.Degraded ?? '') {
+    case '':
+        return status.State === 'unavailable' ? _('The GPU cannot be used: “gpudctl doctor” looks why.') : '';
+    case 'cuda-unavailable':
+        return _('The driver does not let programs compute: “gpudctl doctor” looks why.');
+    case 'cpu-fallback':
+        return _('A model runs on the processor instead of the GPU: “gpudctl doctor” looks why.');
+    case 'driver-mismatch':
+        return _('The driver was updated: restart the computer.');
+    case 'over-budget':
+        return _('More memory is in use than gpud may use.');
+    case 'backend-missing':
+        return _('A program that runs models is not installed: “gpudctl doctor” says which.');
+    default:
+        return fill(_('Something is wrong ({word}): “gpudctl doctor” looks what.'), {word: status.Degraded});
+    }
+}
+
+function levelOf(share, {amber, red}) {
+    if (share >= red)
+        return 'red';
+    return share >= amber ? 'amber' : '';
+}
+
+function levelWord(level) {
+    if (level === 'red')
+        return _('nearly full');
+    return level === 'amber' ? _('filling up') : '';
+}
+
+function devicesOf(status, preferences) {
+    const all = (status.Gpus ?? []).filter(gpu => gpu.VramTotal > 0);
+    const gpus = all.filter(gpu => gpu.Uuid !== 'host');
+    return (gpus.length ? gpus : all).map(gpu => {
+        const known = gpu.VramUsed !== undefined;
+        const share = known ? 100 * gpu.VramUsed / gpu.VramTotal : 0;
+        const level = levelOf(share, preferences);
+        const name = gpu.Uuid === 'host' ? _('Main memory') : gpu.Name;
+        const text = known
+            ? used(gpu.VramUsed, gpu.VramTotal)
+            : fill(_('{size}, use unknown'), {size: size(gpu.VramTotal)});
+        const others = gpu.VramForeign
+            ? fill(_('{size} of it by other programs'), {size: size(gpu.VramForeign)}) : '';
+        return {
+            id: gpu.Uuid,
+            name,
+            text,
+            others,
+            percent: share,
+            level,
+            accessible: [name, text, others, levelWord(level)].filter(part => part).join(', '),
+        };
+    });
+}
+
+function modelOf(model) {
+    const name = nameOf(model);
+    const bytes = model.VramBytes || model.NeedBytes || model.VramEstimate || 0;
+    const held = bytes ? size(bytes) : '';
+    const [text, action] = {
+        ready: () => [held, _('Unload {model}')],
+        busy: () => [held ? fill(_('{size}, answering'), {size: held}) : _('answering'), _('Unload {model}')],
+        loading: () => [
+            model.Progress === undefined
+                ? _('loading') : fill(_('loading, {percent}'), {percent: percent(100 * model.Progress)}),
+            _('Stop loading {model}'),
+        ],
+        queued: () => [_('waits for memory'), _('Stop waiting for {model}')],
+        unloading: () => [_('unloading'), ''],
+        failed: () => [_('could not be loaded'), _('Dismiss {model}')],
+    }[model.State]();
+    const detail = {failed: model.Error, queued: model.WaitsFor}[model.State] ?? '';
+    return {id: model.Id, name, text, detail, action: action && fill(action, {model: name})};
+}
+
+/** Favourites that are not loaded, in their order; without favourites, what was used last. */
+function choicesOf(models, favourites) {
+    const idle = models.filter(model => !PRESENT.includes(model.State));
+    const chosen = favourites.length
+        ? favourites.map(name => idle.find(model => model.Id === name)).filter(model => model)
+        : [...idle].sort((a, b) => (b.LastUsedUSec ?? 0) - (a.LastUsedUSec ?? 0) || compare(nameOf(a), nameOf(b)))
+            .slice(0, MOST_CHOICES);
+    return chosen.map(model => {
+        const bytes = model.NeedBytes || model.VramEstimate || 0;
+        const name = nameOf(model);
+        return {
+            id: model.Id,
+            name,
+            text: bytes ? size(bytes) : '',
+            accessible: fill(_('Load {model}'), {model: name}),
+        };
+    });
+}
+
+function compare(a, b) {
+    return a < b ? -1 : Number(a > b);
+}

@@ -1,0 +1,171 @@
+// gpud as the widget sees it over the bus: whether it is there, what it says of itself, and how to ask it for something.
+// Nothing here waits, starts gpud, or runs by the clock.
+
+import Gio from 'gi://Gio';
+import GLib from 'gi://GLib';
+
+const NAME = 'org.kernelcore.GpuD';
+const PATH = '/org/kernelcore/GpuD';
+const PROPERTIES = 'org.freedesktop.DBus.Properties';
+
+/** A call may stand behind a dialog that asks for a password; gpud itself gives up on one after two minutes. */
+const ANSWER_MS = 150000;
+
+const LOOK = Gio.DBusCallFlags.NO_AUTO_START;
+const ACT = Gio.DBusCallFlags.NO_AUTO_START | Gio.DBusCallFlags.ALLOW_INTERACTIVE_AUTHORIZATION;
+
+/** gpud on one of the two buses. */
+class Line {
+    constructor(bus, changed, jobEnded) {
+        this.status = null;
+        this._changed = changed;
+        this._jobEnded = jobEnded;
+        this._connection = null;
+        this._watch = Gio.bus_watch_name(bus, NAME, Gio.BusNameWatcherFlags.NONE,
+            (connection, _name, owner) => this._appeared(connection, owner),
+            () => this._vanished());
+    }
+
+    _appeared(connection, owner) {
+        this._connection = connection;
+        this._owner = owner;
+        this._asking = false;
+        this._askingGpus = false;
+        this._cancellable = new Gio.Cancellable();
+        this._signals = connection.signal_subscribe(owner, null, null, PATH, null, Gio.DBusSignalFlags.NONE,
+            (_connection, _sender, _path, name, member, body) => this._heard(name, member, body));
+        this.refresh();
+    }
+
+    _vanished() {
+        if (!this._connection)
+            return;
+        this._cancellable.cancel();
+        this._connection.signal_unsubscribe(this._signals);
+        this._connection = null;
+        const was = this.status;
+        this.status = null;
+        if (was)
+            this._changed();
+    }
+
+    _heard(name, member, body) {
+        if (member === 'JobRemoved') {
+            this._jobEnded(this, ...body.recursiveUnpack());
+        } else if (!this.status) {
+            // It did not answer when it was asked first. It lives: ask again.
+            this.refresh();
+        } else if (name === PROPERTIES && member === 'PropertiesChanged') {
+            const [, values] = body.recursiveUnpack();
+            Object.assign(this.status, values);
+            this._changed();
+            if ('VramUsed' in values)
+                this._askGpus();
+        } else if (member === 'VramAlert') {
+            this._askGpus();
+        }
+    }
+
+    /** Ask for everything; figures of the devices are fresh in the answer. One question at a time. */
+    refresh() {
+        if (!this._connection || this._asking)
+            return;
+        this._asking = true;
+        this.call('Status', null, LOOK, (error, status) => {
+            this._asking = false;
+            if (error) {
+                console.warn(`gpud does not say how it is: ${error.message}`);
+            } else {
+                this.status = status[0];
+                this._changed();
+            }
+        });
+    }
+
+    /** Who holds how much of each device is no property: it is asked for when the sum has moved. */
+    _askGpus() {
+        if (this._askingGpus)
+            return;
+        this._askingGpus = true;
+        this.call('ListGpus', null, LOOK, (error, gpus) => {
+            this._askingGpus = false;
+            if (!error && this.status) {
+                [this.status.Gpus] = gpus;
+                this._changed();
+            }
+        });
+    }
+
+    call(method, parameters, flags, answered) {
+        const cancellable = this._cancellable;
+        this._connection.call(this._owner, PATH, NAME, method, parameters, null, flags, ANSWER_MS, cancellable,
+            (connection, result) => {
+                let reply = null;
+                let failure = null;
+                try {
+                    reply = connection.call_finish(result).recursiveUnpack();
+                } catch (error) {
+                    failure = error;
+                }
+                // Of what was asked of a gpud that has gone nobody waits for the answer any more.
+                if (!cancellable.is_cancelled())
+                    answered(failure, reply);
+            });
+    }
+
+    close() {
+        Gio.bus_unwatch_name(this._watch);
+        this._changed = () => {};
+        this._vanished();
+    }
+}
+
+/** The system's gpud or, where there is none, the user's own. */
+export class Service {
+    /**
+     * @param {Function} changed - () => void: status is another one now, or none
+     * @param {Function} jobEnded - (job, model, result, message) => void
+     */
+    constructor(changed, jobEnded) {
+        this._lines = [Gio.BusType.SYSTEM, Gio.BusType.SESSION].map(bus => new Line(
+            bus,
+            changed,
+            (line, ...values) => line === this._line && jobEnded(...values)));
+    }
+
+    /** As Status() answers, kept up to date; null while gpud is not there. */
+    get status() {
+        return this._line?.status ?? null;
+    }
+
+    get _line() {
+        return this._lines.find(line => line.status);
+    }
+
+    refresh() {
+        this._line?.refresh();
+    }
+
+    /**
+     * Ask gpud to do something; polkit may ask for a password.
+     *
+     * @param {string} method - of org.kernelcore.GpuD
+     * @param {Array} typed - signature and values, empty for a method without arguments
+     * @param {Function} answered - (error, values) => void; not called when gpud has gone meanwhile
+     */
+    ask(method, [signature, ...values], answered) {
+        const parameters = signature ? new GLib.Variant(`(${signature})`, values) : null;
+        this._line?.call(method, parameters, ACT, answered);
+    }
+
+    close() {
+        this._lines.forEach(line => line.close());
+    }
+}
+
+/** What a person should read of an error: gpud's own sentence where it has one, and its name for programs. */
+export function explain(error) {
+    const name = Gio.DBusError.get_remote_error(error) ?? '';
+    Gio.DBusError.strip_remote_error(error);
+    return {name, text: error.message};
+}

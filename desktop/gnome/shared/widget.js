@@ -1,0 +1,122 @@
+// The widget as a whole: it brings together what gpud says, what the user prefers and what is on the screen, and asks gpud
+// for what was clicked. It lives from the extension's enable() to its disable().
+
+import {figures} from './figures.js';
+import {Panel} from './panel.js';
+import {explain, Service} from './service.js';
+import {_, fill} from './words.js';
+
+/** Everybody can read it: it says who gave the GPUs away. */
+const WHY = 'GNOME quick settings';
+
+export class Widget {
+    /**
+     * @param {object} shell - name, add (see Panel), notify(title, text), prefer()
+     * @param {string} path - of the extension's folder
+     * @param {object} settings - Gio.Settings of the extension
+     */
+    constructor(shell, path, settings) {
+        this._shell = shell;
+        this._settings = settings;
+        /** What was asked for here and has not ended, by job: the sentence for its failure. */
+        this._jobs = new Map();
+        this._panel = new Panel(shell, path, {
+            press: () => this._press(),
+            open: () => this._service.refresh(),
+            end: id => this._end(id),
+            load: id => this._load(id),
+            endAll: () => this._endAll(),
+            away: on => this._giveAway(on),
+            prefer: () => shell.prefer(),
+        });
+        this._settingsChanged = settings.connect('changed', () => this._show());
+        this._service = new Service(() => this._show(), (...ended) => this._jobEnded(...ended));
+    }
+
+    close() {
+        this._settings.disconnect(this._settingsChanged);
+        this._service.close();
+        this._panel.destroy();
+    }
+
+    _show() {
+        const {status} = this._service;
+        if (!status) {
+            this._jobs.clear();
+            this._panel.hide();
+            return;
+        }
+        this._figures = figures(status, {
+            favourites: this._settings.get_strv('favourites'),
+            amber: this._settings.get_uint('amber'),
+            red: this._settings.get_uint('red'),
+        });
+        this._panel.show(this._figures, this._settings.get_boolean('show-indicator'));
+    }
+
+    _press() {
+        if (this._figures.checked)
+            this._endAll();
+        else if (!this._figures.yielded && this._figures.choices.length)
+            this._load(this._figures.choices[0].id);
+        else
+            this._panel.openMenu();
+    }
+
+    _load(id) {
+        this._ask(fill(_('Cannot load {model}'), {model: id}), 'Load', ['s', id]);
+    }
+
+    _end(id) {
+        this._ask(fill(_('Cannot unload {model}'), {model: id}), 'Unload', ['s', id]);
+    }
+
+    _endAll() {
+        this._ask(_('Cannot unload the models'), 'UnloadAll', []);
+    }
+
+    _giveAway(on) {
+        if (on)
+            this._ask(_('Cannot give the GPU away'), 'Yield', ['ts', 0, WHY]);
+        else
+            this._ask(_('Cannot take the GPU back'), 'Resume', []);
+    }
+
+    _ask(failure, method, typed) {
+        this._service.ask(method, typed, (error, values) => {
+            if (error) {
+                const {name, text} = explain(error);
+                this._shell.notify(failure, [text, adviceOn(name)].filter(part => part).join('\n'));
+            } else if (values.length) {
+                this._jobs.set(values[0], failure);
+            }
+            // What was switched and not done is switched back.
+            this._show();
+        });
+    }
+
+    _jobEnded(job, model, result, message) {
+        const failure = this._jobs.get(job);
+        if (!failure)
+            return;
+        this._jobs.delete(job);
+        if (['failed', 'timeout'].includes(result)) {
+            const record = this._service.status.Models.find(known => known.Id === model);
+            this._shell.notify(failure, [message, record?.ErrorHint].filter(part => part).join('\n'));
+        }
+    }
+}
+
+function adviceOn(error) {
+    switch (error.replace('org.freedesktop.DBus.Error.', '')) {
+    case 'AccessDenied':
+    case 'InteractiveAuthorizationRequired':
+        return _('An administrator can allow it: those in the group “gpud” may do everything.');
+    case 'NoReply':
+    case 'Timeout':
+    case 'TimedOut':
+        return _('gpud does not answer: “systemctl status gpud” tells how it is.');
+    default:
+        return '';
+    }
+}

@@ -1,0 +1,1 @@
+"""Real desktops, headless, with a real gpud: run by ``make test-desktop``."""

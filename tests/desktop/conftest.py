@@ -1,0 +1,78 @@
+"""What the tests of desktops stand on: a bus that stands for the system's, and a real gpud on it with a GPU.
+
+gpud runs outside the container as the tests' own user, where a fake NVML tells it of a GPU of 6 GiB. Its bus is the
+container's system bus, so a desktop finds it where it looks for the system's gpud.
+"""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from daemon.harness import Daemon, Place, engine, place_at
+from dbus.private_bus import PrivateBus
+from fake_nvml.gpu import GIB, FakeGpus
+
+from .tree import missing_parts
+
+MODELS = {
+    # Name: what it holds of the GPU. The one that is loaded first leaves room for one more.
+    "qwen3-8b": 4 * GIB,
+    "gemma-3-1b": 1 * GIB,
+    "phi-4-mini": 3 * GIB,
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> None:
+    """Programs of the desktop come and go; its container takes all of them along."""
+
+
+@pytest.fixture(scope="module")
+def system_bus() -> Iterator[PrivateBus]:
+    """What the desktop takes for the system bus. Whoever asks for it may say and own anything there."""
+    if reason := missing_parts():
+        pytest.skip(reason)
+    bus = PrivateBus(relaxed=True)
+    bus.start()
+    try:
+        yield bus
+    finally:
+        bus.close()
+
+
+@pytest.fixture(scope="module")
+def place(system_bus: PrivateBus) -> Iterator[Place]:
+    """Where gpud runs: ``place.start()`` starts one, with three models and the GPU of ``gpus``."""
+    with place_at(system_bus.address) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def gpus(place: Place) -> Iterator[FakeGpus]:
+    """The GPU, whose name is that of a real one. Its figures change when a test says so, and gpud looks again."""
+    with FakeGpus(place.root / "gpus", 6 * GIB) as made:
+        made.change(0, name="NVIDIA GeForce RTX 3050 6GB Laptop GPU")
+        place.environment |= made.environment()
+        models = {}
+        for name, size_bytes in MODELS.items():
+            mark = f"--name={place.root.name}-{name}"
+            made.rule(mark, size_bytes)
+            models[name] = engine(mark, size=f"{size_bytes // GIB}GiB")
+        place.configure(models)
+        yield made
+
+
+@pytest.fixture
+def daemon(place: Place, gpus: FakeGpus) -> Iterator[Daemon]:
+    """gpud, running, with nothing loaded."""
+    made = next((known for known in place.daemons if known.running), None) or place.start()
+    made.unload(force=True)
+    yield made
+
+
+def picture(source: Path, target: Path, crop: str = "") -> None:
+    """A screenshot for the documentation: cut to what matters ("640x480+10+0"), and small."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    cut = ["-crop", crop, "+repage"] if crop else []
+    subprocess.run(["convert", source, *cut, "-strip", "-colors", "256", "-depth", "8", target], check=True)

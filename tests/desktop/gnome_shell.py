@@ -1,0 +1,202 @@
+"""GNOME Shell, headless, with the extension as ``make install`` lays it out, driven over its session bus.
+
+Clicks and keys go through a virtual pointer and keyboard, the way those of a person come in; what is on the screen is
+read from the shell's own tree of actors, and photographed.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from jeepney import DBusAddress, HeaderFields, MessageType, new_method_call
+from jeepney.io.blocking import DBusConnection, open_dbus_connection
+
+from .tree import START_S, TOP, WAIT_S, Program, Tree, session_bus, wait_until
+
+UUID = "gpud@kernelcore.org"
+WIDTH, HEIGHT = 1280, 800
+
+SETTINGS = """\
+[org/gnome/shell]
+enabled-extensions=['{uuid}']
+disable-user-extensions=false
+welcome-dialog-last-shown-version='99'
+
+[org/gnome/desktop/interface]
+enable-animations=false
+"""
+
+# What every script may use: the extension's parts by what they are on the screen, and the hands of a person.
+HELP = """
+globalThis.desk = {
+    Main: typeof Main === 'undefined' ? imports.ui.main : Main,
+    all(actor) { return [actor, ...actor.get_children().flatMap(child => this.all(child))]; },
+    named(name, root = global.stage) {
+        return this.all(root).find(actor => actor.mapped && actor.reactive && actor.accessible_name === name);
+    },
+    ours(root = global.stage) { return this.all(root).filter(actor => /Gpud/.test(actor.constructor.name)); },
+    one(kind) { return this.ours().find(actor => actor.constructor.name === kind) ?? null; },
+    texts(root) { return this.all(root).filter(actor => actor.mapped && actor.text).map(actor => actor.text); },
+    get menu() { return this.one('GpudToggle').menu; },
+    get settings() { return this.Main.panel.statusArea.quickSettings.menu; },
+    middle(actor) {
+        const [x, y] = actor.get_transformed_position();
+        const [width, height] = actor.get_transformed_size();
+        return [x + width / 2, y + height / 2];
+    },
+    click(actor) {
+        if (!actor || !actor.mapped)
+            throw new Error('there is nothing to click');
+        const Clutter = imports.gi.Clutter;
+        this.pointer ??= global.backend?.get_default_seat?.()?.create_virtual_device(Clutter.InputDeviceType.POINTER_DEVICE)
+            ?? Clutter.get_default_backend().get_default_seat().create_virtual_device(Clutter.InputDeviceType.POINTER_DEVICE);
+        const now = () => global.get_current_time() * 1000;
+        this.pointer.notify_absolute_motion(now(), ...this.middle(actor));
+        this.pointer.notify_button(now(), Clutter.BUTTON_PRIMARY, Clutter.ButtonState.PRESSED);
+        this.pointer.notify_button(now(), Clutter.BUTTON_PRIMARY, Clutter.ButtonState.RELEASED);
+    },
+    press(...keys) {
+        const Clutter = imports.gi.Clutter;
+        this.keyboard ??= Clutter.get_default_backend().get_default_seat()
+            .create_virtual_device(Clutter.InputDeviceType.KEYBOARD_DEVICE);
+        for (const key of keys) {
+            const value = Clutter[`KEY_${key}`];
+            this.keyboard.notify_keyval(global.get_current_time() * 1000, value, Clutter.KeyState.PRESSED);
+            this.keyboard.notify_keyval(global.get_current_time() * 1000, value, Clutter.KeyState.RELEASED);
+        }
+    },
+};
+"""
+
+
+def build(release: str, folder: Path) -> Path:
+    """The extension's folder for a release of the shell ("43" or "45")."""
+    subprocess.run([sys.executable, TOP / "desktop/gnome/build.py", release, folder], check=True)
+    return folder
+
+
+class GnomeShell:
+    """A running shell in a tree, with the extension enabled. It ends with the tree."""
+
+    def __init__(self, tree: Tree, system_bus: str, release: str, **environment: str) -> None:
+        self.tree = tree
+        self._start_extension(release)
+        tree.environment |= {
+            "DBUS_SYSTEM_BUS_ADDRESS": system_bus,
+            "GSETTINGS_BACKEND": "keyfile",
+            "XDG_SESSION_TYPE": "wayland",
+            "XDG_CURRENT_DESKTOP": "GNOME",
+            **environment,
+        }
+        # The shell asks logind for its session and ends without an answer.
+        tree.start("logind.log", "python3", "-m", "dbusmock", "--system", "--template", "logind")
+        tree.run("gdbus wait --system --timeout 30 org.freedesktop.login1")
+        self.address = session_bus(tree)
+        self.program: Program
+        self._bus: DBusConnection
+        self.start()
+
+    def _start_extension(self, release: str) -> None:
+        target = self.tree.root / "usr/share/gnome-shell/extensions" / UUID
+        target.parent.mkdir(parents=True, exist_ok=True)
+        build(release, target)
+        keyfile = self.tree.root / "root/.config/glib-2.0/settings/keyfile"
+        keyfile.parent.mkdir(parents=True, exist_ok=True)
+        keyfile.write_text(SETTINGS.format(uuid=UUID))
+
+    def start(self) -> None:
+        screen = ["--headless", "--virtual-monitor", f"{WIDTH}x{HEIGHT}", "--no-x11"]
+        self.program = self.tree.start("shell.log", "gnome-shell", *screen, "--unsafe-mode")
+        self.tree.run(f"gdbus wait --session --timeout {START_S:.0f} org.gnome.Shell")
+        self._bus = open_dbus_connection(self.address)
+        self.until("!Main.layoutManager._startingUp", "the shell did not start")
+        self.run(HELP + "undefined")
+        self.until(f"Main.extensionManager.lookup('{UUID}')?.state === 1", "the extension was not enabled")
+
+    def stop(self) -> None:
+        self._bus.close()
+        self.program.stop()
+
+    def close(self) -> None:
+        self._bus.close()
+
+    # Over its bus ----------------------------------------------------------------------------------------------------
+
+    def _call(self, interface: str, path: str, member: str, signature: str = "", *values: object) -> Any:
+        address = DBusAddress(path, interface, interface)
+        message = new_method_call(address, member, signature or None, values)
+        reply = self._bus.send_and_get_reply(message, timeout=WAIT_S)
+        if reply.header.message_type is MessageType.error:
+            raise AssertionError(f"{member}: {reply.header.fields[HeaderFields.error_name]}: {reply.body}")
+        return reply.body
+
+    def run(self, script: str) -> Any:
+        """What the script comes to, as JSON has it."""
+        ok, text = self._call("org.gnome.Shell", "/org/gnome/Shell", "Eval", "s", script)
+        assert ok, f"{script}\n{text}"
+        return json.loads(text) if text else None
+
+    def until(self, script: str, what: str) -> None:
+        """Until the script comes to something true."""
+        last: list[str] = []
+
+        def holds() -> bool:
+            try:
+                ok, text = self._call("org.gnome.Shell", "/org/gnome/Shell", "Eval", "s", f"!!({script})")
+            except AssertionError as error:  # The shell has its name before it has the object.
+                ok, text = False, str(error)
+            last[:] = [text]
+            return bool(ok) and text == "true"
+
+        try:
+            wait_until(holds, what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {script}: {last}\n{self.complaints()}") from None
+
+    def screenshot(self, name: str) -> Path:
+        path = self.tree.shared / f"{name}.png"
+        values = (False, False, str(path))
+        done, _ = self._call(
+            "org.gnome.Shell.Screenshot", "/org/gnome/Shell/Screenshot", "Screenshot", "bbs", *values
+        )
+        assert done, f"no screenshot {name}"
+        return path
+
+    def complaints(self) -> str:
+        """What the shell has said, without what it says of a machine without hardware."""
+        return "\n".join(self.program.log().splitlines()[-40:])
+
+    def errors(self) -> list[str]:
+        """Lines of the shell's that are about the extension."""
+        return [line for line in self.program.log().splitlines() if "gpud" in line.lower()]
+
+    # What is on the screen -------------------------------------------------------------------------------------------
+
+    def shown(self) -> bool:
+        """Whether the icon is in the top bar."""
+        return bool(self.run("desk.one('GpudIndicator')?.icon.mapped ?? false"))
+
+    def open_menu(self) -> None:
+        """By clicks, as a person does: the quick settings, then the button's arrow."""
+        if not self.run("desk.settings.isOpen"):
+            self.run("desk.click(desk.Main.panel.statusArea.quickSettings)")
+            self.until("desk.settings.isOpen && desk.one('GpudToggle').mapped", "the quick settings did not open")
+        if not self.run("desk.menu.isOpen"):
+            self.run("desk.click(desk.one('GpudToggle')._menuButton)")
+            self.until("desk.menu.isOpen && desk.menu.actor.mapped", "the menu did not open")
+
+    def close_menu(self) -> None:
+        self.run("desk.settings.close(false)")
+        self.until("!desk.settings.isOpen", "the quick settings did not close")
+
+    def texts(self) -> list[str]:
+        """Everything that can be read in the menu."""
+        return list(self.run("desk.texts(desk.menu.actor)"))
+
+    def set(self, key: str, kind: str, value: object) -> None:
+        """A preference, changed while the shell runs."""
+        stored = f"desk.Main.extensionManager.lookup('{UUID}').stateObj._widget._settings"
+        self.run(f"{stored}.set_{kind}('{key}', {json.dumps(value)})")
+
