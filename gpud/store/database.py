@@ -4,7 +4,7 @@ nothing of what is in it.
 Never raises for what a disk, a file system or another program does: it says so, reads answer None, and changes wait
 in memory for the next one that succeeds. For one caller at a time; which thread that is does not matter.
 
-A new table is one more file in ``migrations``, with the next number: ``0003_models.sql``. A file that was released is
+A new table is one more file in ``migrations``, with the next number: ``0004_sessions.sql``. A file that was released is
 never changed.
 """
 
@@ -15,7 +15,7 @@ import logging
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -93,7 +93,11 @@ class _Damaged(Exception):
 
 
 class Database:
-    """``given`` counts the changes that were ever given; the first ``saved`` of them wait no more."""
+    """``given`` counts the changes that were ever given to wait; the first ``saved`` of them wait no more.
+
+    One connection writes. Others may read the file meanwhile for as long as they like; one that writes, or keeps it
+    locked, is waited for up to ``busy_s``.
+    """
 
     def __init__(
         self, path: Path, problems: Problems, *, migrations: Path = MIGRATIONS, busy_s: float = BUSY_S
@@ -115,7 +119,7 @@ class Database:
         """The rows, or None when they cannot be read now."""
         if self._closed or (self._connection is None and self._tried):
             return None
-        return self._try(lambda connection: connection.execute(sql, _storable(values)).fetchall())
+        return self._try(lambda connection: _fetched(connection, sql, _storable(values)))
 
     def write(self, *changes: Change) -> bool:
         """All of them or none, after those that wait. False: they wait now. A place that could not be used is tried
@@ -125,6 +129,21 @@ class Database:
         if self._closed or not self._try(self._apply):
             return False
         self._wait_no_more()
+        self._problems.solved(TOPIC)
+        return True
+
+    @property
+    def begun_anew(self) -> bool:
+        """Whether the file was damaged since the start: what was read before is not in it any more."""
+        return self._begun_anew
+
+    def write_now(self, changes: Sequence[Change]) -> bool:
+        """All of these or none, after what waits. False: nothing of them was written, and they do not wait."""
+        changes = [Change(sql, _storable(values)) for sql, values in changes]
+        if self._closed or (self._waiting and not self.write()):
+            return False
+        if not self._try(lambda connection: _transaction(connection, changes)):
+            return False
         self._problems.solved(TOPIC)
         return True
 
@@ -144,19 +163,12 @@ class Database:
 
     def _apply(self, connection: sqlite3.Connection) -> bool:
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            for change in self._waiting:
-                connection.execute(change.sql, change.values)
-            connection.execute("COMMIT")
+            return _transaction(connection, self._waiting)
         except Exception as error:
             if not _from_outside(error):
                 # A defect of ours, which no disk will ever cure: it must not keep all others waiting.
                 self._wait_no_more()
             raise
-        finally:
-            with contextlib.suppress(sqlite3.Error):
-                connection.rollback()
-        return True
 
     def _try(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
         """Again on a new file where the first try shows that the old one is damaged."""
@@ -209,8 +221,6 @@ class Database:
 
     def _prepared(self, *, exclusive: bool) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=self._busy_s, isolation_level=None, check_same_thread=False)
-        # Words that are damaged are still words; a record that is damaged is found out by whoever reads it.
-        connection.text_factory = lambda text: text.decode(errors="replace")
         try:
             if exclusive:
                 connection.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -283,9 +293,10 @@ class Database:
         self._begun_anew = True
         Path(f"{self._path}-shm").unlink(missing_ok=True)
         self._problems.mention(
-            f"{self._path} was damaged ({found}) and is begun anew: models are measured again, the event log starts "
-            f"here; what was in it is in {aside}, delete that when nobody needs it; if this happens again, look for "
-            "errors of the disk with journalctl -k"
+            f"{self._path} was damaged ({found}) and is begun anew: models are found and measured again, how often "
+            "they were used and what was said about them (aliases, priorities, tags, notes) is lost, the event log "
+            f"starts here; what was in it is in {aside}, delete that when nobody needs it; if this happens again, look "
+            "for errors of the disk with journalctl -k"
         )
 
 
@@ -296,6 +307,33 @@ def numbered(directory: Path) -> list[Path]:
         if not path.name.startswith(f"{number:04d}_"):
             raise ValueError(f"{path} is in the place of migration {number:04d}: numbers grow by one, from 0001")
     return paths
+
+
+def _transaction(connection: sqlite3.Connection, changes: Iterable[Change]) -> bool:
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        for change in changes:
+            connection.execute(change.sql, change.values)
+        connection.execute("COMMIT")
+    finally:
+        with contextlib.suppress(sqlite3.Error):
+            connection.rollback()
+    return True
+
+
+def _fetched(connection: sqlite3.Connection, sql: str, values: Sequence[Any]) -> list[Any]:
+    try:
+        return connection.execute(sql, values).fetchall()
+    except sqlite3.OperationalError as error:
+        if hasattr(error, "sqlite_errorcode"):
+            raise
+    # Python could not read a text. Words that are damaged are still words; a record that is damaged is found out by
+    # whoever reads it.
+    connection.text_factory = lambda text: text.decode(errors="replace")
+    try:
+        return connection.execute(sql, values).fetchall()
+    finally:
+        connection.text_factory = str
 
 
 def _storable(values: Sequence[Any]) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from gpud.core.ports import RunnerRecord
 from gpud.core.quote import Estimate
 from gpud.store.database import Database
 from gpud.store.event_log import EventLog
+from gpud.store.models import ModelRegistry
 from gpud.store.probes import Probes
 from gpud.store.problems import Problems
 from gpud.store.records import EngineRecords
@@ -37,6 +38,7 @@ class FileStore:
         self._sizes = Sizes(self._database)
         self._probes = Probes(self._database)
         self._events = EventLog(self._database)
+        self._models = ModelRegistry(self._database, self._turn)
 
     @property
     def problem(self) -> str:
@@ -91,10 +93,16 @@ class FileStore:
         with self._turn():
             return self._events.latest(model, limit)
 
+    @property
+    def registry(self) -> ModelRegistry:
+        """What is remembered of models, in the same database and by the same turns."""
+        return self._models
+
     def close(self) -> None:
         """What is given later is not kept: the daemon has ended by then."""
         with self._turn():
             self._probes.flush()
+            self._models.close()
             self._database.close()
 
     @contextlib.contextmanager

@@ -45,12 +45,12 @@ def test_a_stranger_adds_a_table_with_one_file(tmp_path: Path) -> None:
     database = Database(tmp_path / "registry.db", problems, migrations=migrations)
     database.write(Change("INSERT INTO probe VALUES ('k', '{}', 1)"))
     database.close()
-    (migrations / f"{known + 1:04d}_models.sql").write_text(
-        "CREATE TABLE models (name TEXT);\nINSERT INTO models VALUES ('a; b');\n-- the end, without a line of its own"
+    (migrations / f"{known + 1:04d}_sessions.sql").write_text(
+        "CREATE TABLE session (name TEXT);\nINSERT INTO session VALUES ('a; b');\n-- the end, without a line of its own"
     )
     for _ in range(2):
         database = Database(tmp_path / "registry.db", problems, migrations=migrations)
-        assert database.read("SELECT name FROM models") == [("a; b",)]
+        assert database.read("SELECT name FROM session") == [("a; b",)]
         assert database.read("SELECT key FROM probe") == [("k",)]
         database.close()
     assert version(tmp_path / "registry.db") == known + 1 and problems.text == ""
