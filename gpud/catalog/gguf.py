@@ -13,7 +13,9 @@ from types import MappingProxyType
 
 from gpud.catalog.kinds import KINDS, REMOVED
 from gpud.catalog.stream import (
+    DIMENSIONS_LIMIT,
     INCOMPLETE,
+    NAME_LIMIT_BYTES,
     PAIRS_LIMIT,
     SUSPECT,
     TENSORS_LIMIT,
@@ -31,11 +33,6 @@ from gpud.core.modelfile import ModelFile, Tensor, Value
 PARTS_LIMIT = 1000
 """How many parts a model may have."""
 
-NAME_LIMIT_BYTES = 1024
-"""How long a key or the name of a tensor may be; engines take 63 bytes of a tensor's."""
-
-DIMENSIONS_LIMIT = 4
-
 ARRAY_KEPT = 4096
 """Longer arrays of numbers belong to the vocabulary: they are left out. Those by layer are never so long."""
 
@@ -44,7 +41,7 @@ TEXT_KEPT_BYTES = 64 * 1024
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
-_SCALARS = {
+SCALARS = {
     0: struct.Struct("<B"),
     1: struct.Struct("<b"),
     2: struct.Struct("<H"),
@@ -57,8 +54,8 @@ _SCALARS = {
     11: struct.Struct("<q"),
     12: struct.Struct("<d"),
 }
-_STRING = 8
-_ARRAY = 9
+STRING = 8
+ARRAY = 9
 
 _NUMBER_COST_BYTES = 40
 """What one number of an array takes in memory."""
@@ -69,7 +66,7 @@ _SHAPES = tuple(struct.Struct(f"<{count}QIQ") for count in range(DIMENSIONS_LIMI
 _PAIR_LEAST_BYTES = 8 + 4 + 1
 _TENSOR_LEAST_BYTES = 8 + 4 + 4 + 8
 
-_PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 
 def read(path: str | Path) -> ModelFile:
@@ -127,7 +124,7 @@ def _stem(part: _Part, count: int) -> str:
         raise part.bad(f"it says that it is part {number + 1:,} of {count}")
     name = Path(part.identity.path).name
     ending = f"-{number + 1:05}-of-{count:05}.gguf"
-    found = _PART.fullmatch(name)
+    found = PART.fullmatch(name)
     if not found or not name.endswith(ending):
         raise part.bad(
             f'it says that it is part {number + 1} of {count}, but its name does not end in "{ending}": the other '
@@ -211,7 +208,7 @@ def _vocabulary(part: _Part, architecture: str) -> int:
 def _read_part(path: str, allowance: Allowance) -> _Part:
     with opened(path, allowance) as stream:
         part = _Part(stream.identity)
-        tensors, pairs = _start(stream)
+        tensors, pairs = start(stream)
         for number in range(pairs):
             stream.doing = f"entry {number + 1:,} of {pairs:,} of its metadata"
             _pair(stream, part)
@@ -220,12 +217,18 @@ def _read_part(path: str, allowance: Allowance) -> _Part:
         return part
 
 
-def _start(stream: Stream) -> tuple[int, int]:
+def start(stream: Stream) -> tuple[int, int]:
     """The number of tensors and of entries of metadata."""
-    if stream.size_bytes < 4 or (magic := stream.take(4)) != b"GGUF":
-        found = f"it begins with {quoted(magic)}" if stream.size_bytes >= 4 else f"it has {stream.size_bytes} bytes"
+    if stream.size_bytes < 4:
+        raise stream.bad(f"it has {stream.size_bytes} bytes, and no GGUF file is so short", INCOMPLETE)
+    magic = stream.take(4)
+    if magic == bytes(4):
+        raise stream.bad("it begins with zeros: its place was made, and what belongs there was not written", INCOMPLETE)
+    if magic == b"vers":
+        raise stream.bad("it is a pointer of Git LFS, not the file itself", "get what it points to: git lfs pull")
+    if magic != b"GGUF":
         raise stream.bad(
-            f'{found} where a GGUF file begins with "GGUF"',
+            f'it begins with {quoted(magic)} where a GGUF file begins with "GGUF"',
             "models in other formats can be converted with llama.cpp's convert_hf_to_gguf.py",
         )
     version = stream.integer(_U32)
@@ -255,19 +258,19 @@ def _start(stream: Stream) -> tuple[int, int]:
 
 
 def _pair(stream: Stream, part: _Part) -> None:
-    key = _name(stream, "key")
+    key = name_of(stream, "key")
     if key in part.keys:
         raise stream.bad(f"the key {quoted(key)} is there twice")
     part.keys.add(key)
     stream.doing = f"the value of {quoted(key)}"
     kind = stream.integer(_U32)
     value: Value | None
-    if kind == _ARRAY:
+    if kind == ARRAY:
         value = _array(stream, part, key)
-    elif kind == _STRING:
+    elif kind == STRING:
         value = _text(stream)
-    elif kind in _SCALARS:
-        (value,) = stream.unpack(_SCALARS[kind])
+    elif kind in SCALARS:
+        (value,) = stream.unpack(SCALARS[kind])
     else:
         raise stream.bad(f"{stream.doing} has the unknown type {kind:,}; 0 to 12 are known")
     if value is not None:
@@ -276,19 +279,19 @@ def _pair(stream: Stream, part: _Part) -> None:
 
 def _array(stream: Stream, part: _Part, key: str) -> Value | None:
     kind, count = stream.integer(_U32), stream.integer(_U64)
-    if kind == _STRING:
+    if kind == STRING:
         stream.skip_strings(count)
         part.lengths[key] = count
         return count
-    if kind not in _SCALARS:
-        what = "arrays" if kind == _ARRAY else f"the unknown type {kind:,}"
+    if kind not in SCALARS:
+        what = "arrays" if kind == ARRAY else f"the unknown type {kind:,}"
         raise stream.bad(f"{stream.doing} is an array of {what}, which no engine reads")
-    size = _SCALARS[kind].size
+    size = SCALARS[kind].size
     if count > ARRAY_KEPT:
         stream.skip(count * size)
         return None
     stream.keep(count * _NUMBER_COST_BYTES)
-    return struct.unpack(f"<{count}{_SCALARS[kind].format[-1]}", stream.take(count * size))
+    return struct.unpack(f"<{count}{SCALARS[kind].format[-1]}", stream.take(count * size))
 
 
 def _text(stream: Stream) -> str | None:
@@ -300,7 +303,7 @@ def _text(stream: Stream) -> str | None:
     return stream.take(length).decode("utf-8", "replace")
 
 
-def _name(stream: Stream, what: str) -> str:
+def name_of(stream: Stream, what: str) -> str:
     length = stream.integer(_U64)
     if length > stream.left_bytes:
         raise stream.ends(length)
@@ -324,7 +327,7 @@ class _Entry:
 
 def _tensor(stream: Stream, doing: str) -> _Entry:
     stream.doing = doing
-    name = _name(stream, "name")
+    name = name_of(stream, "name")
     dimensions = stream.integer(_U32)
     if dimensions > DIMENSIONS_LIMIT:
         raise stream.bad(f"tensor {quoted(name)} has {dimensions:,} dimensions; {DIMENSIONS_LIMIT} are allowed")

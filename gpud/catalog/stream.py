@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -49,6 +49,15 @@ _LONGEST_PAUSE = 1024
 """So many strings are stepped over one by one, at most, before the next try at a batch of short ones."""
 
 _LENGTH = struct.Struct("<Q")
+_DIMENSIONS = struct.Struct("<I")
+
+NAME_LIMIT_BYTES = 1024
+"""How long a key or the name of a tensor may be; engines take 63 bytes of a tensor's."""
+
+DIMENSIONS_LIMIT = 4
+
+TENSOR_MOST_BYTES = 8 + NAME_LIMIT_BYTES + 4 + 8 * DIMENSIONS_LIMIT + 4 + 8
+"""What the line of one tensor takes at most."""
 
 
 @cache
@@ -98,11 +107,19 @@ class Identity:
             return False
 
 
-def bad_file(path: str, what: str, hint: str) -> BackendFailed:
+class BadModelFile(BackendFailed):
+    """``what`` is wrong with it, without its path. ``incomplete``: more of it could mend it."""
+
+    def __init__(self, path: str, what: str, hint: str) -> None:
+        message = f'cannot read model file "{visible(path)}": {what}'
+        super().__init__(message, hint=hint, kind="bad-file", preflight=True)
+        self.what = what
+        self.incomplete = hint is INCOMPLETE
+
+
+def bad_file(path: str, what: str, hint: str) -> BadModelFile:
     """The error for a file that cannot be used. The path is shown whatever bytes it has."""
-    return BackendFailed(
-        f'cannot read model file "{visible(path)}": {what}', hint=hint, kind="bad-file", preflight=True
-    )
+    return BadModelFile(path, what, hint)
 
 
 def quoted(text: bytes | str) -> str:
@@ -119,10 +136,24 @@ def visible(text: str) -> str:
 class Stream:
     """A place in an open file that moves forward. ``doing`` says what is being read, for messages."""
 
-    __slots__ = ("_base", "_fd", "_pos", "_window", "allowance", "doing", "identity", "path", "size_bytes")
+    __slots__ = (
+        "_base",
+        "_fd",
+        "_pos",
+        "_window",
+        "_window_bytes",
+        "allowance",
+        "doing",
+        "identity",
+        "path",
+        "size_bytes",
+    )
 
-    def __init__(self, path: str, fd: int, status: os.stat_result, allowance: Allowance) -> None:
+    def __init__(
+        self, path: str, fd: int, status: os.stat_result, allowance: Allowance, window_bytes: int = WINDOW_BYTES
+    ) -> None:
         self.path = path
+        self._window_bytes = window_bytes
         self.size_bytes = status.st_size
         self.identity = Identity.of(path, status)
         self.allowance = allowance
@@ -140,10 +171,10 @@ class Stream:
     def left_bytes(self) -> int:
         return self.size_bytes - self.at
 
-    def bad(self, what: str, hint: str = SUSPECT) -> BackendFailed:
+    def bad(self, what: str, hint: str = SUSPECT) -> BadModelFile:
         return bad_file(self.path, what, hint)
 
-    def ends(self, need_bytes: int) -> BackendFailed:
+    def ends(self, need_bytes: int) -> BadModelFile:
         return self.bad(
             f"it ends inside {self.doing}: {need_bytes:,} bytes are to follow at byte {self.at:,}, "
             f"and the file has {self.size_bytes:,}",
@@ -164,6 +195,17 @@ class Stream:
         pos = self._need(count)
         self._pos = pos + count
         return self._window[pos : pos + count]
+
+    def peek(self, count: int) -> bytes:
+        """What comes next, at most so many bytes, without going on."""
+        count = min(count, self.left_bytes)
+        pos = self._need(count)
+        return self._window[pos : pos + count]
+
+    def back_to(self, at: int) -> None:
+        """Go on at an earlier place."""
+        self.allowance.header_bytes -= at - self._base
+        self._window, self._base, self._pos = b"", at, 0
 
     def skip(self, count: int) -> None:
         """Go on after so many bytes, which are not read."""
@@ -214,6 +256,43 @@ class Stream:
                     INCOMPLETE,
                 )
 
+    def last_tensor(self, count: int, wanted: Collection[bytes] = ()) -> tuple[bytes, frozenset[bytes]]:
+        """Go on after the lines of so many tensors. Returns the line of the one whose data begins last, and which of
+        the ``wanted`` names there are. Each line begins with the length of its name: all have to be visited.
+        """
+        number_of, integer_of = _LENGTH.unpack_from, _DIMENSIONS.unpack_from
+        lengths, found = {len(name) for name in wanted}, set()
+        last, last_offset = b"", -1
+        while count:
+            pos = self._need(min(TENSOR_MOST_BYTES, max(self.left_bytes, 1)))
+            window, before = self._window, count
+            latest: tuple[int, int] | None = None
+            try:
+                while count:
+                    (length,) = number_of(window, pos)
+                    (dimensions,) = integer_of(window, pos + 8 + length)
+                    if length > NAME_LIMIT_BYTES or dimensions > DIMENSIONS_LIMIT:
+                        raise self.bad(
+                            f"{self.doing} has a name of {length:,} bytes and {dimensions:,} dimensions; "
+                            f"{NAME_LIMIT_BYTES:,} and {DIMENSIONS_LIMIT} are allowed"
+                        )
+                    end = pos + 24 + length + 8 * dimensions
+                    (offset,) = number_of(window, end - 8)
+                    if offset > last_offset:
+                        last_offset, latest = offset, (pos, end)
+                    if length in lengths and (name := window[pos + 8 : pos + 8 + length]) in wanted:
+                        found.add(name)
+                    pos = end
+                    count -= 1
+            except (struct.error, OverflowError):
+                pass  # The window ends inside of this one.
+            if latest:
+                last = window[latest[0] : latest[1]]
+            self._pos = pos
+            if count == before:
+                raise self.ends(TENSOR_MOST_BYTES)
+        return last, frozenset(found)
+
     def _need(self, count: int) -> int:
         """Make sure that so many bytes are in the window; returns where in it they begin."""
         if self._pos + count > len(self._window):
@@ -227,7 +306,7 @@ class Stream:
         self.allowance.header_bytes -= at - self._base
         if self.allowance.header_bytes < 0:
             raise self.bad(f"its metadata takes more than {HEADER_LIMIT_BYTES:,} bytes, reached at {self.doing}")
-        wanted = max(count, WINDOW_BYTES if at else FIRST_WINDOW_BYTES)
+        wanted = max(count, self._window_bytes if at else FIRST_WINDOW_BYTES)
         window = self._pread(wanted, at)
         while len(window) < count:
             more = self._pread(wanted - len(window), at + len(window))
@@ -251,7 +330,7 @@ class Stream:
 
 
 @contextmanager
-def opened(path: str, allowance: Allowance) -> Iterator[Stream]:
+def opened(path: str, allowance: Allowance, window_bytes: int = WINDOW_BYTES) -> Iterator[Stream]:
     """Open a regular file for reading.
 
     What it is, is asked before it is opened: to open a device can already do something, and a FIFO waits.
@@ -264,7 +343,7 @@ def opened(path: str, allowance: Allowance) -> Iterator[Stream]:
     try:
         status = os.fstat(fd)
         _must_be_a_file(path, status)
-        yield Stream(path, fd, status, allowance)
+        yield Stream(path, fd, status, allowance, window_bytes)
     finally:
         os.close(fd)
 
@@ -281,7 +360,7 @@ def _must_be_a_file(path: str, status: os.stat_result) -> None:
         raise bad_file(path, "it is empty", INCOMPLETE)
 
 
-def _cannot_open(path: str, problem: OSError | ValueError) -> BackendFailed:
+def _cannot_open(path: str, problem: OSError | ValueError) -> BadModelFile:
     if isinstance(problem, FileNotFoundError):
         return bad_file(path, "there is no such file", "check its name, and that its disk is mounted")
     if isinstance(problem, PermissionError):
