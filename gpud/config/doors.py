@@ -18,15 +18,15 @@ _WILDCARDS = {"0.0.0.0", "::"}  # noqa: S104 - to see it, not to listen there
 _ADD_KEYS = "set http.api_keys_file: /etc/gpud/keys.yaml and make a key with gpudctl key add NAME"
 
 
-def http(given: Given, models: list[str], reading: Reading) -> HttpConfig:
-    """The whole section. ``models`` are all names and aliases."""
+def http(given: Given, models: list[str], reading: Reading, *, more_are_found: bool) -> HttpConfig:
+    """The whole section. ``models`` are all names and aliases; ``more_are_found``: there may be others, too."""
     doors = {name: Door(**given.section(name).fields()) for name in DOORS}
     _check_addresses(given, doors, reading)
     _check_keys(given, doors, reading)
     tls = TlsConfig(**given.section("tls").fields())
     _check_tls(given.section("tls"), tls, reading)
     default_model = given["default_model"] or ""
-    if default_model and default_model not in models:
+    if default_model and default_model not in models and not more_are_found:
         where = given.given("default_model").where
         text = f'"{default_model}": there is no such model{nearest(default_model, models)}'
         reading.wrong(where, "http.default_model", text)

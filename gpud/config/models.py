@@ -1,19 +1,24 @@
 """Makes the models of what was given for them, for their engines and for all: complete, each with its alternatives."""
 
 import os.path
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from gpud.config.engine_choice import Chosen
 from gpud.config.given import UNSET, Given, is_given, is_good, unused
-from gpud.config.kinds import BROKEN, Reading
-from gpud.config.schema import BUSY, MODEL, STOP, UNLOAD
+from gpud.config.kinds import BROKEN, Reading, Wrong
+from gpud.config.schema import BUSY, MODEL, STOP, UNLOAD, is_pattern
 from gpud.config.sections import CUSTOM, HUB, LLAMA, OLLAMA, Found, Key, Section, Values
 from gpud.config.source import Scalar, Where, shown
-from gpud.config.texts import BUILT_IN_ENGINES
+from gpud.config.texts import BUILT_IN_ENGINES, plain_data
 from gpud.core.facts import BusyProbe, EngineSettings, HttpCall, Model, StopTimes
+
+OWN = ("file", "model", "command", "url", "directory", "engine")
+"""What makes an entry a model of its own; without any it says how one is treated that is found."""
 
 Places = Callable[[str], str]
 """Where a key of a model stands, as messages name it."""
@@ -37,11 +42,16 @@ class Models:
         self._stop = stop
         self._idle_timeout_s = idle_timeout_s
         self._backend_order = backend_order
+        self.overrides: dict[str, Values] = {}
+        self._layer_of_found: Values = {}
 
     def all(self, given: Values) -> dict[str, Model]:
+        """Those with a model of their own; what is said of models that are found is in ``overrides`` then."""
         models: dict[str, Model] = {}
         for name, found in given.items():
-            if isinstance(found.value, dict):
+            if isinstance(found.value, dict) and (is_pattern(name) or not any(is_given(found.value, k) for k in OWN)):
+                self._override(name, found.value)
+            elif isinstance(found.value, dict):
                 model = self._model(name, found.value, found.where)
                 if model is not None:
                     models[name] = model
@@ -64,6 +74,73 @@ class Models:
             return None
         self._check_used(path, own, choice, names)
         first, *others = [self._by(engine, name, own, choice, names, where) for engine in names]
+        return replace(first, alternatives=tuple(others))
+
+    def _override(self, name: str, own: Values) -> None:
+        """What it says is checked here; of what model it is said is known when one is found."""
+        path = f"models.{name}"
+        choice: Chosen | None = own["engine"].value if is_good(own.get("engine")) else None
+        for key in (*OWN[:-1], "aliases") if is_pattern(name) else ():
+            if is_given(own, key):
+                text = "belongs to one model, and a pattern stands for many; remove it, or write an entry for that one"
+                self._reading.wrong(own[key].where, f"{path}.{key}", f"{shown(own[key].node)}: {text}")
+        if choice is None or choice.names:
+            # Where the engine is left open, any of them may take the key.
+            names = choice.names if choice is not None else tuple(BUILT_IN_ENGINES)
+            self._check_used(path, own, choice or Chosen(()), names)
+        self.overrides[name] = own
+
+    def said_of(self, name: str) -> Values:
+        """What the overrides say of a model that was found: patterns in their order, then the entry of its own."""
+        said: Values = {}
+        for pattern, own in self.overrides.items():
+            if is_pattern(pattern) and fnmatchcase(name, pattern):
+                said |= own
+        return said | self.overrides.get(name, {})
+
+    def matching(self, name: str) -> tuple[str, ...]:
+        """The overrides that say something of it."""
+        patterns = (one for one in self.overrides if is_pattern(one) and fnmatchcase(name, one))
+        return (*patterns, *((name,) if name in self.overrides else ()))
+
+    def written_overrides(self) -> dict[str, dict[str, object]]:
+        """As a file has them."""
+        kinds = {key.name: key.kind for key in MODEL.keys}
+        return {
+            name: {
+                key: plain_data(found.node)
+                if found.value is None or isinstance(found.value, (dict, Chosen))
+                else kinds[key].write(found.value)
+                for key, found in own.items()
+                if found.value is not BROKEN
+            }
+            for name, own in self.overrides.items()
+        }
+
+    def reading_into(self, reading: Reading) -> "Models":
+        """The same, with its problems noted elsewhere: the configuration itself has been found good."""
+        other = copy(self)
+        other._reading = reading
+        return other
+
+    def of_found(self, name: str, own: Values, layer: Values, engines: Sequence[str]) -> Model:
+        """The model that was found, by the first of these engines that can serve it, with the others behind it.
+
+        ``layer`` is what is right for such a model where nobody says anything. Raises Wrong when there is no way.
+        """
+        said: Values = own | {key: value for key, value in self.said_of(name).items() if key not in ("file", "model")}
+        found = said.get("engine")
+        chosen: Chosen = found.value if found is not None and isinstance(found.value, Chosen) else Chosen(())
+        names = chosen.names or tuple(engine for engine in self._possible(own) if engine in engines)
+        names = names or self._possible(own)[:1]
+        if not names:
+            raise Wrong(f"no engine of scheduler.backend_order ({' '.join(self._backend_order)}) serves such a model")
+        where = Where("the registry", 0)
+        self._layer_of_found = layer
+        try:
+            first, *others = [self._by(engine, name, said, chosen, names, where) for engine in names]
+        finally:
+            self._layer_of_found = {}
         return replace(first, alternatives=tuple(others))
 
     def _possible(self, own: Values) -> tuple[str, ...]:
@@ -121,7 +198,7 @@ class Models:
             return f"models.{name}.engine.{engine}.{key}" if key in special else f"models.{name}.{key}"
 
         self._check_shape(f"models.{name}", at, engine, own, where, alone=len(names) == 1)
-        layers = [own, self._layer(engine), self._defaults]
+        layers = [own, self._layer(engine), self._defaults, self._layer_of_found]
         settings: dict[str, Any] = {}
         fields: dict[str, Any] = {}
         for key in MODEL.keys:

@@ -1,10 +1,18 @@
 """What a configuration is once it has been read: frozen records, every default applied. Never reads a file."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from gpud.core.catalogue import Entry
 from gpud.core.facts import Limits, Model, StopTimes
 from gpud.core.keys import BOTH, Rate, Right
+
+Makes = Callable[[Entry, Sequence[str]], Model | str]
+"""The model that a found one is, by the engines that are there; or why there can be none, as a sentence."""
+
+
+def _nothing_known(_entry: Entry, _engines: Sequence[str]) -> Model | str:
+    return "no configuration says what it would be loaded with"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +132,30 @@ class BusConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RegistryConfig:
+    """Where models are looked for that nobody has written down, and what they get.
+
+    ``paths`` None: the folders that ``storage.base_directory`` has; ``huggingface`` and ``ollama`` None: the stores
+    that are there. Empty: none. ``most_context`` is what a model gets at most of what it was trained for.
+    """
+
+    enable: bool = True
+    paths: tuple[str, ...] | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    huggingface: tuple[str, ...] | None = None
+    ollama: tuple[str, ...] | None = None
+    scan_interval_s: float = 3600.0
+    scan_on_start: bool = True
+    most_context: int = 16384
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A whole configuration that has passed every check.
+
+    ``overrides`` are the entries below ``models:`` that have no model of their own: what they say, in the words of the
+    file, of models that are found under their name or pattern. ``found`` knows what each of those is loaded with.
 
     ``models`` are complete: every default is in them, ``stop`` and ``idle_timeout_s`` too. ``engines`` has only those
     that the files mention. ``backend_order`` has been obeyed already where a model leaves its engine open. ``sources``
@@ -133,6 +163,9 @@ class Config:
     """
 
     models: Mapping[str, Model] = field(default_factory=dict)
+    overrides: Mapping[str, Mapping[str, object]] = field(default_factory=dict, repr=False)
+    found: Makes = field(default=_nothing_known, repr=False, compare=False)
+    registry: RegistryConfig = RegistryConfig()
     engines: Mapping[str, EngineConfig] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     idle_timeout_s: float = 300.0

@@ -24,6 +24,7 @@ from gpud.config.schema import (
     MODEL,
     PREFETCH,
     QUEUE,
+    REGISTRY,
     RESTART,
     ROOT,
     STOP,
@@ -130,10 +131,17 @@ def _data(config: Config, *, secrets: bool) -> dict[str, object]:
     eviction = replace(limits.eviction, above_percent=limits.eviction.above_percent or 0.0)
     top = {key.name: key for key in ROOT.keys}
     return {
-        "models": {name: _model(model, secrets=secrets) for name, model in config.models.items()},
+        "models": {name: _model(model, secrets=secrets) for name, model in config.models.items()}
+        | {name: _override(said, secrets=secrets) for name, said in config.overrides.items()},
         "engines": {name: _of_record(ENGINE, engine, name, secrets=secrets) for name, engine in config.engines.items()},
         "idle": {"timeout": _written(_key(ROOT, "idle", "timeout"), config.idle_timeout_s)},
         "storage": {"base_directory": config.base_directory},
+        "registry": {
+            key.name: _written(key, value)
+            for key in REGISTRY.keys
+            if (value := getattr(config.registry, key.field or key.name)) != ()
+            or key.name not in ("include", "exclude")
+        },
         "gpu": {key.name: _written(key, gpu[key.name]) for key in GPU.keys if gpu[key.name] is not None},
         "queue": _of_record(QUEUE, limits.queue, "", secrets=secrets),
         "eviction": _of_record(EVICTION, eviction, "", secrets=secrets),
@@ -194,6 +202,10 @@ def _of_record(section: Section, record: object, engine: str, *, secrets: bool) 
         for name in ("host", "port", "keep_running"):
             data.pop(name, None)
     return data
+
+
+def _override(said: Mapping[str, object], *, secrets: bool) -> dict[str, object]:
+    return {name: _masked(name, value, secrets=secrets) for name, value in said.items()}
 
 
 def _model(model: Model, *, secrets: bool) -> dict[str, object]:
@@ -291,11 +303,29 @@ def warnings(config: Config) -> tuple[str, ...]:
             )
         if model.pinned and model.idle_timeout_s != config.idle_timeout_s:
             said.append(f"models.{name}.idle_timeout: has no effect, for the model is pinned")
+    said += _warnings_of_found(config)
     said += _warnings_of_doors(config)
     for directory in sorted({os.path.dirname(source) for source in config.sources if "/gpud.d/" in source}):  # noqa: PTH120
         ignored = (file for file in sorted(os.listdir(directory)) if file.endswith((".yml", ".json")))  # noqa: PTH208
         said += [f"{directory}/{file}: is not read; only names that end in .yaml are" for file in ignored]
     return tuple(said)
+
+
+def _warnings_of_found(config: Config) -> list[str]:
+    said: list[str] = []
+    if not config.registry.enable:
+        text = "has no effect, for it says how a model is treated that is found, and registry.enable is false"
+        said += [f"models.{name}: {text}" for name in config.overrides]
+    for name in ("paths", "huggingface", "ollama"):
+        folders = getattr(config.registry, name) or ()
+        missing = (path for path in folders if not os.path.isdir(path))  # noqa: PTH112
+        said += [f'registry.{name}: there is no folder "{path}" now; it is waited for' for path in missing]
+    names = {name for model in config.models.values() for name in (model.name, *model.aliases)}
+    if config.http.default_model and config.http.default_model not in names | config.overrides.keys():
+        near = nearest(config.http.default_model, sorted(names))
+        text = f"no model is configured under this name{near}; it works once one is found that is called so"
+        said.append(f"http.default_model: {config.http.default_model}: {text}")
+    return said
 
 
 def _warnings_of_doors(config: Config) -> list[str]:

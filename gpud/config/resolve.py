@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from gpud.config.doors import http
+from gpud.config.found import FoundModels
 from gpud.config.given import Given, unused
 from gpud.config.kinds import Reading
 from gpud.config.limits import limits
@@ -15,6 +16,7 @@ from gpud.config.records import (
     EngineConfig,
     LoggingConfig,
     PrefetchConfig,
+    RegistryConfig,
 )
 from gpud.config.schema import ENGINE, MODEL, ROOT
 from gpud.config.sections import OLLAMA, Values
@@ -37,8 +39,13 @@ def build(root: Node, reading: Reading, *, complete: bool, sources: tuple[str, .
         reading, top.section("defaults").values, engines, top.section("stop").values, idle_timeout_s, order
     )
     models = resolver.all(top.section("models").values)
+    registry = RegistryConfig(**top.section("registry").fields())
+    found = FoundModels(resolver, registry.most_context)
     config = Config(
         models=MappingProxyType(models),
+        overrides=MappingProxyType(resolver.written_overrides()),
+        found=found.make,
+        registry=registry,
         engines=MappingProxyType(_engines(engines, reading)),
         limits=limits(top, reading),
         idle_timeout_s=idle_timeout_s,
@@ -48,7 +55,9 @@ def build(root: Node, reading: Reading, *, complete: bool, sources: tuple[str, .
         alerts=AlertsConfig(**top.section("alerts").fields()),
         prefetch=PrefetchConfig(**top.section("prefetch").fields()),
         logging=LoggingConfig(**top.section("logging").fields()),
-        http=http(top.section("http"), _names(top.section("models").values, models), reading),
+        http=http(
+            top.section("http"), _names(top.section("models").values, models), reading, more_are_found=registry.enable
+        ),
         bus=BusConfig(**top.section("bus").fields()),
         sources=sources,
     )

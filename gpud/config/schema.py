@@ -11,7 +11,7 @@ from gpud.config.forbidden import check_flag, check_variable
 from gpud.config.kinds import Choice, Duration, Flag, Layers, PriorityName, Share, Size, Whole, Wrong, nearest
 from gpud.config.network import FileMode, RateOf, Several, allowed_host, host_name, origin
 from gpud.config.sections import CUSTOM, HUB, LLAMA, LLAMA_SERVERS, OLLAMA, VLLM, Key, Named, Section
-from gpud.config.texts import Environment, FilePath, Json, Text, Texts, Url, WebAddress, check_engine
+from gpud.config.texts import Environment, FilePath, Folders, Json, Text, Texts, Url, WebAddress, check_engine
 from gpud.core.facts import EvictionPolicy
 
 # Checks of single texts -----------------------------------------------------------------------------------------------
@@ -31,6 +31,21 @@ def check_model_name(text: str) -> None:
         raise Wrong(f"is a word that commands use for themselves ({' '.join(RESERVED_NAMES)}); choose another")
 
 
+PATTERN_NAME = r"[A-Za-z0-9._:/@+*?\[\]!-]{1,128}"
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name below ``models:`` stands for all models that are found and are called like it."""
+    return any(mark in name for mark in "*?[")
+
+
+def check_model_name_or_pattern(text: str) -> None:
+    if not is_pattern(text):
+        check_model_name(text)
+    elif not re.fullmatch(PATTERN_NAME, text):
+        raise Wrong("is not allowed as a pattern of names (at most 128 of A-Z a-z 0-9 . _ : / @ + - and * ? [ ])")
+
+
 def check_argument(text: str) -> None:
     """Raises Wrong for a placeholder that is not known; ``$$`` is a dollar sign."""
     for name in re.findall(r"\$\{([^}]*)\}", text.replace("$$", "")):
@@ -40,6 +55,11 @@ def check_argument(text: str) -> None:
             known = " ".join(f"${{{one}}}" for one in _PLACEHOLDERS)
             near = nearest(name, _PLACEHOLDERS) or "; write $$ for a dollar sign that is meant as one"
             raise Wrong(f"has the placeholder ${{{name[:20]}}}, which gpud does not know ({known}){near}")
+
+
+def check_path_pattern(text: str) -> None:
+    if text.startswith("/") or ".." in text.split("/"):
+        raise Wrong("is not below a folder; patterns are about paths as they are below it, like qwen/*")
 
 
 def check_probe_field(text: str) -> None:
@@ -746,6 +766,69 @@ STORAGE = Section(
     )
 )
 
+REGISTRY = Section(
+    (
+        Key(
+            "enable",
+            Flag(),
+            "Models that are found can be used without being written down here.",
+            "true",
+            also=("auto_scan", "discovery"),
+        ),
+        Key(
+            "paths",
+            Folders("the folders of models below storage.base_directory"),
+            "Folders in which models are looked for, with all that is below them.",
+            "auto",
+            also=("folders", "directories", "models_dirs"),
+            example="[/srv/models]",
+        ),
+        Key(
+            "include",
+            Texts("a list of patterns of paths below a folder, like *.gguf or qwen/*", check_path_pattern),
+            "Only what matches one of these patterns is looked at.",
+            absent="everything",
+            example="['*.gguf']",
+        ),
+        Key(
+            "exclude",
+            Texts("a list of patterns of paths below a folder, like old/*", check_path_pattern),
+            "What matches one of these patterns is left out.",
+            absent="nothing",
+            example="['old/*']",
+        ),
+        Key(
+            "huggingface",
+            Folders("the hub caches that are there"),
+            "Caches of Hugging Face's hub in which models are looked for.",
+            "auto",
+            also=("hf", "hub"),
+        ),
+        Key(
+            "ollama",
+            Folders("the stores that are there"),
+            "Stores of Ollama (with manifests and blobs) in which models are looked for.",
+            "auto",
+        ),
+        Key(
+            "scan_interval",
+            Duration(60, 30 * 86400, never=True),
+            "How often folders are looked at that cannot be watched, like those of other machines.",
+            "3600",
+            field="scan_interval_s",
+            also=("auto_scan_interval", "interval"),
+        ),
+        Key("scan_on_start", Flag(), "Look at all of them when gpud starts.", "true"),
+        Key(
+            "most_context",
+            Whole(256, 16_777_216),
+            "A found model gets as many tokens of context as it was trained for, but no more than this, and fewer "
+            "where memory is short.",
+            "16384",
+        ),
+    )
+)
+
 LOGGING = Section(
     (
         Key("level", Choice(("debug", "info", "warning", "error")), "What is logged.", "info", also=("log_level",)),
@@ -919,16 +1002,29 @@ BUS = Section(
     )
 )
 
-MODELS = Named(MODEL, "model", lambda name, _: check_model_name(name))
+MODELS = Named(MODEL, "model", lambda name, _: check_model_name_or_pattern(name))
 ENGINES = Named(ENGINE, "engine", check_engine)
 
 ROOT = Section(
     (
-        Key("models", MODELS, "The models, each under the name that clients ask for.", also=("model",)),
+        Key(
+            "models",
+            MODELS,
+            "The models, each under the name that clients ask for. An entry that has neither file, model, command, "
+            "url, directory nor engine says how the model is treated that is found under its name; a pattern (like "
+            "qwen*), how several are.",
+            also=("model",),
+        ),
         Key("defaults", DEFAULTS, "What every model has unless it, or its engine's defaults, say otherwise."),
         Key("engines", ENGINES, "What all models of one engine share.", also=("backends", "engine")),
         Key("idle", IDLE, "Idleness."),
         Key("storage", STORAGE, "Where models are kept."),
+        Key(
+            "registry",
+            REGISTRY,
+            "Where models are looked for that are not written down.",
+            also=("catalogue", "catalog"),
+        ),
         Key("gpu", GPU, "How much memory gpud may take.", also=("vram", "gpus", "limits")),
         Key("queue", QUEUE, "Who waits for memory."),
         Key("eviction", EVICTION, "Who goes when somebody needs the memory.", also=("auto_scaling",)),

@@ -64,6 +64,31 @@ class FilePath:
         return value
 
 
+class Folders:
+    """Folders to look into, or ``auto`` for those that are known, read as None."""
+
+    def __init__(self, known: str) -> None:
+        self.allowed = f"auto ({known}), or a list of folders; an empty one: none"
+
+    def read(self, node: Node, path: str, reading: Reading) -> Any:
+        if isinstance(node, Scalar):
+            if node.text == "auto":
+                return None
+            return (FilePath().read(node, path, reading),)
+        if not isinstance(node, Items):
+            raise Wrong("is not a list")
+        good: list[str] = []
+        for index, item in enumerate(node.nodes):
+            try:
+                good.append(FilePath().read(item, path, reading))
+            except Wrong as wrong:
+                reading.wrong(item.where, f"{path}[{index}]", f"{shown(item)}: {wrong}")
+        return tuple(dict.fromkeys(good)) if len(good) == len(node.nodes) else BROKEN
+
+    def write(self, value: Any) -> object:
+        return "auto" if value is None else list(value)
+
+
 class Url:
     allowed: str = "http://host:port, or with a path: http://host:port/path"
 

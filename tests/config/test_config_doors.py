@@ -166,7 +166,9 @@ def test_tls_needs_both_files() -> None:
 def test_the_default_model_is_there() -> None:
     """By its name or an alias."""
     assert http("default_model: t").default_model == "t"
-    assert problem("default_model: tniy") == 'http.default_model: "tniy": there is no such model; did you mean "tiny"?'
+    assert http("default_model: one-that-will-be-found").default_model == "one-that-will-be-found"
+    nothing_is_found = "default_model: tniy}\nregistry: {enable: false"
+    assert problem(nothing_is_found) == 'http.default_model: "tniy": there is no such model; did you mean "tiny"?'
 
 
 def test_numbers_are_read() -> None:

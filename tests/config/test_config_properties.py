@@ -13,7 +13,7 @@ from gpud.config.kinds import Choice, Duration, Flag, Layers, PriorityName, Shar
 from gpud.config.network import FileMode, RateOf, Several
 from gpud.config.schema import DEFAULTS, ENGINE, EVICTION, HTTP, MODEL, QUEUE, ROOT, sections
 from gpud.config.sections import BUILT_IN, Key, Section
-from gpud.config.texts import Environment, FilePath, Json, Text, Texts, Url, WebAddress
+from gpud.config.texts import Environment, FilePath, Folders, Json, Text, Texts, Url, WebAddress
 from gpud.core.errors import ConfigInvalid
 
 KEYS = sorted({key.name for _, section in sections() for key in section.keys})
@@ -170,6 +170,8 @@ def values(key: Key) -> st.SearchStrategy[object]:
         return st.one_of(several, st.sampled_from(SEVERAL[key.name])) if key.name == "host" else several
     if isinstance(kind, FilePath):
         return PATHS
+    if isinstance(kind, Folders):
+        return st.one_of(st.just("auto"), PATHS, st.lists(PATHS, max_size=3))
     if isinstance(kind, Environment):
         return VARIABLES
     if isinstance(kind, Json):
@@ -177,6 +179,8 @@ def values(key: Key) -> st.SearchStrategy[object]:
     if isinstance(kind, Texts):
         if key.name == "any":
             return st.lists(st.from_regex(r"[a-z]{1,5}(\.[a-z]{1,5})?", fullmatch=True), min_size=1, max_size=3)
+        if key.name in ("include", "exclude"):
+            return st.lists(st.from_regex(r"[a-z*?]{1,5}(/[a-z*]{1,5})?", fullmatch=True), min_size=1, max_size=3)
         return st.lists(ARGUMENTS, min_size=1, max_size=4)
     if isinstance(kind, Section):
         return mapping(kind)
@@ -243,6 +247,9 @@ def configurations(draw: st.DrawFn) -> dict[str, object]:
     names = draw(st.lists(NAMES, max_size=4, unique=True))
     top["http"] = draw(doors(names))
     top["models"] = {name: draw(models()) for name in names}
+    own = ("engine", "file", "model", "command", "url", "directory", "aliases", "unload", "busy", "environment")
+    patterns = draw(st.lists(st.sampled_from(["*", "q?en*", "[a-c]*:8b"]), max_size=2, unique=True))
+    top["models"] |= {pattern: draw(mapping(MODEL, own)) for pattern in patterns}
     top["defaults"] = draw(mapping(DEFAULTS, ("engine",)))
     engines = draw(st.lists(st.sampled_from(sorted(BUILT_IN)), max_size=3, unique=True))
     top["engines"] = {one: draw(mapping(ENGINE, ("defaults", "url"), one)) for one in engines}
