@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -38,15 +39,19 @@ def split(text: str, where: Where, setting: str) -> list[str]:
     """The words of a command that may stand in several lines: lines that begin with # are comments, a backslash at the
     end of a line is a blank, quotes and backslashes are those of a shell. Raises ConfigInvalid for an open quote."""
     lines = []
-    for line in text.split("\n"):
+    for line in without_comments(text).split("\n"):
         stripped = line.strip()
-        if not stripped.startswith("#"):
-            lines.append(f"{stripped[:-1]} " if stripped.endswith("\\") else line)
+        lines.append(f"{stripped[:-1]} " if stripped.endswith("\\") else line)
     try:
         return shlex.split("\n".join(lines))
     except ValueError as error:
         said = "a quote is opened and not closed" if "quotation" in str(error) else "it ends in a lone backslash"
         raise unreadable(where, f"{setting}: {said}") from None
+
+
+def without_comments(text: str) -> str:
+    """A command without those of its lines that begin with #."""
+    return "\n".join(line for line in text.split("\n") if not line.strip().startswith("#"))
 
 
 def understand(words: list[str]) -> Command:
@@ -96,8 +101,8 @@ def is_value(word: str) -> bool:
     return not word.startswith("-") or bool(re.fullmatch(r"-(\d.*|\.\d.*|)", word))
 
 
-def without_secrets(words: list[str]) -> tuple[list[str], list[str]]:
-    """The words without what is secret by the name of its flag or variable, and the names of what was taken out."""
+def without_secrets(words: list[str], holds_secret: Callable[[str], bool]) -> tuple[list[str], list[str]]:
+    """The words without what is secret, by itself or by its flag's or variable's name; and what was taken out."""
     kept: list[str] = []
     names: list[str] = []
     index = 0
@@ -117,8 +122,8 @@ def without_secrets(words: list[str]) -> tuple[list[str], list[str]]:
             names.append(name if name != "--env" else word.split("=")[1])
             index += 1
             continue
-        if re.search(r"(?i)authorization:|bearer ", word):
-            names.append("an authorization header")
+        if re.search(r"(?i)authorization:|bearer ", word) or holds_secret(word):
+            names.append(kept[-1] if kept and kept[-1].startswith("-") else "a word")
             if kept and kept[-1].startswith("-"):
                 kept.pop()
             index += 1

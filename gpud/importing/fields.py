@@ -15,12 +15,12 @@ class Fields:
     def __init__(self, draft: Draft, node: Table, path: str = "") -> None:
         self.draft = draft
         self.where = node.where
+        self.path = path
         self._entries = node.entries
-        self._path = path
         self._used: set[str] = set()
 
     def name(self, key: str) -> str:
-        return f"{self._path}.{key}" if self._path else key
+        return f"{self.path}.{key}" if self.path else key
 
     def has(self, key: str) -> bool:
         return key in self._entries

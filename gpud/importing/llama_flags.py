@@ -156,6 +156,14 @@ def _dropped(why: str, instead: str = "") -> _Handler:
     return handle
 
 
+def _secret(why: str, instead: str) -> _Handler:
+    def handle(parse: _Parse, flag: str, value: str) -> None:
+        parse.draft.hide(value)
+        parse.leave(flag, why, instead)
+
+    return handle
+
+
 def _split(parse: _Parse, flag: str, value: str) -> None:
     if value in ("none", "layer"):
         parse.spare(f"{flag} {value}", "gpud puts a model on one GPU where it fits, and else on several")
@@ -206,7 +214,7 @@ _TABLE: tuple[tuple[str, str, _Handler], ...] = (
     ("-hff --hf-file", _ALWAYS, _remember("repository_file")),
     ("-mu --model-url", _ALWAYS, _remember("url")),
     ("-dr --docker-repo", _ALWAYS, _dropped("gpud gets no models from Docker's registry", "write file: and its path")),
-    ("-hft --hf-token", _ALWAYS, _dropped("a secret, and gpud never downloads", "gpudctl pull takes HF_TOKEN")),
+    ("-hft --hf-token", _ALWAYS, _secret("a secret, and gpud never downloads", "gpudctl pull takes HF_TOKEN")),
     (
         "-hfd -hfrd --hf-repo-draft --spec-draft-hf -mmu --mmproj-url",
         _ALWAYS,
@@ -214,7 +222,7 @@ _TABLE: tuple[tuple[str, str, _Handler], ...] = (
     ),
     ("--host --port --api-prefix --ssl-key-file --ssl-cert-file", _ALWAYS, _needless(_PRIVATE)),
     ("--reuse-port", _NEVER, _needless(_PRIVATE)),
-    ("--api-key --api-key-file", _ALWAYS, _dropped(_MAKES, "gpudctl key add NAME")),
+    ("--api-key --api-key-file", _ALWAYS, _secret(_MAKES, "gpudctl key add NAME")),
     ("--metrics --slots --no-slots --props --offline", _NEVER, _needless("gpud says so to the engine by itself")),
     ("--ui --webui --no-ui --no-webui", _NEVER, _needless("the engine shows no pages; gpud's door has its own")),
     ("--log-disable --log-jsonl --no-log-jsonl --log-prefix --no-log-prefix", _NEVER, _needless(_LOG)),
@@ -311,7 +319,7 @@ def _unknown(parse: _Parse, flag: str, given: list[str], index: int, *, has_valu
         return count
     try:
         check_flag(flag)
-        if names_secret(flag):
+        if names_secret(flag) or parse.draft.holds_secret(value):
             raise Wrong("is a secret by its name, and secrets are never copied")
     except Wrong as wrong:
         parse.draft.hide(value if names_secret(flag) else "")

@@ -4,8 +4,8 @@ Owns the rule that secrets go nowhere: neither into the configuration nor into a
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -16,6 +16,8 @@ from gpud.importing.reading import place, plain
 
 Path = tuple[str, ...]
 """The keys that lead to a value of the configuration."""
+
+SHORTEST_SECRET = 6
 
 
 class Fate(StrEnum):
@@ -91,6 +93,7 @@ class Draft:
         self.notes: list[Note] = []
         self._secrets: set[str] = set()
         self._names: dict[str, str] = {}
+        self._settings: dict[Path, str] = {}
         self._aliases: dict[str, str] = {}
 
     # What was found -------------------------------------------------------------------------------------------------
@@ -121,7 +124,9 @@ class Draft:
         self.notes.append(note)
         self._set(path, value)
         line = f", line {where.line}" if where.line else ""
-        said = f"{setting}{line}{f': {why}' if why else ''}{f'; {instead}' if instead and changed else ''}"
+        model = self._settings.get(path[:2], "")
+        short = setting.removeprefix(f"{model}.") if model else setting
+        said = f"{short}{line}{f': {why}' if why else ''}{f'; {instead}' if instead and changed else ''}"
         self.comments[path] = Comment(self.redact(said), note)
         return True
 
@@ -158,6 +163,13 @@ class Draft:
         for known in [known for known in self.comments if known[: len(path)] == path]:
             del self.comments[known]
 
+    def discard(self, path: Path) -> None:
+        """Take a key out as if it had never been there: notes that say where something is would be lies."""
+        below = [comment.note for known, comment in self.comments.items() if known[: len(path)] == path]
+        gone = {id(note) for note in below if note is not None}
+        self.notes[:] = [note for note in self.notes if id(note) not in gone]
+        self.remove(path)
+
     def _set(self, path: Path, value: object) -> None:
         found = self.config
         for key in path[:-1]:
@@ -178,6 +190,7 @@ class Draft:
             free = f"{mended}-{count}"
         self._names[free] = name
         path = ("models", free)
+        self._settings[path] = setting
         self.config.setdefault("models", {})[free] = {}
         line = f", line {where.line}" if where.line else ""
         self.comments[path] = Comment(self.redact(f"{setting}{line}"))
@@ -196,11 +209,9 @@ class Draft:
 
     def model_called(self, name: str) -> Path | None:
         """The model that was given under this name, or has it as an alias."""
-        for known, original in self._names.items():
-            if original == name:
-                return ("models", known)
-        owner = self._aliases.get(name)
-        return ("models", owner) if owner else None
+        owner = next((known for known, original in self._names.items() if original == name), self._aliases.get(name))
+        path = ("models", owner or "")
+        return path if owner and self.get(path) is not None else None
 
     def alias(self, path: Path, name: str, where: Where, setting: str) -> None:
         """Give a model one more name. Each leads to one model, so that a second is not carried over."""
@@ -237,9 +248,31 @@ class Draft:
     # Secrets --------------------------------------------------------------------------------------------------------
 
     def hide(self, value: str) -> None:
-        """Never show this text, nor copy it."""
-        if len(value) >= 4:
+        """Never show this text, nor copy it. What is shorter than a secret can be may stand anywhere by chance."""
+        if len(value) >= SHORTEST_SECRET:
             self._secrets.add(value)
+
+    def forget_secrets(self) -> None:
+        """What was put or said before it was known to be secret goes too."""
+        for path, value in list(self._leaves((), self.config)):
+            if self.holds_secret(value):
+                comment = self.comments.get(path)
+                note = comment.note if comment else None
+                self.discard(path)
+                where, setting = (note.where, note.setting) if note else (Where(self.given.file, 0), ".".join(path))
+                self.leave(where, setting, "it holds a secret, and secrets are never copied", "write it yourself")
+        self.notes[:] = [
+            replace(one, setting=self.redact(one.setting), why=self.redact(one.why), instead=self.redact(one.instead))
+            for one in self.notes
+        ]
+        self.comments.update({path: replace(one, text=self.redact(one.text)) for path, one in self.comments.items()})
+
+    def _leaves(self, path: Path, value: object) -> Iterator[tuple[Path, object]]:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                yield from self._leaves((*path, key), inner)
+        else:
+            yield path, value
 
     def holds_secret(self, value: object) -> bool:
         if isinstance(value, str):

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection
 
 from gpud.config import parse
+from gpud.config.schema import MODEL
 from gpud.config.source import MAX_FILE_BYTES, Where
 from gpud.core.errors import ConfigInvalid, GpudError
 from gpud.importing.report import Draft, Fate, Note, Path, Report
@@ -19,6 +20,7 @@ MAX_ROUNDS = 20
 def settle(draft: Draft, known_engines: Collection[str] | None = None) -> Report:
     """The report, with a configuration that gpud takes as it is. Raises GpudError where none can be made."""
     draft.forget_aliases_of_names()
+    draft.forget_secrets()
     for _ in range(MAX_ROUNDS):
         text, paths = write(_ordered(draft), draft.comments, _header(draft))
         try:
@@ -48,7 +50,14 @@ _ORDER = ("models", "defaults", "engines", "idle", "storage", "registry", "gpu",
 
 def _ordered(draft: Draft) -> dict[str, object]:
     first = {key: draft.config[key] for key in _ORDER if key in draft.config}
-    return {**first, **draft.config}
+    whole = {**first, **draft.config}
+    order = {key.name: index for index, key in enumerate(MODEL.keys)}
+    if "models" in whole:
+        whole["models"] = {
+            name: dict(sorted(model.items(), key=lambda pair: order.get(pair[0], len(order))))
+            for name, model in whole["models"].items()
+        }
+    return whole
 
 
 def _header(draft: Draft) -> str:
@@ -78,10 +87,7 @@ def _take_out(draft: Draft, invalid: ConfigInvalid, paths: dict[int, Path]) -> N
         origin = comment.note if comment else None
         where = origin.where if origin else Where(draft.given.file, 0)
         setting = origin.setting if origin else (comment.text if comment else ".".join(path))
-        if origin in draft.notes:
-            draft.notes.remove(origin)
-        _forget_below(draft, path)
-        draft.remove(path)
+        draft.discard(path)
         said = re.sub(rf"^{re.escape('.'.join(path))}(\[[0-9]+\])?: ", "", text)
         draft.notes.append(
             Note(where, setting, Fate.DROPPED, draft.redact(f"gpud does not take it: {said}"), _instead(path))
@@ -90,11 +96,3 @@ def _take_out(draft: Draft, invalid: ConfigInvalid, paths: dict[int, Path]) -> N
 
 def _instead(path: Path) -> str:
     return f"mend it, and write it as {'.'.join(path)}" if len(path) != 2 or path[0] != "models" else "mend it first"
-
-
-def _forget_below(draft: Draft, path: Path) -> None:
-    """Notes that say that something is below a key which is taken out would be lies."""
-    gone = {
-        id(comment.note) for known, comment in draft.comments.items() if known[: len(path)] == path and comment.note
-    }
-    draft.notes[:] = [note for note in draft.notes if id(note) not in gone]

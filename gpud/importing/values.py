@@ -141,10 +141,8 @@ def whole_seconds(seconds: float) -> int | float:
     return int(seconds) if seconds == int(seconds) else round(seconds, 3)
 
 
-def put_environment(
-    draft: Draft, path: Path, variables: Sequence[tuple[Where, str, str]], setting: str, *, escape: bool = False
-) -> None:
-    """Set variables of an engine, below ``path``. ``escape``: dollar signs mean something there."""
+def put_environment(draft: Draft, path: Path, variables: Sequence[tuple[Where, str, str]], setting: str) -> None:
+    """Set variables of an engine, below ``path``; secrets and those that gpud decides are noted."""
     for where, name, value in variables:
         said = f"{setting} {name}"
         if names_secret(name):
@@ -163,4 +161,4 @@ def put_environment(
         except Wrong as wrong:
             draft.leave(where, said, f"it {wrong}")
             continue
-        draft.put((*path, name), value.replace("$", "$$") if escape else value, where, said)
+        draft.put((*path, name), value, where, said)
