@@ -266,22 +266,23 @@ _PATHS = words(
 _SHARES = {"--lora-scaled", "--control-vector-scaled"}
 
 
-def translate(
-    draft: Draft,
-    path: Path,
-    arguments: Sequence[str],
-    where: Where,
-    setting: str,
-    *,
-    contained: bool = False,
-    hub: str = HUB,
-) -> None:
-    """Put what the arguments say below ``path``. ``contained``: their paths are those of a container.
+Part = tuple[Where, str, Sequence[str]]
+"""Arguments, where they stand, and what a note calls that."""
+
+
+def translate(draft: Draft, path: Path, parts: Sequence[Part], *, contained: bool = False, hub: str = HUB) -> None:
+    """Put what the arguments say below ``path``; later parts count. ``contained``: their paths are a container's.
 
     Whether the model has a file afterwards is for the caller to see.
     """
-    parse = _Parse(draft, path, where, setting, contained, hub)
-    given = list(arguments)
+    parse = _Parse(draft, path, Where("", 0), "", contained, hub)
+    for parse.where, parse.setting, given in parts:
+        _read(parse, list(given))
+    if parts:
+        _finish(parse)
+
+
+def _read(parse: _Parse, given: list[str]) -> None:
     index = 0
     while index < len(given):
         word = given[index]
@@ -307,7 +308,6 @@ def translate(
             value = following if takes == _MAYBE and has_value else ""
             handler(parse, flag, value)
             index += 2 if value else 1
-    _finish(parse)
 
 
 def _unknown(parse: _Parse, flag: str, given: list[str], index: int, *, has_value: bool) -> int:
@@ -328,10 +328,10 @@ def _unknown(parse: _Parse, flag: str, given: list[str], index: int, *, has_valu
     if flag in _RENAMED:
         parse.remarks.append(f"newer builds of llama.cpp refuse {flag} and call it {_RENAMED[flag]}")
     if flag in _PATHS:
-        value = path_of(parse.draft, value)[0]
+        value = path_of(parse.draft, value).path
     elif flag in _SHARES:
         name, colon, share = value.rpartition(":")
-        value = f"{path_of(parse.draft, name)[0]}{colon}{share}" if colon else value
+        value = f"{path_of(parse.draft, name).path}{colon}{share}" if colon else value
     parse.extra += [flag, value] if count == 2 else [flag]
     return count
 

@@ -13,7 +13,7 @@ from gpud.importing.fields import Fields
 from gpud.importing.macros import PORT, Macros, read_macros
 from gpud.importing.reading import unreadable
 from gpud.importing.report import Draft, Path, names_secret, shown
-from gpud.importing.values import VISIBLE, path_of, put_environment, put_gpu
+from gpud.importing.values import VISIBLE, Place, path_of, put_environment, put_gpu
 
 _SIZE_UNKNOWN = "gpud cannot find out what it needs, and 0 takes none of the budget"
 _SIZE_HINT = "write what it needs, like 8GiB"
@@ -127,12 +127,12 @@ class Models:
         engine = _ENGINES[command.kind]
         draft.put((*path, "engine"), engine, where, setting, why=f"starts {command.kind}")
         left: list[tuple[Where, str, str]] = []
-        flags: list[str] = []
+        parts: list[llama_flags.Part] = []
         hub = llama_flags.HUB
         for at, name, value in variables:
             as_flags = llama_flags.as_flags(name, value) if command.kind is Program.LLAMA_SERVER else None
             if as_flags is not None:
-                flags += as_flags
+                parts.append((at, f"{fields.name('env')} {name}", as_flags))
             elif name in VISIBLE:
                 put_gpu(draft, (*path, "gpu"), value, at, f"{fields.name('env')} {name}")
             else:
@@ -140,7 +140,8 @@ class Models:
                     hub = f"{value.rstrip('/')}/hub" if name == "HF_HOME" else value.rstrip("/")
                 left.append((at, name, value))
         if command.kind is Program.LLAMA_SERVER:
-            llama_flags.translate(draft, path, [*flags, *command.arguments], where, setting, hub=hub)
+            parts.append((where, setting, command.arguments))
+            llama_flags.translate(draft, path, parts, hub=hub)
         else:
             hub_flags.translate(draft, path, command.arguments, where, setting, _FLAGS[command.kind])
         put_environment(draft, (*path, "environment"), left, fields.name("env"))
@@ -353,9 +354,10 @@ class Models:
                 chosen_vllm = re.sub(r"[^/]+$", "vllm", chosen) if "/" in chosen else ""
                 chosen = chosen_vllm
             if chosen and chosen not in ("llama-server", "vllm", "text-generation-launcher"):
-                full, why = path_of(draft, chosen) if "/" in chosen else (chosen, "")
+                found = path_of(draft, chosen) if "/" in chosen else Place(chosen)
                 place = ("engines", engine, key)
-                draft.put(place, full, first.where, f"{first.setting} program", why=why, changed=bool(why))
+                setting = f"{first.setting} program"
+                draft.put(place, found.path, first.where, setting, why=found.why, changed=found.is_guess)
             for one in mine:
                 if one.program != first.program:
                     text = f"all models of the engine {engine} are served by one program here, {shown(first.program)}"

@@ -3,6 +3,7 @@
 import os.path
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from gpud.config.forbidden import check_variable
 from gpud.config.kinds import Wrong
@@ -26,26 +27,36 @@ VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"
 _COUNTED = "gpud counts GPUs as nvidia-smi does"
 
 
-def path_of(draft: Draft, text: str) -> tuple[str, str]:
-    """A path in full, and what somebody should know about it; empty: nothing."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A path in full, what was done to make it so, and whether that was a guess."""
+
+    path: str
+    why: str = ""
+    is_guess: bool = False
+
+
+def path_of(draft: Draft, text: str) -> Place:
     for inside, outside in draft.given.maps:
         if text == inside or text.startswith(inside.rstrip("/") + "/"):
-            return os.path.normpath(outside + "/" + text[len(inside) :].lstrip("/")), f"{inside} is {outside} here"
+            full = os.path.normpath(outside + "/" + text[len(inside) :].lstrip("/"))
+            return Place(full, f"{inside} is {outside} here")
     if text.startswith("~/") and draft.given.home:
-        return os.path.normpath(draft.given.home + text[1:]), f"~ is {draft.given.home} here"
+        return Place(os.path.normpath(draft.given.home + text[1:]), f"~ is {draft.given.home} here", True)
     if not text.startswith("/"):
         why = f"it was relative, and is taken from {draft.given.directory}; --directory says from where else"
-        return os.path.normpath(f"{draft.given.directory}/{text}"), why
-    return os.path.normpath(text), ""
+        return Place(os.path.normpath(f"{draft.given.directory}/{text}"), why, True)
+    return Place(os.path.normpath(text))
 
 
 def put_path(draft: Draft, path: Path, text: str, where: Where, setting: str, *, contained: bool = False) -> str:
     """Set a key to a path in full, and give it back."""
-    full, why = path_of(draft, text)
-    if contained and not why and text.startswith("/"):
+    place = path_of(draft, text)
+    if contained and not place.why:
         why = "a path inside of the container; --map INSIDE=OUTSIDE says where that is on this machine"
-    draft.put(path, full, where, setting, why=why, changed=bool(why))
-    return full
+        place = Place(place.path, why, True)
+    draft.put(path, place.path, where, setting, why=place.why, changed=place.is_guess)
+    return place.path
 
 
 def stem(path: str) -> str:
@@ -73,23 +84,31 @@ def put_gpu(draft: Draft, path: Path, text: str, where: Where, setting: str) -> 
         draft.put(path, devices[0], where, setting)
 
 
-def put_door(draft: Draft, door: str, host: str | None, port: int | None, where: Where, setting: str) -> None:
+def put_host(draft: Draft, door: str, host: str, where: Where, setting: str) -> None:
     """Set where one of the doors listens. An address that strangers reach needs keys, which nobody can import."""
-    if host and host not in ("localhost", "127.0.0.1"):
-        if is_loopback(host):
-            draft.put(("http", door, "host"), host, where, f"{setting} host")
-        else:
-            why = "others than this machine would reach it, and gpud opens such a door only to clients with a key"
-            instead = f"gpudctl key add NAME, then set http.api_keys_file and http.{door}.host"
-            draft.leave(where, f"{setting} host {shown(host)}", why, instead)
-    elif host:
-        draft.spare(where, f"{setting} host", "gpud listens on 127.0.0.1 by itself")
-    if port is None:
-        return
+    if host in ("localhost", "127.0.0.1"):
+        draft.spare(where, setting, "gpud listens on 127.0.0.1 by itself")
+    elif is_loopback(host):
+        draft.put(("http", door, "host"), host, where, setting)
+    else:
+        why = "others than this machine would reach it, and gpud opens such a door only to clients with a key"
+        instead = f"gpudctl key add NAME, then set http.api_keys_file and http.{door}.host"
+        draft.leave(where, f"{setting} {shown(host)}", why, instead)
+
+
+DOORS = {"front": 8080, "management": 9000, "ollama": 11434}
+
+
+def put_port(draft: Draft, door: str, port: int, where: Where, setting: str) -> None:
+    """Set the port of one of the doors; two of them never share one."""
     if not 1 <= port <= 65535:
-        draft.leave(where, f"{setting} port {port}", "it is not from 1 to 65535", f"set http.{door}.port")
+        draft.leave(where, f"{setting} {port}", "it is not from 1 to 65535", f"set http.{door}.port")
         return
-    draft.put(("http", door, "port"), port, where, f"{setting} port")
+    for other, usual in DOORS.items():
+        if other != door and (draft.get(("http", other, "port")) or usual) == port:
+            draft.leave(where, f"{setting} {port}", f"http.{other} listens there", f"choose a port for http.{door}")
+            return
+    draft.put(("http", door, "port"), port, where, setting)
 
 
 def put_origins(draft: Draft, given: Iterable[tuple[Where, str]], setting: str) -> None:
@@ -144,7 +163,7 @@ def whole_seconds(seconds: float) -> int | float:
 def put_environment(draft: Draft, path: Path, variables: Sequence[tuple[Where, str, str]], setting: str) -> None:
     """Set variables of an engine, below ``path``; secrets and those that gpud decides are noted."""
     for where, name, value in variables:
-        said = f"{setting} {name}"
+        said = f"{setting} {name}".strip()
         if names_secret(name):
             draft.hide(value)
             draft.leave(
