@@ -9,6 +9,8 @@ export DESTDIR ?=
 export WHEELS ?=
 export EXTRAS ?= embedded
 ARGS ?=
+# The tests wait for processes half of the time: one worker more than there are processors.
+WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
 
 help: ## list the goals
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -23,7 +25,7 @@ run: ## run gpud for yourself, with a tiny model to try it on; Ctrl-C ends it
 test: setup ## run all tests (make test ARGS="tests/core -k budget" runs some)
 	@tools/packages test
 	@$(if $(ARGS),true,tests/provision all >/dev/null)
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest $(or $(ARGS),--numprocesses=$(WORKERS))
 
 check: setup ## run the linters and the import rules only
 	@tools/packages test

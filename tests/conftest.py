@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine, Generator, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import hypothesis
 import psutil
 import pytest
 
@@ -31,6 +32,10 @@ TURNS = 5
 """Turns of the loop that a canceled task may need to end after its test's coroutine has."""
 
 asyncio_run = asyncio.run
+
+# No example has a deadline: a machine may be slow. With CI set, hypothesis's own profile for it stays below.
+hypothesis.settings.register_profile("gpud", hypothesis.settings.default, deadline=None)
+hypothesis.settings.load_profile("gpud")
 
 
 @pytest.fixture(scope="session")
@@ -91,13 +96,26 @@ def descriptors() -> dict[int, str]:
     return found
 
 
+def descendants(pid: int) -> Iterator[int]:
+    """From the kernel's own lists: to read the parent of every process there is takes milliseconds, twice a test."""
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found = task.read_text().split()
+        except OSError:
+            continue  # The thread, or the process, has just ended.
+        for child in map(int, found):
+            yield child
+            yield from descendants(child)
+
+
 def children() -> dict[tuple[int, float], str]:
     """Every living descendant, by what makes it unique."""
     found = {}
-    for child in psutil.Process().children(recursive=True):
+    for pid in descendants(os.getpid()):
         try:
+            child = psutil.Process(pid)
             if child.status() != psutil.STATUS_ZOMBIE:
-                found[child.pid, child.create_time()] = " ".join(child.cmdline()) or child.name()
+                found[pid, child.create_time()] = " ".join(child.cmdline()) or child.name()
         except psutil.NoSuchProcess:
             continue
     return found
@@ -137,6 +155,22 @@ def nothing_left() -> Iterator[None]:
             time.sleep(0.02)
     if found:
         pytest.fail("the test left behind: " + "; ".join(found))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several workers ``tests/workers.py`` says who gets what, in the order in which it was collected."""
+    from workers import Sharing
+
+    config.option.loadscopereorder = False
+    return Sharing(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        from workers import in_order
+
+        items[:] = in_order(items)
 
 
 MAY_BE_MISSING = ("no GPU here", "this machine has no journal", "this machine is an aarch64", "pandoc", "xmllint")

@@ -636,7 +636,9 @@ def test_whatever_is_sent_is_admitted_or_denied(
         admitted = access.check(method, headers, peer, 0.0, changes_state=changes, needs_model=use)
     except Denied as error:
         assert error.status in (400, 401, 403, 421, 429)
-        assert "hush" not in error.text
+        # Who puts a key where a name belongs reads it back; nobody else does.
+        named = any("hush" in value for name, value in pairs if name in ("Host", "Origin"))
+        assert named or "hush" not in error.text
         assert error.text.isprintable()
         return
     assert Right.MANAGE in admitted.may or not changes
