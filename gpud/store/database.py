@@ -123,13 +123,15 @@ class Database:
 
     def write(self, *changes: Change) -> bool:
         """All of them or none, after those that wait. False: they wait now. A place that could not be used is tried
-        again."""
+        again, also where nothing is to be written; that alone proves nothing of the disk.
+        """
         self.given += len(changes)
         self._waiting.extend(Change(sql, _storable(values)) for sql, values in changes)
         if self._closed or not self._try(self._apply):
             return False
-        self._wait_no_more()
-        self._problems.solved(TOPIC)
+        if self._waiting:
+            self._wait_no_more()
+            self._problems.solved(TOPIC)
         return True
 
     @property

@@ -1,5 +1,6 @@
 """A real process is killed at any moment: what it was told is kept is there, and nothing is half there."""
 
+import os
 import random
 import sqlite3
 import subprocess
@@ -8,16 +9,21 @@ import time
 from pathlib import Path
 
 from gpud.core.learning import Measured
+from store.model_writer import MODELS
 from store.place import Place
 from store.writer import BATCH
 
 KILLS = 20
+LOOKS_KILLED = 30
 PROGRAM = Path(__file__).with_name("writer.py")
+LOOKER = Path(__file__).with_name("model_writer.py")
 
 
-def written_until_killed(place: Place, first: int, lines: int, spin_s: float) -> list[int]:
+def written_until_killed(place: Place, first: int, lines: int, spin_s: float, *, program: Path = PROGRAM) -> list[int]:
     """Let it say so many lines, go on for a moment, and be killed. What it reported as kept."""
-    writer = subprocess.Popen([sys.executable, str(PROGRAM), str(place.state), str(first)], stdout=subprocess.PIPE)
+    environment = os.environ | {"PYTHONPATH": str(PROGRAM.parents[1])}
+    argv = [sys.executable, str(program), str(place.state), str(first)]
+    writer = subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment)
     assert writer.stdout is not None
     with writer.stdout as out:
         said = [out.readline() for _ in range(lines)]
@@ -76,3 +82,35 @@ def test_a_kill_while_the_file_is_made_is_no_damage(place: Place, tmp_path: Path
         reported = written_until_killed(fresh, 0, 1, chance.uniform(0, 0.008))
         if fresh.database.exists():
             check(fresh, reported)
+
+
+def test_a_killed_look_is_there_in_full_or_not_at_all(place: Place) -> None:
+    """Thirty times over the same models, of which each look gives every name and path to another one."""
+    chance = random.Random(6)
+    reported, used = 0, 0
+    for _ in range(LOOKS_KILLED):
+        said = written_until_killed(
+            place, reported + 1000, chance.randrange(1, 8), chance.uniform(0, 0.02), program=LOOKER
+        )
+        reported, used = max([reported, *said]), used + len(said)
+        if not place.database.exists():
+            continue
+        connection = sqlite3.connect(place.database)
+        try:
+            assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        finally:
+            connection.close()
+        store = place.store()
+        entries = store.registry.entries()
+        assert store.problem == "" and place.told == []
+        place.close()
+        assert len(entries) in ({MODELS} if reported else {0, MODELS})
+        if entries and entries[0].last_scanned_us > 1:
+            look = entries[0].last_scanned_us
+            assert look >= reported
+            assert {(one.found.stamp, one.present, one.last_scanned_us) for one in entries} == {(f"{look}", True, look)}
+            assert {one.name for one in entries} == {f"m{number}" for number in range(MODELS)}
+            # One use more may have been kept than was reported.
+            assert used <= sum(one.usage_count for one in entries) <= used + LOOKS_KILLED
+            reported = look
+    assert reported > 1000

@@ -338,10 +338,10 @@ def test_an_estimate_is_of_one_file(place: Where) -> None:
 
 # Looking with other eyes ---------------------------------------------------------------------------------------------
 
-SEVENTEEN = (
-    "id name path format size_gb vram_estimate_gb architecture quantization parameter_count context_length "
-    "compatible_backends last_scanned last_used usage_count priority tags notes"
-).split()
+SEVENTEEN = [
+    *("id", "name", "path", "format", "size_gb", "vram_estimate_gb", "architecture", "quantization", "parameter_count"),
+    *("context_length", "compatible_backends", "last_scanned", "last_used", "usage_count", "priority", "tags", "notes"),
+]
 
 
 def test_the_old_queries_work(place: Where) -> None:
