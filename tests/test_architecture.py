@@ -26,11 +26,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"config", "catalog", "backends", "importing"},
     # Other programs' settings become ours: text in, text out, and our own reader has the last word.
     "importing": {"config"},
+    # A process of its own, which whoever downloads starts; nobody imports it.
+    "pulling": set(),
     "bridge": set(),
     "mcp": set(),
-    # The part of the composition that is about HTTP.
+    # The parts of the composition that are about engines, models on disk, and HTTP.
+    "engines": {"config", "backends"},
+    "shelves": {"config", "engine"},
     "web": {"config", "engine", "http"},
-    "daemon": {"config", "log", "engine", "directories", "web"} | ADAPTERS | EDGES,
+    "daemon": {"config", "log", "engine", "directories", "engines", "shelves", "web"} | ADAPTERS | EDGES,
     "__main__": {"daemon"},
     "__init__": set(),
 }
