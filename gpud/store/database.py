@@ -211,8 +211,9 @@ class Database:
         self._tried = True
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._be_alone()
-        # Made here for its mode, which SQLite gives to the files beside it, too.
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+        # Made here for its mode, which SQLite gives to the files beside it, too. Whether its group gets this far is the
+        # directory's business: one that is made here opens to nobody else, the service's does.
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o640))
         try:
             self._connection = self._prepared(exclusive=False)
         except sqlite3.OperationalError as error:
