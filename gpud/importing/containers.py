@@ -72,13 +72,13 @@ def _service(
         ollama_variables.put(made, variables, prefix)
         return None
     parts: list[llama_flags.Part] = [
-        (at, _said(prefix, key), flags)
+        llama_flags.Part(at, _said(prefix, key), flags, single=True)
         for at, key, value in variables
         if (flags := llama_flags.as_flags(key, value)) is not None
     ]
     if arguments:
-        parts.append((where, _said(prefix, "command"), arguments))
-    every = [word for _, _, words in parts for word in words]
+        parts.append(llama_flags.Part(where, _said(prefix, "command"), arguments))
+    every = [word for part in parts for word in part.arguments]
     of_the_image = any(key in named for key in _OF_THE_IMAGE)
     path: Path | None = None
     called = llama_flags.name_in(every)
@@ -125,7 +125,8 @@ def _model_of_the_image(
         put_path(made, (*path, "file"), IMAGE_FILE, nowhere, said, contained=True)
     for key, flag in (("CONTEXT_SIZE", "--ctx-size"), ("N_GPU_LAYERS", "--gpu-layers")):
         if key in named:
-            llama_flags.translate(made, path, [(named[key][0], _said(prefix, key), [flag, named[key][2]])])
+            part = llama_flags.Part(named[key][0], _said(prefix, key), [flag, named[key][2]], single=True)
+            llama_flags.translate(made, path, [part])
     why = "what the image takes where nothing is said"
     made.assume((*path, "context"), IMAGE_CONTEXT, why)
     made.assume((*path, "layers"), "all", why)
@@ -231,7 +232,8 @@ def _compose_service(made: Draft, fields: Fields, name: str) -> None:
     variables = _environment(fields)
     made.given = replace(made.given, maps=_sorted((*made.given.maps, *_mounts(fields))))
     arguments = _arguments(fields, "command")
-    path = _service(made, variables, arguments, fields.where, fields.path, name)
+    where = fields.at("command") if arguments else fields.where
+    path = _service(made, variables, arguments, where, fields.path, name)
     for where, text in _published(fields):
         outside, inside = text
         setting = f"{fields.name('ports')} {outside}:{inside}"

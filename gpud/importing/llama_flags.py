@@ -31,17 +31,15 @@ class _Parse:
     setting: str
     contained: bool
     hub: str
+    single: bool = False
     extra: list[str] = field(default_factory=list)
+    extra_from: dict[str, tuple[Where, list[str]]] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
-    repository: str = ""
-    repository_file: str = ""
-    url: str = ""
-    devices: str | None = None
-    main_gpu: str | None = None
+    later: dict[str, "_Later"] = field(default_factory=dict)
 
     def said(self, flag: str) -> str:
-        return f"{self.setting} {flag}"
+        return self.setting if self.single else f"{self.setting} {flag}"
 
     def put(self, key: str, value: object, flag: str, why: str = "", *, changed: bool = False) -> None:
         self.draft.put((*self.path, key), value, self.where, self.said(flag), why=why, changed=changed)
@@ -51,6 +49,22 @@ class _Parse:
 
     def spare(self, flag: str, why: str) -> None:
         self.draft.spare(self.where, self.said(flag), why)
+
+    def pass_on(self, *words: str) -> None:
+        """What gpud has no key for."""
+        self.extra += words
+        _, flags = self.extra_from.setdefault(self.setting, (self.where, []))
+        if not self.single:
+            flags.append(words[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _Later:
+    """A value whose meaning depends on what else is said."""
+
+    value: str
+    where: Where
+    setting: str
 
 
 _Handler = Callable[[_Parse, str, str], None]
@@ -126,9 +140,9 @@ def _aliases(parse: _Parse, flag: str, value: str) -> None:
             parse.draft.alias(parse.path, name.strip(), parse.where, parse.said(flag))
 
 
-def _remember(attribute: str) -> _Handler:
-    def handle(parse: _Parse, _: str, value: str) -> None:
-        setattr(parse, attribute, value)
+def _remember(what: str) -> _Handler:
+    def handle(parse: _Parse, flag: str, value: str) -> None:
+        parse.later[what] = _Later(value, parse.where, parse.said(flag))
 
     return handle
 
@@ -168,7 +182,7 @@ def _split(parse: _Parse, flag: str, value: str) -> None:
     if value in ("none", "layer"):
         parse.spare(f"{flag} {value}", "gpud puts a model on one GPU where it fits, and else on several")
     else:
-        parse.extra += [flag, value]
+        parse.pass_on(flag, value)
 
 
 _LOG = "gpud reads the engine's log and passes it to the journal, in a form of its choice"
@@ -266,8 +280,14 @@ _PATHS = words(
 _SHARES = {"--lora-scaled", "--control-vector-scaled"}
 
 
-Part = tuple[Where, str, Sequence[str]]
-"""Arguments, where they stand, and what a note calls that."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Arguments, where they stand, and what a note calls that. ``single``: it names one setting, not a command."""
+
+    where: Where
+    setting: str
+    arguments: Sequence[str]
+    single: bool = False
 
 
 def translate(draft: Draft, path: Path, parts: Sequence[Part], *, contained: bool = False, hub: str = HUB) -> None:
@@ -276,8 +296,9 @@ def translate(draft: Draft, path: Path, parts: Sequence[Part], *, contained: boo
     Whether the model has a file afterwards is for the caller to see.
     """
     parse = _Parse(draft, path, Where("", 0), "", contained, hub)
-    for parse.where, parse.setting, given in parts:
-        _read(parse, list(given))
+    for part in parts:
+        parse.where, parse.setting, parse.single = part.where, part.setting, part.single
+        _read(parse, list(part.arguments))
     if parts:
         _finish(parse)
 
@@ -332,51 +353,54 @@ def _unknown(parse: _Parse, flag: str, given: list[str], index: int, *, has_valu
     elif flag in _SHARES:
         name, colon, share = value.rpartition(":")
         value = f"{path_of(parse.draft, name).path}{colon}{share}" if colon else value
-    parse.extra += [flag, value] if count == 2 else [flag]
+    parse.pass_on(*([flag, value] if count == 2 else [flag]))
     return count
 
 
 def _finish(parse: _Parse) -> None:
     if parse.overrides:
         parse.put("override_tensor", ",".join(parse.overrides), "--override-tensor")
-    if parse.devices is not None:
-        named = re.sub(r"(?i)\b(CUDA|ROCm|HIP|Vulkan)(?=[0-9])", "", parse.devices)
-        put_gpu(parse.draft, (*parse.path, "gpu"), named, parse.where, parse.said("--device"))
-    elif parse.main_gpu is not None:
-        put_gpu(parse.draft, (*parse.path, "gpu"), parse.main_gpu, parse.where, parse.said("--main-gpu"))
+    chosen = parse.later.get("devices") or parse.later.get("main_gpu")
+    if chosen is not None:
+        named = re.sub(r"(?i)\b(CUDA|ROCm|HIP|Vulkan)(?=[0-9])", "", chosen.value)
+        put_gpu(parse.draft, (*parse.path, "gpu"), named, chosen.where, chosen.setting)
     if parse.extra:
-        flags = " ".join(word for word in parse.extra if not is_value(word))
         why = "; ".join(parse.remarks)
-        parse.put("extra_flags", parse.extra, flags, why, changed=bool(why))
+        setting = ", ".join(" ".join([one, *flags]) for one, (_, flags) in parse.extra_from.items())
+        first, _ = next(iter(parse.extra_from.values()))
+        place = (*parse.path, "extra_flags")
+        parse.draft.put(place, parse.extra, first, setting, why=why, changed=bool(why))
     if parse.draft.get((*parse.path, "file")) is None:
         _place_download(parse)
+
+
+_EXPECTED = "gpud downloads nothing when a model is loaded: the file is expected here"
 
 
 def _place_download(parse: _Parse) -> None:
     """llama-server would download these by itself; gpud finds them where its own commands put them."""
     file = (*parse.path, "file")
-    if parse.url:
-        name = re.sub(r"[?#].*$", "", parse.url).rsplit("/", 1)[-1] or "model.gguf"
+    url, repository = parse.later.get("url"), parse.later.get("repository")
+    if url is not None:
+        name = re.sub(r"[?#].*$", "", url.value).rsplit("/", 1)[-1] or "model.gguf"
         target = f"/var/lib/ml-models/llamacpp/models/{name}"
-        why = "gpud downloads nothing when a model is loaded: the file is expected here"
-        parse.draft.put(file, target, parse.where, parse.said("--model-url"), why=why, changed=True)
+        parse.draft.put(file, target, url.where, url.setting, why=_EXPECTED, changed=True)
         return
-    match = re.fullmatch(r"([\w.-]+)/([\w.-]+?)(?::([\w.-]+))?", parse.repository)
+    if repository is None:
+        return
+    match = re.fullmatch(r"([\w.-]+)/([\w.-]+?)(?::([\w.-]+))?", repository.value)
     if match is None:
-        if parse.repository:
-            parse.leave(
-                f"--hf-repo {shown(parse.repository)}", "it is no name at Hugging Face", "write file: and a path"
-            )
+        said = f"{repository.setting} {shown(repository.value)}"
+        parse.draft.leave(repository.where, said, "it is no name at Hugging Face", "write file: and a path")
         return
-    owner, name, quantization = match[1], match[2], match[3] or "Q4_K_M"
-    guess = parse.repository_file or f"{re.sub(r'(?i)[-_.]gguf$', '', name)}-{quantization}.gguf"
+    owner, name = match[1], match[2]
+    named = parse.later.get("repository_file")
+    guess = named.value if named else f"{re.sub(r'(?i)[-_.]gguf$', '', name)}-{match[3] or 'Q4_K_M'}.gguf"
     target = f"{parse.hub}/models--{owner}--{name}/snapshots/latest/{guess}"
-    why = "gpud downloads nothing when a model is loaded: the file is expected here"
-    if not parse.repository_file:
-        why += ", and its name is a guess by the repository's"
-    tag = f":{match[3]}" if match[3] else ""
-    instead = f"gpudctl pull hf:{owner}/{name}{f'/{guess}' if parse.repository_file else tag}"
-    parse.draft.put(file, target, parse.where, parse.said("--hf-repo"), why=why, instead=instead, changed=True)
+    why = _EXPECTED if named else f"{_EXPECTED}, and its name is a guess by the repository's"
+    which = f"/{guess}" if named else f":{match[3]}" if match[3] else ""
+    instead = f"gpudctl pull hf:{owner}/{name}{which}"
+    parse.draft.put(file, target, repository.where, repository.setting, why=why, instead=instead, changed=True)
 
 
 def name_in(arguments: Sequence[str]) -> str:

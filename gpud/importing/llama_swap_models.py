@@ -132,7 +132,7 @@ class Models:
         for at, name, value in variables:
             as_flags = llama_flags.as_flags(name, value) if command.kind is Program.LLAMA_SERVER else None
             if as_flags is not None:
-                parts.append((at, f"{fields.name('env')} {name}", as_flags))
+                parts.append(llama_flags.Part(at, f"{fields.name('env')} {name}", as_flags, single=True))
             elif name in VISIBLE:
                 put_gpu(draft, (*path, "gpu"), value, at, f"{fields.name('env')} {name}")
             else:
@@ -140,7 +140,7 @@ class Models:
                     hub = f"{value.rstrip('/')}/hub" if name == "HF_HOME" else value.rstrip("/")
                 left.append((at, name, value))
         if command.kind is Program.LLAMA_SERVER:
-            parts.append((where, setting, command.arguments))
+            parts.append(llama_flags.Part(where, setting, command.arguments))
             llama_flags.translate(draft, path, parts, hub=hub)
         else:
             hub_flags.translate(draft, path, command.arguments, where, setting, _FLAGS[command.kind])

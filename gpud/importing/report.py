@@ -120,7 +120,10 @@ class Draft:
         earlier = self.comments.get(path)
         if earlier and earlier.note in self.notes and path[-1] != "aliases":
             self.notes.remove(earlier.note)
-            self.spare(earlier.note.where, earlier.note.setting, f"{setting} says the same later, and counts")
+            if self.get(path) == value:
+                self.spare(earlier.note.where, earlier.note.setting, f"{setting} says the same")
+            else:
+                self.leave(earlier.note.where, earlier.note.setting, f"{setting} sets {key}, too, and counts")
         self.notes.append(note)
         self._set(path, value)
         line = f", line {where.line}" if where.line else ""
