@@ -1,0 +1,106 @@
+"""Finds the models that are on disk: looks through the roots, compares with what was known, and puts together.
+
+Writes nothing, so that a look that is ended has lost nothing. Of what did not change it opens no file.
+"""
+
+from collections.abc import Callable, Mapping
+from threading import Lock
+from time import monotonic, time_ns
+
+from gpud.catalog import belongings, folders, huggingface, ollama
+from gpud.catalog.copies import Copies
+from gpud.catalog.folders import Patterns
+from gpud.catalog.look import Look, Memory, found_of
+from gpud.catalog.walk import Walk
+from gpud.catalog.watch import Watch
+from gpud.core.catalogue import Finding, Found, Roots
+
+
+class ModelFinder:
+    """Fulfils :class:`gpud.core.ports.Finder`. ``scan`` is for a thread, the others are for the loop."""
+
+    def __init__(self, now_ns: Callable[[], int] = time_ns) -> None:
+        self._now_ns = now_ns
+        self._scanning = Lock()
+        self._watch: Watch | None = None
+        self._memory = Memory()
+        self._copies = Copies()
+        self._manifests: dict[str, ollama.Manifests] = {}
+
+    def scan(self, roots: Roots, known: Mapping[str, Found], stop: Callable[[], bool] = lambda: False) -> Finding:
+        """Everything below the roots. Raises Canceled when ``stop`` says so."""
+        with self._scanning:
+            began_s = monotonic()
+            watch = self._watch
+            if watch is not None:
+                watch.begin()
+            walk = Walk(stop, watch.enter if watch is not None else lambda _: None)
+            self._walk(walk, roots)
+            look = Look(walk, self._memory, self._now_ns)
+            look.recognize(known)
+            look.read()
+            groups = self._copies.groups(belongings.give(walk, look.items), look.together)
+            found = sorted((found_of(group, known) for group in groups), key=lambda one: one.path)
+            self._memory = look.memory(groups)
+            if watch is not None:
+                self._watched(watch, walk, look.growing)
+            return Finding(
+                tuple(found),
+                walk.troubles,
+                tuple(root for root in roots.all() if _plain(root) in walk.unreachable),
+                walk.files,
+                look.opened,
+                monotonic() - began_s,
+            )
+
+    def _watched(self, watch: Watch, walk: Walk, growing: bool) -> None:
+        watch.end()
+        if growing:
+            watch.look_again()
+        for root, why in watch.unwatched.items():
+            if why:
+                walk.trouble(root, why)
+
+    def watch(self, roots: Roots, changed: Callable[[], None]) -> tuple[str, ...]:
+        """Call ``changed`` on the loop when something below the roots has changed; returns those that have to be looked
+        at from time to time as well.
+
+        Folders below the roots are watched from the next scan on, which has to come after this. Called again with the
+        same roots nothing is lost, and the answer is what the last scan has come to know: there may be more folders
+        than the kernel watches.
+        """
+        if self._watch is not None and self._watch.roots == roots:
+            self._watch.changed = changed
+            return tuple(root for root in roots.all() if root in self._watch.unwatched)
+        self.close()
+        try:
+            self._watch = Watch(roots, changed)
+        except OSError:
+            return roots.all()
+        return tuple(root for root in roots.all() if root in self._watch.unwatched)
+
+    def close(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def _walk(self, walk: Walk, roots: Roots) -> None:
+        """Stores first: what a folder has of them is not looked at as a folder."""
+        for root in map(_plain, roots.huggingface):
+            if walk.root(root):
+                huggingface.look_into(walk, root)
+        manifests = {}
+        for root in map(_plain, roots.ollama):
+            if walk.root(root):
+                manifests[root] = ollama.look_into(walk, root, self._manifests.get(root, {}))
+        self._manifests = manifests
+        patterns = Patterns(roots.include, roots.exclude)
+        for root in map(_plain, roots.folders):
+            if walk.root(root):
+                folders.look_into(walk, root, patterns)
+        for path in roots.files:
+            folders.look_at(walk, path)
+
+
+def _plain(root: str) -> str:
+    return root.rstrip("/") or "/"

@@ -1,0 +1,235 @@
+"""What the files that a look has come across say: recognizes those that are known, and opens the others.
+
+Decides what is told of each model; not where is looked, nor what belongs together.
+"""
+
+import os
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import NamedTuple
+
+from gpud.catalog import names, safetensors
+from gpud.catalog.glance import Glance, Role, Vocabularies, glance
+from gpud.catalog.stream import BadModelFile
+from gpud.catalog.walk import File, Item, Walk
+from gpud.core.catalogue import Format, Found, Source
+
+GROWING_NS = 60 * 10**9
+"""A file that is incomplete and was written to within this time is being written: it is not there yet. What is
+downloaded under its own name may stand still for some seconds."""
+
+SETTLED_NS = 50_000_000
+"""How long a file must have been left alone for its times to be believed: the kernel dates changes by its tick, and one
+more change within the same tick would leave the same date."""
+
+ORDER = {Source.FOLDER: 0, Source.HUGGINGFACE: 1, Source.OLLAMA: 2, Source.CONFIGURATION: 3}
+"""Which of several places of a model is the one that engines are given."""
+
+
+class _Seen(NamedTuple):
+    """A file that no model is known by: a projector, a draft, a copy. ``copy_of`` are the files of the original."""
+
+    files: tuple[File, ...]
+    glance: Glance
+    copy_of: tuple[File, ...]
+
+
+@dataclass(slots=True)
+class Memory:
+    """What is kept from one look to the next, beside what whoever looks knows of the models themselves."""
+
+    vocabularies: Vocabularies = field(default_factory=Vocabularies)
+    seen: dict[str, _Seen] = field(default_factory=dict)
+    unsettled: frozenset[str] = frozenset()
+
+
+class Look:
+    """One look. ``together`` says of items, by ``id``, which of them were found to be the same before."""
+
+    def __init__(self, walk: Walk, memory: Memory, now_ns: Callable[[], int]) -> None:
+        self.together: dict[int, Hashable] = {}
+        self.opened = 0
+        self.growing = False
+        self._walk = walk
+        self._memory = memory
+        self._now_ns = now_ns()
+        # What lies at the same path was reached in two ways.
+        self._by_path: dict[str, Item] = {}
+        for item in walk.items:
+            self._by_path.setdefault(item.path, item)
+        self.items = list(self._by_path.values())
+
+    def recognize(self, known: Mapping[str, Found]) -> None:
+        """What is as it was is what was said of it then."""
+        for found in {id(found): found for found in known.values()}.values():
+            first = self._by_path.get(found.path)
+            if first is None or not self._is_unchanged(found, first):
+                continue
+            first.glance = _told_by(found)
+            self.together[id(first)] = id(found)
+            for place in found.places[1:]:
+                other = self._by_path.get(place.path)
+                if other is not None and other is not first and self._is_copy(other, first):
+                    other.glance = first.glance
+                    self.together[id(other)] = id(found)
+
+    def _is_unchanged(self, found: Found, first: Item) -> bool:
+        if found.problem or not found.stamp or first.path in self._memory.unsettled:
+            return False
+        belongings = []
+        for path, own in ((found.mmproj, first.mmproj), (found.draft_file, first.draft)):
+            if path:
+                file = own or (self._by_path[path].files[0] if path in self._by_path else None)
+                if file is None or file.path != path:
+                    return False
+                belongings.append(file)
+        stamp = stamp_of((*first.files, *first.described, *belongings))
+        return stamp == found.stamp and all(os.access(file.path, os.R_OK) for file in first.files)
+
+    def _is_copy(self, item: Item, first: Item) -> bool:
+        if [(file.device, file.inode) for file in item.files] == [(file.device, file.inode) for file in first.files]:
+            return True
+        seen = self._memory.seen.get(item.path)
+        return seen is not None and seen.files == item.files and seen.copy_of == first.files
+
+    # Reading ---------------------------------------------------------------------------------------------------------
+
+    def read(self) -> None:
+        """Open what is not known. What is being written, or is gone by now, is not there."""
+        self.items = [item for item in self.items if item.glance is not None or self._read(item)]
+
+    def _read(self, item: Item) -> bool:
+        self._walk.step()
+        seen = self._memory.seen.get(item.path)
+        if seen is not None and seen.files == item.files and not item.described:
+            item.glance = seen.glance
+            return True
+        self.opened += 1
+        told = Glance()
+        try:
+            if item.format is Format.SAFETENSORS:
+                told, problem = safetensors.glance(item)
+                item.problem = item.problem or problem
+            else:
+                told = self._glance(item)
+        except BadModelFile as problem:
+            if isinstance(problem.__cause__, FileNotFoundError):
+                return False
+            if problem.incomplete and self._is_being_written(item):
+                self.growing = True
+                return False
+            item.problem = item.problem or f"{problem.what}; {problem.hint}"
+        item.glance = _with_name(told, item)
+        return True
+
+    def _glance(self, item: Item) -> Glance:
+        """What its first file says, when the others agree with it; raises BadModelFile."""
+        vocabularies = self._memory.vocabularies
+        told = glance(item.files[0].path, vocabularies)
+        if item.format is Format.OTHER:
+            return replace(told, role=Role.MODEL)
+        part = names.part_of(item.path.rpartition("/")[2])
+        number, count = (part[1], part[2]) if part else (1, 1)
+        if (told.part, told.parts) != (number - 1, count) and not item.problem:
+            item.problem = (
+                f"by its content it is part {told.part + 1} of {told.parts}, by its name part {number} of {count}; "
+                "give all parts the names back that they had when they were published"
+            )
+        for file in item.files[1:]:
+            glance(file.path, vocabularies)
+        return told
+
+    def _is_being_written(self, item: Item) -> bool:
+        latest = max(file.ctime_ns for file in item.files)
+        return -GROWING_NS < self._now_ns - latest < GROWING_NS
+
+    # What is kept ----------------------------------------------------------------------------------------------------
+
+    def memory(self, groups: Iterable[Sequence[Item]]) -> Memory:
+        """What the next look needs to know of this one."""
+        firsts: dict[str, Item] = {}
+        for group in groups:
+            first = best(group)
+            firsts |= {item.path: first for item in group}
+        seen = {}
+        for item in self.items:
+            first = firsts.get(item.path, item)
+            if item.glance is not None and not item.problem and (first is not item or item.path not in firsts):
+                seen[item.path] = _Seen(item.files, item.glance, first.files if first is not item else ())
+        unsettled = frozenset(
+            item.path
+            for item in self.items
+            if any(self._now_ns - file.ctime_ns < SETTLED_NS for file in (*item.files, *item.described))
+        )
+        return Memory(
+            self._memory.vocabularies, {path: one for path, one in seen.items() if path not in unsettled}, unsettled
+        )
+
+
+def stamp_of(files: Iterable[File]) -> str:
+    """Another one whenever a file is another one, or was written to."""
+    text = ";".join(f"{file.device}:{file.inode}:{file.size_bytes}:{file.mtime_ns}" for file in files)
+    return blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def best(group: Sequence[Item]) -> Item:
+    """The one that engines are given."""
+    return group[0] if len(group) == 1 else min(group, key=lambda item: (ORDER[item.places[0].source], item.path))
+
+
+def found_of(group: Sequence[Item], known: Mapping[str, Found]) -> Found:
+    """What is told of a model that lies in so many places: the very record that is known, where it says the same."""
+    first = best(group)
+    told = first.glance or Glance()
+    digest = next((item.digest for item in group if item.digest), "")
+    mmproj = first.mmproj or next((item.mmproj for item in group if item.mmproj), None)
+    draft = first.draft or next((item.draft for item in group if item.draft), None)
+    belongings = [file for file in (mmproj, draft) if file is not None]
+    places = {place: None for item in group for place in item.places}
+    found = Found(
+        places=tuple(sorted(places, key=lambda place: (ORDER[place.source], place.path, place.name))),
+        format=first.format,
+        stamp=stamp_of((*first.files, *first.described, *belongings)),
+        size_bytes=first.size_bytes + sum(file.size_bytes for file in belongings),
+        digest=digest,
+        architecture=told.architecture,
+        quantization=told.quantization,
+        parameters=told.parameters,
+        trained_context=told.trained_context,
+        purpose=told.purpose,
+        parts=len(first.files),
+        mmproj=mmproj.path if mmproj is not None else "",
+        draft_file=draft.path if draft is not None else "",
+        template=told.template or any(item.template for item in group),
+        tools=told.tools or any(item.tools for item in group),
+        ollama_name=next((item.ollama_name for item in group if item.ollama_name), ""),
+        problem=first.problem,
+    )
+    before = known.get(first.path)
+    return before if before == found else found
+
+
+def _told_by(found: Found) -> Glance:
+    return Glance(
+        Role.MODEL,
+        found.architecture,
+        found.quantization,
+        found.parameters,
+        found.trained_context,
+        found.purpose,
+        found.template,
+        found.tools,
+    )
+
+
+def _with_name(told: Glance, item: Item) -> Glance:
+    """What a file does not say of itself its name may say."""
+    if told.quantization and told.parameters:
+        return told
+    name = item.places[0].name
+    return replace(
+        told,
+        quantization=told.quantization or names.quantization(name),
+        parameters=told.parameters or names.parameters(name),
+    )

@@ -1,0 +1,244 @@
+"""Notices when something changes below the models' folders, without looking: the kernel tells.
+
+Each folder is watched by itself, so the thread that looks through them adds it right before it is listed: what comes
+after that is told of, what was there before is in the list. Calls ``changed`` and decides nothing else.
+"""
+
+import asyncio
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
+
+from gpud.catalog import inotify
+from gpud.catalog.content import DESCRIPTIONS, IGNORED_FOLDERS, PARTIAL_ENDINGS
+from gpud.catalog.inotify import Event, Inotify
+from gpud.core.catalogue import Roots
+
+QUIET_S = 0.2
+"""So long nothing more may happen before it is told: a folder that is copied is one change. Whoever copies a single
+file waits for it, and should not notice."""
+
+LONGEST_S = 1.0
+"""So late it is told at the latest, whatever goes on."""
+
+AGAIN_FIRST_S = 30.0
+AGAIN_LONGEST_S = 600.0
+"""When a file was left alone because somebody writes it, it is looked at again after this time, doubled each time until
+something happens: its end is told of, but not that its writer was killed a moment before it was looked at."""
+
+_APPEARS = inotify.CREATE | inotify.MOVED_TO
+_GOES = inotify.DELETE | inotify.MOVED_FROM
+_ITSELF = inotify.DELETE_SELF | inotify.MOVE_SELF | inotify.UNMOUNT
+_MASK = (
+    inotify.CLOSE_WRITE
+    | inotify.ATTRIB
+    | _APPEARS
+    | _GOES
+    | inotify.DELETE_SELF
+    | inotify.MOVE_SELF
+    | inotify.ONLY_FOLDERS
+)
+_WAITING_MASK = _APPEARS | inotify.DELETE_SELF | inotify.MOVE_SELF | inotify.ONLY_FOLDERS | inotify.ADD_TO_MASK
+
+
+class Watch:
+    """Watches roots until it is closed. Made and closed on the loop; ``begin``, ``enter`` and ``end`` are for the
+    thread that looks. Raises OSError where the kernel gives no more instances.
+    """
+
+    def __init__(self, roots: Roots, changed: Callable[[], None]) -> None:
+        self.roots = roots
+        self.changed = changed
+        self.unwatched: dict[str, str] = {}
+        """Roots that are not watched, or not wholly, as of the last whole look; and what there is to do about it."""
+        self._noted: dict[str, str] = {}
+        self._loop = asyncio.get_running_loop()
+        self._inotify: Inotify | None = Inotify()
+        self._lock = Lock()
+        self._tops = tuple(root.rstrip("/") or "/" for root in roots.all())
+        self._manifests = tuple(f"{root.rstrip('/')}/manifests/" for root in roots.ollama)
+        self._folders: dict[int, str] = {}
+        self._awaited: dict[int, set[str]] = {}
+        self._entered: set[int] = set()
+        self._telling: asyncio.TimerHandle | None = None
+        self._since = 0.0
+        self._looking_again: asyncio.TimerHandle | None = None
+        self._again_s = AGAIN_FIRST_S
+        self._loop.add_reader(self._inotify.fd, self._happened)
+        for top in self._tops:
+            self.enter(top)
+        self.unwatched = self._noted
+
+    def close(self) -> None:
+        with self._lock:
+            for handle in (self._telling, self._looking_again):
+                if handle is not None:
+                    handle.cancel()
+            if self._inotify is not None:
+                self._loop.remove_reader(self._inotify.fd)
+                self._inotify.close()
+                self._inotify = None
+
+    # For the thread that looks ---------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """A look begins: what it enters is watched, and nothing else."""
+        self._entered = set()
+        self._noted = {}
+
+    def enter(self, folder: str) -> None:
+        """Watch this folder. One that is not there is waited for, if it is a root."""
+        folder = folder.rstrip("/") or "/"
+        with self._lock:
+            if self._inotify is None:
+                return
+            try:
+                if self._inotify.remote(folder):
+                    self._noted[self._top_of(folder)] = ""
+                    return
+                watch = self._inotify.add(folder, _MASK)
+            except OSError as problem:
+                self._not_watched(folder, problem)
+                return
+            self._folders[watch] = folder
+            self._entered.add(watch)
+
+    def end(self) -> None:
+        """A look has seen everything: what it did not enter is watched no more."""
+        with self._lock:
+            self.unwatched = self._noted
+            if self._inotify is None:
+                return
+            for watch in (self._folders.keys() | self._awaited.keys()) - self._entered:
+                self._inotify.remove(watch)
+                self._folders.pop(watch, None)
+                self._awaited.pop(watch, None)
+
+    def look_again(self) -> None:
+        """Something was left alone that may be left as it is: call ``changed`` in a while."""
+        try:
+            self._loop.call_soon_threadsafe(self._arm)
+        except RuntimeError:
+            return  # The loop is closed: nobody wants to know any more.
+
+    def _not_watched(self, folder: str, problem: OSError) -> None:
+        if problem.errno in (errno.ENOENT, errno.ENOTDIR):
+            if folder in self._tops:
+                self._wait_for(folder)
+        elif problem.errno == errno.ENOSPC:
+            limit = _limit()
+            self._noted[self._top_of(folder)] = (
+                f"not all of its folders can be watched: all programs of this user together may watch {limit}; raise "
+                "fs.inotify.max_user_watches; until then it is looked at from time to time"
+            )
+        elif folder in self._tops:
+            self._noted[self._top_of(folder)] = f"it cannot be watched: {problem.strerror}"
+
+    def _wait_for(self, root: str) -> None:
+        """Watch the nearest folder above that is there for the next one on the way to the root."""
+        assert self._inotify is not None
+        way = Path(root)
+        for parent in way.parents:
+            try:
+                watch = self._inotify.add(str(parent), _WAITING_MASK)
+            except OSError:
+                way = parent
+                continue
+            self._entered.add(watch)
+            self._awaited.setdefault(watch, set()).add(way.name)
+            if way.exists():  # It has come between the two calls, and nobody was told.
+                self._loop.call_soon_threadsafe(self._notice)
+            return
+
+    def _top_of(self, folder: str) -> str:
+        """The root that a folder lies in, as it was given."""
+        for given, top in zip(self.roots.all(), self._tops, strict=True):
+            if folder == top or folder.startswith(f"{top.rstrip('/')}/"):
+                return given
+        return folder
+
+    # On the loop -----------------------------------------------------------------------------------------------------
+
+    def _happened(self) -> None:
+        if self._inotify is None:
+            return
+        matters = False
+        for event in self._inotify.read():
+            matters = self._matters(event) or matters
+        if matters:
+            self._again_s = AGAIN_FIRST_S
+            self._notice()
+
+    def _matters(self, event: Event) -> bool:
+        """Whether there may be another model, or one less, or another one, after this."""
+        mask, name = event.mask, event.name
+        if mask & inotify.OVERFLOW:
+            return True
+        with self._lock:
+            folder = self._folders.get(event.watch)
+            awaited = self._awaited.get(event.watch, set())
+            if mask & inotify.IGNORED:
+                self._folders.pop(event.watch, None)
+                self._awaited.pop(event.watch, None)
+                return False
+        if name in awaited or (awaited and mask & _ITSELF):
+            return True
+        if folder is None:
+            return False
+        if mask & _ITSELF:
+            return True
+        if f"{folder}/".startswith(self._manifests):
+            return True
+        return _is_about_models(folder, name, mask)
+
+    def _notice(self) -> None:
+        """Gather what happens together, and then tell."""
+        if self._inotify is None:
+            return
+        now = self._loop.time()
+        if self._telling is None:
+            self._since = now
+        else:
+            self._telling.cancel()
+        self._telling = self._loop.call_at(min(now + QUIET_S, self._since + LONGEST_S), self._tell)
+
+    def _tell(self) -> None:
+        self._telling = None
+        self.changed()
+
+    def _arm(self) -> None:
+        if self._inotify is not None and self._looking_again is None:
+            self._looking_again = self._loop.call_later(self._again_s, self._again)
+
+    def _again(self) -> None:
+        self._looking_again = None
+        self._again_s = min(2 * self._again_s, AGAIN_LONGEST_S)
+        self.changed()
+
+
+def _is_about_models(folder: str, name: str, mask: int) -> bool:
+    """By its name, for events in an ordinary folder."""
+    if not name:
+        return bool(mask & inotify.ATTRIB)  # The folder's own mode.
+    if name.startswith("."):
+        return False
+    if mask & inotify.IS_FOLDER:
+        return name not in IGNORED_FOLDERS
+    _, dot, ending = name.rpartition(".")
+    ending = ending.lower()
+    if ending in ("gguf", "safetensors") or name in DESCRIPTIONS:
+        return True
+    if ending in PARTIAL_ENDINGS and dot:
+        return bool(mask & _GOES)
+    # Links to folders have any name; a link that was removed cannot be asked any more what it was.
+    if not dot:
+        return bool(mask & (_APPEARS | _GOES | inotify.CLOSE_WRITE))
+    return bool(mask & _APPEARS) and Path(folder, name).is_symlink()
+
+
+def _limit() -> str:
+    try:
+        return f"{int(Path('/proc/sys/fs/inotify/max_user_watches').read_text()):,} folders"
+    except (OSError, ValueError):
+        return "only so many"
