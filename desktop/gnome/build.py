@@ -3,8 +3,8 @@
     desktop/gnome/build.py 45 FOLDER     for GNOME Shell 45 and later
     desktop/gnome/build.py 43 FOLDER     for GNOME Shell 43
 
-Both are made of the same modules in shared/. GNOME Shell 43 knows no modules of the language, so their import and export
-lines are translated for it, and nothing else of them. A line that is not understood is an error.
+Both are made of the same modules in shared/. GNOME Shell 43 knows no modules of the language, so their import and
+export lines are translated for it, and nothing else of them. A line that is not understood is an error.
 """
 
 import json

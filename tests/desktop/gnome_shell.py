@@ -46,12 +46,19 @@ globalThis.desk = {
         const [width, height] = actor.get_transformed_size();
         return [x + width / 2, y + height / 2];
     },
+    // On the screen, and where it was a moment ago: a row that has just appeared still moves.
+    steady(actor) {
+        const place = actor?.mapped && actor.has_allocation() ? String(this.middle(actor)) : '';
+        const was = this.place;
+        this.place = place;
+        return place !== '' && place === was;
+    },
+    device(kind) {
+        return imports.gi.Clutter.get_default_backend().get_default_seat().create_virtual_device(kind);
+    },
     click(actor) {
-        if (!actor || !actor.mapped)
-            throw new Error('there is nothing to click');
         const Clutter = imports.gi.Clutter;
-        this.pointer ??= global.backend?.get_default_seat?.()?.create_virtual_device(Clutter.InputDeviceType.POINTER_DEVICE)
-            ?? Clutter.get_default_backend().get_default_seat().create_virtual_device(Clutter.InputDeviceType.POINTER_DEVICE);
+        this.pointer ??= this.device(Clutter.InputDeviceType.POINTER_DEVICE);
         const now = () => global.get_current_time() * 1000;
         this.pointer.notify_absolute_motion(now(), ...this.middle(actor));
         this.pointer.notify_button(now(), Clutter.BUTTON_PRIMARY, Clutter.ButtonState.PRESSED);
@@ -59,8 +66,7 @@ globalThis.desk = {
     },
     press(...keys) {
         const Clutter = imports.gi.Clutter;
-        this.keyboard ??= Clutter.get_default_backend().get_default_seat()
-            .create_virtual_device(Clutter.InputDeviceType.KEYBOARD_DEVICE);
+        this.keyboard ??= this.device(Clutter.InputDeviceType.KEYBOARD_DEVICE);
         for (const key of keys) {
             const value = Clutter[`KEY_${key}`];
             this.keyboard.notify_keyval(global.get_current_time() * 1000, value, Clutter.KeyState.PRESSED);
@@ -158,9 +164,7 @@ class GnomeShell:
     def screenshot(self, name: str) -> Path:
         path = self.tree.shared / f"{name}.png"
         values = (False, False, str(path))
-        done, _ = self._call(
-            "org.gnome.Shell.Screenshot", "/org/gnome/Shell/Screenshot", "Screenshot", "bbs", *values
-        )
+        done, _ = self._call("org.gnome.Shell.Screenshot", "/org/gnome/Shell/Screenshot", "Screenshot", "bbs", *values)
         assert done, f"no screenshot {name}"
         return path
 
@@ -181,11 +185,17 @@ class GnomeShell:
     def open_menu(self) -> None:
         """By clicks, as a person does: the quick settings, then the button's arrow."""
         if not self.run("desk.settings.isOpen"):
-            self.run("desk.click(desk.Main.panel.statusArea.quickSettings)")
+            self.click("desk.Main.panel.statusArea.quickSettings")
             self.until("desk.settings.isOpen && desk.one('GpudToggle').mapped", "the quick settings did not open")
         if not self.run("desk.menu.isOpen"):
-            self.run("desk.click(desk.one('GpudToggle')._menuButton)")
+            self.click("desk.one('GpudToggle')._menuButton")
             self.until("desk.menu.isOpen && desk.menu.actor.mapped", "the menu did not open")
+
+    def click(self, actor: str) -> None:
+        """On what the script comes to, once it is on the screen and rests."""
+        self.run("desk.place = ''")
+        self.until(f"desk.steady({actor})", f"there is nothing to click: {actor}")
+        self.run(f"desk.click({actor})")
 
     def close_menu(self) -> None:
         self.run("desk.settings.close(false)")
@@ -199,4 +209,3 @@ class GnomeShell:
         """A preference, changed while the shell runs."""
         stored = f"desk.Main.extensionManager.lookup('{UUID}').stateObj._widget._settings"
         self.run(f"{stored}.set_{kind}('{key}', {json.dumps(value)})")
-

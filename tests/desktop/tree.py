@@ -183,10 +183,9 @@ def desktop_tree(name: str, *shared: Path, **environment: str) -> Iterator[Tree]
 
 
 def session_bus(tree: Tree) -> str:
-    """A session bus inside, with services that it starts; its address is good on both sides. Sets it in the tree too."""
+    """A session bus inside, with services that it starts; its address is good on both sides, and the tree knows it."""
     address = f"unix:path={tree.shared}/session"
     tree.environment["DBUS_SESSION_BUS_ADDRESS"] = address
     tree.start("session-bus.log", "dbus-daemon", "--session", f"--address={address}", "--nofork", "--nopidfile")
     wait_until((tree.shared / "session").exists, "the session bus did not start")
     return address
-

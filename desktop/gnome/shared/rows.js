@@ -9,13 +9,14 @@ import {BarLevel} from 'resource:///org/gnome/shell/ui/barLevel.js';
 import {PopupBaseMenuItem} from 'resource:///org/gnome/shell/ui/popupMenu.js';
 
 const DIM = 190;
+const GAP = 4;
 
 const STILL = {activate: false, hover: false, can_focus: false};
 
 /** Above each other. St's own box says "vertical" in one release and "orientation" in the next. */
 function column(...children) {
-    const layout = new Clutter.BoxLayout({orientation: Clutter.Orientation.VERTICAL});
-    const box = new St.Widget({layout_manager: layout, x_expand: true, style_class: 'gpud-column'});
+    const layout = new Clutter.BoxLayout({orientation: Clutter.Orientation.VERTICAL, spacing: GAP});
+    const box = new St.Widget({layout_manager: layout, x_expand: true});
     children.forEach(child => box.add_child(child));
     return box;
 }

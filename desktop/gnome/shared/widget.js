@@ -111,7 +111,7 @@ function adviceOn(error) {
     switch (error.replace('org.freedesktop.DBus.Error.', '')) {
     case 'AccessDenied':
     case 'InteractiveAuthorizationRequired':
-        return _('An administrator can allow it: those in the group “gpud” may do everything.');
+        return _('An administrator can allow it by a rule: /usr/share/doc/gpud/50-gpud.rules is an example.');
     case 'NoReply':
     case 'Timeout':
     case 'TimedOut':

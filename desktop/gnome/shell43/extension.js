@@ -25,7 +25,10 @@ class GpudExtension {
                 area._addItems(indicator.quickSettingsItems);
             },
             notify: (title, text) => Main.notify(title, text),
-            prefer: () => ExtensionUtils.openPrefs(),
+            prefer: () => {
+                Main.panel.closeQuickSettings();
+                ExtensionUtils.openPrefs();
+            },
         };
         this._widget = new Widget(shell, Me.path, ExtensionUtils.getSettings());
     }

@@ -13,7 +13,10 @@ export default class GpudExtension extends Extension {
             name: (toggle, title, subtitle) => toggle.set({title, subtitle}),
             add: indicator => Main.panel.statusArea.quickSettings.addExternalIndicator(indicator),
             notify: (title, text) => Main.notify(title, text),
-            prefer: () => this.openPreferences(),
+            prefer: () => {
+                Main.panel.closeQuickSettings();
+                this.openPreferences();
+            },
         };
         this._widget = new Widget(shell, this.path, this.getSettings());
     }

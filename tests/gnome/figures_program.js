@@ -1,0 +1,15 @@
+// What figures.js makes of a status and preferences: one line of JSON in, one out.
+load('figures').then(({figures}) => {
+    const Gio = imports.gi.Gio;
+    const input = Gio.DataInputStream.new(Gio.UnixInputStream.new(0, false));
+    for (;;) {
+        const [line] = input.read_line_utf8(null);
+        if (line === null)
+            imports.system.exit(0);
+        const [status, preferences] = JSON.parse(line);
+        print(JSON.stringify(figures(status, preferences)));
+    }
+}).catch(error => {
+    printerr(`${error}\n${error.stack}`);
+    imports.system.exit(1);
+});

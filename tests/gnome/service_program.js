@@ -1,0 +1,30 @@
+// The extension's side of the bus: a line of JSON for whatever it is told, and a question for each line it reads.
+load('service').then(({Service, explain}) => {
+    const Gio = imports.gi.Gio;
+    const say = value => print(JSON.stringify(value));
+    const service = new Service(
+        () => say(service.status
+            ? {state: service.status.State, loaded: service.status.LoadedModels, gpus: service.status.Gpus.length}
+            : {state: null}),
+        (job, model, result, message) => say({job, model, result, message}));
+    const input = Gio.DataInputStream.new(Gio.UnixInputStream.new(0, false));
+    const next = () => input.read_line_async(0, null, (stream, found) => {
+        const [line] = stream.read_line_finish_utf8(found);
+        if (line === null)
+            return;
+        const [method, typed] = JSON.parse(line);
+        if (method === 'close') {
+            service.close();
+            say({closed: true});
+        } else if (method === 'refresh') {
+            service.refresh();
+        } else {
+            service.ask(method, typed, (error, values) => say(error ? explain(error) : {answer: values}));
+        }
+        next();
+    });
+    next();
+}).catch(error => {
+    printerr(`${error}\n${error.stack}`);
+    imports.system.exit(1);
+});

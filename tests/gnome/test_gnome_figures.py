@@ -1,0 +1,234 @@
+"""What the widget shows for what gpud says of itself, in both builds of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .gjs_programs import Program
+
+GIB = 1 << 30
+MIB = 1 << 20
+
+
+class Figures:
+    """What figures.js makes of a status."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+
+    def of(self, *, favourites: tuple[str, ...] = (), amber: int = 85, red: int = 90, **status: object) -> Any:
+        self._program.say(status, {"favourites": favourites, "amber": amber, "red": red})
+        return self._program.hear()
+
+
+@pytest.fixture(scope="module")
+def figures(build: Path, release: str) -> Iterator[Figures]:
+    with Program(build, release, "figures_program") as program:
+        yield Figures(program)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> None:
+    """gjs is kept for the whole module."""
+
+
+def gpu(
+    used_bytes: int | None, total_bytes: int = 10 * GIB, foreign_bytes: int = 0, **more: object
+) -> dict[str, object]:
+    known = {} if used_bytes is None else {"VramUsed": used_bytes}
+    return {"Uuid": "GPU-1", "Name": "RTX", "VramTotal": total_bytes, "VramForeign": foreign_bytes, **known, **more}
+
+
+def model(name: str, state: str = "unloaded", **more: object) -> dict[str, object]:
+    return {"Id": name, "DisplayName": name, "State": state, "VramBytes": 0, "NeedBytes": 0, "LastUsedUSec": 0, **more}
+
+
+def test_nothing_is_loaded(figures: Figures) -> None:
+    """The icon is the empty one, and no percentage is told: gpud does not measure while nothing is loaded."""
+    shown = figures.of(State="idle", Models=[model("a")], Gpus=[gpu(9 * GIB)])
+    assert (shown["icon"], shown["subtitle"], shown["percent"]) == ("gpud-idle-symbolic", "Nothing loaded", "")
+    assert (shown["checked"], shown["level"]) == (False, "")
+    assert [choice["name"] for choice in shown["choices"]] == ["a"]
+
+
+def test_a_loaded_model_is_shown_with_its_memory(figures: Figures) -> None:
+    """Its name stands on the button, its memory and its end beside it; the words that are read aloud say all of it."""
+    shown = figures.of(
+        State="idle", ActiveModel="a", Models=[model("a", "ready", VramBytes=5 * GIB)], Gpus=[gpu(5 * GIB)]
+    )
+    assert (shown["icon"], shown["subtitle"], shown["percent"]) == ("gpud-loaded-symbolic", "a", "50%")
+    assert shown["accessible"] == "GPU, a, 50%"
+    assert shown["models"] == [{"id": "a", "name": "a", "text": "5.0 GiB", "detail": "", "action": "Unload a"}]
+    assert shown["checked"]
+    assert shown["choices"] == []
+
+
+@pytest.mark.parametrize(
+    ("used_bytes", "level"),
+    [(84 * GIB // 10, ""), (85 * GIB // 10, "amber"), (89 * GIB // 10, "amber"), (9 * GIB, "red"), (10 * GIB, "red")],
+)
+def test_the_colour_follows_the_thresholds(figures: Figures, used_bytes: int, level: str) -> None:
+    """Amber from 85 percent, red from 90, and the words say it too."""
+    shown = figures.of(Models=[model("a", "ready")], Gpus=[gpu(used_bytes)])
+    assert (shown["level"], shown["devices"][0]["level"]) == (level, level)
+    word = {"": "", "amber": "filling up", "red": "nearly full"}[level]
+    assert shown["devices"][0]["accessible"].endswith(word)
+    assert shown["accessible"].endswith(word)
+
+
+def test_the_thresholds_are_the_users(figures: Figures) -> None:
+    """Other thresholds, other colours; red holds where both are reached."""
+    assert figures.of(Models=[model("a", "ready")], Gpus=[gpu(5 * GIB)], amber=40, red=60)["level"] == "amber"
+    assert figures.of(Models=[model("a", "ready")], Gpus=[gpu(5 * GIB)], amber=40, red=50)["level"] == "red"
+
+
+def test_the_fullest_gpu_counts(figures: Figures) -> None:
+    """With two GPUs each has its line, and the colour and the percentage are those of the fuller one."""
+    shown = figures.of(
+        Models=[model("a", "ready")],
+        Gpus=[gpu(1 * GIB), gpu(95 * GIB // 10, Uuid="GPU-2", Name="second"), gpu(3 * GIB, Uuid="host", Name="host")],
+    )
+    assert [device["name"] for device in shown["devices"]] == ["RTX", "second"]
+    assert (shown["level"], shown["percent"]) == ("red", "95%")
+
+
+def test_a_machine_without_a_gpu_shows_its_memory(figures: Figures) -> None:
+    """Where there is no GPU, models live in main memory, and that is what is shown."""
+    shown = figures.of(Models=[], Gpus=[gpu(3 * GIB, Uuid="host", Name="host")])
+    assert [device["name"] for device in shown["devices"]] == ["Main memory"]
+
+
+def test_what_other_programs_hold_is_told(figures: Figures) -> None:
+    """Their share stands under the bar; without any there is no such line."""
+    shown = figures.of(Models=[], Gpus=[gpu(4 * GIB, foreign_bytes=1536 * MIB), gpu(1 * GIB, Uuid="GPU-2")])
+    assert [device["others"] for device in shown["devices"]] == ["1.5 GiB of it by other programs", ""]
+    assert shown["devices"][0]["text"] == "4.0 of 10.0 GiB used"
+
+
+def test_an_unknown_use_is_not_zero(figures: Figures) -> None:
+    """A GPU that does not say what is used is not shown as an empty one."""
+    shown = figures.of(Models=[model("a", "ready")], Gpus=[gpu(None)])
+    assert shown["devices"][0]["text"] == "10.0 GiB, use unknown"
+    assert shown["percent"] == ""
+
+
+@pytest.mark.parametrize(
+    ("state", "more", "text", "action"),
+    [
+        ("ready", {"VramBytes": 512 * MIB}, "512 MiB", "Unload a"),
+        ("busy", {"VramBytes": GIB}, "1.0 GiB, answering", "Unload a"),
+        ("busy", {}, "answering", "Unload a"),
+        ("loading", {}, "loading", "Stop loading a"),
+        ("loading", {"Progress": 0.42}, "loading, 42%", "Stop loading a"),
+        ("queued", {"WaitsFor": "b"}, "waits for memory", "Stop waiting for a"),
+        ("unloading", {}, "unloading", ""),
+        ("failed", {"Error": "no file"}, "could not be loaded", "Dismiss a"),
+    ],
+)
+def test_each_state_has_its_words(
+    figures: Figures, state: str, more: dict[str, object], text: str, action: str
+) -> None:
+    """What a model does, what can be done about it, and why it waits or failed."""
+    (shown,) = figures.of(Models=[model("a", state, **more)], Gpus=[])["models"]
+    assert (shown["text"], shown["action"]) == (text, action)
+    assert shown["detail"] == {"queued": "b", "failed": "no file"}.get(state, "")
+
+
+def test_a_state_of_a_later_version_is_no_model(figures: Figures) -> None:
+    """Words may be added on the bus: a model in a state that is not known is neither loaded nor an error."""
+    shown = figures.of(Models=[model("a", "dreaming")], Gpus=[])
+    assert shown["models"] == []
+
+
+def test_favourites_come_in_their_order(figures: Figures) -> None:
+    """Those that are loaded, or that no longer exist, are left out."""
+    models = [model("a"), model("b"), model("c", "ready"), model("d", LastUsedUSec=5)]
+    shown = figures.of(Models=models, Gpus=[], favourites=("b", "gone", "c", "a"))
+    assert [choice["id"] for choice in shown["choices"]] == ["b", "a"]
+
+
+def test_without_favourites_the_last_used_come_first(figures: Figures) -> None:
+    """Five at most, then by name, with what they need where that is known."""
+    models = [model(name) for name in "fedcba"] + [model("z", LastUsedUSec=9, VramEstimate=3 * GIB)]
+    shown = figures.of(Models=models, Gpus=[])
+    assert [choice["id"] for choice in shown["choices"]] == ["z", "a", "b", "c", "d"]
+    assert [choice["text"] for choice in shown["choices"]] == ["3.0 GiB", "", "", "", ""]
+    assert shown["choices"][0]["accessible"] == "Load z"
+
+
+def test_a_failed_model_can_be_tried_again(figures: Figures) -> None:
+    """It is both told of and offered."""
+    shown = figures.of(Models=[model("a", "failed")], Gpus=[])
+    assert [row["id"] for row in shown["models"]] == ["a"]
+    assert [choice["id"] for choice in shown["choices"]] == ["a"]
+    assert not shown["checked"]
+
+
+def test_the_gpu_is_given_away(figures: Figures) -> None:
+    """By Yield: the switch is on, and it is this widget's to switch off."""
+    shown = figures.of(State="yielded", Yielded={"Why": "a game"}, Models=[model("a")], Gpus=[])
+    assert (shown["yielded"], shown["keeper"], shown["subtitle"]) == (True, "", "Given away")
+    assert shown["icon"] == "gpud-away-symbolic"
+
+
+def test_another_program_keeps_the_gpu_free(figures: Figures) -> None:
+    """By an inhibition, which Resume does not end: it is said who does."""
+    holds = [{"What": "unload:evict", "Application": "x"}, {"What": "load", "Application": "steam", "Reason": "r"}]
+    shown = figures.of(State="yielded", Yielded={}, Holds=holds, Models=[], Gpus=[])
+    assert (shown["yielded"], shown["keeper"]) == (True, "steam")
+
+
+def test_several_models_are_counted(figures: Figures) -> None:
+    """The active one has its name on the button; all of them can be unloaded at once."""
+    models = [model("a", "ready"), model("b", "busy"), model("c", "unloading")]
+    shown = figures.of(ActiveModel="b", Models=models, Gpus=[])
+    assert shown["subtitle"] == "b and 1 more"
+    assert shown["several"]
+    assert not figures.of(Models=[model("a", "ready"), model("c", "unloading")], Gpus=[])["several"]
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ({"State": "suspending"}, "Going to sleep"),
+        ({"State": "unavailable"}, "Not available"),
+        ({"State": "loading", "Models": [model("a", "loading")]}, "Loading a"),
+        ({"State": "loading", "Models": [model("a", "queued")]}, "a waits"),
+        ({"State": "unloading", "Models": [model("a", "unloading")]}, "Unloading"),
+    ],
+)
+def test_the_button_says_what_happens(figures: Figures, status: dict[str, object], words: str) -> None:
+    """One line for each state of the daemon."""
+    assert figures.of(**status)["subtitle"] == words
+
+
+@pytest.mark.parametrize(
+    ("degraded", "words"),
+    [
+        ("", ""),
+        ("cpu-fallback", "A model runs on the processor instead of the GPU"),
+        ("driver-mismatch", "restart the computer"),
+        ("over-budget", "More memory is in use"),
+        ("cuda-unavailable", "does not let programs compute"),
+        ("backend-missing", "gpudctl doctor"),
+        ("moonstruck", "(moonstruck)"),
+    ],
+)
+def test_what_is_wrong_is_told(figures: Figures, degraded: str, words: str) -> None:
+    """With what to do; a word of a later version is passed on."""
+    note = figures.of(State="idle", Degraded=degraded)["note"]
+    assert words in note
+    assert bool(note) == bool(degraded)
+
+
+def test_a_gpu_that_cannot_be_used_is_told(figures: Figures) -> None:
+    """Also where gpud gives no reason."""
+    assert "gpudctl doctor" in figures.of(State="unavailable", Degraded="")["note"]
+
+
+def test_a_small_gpu_is_told_in_mebibytes(figures: Figures) -> None:
+    """Below one GiB nothing is rounded to 0.0."""
+    shown = figures.of(Models=[], Gpus=[gpu(100 * MIB, 512 * MIB)])
+    assert shown["devices"][0]["text"] == "100 of 512 MiB used"

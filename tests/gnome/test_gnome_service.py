@@ -1,0 +1,119 @@
+"""The extension's side of the bus, in gjs as the shell has it, with a real gpud on the other side."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from daemon.harness import NAME, Place
+from dbus.private_bus import PrivateBus
+from jeepney import DBusAddress, new_method_call
+from jeepney.io.blocking import open_dbus_connection
+
+from .gjs_programs import BOUND_S, Program
+
+
+def watcher(build: Path, release: str, *, system: str, session: str) -> Program:
+    addresses = {"DBUS_SYSTEM_BUS_ADDRESS": system, "DBUS_SESSION_BUS_ADDRESS": session}
+    return Program(build, release, "service_program", addresses)
+
+
+@pytest.fixture
+def program(build: Path, release: str, bus: PrivateBus, empty_bus: PrivateBus) -> Iterator[Program]:
+    """The extension, which knows the system's gpud alone."""
+    with watcher(build, release, system=bus.address, session=empty_bus.address) as made:
+        yield made
+
+
+def test_the_daemon_comes_and_goes_and_comes_back(program: Program, place: Place) -> None:
+    """kill -9 of gpud: the extension knows at once, and takes up the next one without being told to."""
+    daemon = place.start()
+    assert program.hear() == {"state": "idle", "loaded": [], "gpus": 1}
+    daemon.kill9()
+    assert program.hear() == {"state": None}
+    place.start()
+    assert program.hear()["state"] == "idle"
+    assert program.errors() == ""
+
+
+def test_what_is_loaded_is_followed(program: Program, place: Place) -> None:
+    """Somebody else loads and unloads: each change arrives by itself."""
+    daemon = place.start()
+    daemon.load("tiny")
+    program.wait(lambda said: said.get("loaded") == ["tiny"])
+    daemon.unload("tiny")
+    program.wait(lambda said: said.get("loaded") == [])
+
+
+def test_a_click_loads_and_unloads(program: Program, place: Place) -> None:
+    """The answer is the job, and how it ends comes after it."""
+    daemon = place.start()
+    program.wait(lambda said: said.get("state") == "idle")
+    for method, state in (("Load", "ready"), ("Unload", "unloaded")):
+        program.say(method, ["s", "tiny"])
+        job = program.wait(lambda said: "answer" in said)["answer"][0]
+        ended = program.wait(lambda said, job=job: said.get("job") == job)
+        assert (ended["model"], ended["result"]) == ("tiny", "done")
+        assert daemon.state("tiny") == state
+
+
+def test_a_refusal_arrives_as_the_daemon_said_it(program: Program, place: Place) -> None:
+    """Its name for the program, and its sentence for the person without a program's prefix."""
+    place.start()
+    program.wait(lambda said: said.get("state") == "idle")
+    program.say("Load", ["s", "nobody"])
+    refusal = program.wait(lambda said: "text" in said)
+    assert refusal["name"] == f"{NAME}.Error.NoSuchModel"
+    assert '"nobody"' in refusal["text"]
+    assert "GDBus.Error" not in refusal["text"]
+
+
+def test_a_question_is_not_asked_of_a_daemon_that_died(program: Program, place: Place) -> None:
+    """An answer that never comes is waited for by nobody, and the next daemon is asked afresh."""
+    daemon = place.start()
+    program.wait(lambda said: said.get("state") == "idle")
+    # So that the question is on its way when it dies.
+    daemon.signal(19)
+    program.say("refresh", [])
+    daemon.kill9()
+    assert program.wait(lambda said: "state" in said) == {"state": None}
+    place.start()
+    assert program.hear()["state"] == "idle"
+
+
+def test_the_users_own_daemon_serves_where_the_system_has_none(
+    build: Path, release: str, bus: PrivateBus, empty_bus: PrivateBus, place: Place
+) -> None:
+    """It is on the session bus."""
+    place.start()
+    with watcher(build, release, system=empty_bus.address, session=bus.address) as program:
+        assert program.hear()["state"] == "idle"
+
+
+def test_nothing_stays_on_the_bus(program: Program, place: Place, bus: PrivateBus) -> None:
+    """After disable() the connection, which is the shell's own, waits for nothing of gpud's any more."""
+    place.start()
+    program.wait(lambda said: said.get("state") == "idle")
+    assert match_rules(bus, program.pid)
+    program.say("close", [])
+    program.wait(lambda said: said.get("closed"))
+    # An answer to a later message from the same connection: what it unsubscribed before has been done by then.
+    program.say("close", [])
+    program.wait(lambda said: said.get("closed"))
+    assert match_rules(bus, program.pid) == []
+
+
+def match_rules(bus: PrivateBus, pid: int) -> list[str]:
+    """What the connections of a process wait for at the bus and that is about gpud."""
+    stats = DBusAddress("/org/freedesktop/DBus", "org.freedesktop.DBus", "org.freedesktop.DBus.Debug.Stats")
+    daemon = DBusAddress("/org/freedesktop/DBus", "org.freedesktop.DBus", "org.freedesktop.DBus")
+    with open_dbus_connection(bus.address) as connection:
+
+        def ask(address: DBusAddress, member: str, *values: str) -> object:
+            message = new_method_call(address, member, "s" if values else None, values)
+            return connection.send_and_get_reply(message, timeout=BOUND_S).body[0]
+
+        rules = ask(stats, "GetAllMatchRules")
+        assert isinstance(rules, dict)
+        own = [name for name in rules if ask(daemon, "GetConnectionUnixProcessID", name) == pid]
+        owner = ask(daemon, "GetNameOwner", NAME)
+        return [rule for name in own for rule in rules[name] if NAME in rule or f"'{owner}'" in rule]
