@@ -46,6 +46,7 @@ COMMANDS = {
     "budget": Command("budget", "Say whether a model fits, and what would make it fit"),
     "estimate": Command("estimate", "Say what a model file would take of each memory"),
     "config": Command("config", "Check the configuration, or show what is in effect"),
+    "import": Command("importing", "Make a configuration of what another program was told"),
     "key": Command("key", "Make, list and revoke the API keys that let clients in"),
     "reload": Command("reload", "Have the configuration read again"),
     "doctor": Command("doctor", "Look for what is wrong with this installation"),

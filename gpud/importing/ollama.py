@@ -71,9 +71,9 @@ def draft(
     """A draft of the service's variables and of the models in its store, to be served by ``engine``."""
     made = Draft(KIND, given)
     said = [(one.where, one.name, one.value) for one in variables if one.value is not None]
-    for one in variables:
-        if one.value is None:
-            made.leave(one.where, one.name, "it has no value here: it was to come from whoever starts Ollama")
+    for variable in variables:
+        if variable.value is None:
+            made.leave(variable.where, variable.name, "it has no value here: it was to come from whoever starts Ollama")
     for where, text in aside:
         made.leave(where, text, "only this file was read", "give that one with --environment, too")
     ollama_variables.put(made, said, "", engine)

@@ -128,7 +128,7 @@ class Draft:
         self._set(path, value)
         line = f", line {where.line}" if where.line else ""
         model = self._settings.get(path[:2], "")
-        short = setting.removeprefix(f"{model}.") if model else setting
+        short = setting.replace(f"{model}.", "") if model else setting
         said = f"{short}{line}{f': {why}' if why else ''}{f'; {instead}' if instead and changed else ''}"
         self.comments[path] = Comment(self.redact(said), note)
         return True

@@ -25,7 +25,7 @@ _gpudctl() {
     local -a _gpudctl_bus=()
     local everywhere='--user --system --json --no-color --help'
     local commands='status ps top vram queue explain models load unload wait run chat bench yield resume cancel reset log'
-    commands+=' budget estimate config key reload doctor version'
+    commands+=' budget estimate config import key reload doctor version'
     # Words as the user sees them: COMP_WORDS is broken at colons.
     local line=${COMP_LINE:0:COMP_POINT}
     local -a words
@@ -62,12 +62,14 @@ _gpudctl() {
         --state) _gpudctl_words 'ready unloaded' "$current" && return ;;
         --priority) _gpudctl_words 'low normal high critical' "$current" && return ;;
         --gpu) _gpudctl_words "$(_gpudctl_ask gpus)" "$current" && return ;;
-        --file | --config | --binary | --key-file)
+        --file | --config | --binary | --key-file | --output | --environment | --directory | --models)
             mapfile -t COMPREPLY < <(compgen -f -- "$current")
             return
             ;;
         --gpus | --context | --ctx | --layers | --idle-timeout | --timeout | --wait | --for) return ;;
         --vram | --why | --rate | --since | --lines | -n) return ;;
+        --engine) _gpudctl_words 'ollama llama_server' "$current" && return ;;
+        --map | --name | --prefix) return ;;
         --url | --system-prompt | --tokens | --requests | --parallel) return ;;
     esac
     local options=''
@@ -86,6 +88,9 @@ _gpudctl() {
         log) options='--follow --lines --since --explain' ;;
         estimate) options='--formula --gpus --binary --' ;;
         config) options='--file' ;;
+        import)
+            options='--output --force --check --directory --environment --map --name --prefix --models --engine'
+            ;;
         key) options='--allow --rate --priority --may --file' ;;
         doctor) options='--config' ;;
         version) options='--daemon' ;;
@@ -111,6 +116,13 @@ _gpudctl() {
                 check) mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
                 show) _gpudctl_words "$(_gpudctl_ask keys)" "$current" ;;
             esac
+            ;;
+        import)
+            if [[ -z $action ]]; then
+                _gpudctl_words 'llama-swap llama-cpp-server nixos docker-env ollama' "$current"
+            else
+                mapfile -t COMPREPLY < <(compgen -f -- "$current")
+            fi
             ;;
         key) [[ -z $action ]] && _gpudctl_words 'add list revoke' "$current" ;;
         *) _gpudctl_words "$options" "$current" ;;

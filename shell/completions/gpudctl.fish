@@ -53,6 +53,7 @@ complete -c gpudctl -n 'not __gpudctl_command' -a log -d 'Show what the journal 
 complete -c gpudctl -n 'not __gpudctl_command' -a budget -d 'Say whether a model fits, and what would make it fit'
 complete -c gpudctl -n 'not __gpudctl_command' -a estimate -d 'Say what a model file would take of each memory'
 complete -c gpudctl -n 'not __gpudctl_command' -a config -d 'Check the configuration, or show what is in effect'
+complete -c gpudctl -n 'not __gpudctl_command' -a import -d 'Make a configuration of what another program was told'
 complete -c gpudctl -n 'not __gpudctl_command' -a key -d 'Make, list and revoke the API keys that let clients in'
 complete -c gpudctl -n 'not __gpudctl_command' -a reload -d 'Have the configuration read again'
 complete -c gpudctl -n 'not __gpudctl_command' -a doctor -d 'Look for what is wrong with this installation'
@@ -121,3 +122,16 @@ complete -c gpudctl -n '__gpudctl_is bench' -l parallel -x -d 'How many at the s
 
 complete -c gpudctl -n '__gpudctl_is doctor' -l config -r -F -d 'The configuration to look at'
 complete -c gpudctl -n '__gpudctl_is version' -l daemon -d 'Ask the running gpud too'
+
+complete -c gpudctl -n '__gpudctl_is import' -a 'llama-swap llama-cpp-server nixos docker-env ollama' -d 'Whose settings'
+complete -c gpudctl -n '__gpudctl_is import' -F
+complete -c gpudctl -n '__gpudctl_is import' -l output -r -F -d 'Write the configuration there'
+complete -c gpudctl -n '__gpudctl_is import' -l force -d 'Write it even if the file is there already'
+complete -c gpudctl -n '__gpudctl_is import' -l check -d 'Only say what would become of each setting'
+complete -c gpudctl -n '__gpudctl_is import' -l directory -r -F -d 'Where relative paths start'
+complete -c gpudctl -n '__gpudctl_is import' -l environment -r -F -d 'Variables that the settings name'
+complete -c gpudctl -n '__gpudctl_is import' -l map -x -d 'Where a path of a container is'
+complete -c gpudctl -n '__gpudctl_is import' -l name -x -d 'What the model is called'
+complete -c gpudctl -n '__gpudctl_is import' -l prefix -x -d 'The option whose value the file has'
+complete -c gpudctl -n '__gpudctl_is import' -l models -r -F -d 'The store of Ollama'
+complete -c gpudctl -n '__gpudctl_is import' -l engine -x -a 'ollama llama_server' -d 'What is to serve the models'
