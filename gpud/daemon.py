@@ -8,29 +8,29 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Collection, Iterator
-from dataclasses import replace
 from pathlib import Path
 
-from gpud import __version__, backends, config, gpus, systemd
-from gpud.backends import EngineOptions
+from gpud import __version__, config, gpus, systemd
+from gpud.catalog.finder import ModelFinder
 from gpud.catalog.kinds import quantization
 from gpud.catalog.reader import FileReader
 from gpud.config import Config
-from gpud.core.errors import BackendFailed, ConfigInvalid, GpudError
+from gpud.core.errors import ConfigInvalid, GpudError
 from gpud.core.events import Kind, Level, Notice, Outcome
 from gpud.core.facts import State
-from gpud.core.ports import Backend
 from gpud.dbus.limits import CallerLimits
 from gpud.dbus.service import BusUnavailable, NameTaken, Service
 from gpud.directories import AlreadyRunning, Directories, alone
 from gpud.engine import Engine
+from gpud.engine.library import Library, Shelf
+from gpud.engines import Engines, KnownEngines
 from gpud.http.lines import Lines, TeeSink
 from gpud.log import Journal, set_level, setup
 from gpud.pagecache import PageCache
 from gpud.power import on_battery
 from gpud.processes.cgroup import Cgroup, enter_delegated_cgroup
 from gpud.processes.launcher import ProcessLauncher
+from gpud.shelves import shelf
 from gpud.store import FileStore
 from gpud.web import APIS, Web, read_keys
 from gpud.webhook import Webhook
@@ -49,28 +49,6 @@ SERVE_AGAIN_S = 5.0
 """After a defect has ended the service on the bus: soon enough for whoever waits, too seldom to flood the log."""
 
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
-
-
-class KnownEngines(Collection[str]):
-    """The names that ``engine:`` may have; other packages are asked only for a name that gpud does not bring."""
-
-    def __contains__(self, name: object) -> bool:
-        if name in backends.BACKENDS:
-            return True
-        return name in self._outside()
-
-    def __iter__(self) -> Iterator[str]:
-        yield from backends.names()
-        yield from self._outside()
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    @staticmethod
-    def _outside() -> Collection[str]:
-        from importlib.metadata import entry_points
-
-        return entry_points(group=backends.GROUP).names
 
 
 class Daemon:
@@ -112,14 +90,13 @@ class Daemon:
                 cgroup=enter_delegated_cgroup(),
                 lines_per_second=self._config.logging.engine_lines_per_second,
             )
-            self._options: dict[str, EngineOptions] = {}
-            self._backends: dict[str, Backend] = {}
-            self._backends = self._make_backends(self._config)
+            self._engines = Engines(self._config, self._launcher, service=not self._user)
             self._engine = Engine(
-                models=self._config.models,
+                shelf=self._shelf(),
+                library=Library(ModelFinder(), self._store.registry),
                 limits=self._config.limits,
                 idle_timeout_s=self._config.idle_timeout_s,
-                backends=self._backends,
+                backends=self._engines,
                 gpus=gpus.build(),
                 store=self._store,
                 launcher=self._launcher,
@@ -178,9 +155,10 @@ class Daemon:
             raise
         except BusUnavailable as problem:
             log.error("%s", problem)
-        await self._web.apply(self._config, self._keys, self._backends.get("ollama"))
+        await self._web.apply(self._config, self._keys, self._engines.ollama())
         serving = asyncio.create_task(_keep_serving(service))
         self._ready()
+        self._engine.library.begin()
         try:
             await self._engine.finished()
             self._tell(Notice(Kind.STOPPED, "gpud has stopped every engine and ends"))
@@ -258,7 +236,7 @@ class Daemon:
         try:
             new = await asyncio.to_thread(config.load, self._config_path, known_engines=KnownEngines())
             keys = await read_keys(new)
-            made = self._make_backends(new)
+            made = Engines(new, self._launcher, service=not self._user, before=self._engines)
         except ConfigInvalid as error:
             self._tell(
                 Notice(
@@ -273,33 +251,21 @@ class Daemon:
         finally:
             self._notifier.ready(self._status_text())
         restart = new.bus != self._config.bus
-        self._config, self._backends, self._keys = new, made, keys
+        self._config, self._engines, self._keys = new, made, keys
         self._launcher.lines_per_second = new.logging.engine_lines_per_second
         self._webhook.url = new.alerts.webhook
         set_level(self._journal, Level(new.logging.level))
-        await self._engine.apply(models=new.models, limits=new.limits, idle_timeout_s=new.idle_timeout_s, backends=made)
-        await self._web.apply(new, keys, made.get("ollama"))
+        await self._engine.apply(
+            shelf=self._shelf(), limits=new.limits, idle_timeout_s=new.idle_timeout_s, backends=made
+        )
+        await self._web.apply(new, keys, made.ollama())
         text = f"The configuration was reloaded: {_models(new)} in {', '.join(new.sources)}"
         if restart:
             text += "; its section bus takes effect after a restart of gpud"
         self._tell(Notice(Kind.CONFIG_RELOADED, text, fields={"models": len(new.models)}))
 
-    def _make_backends(self, wanted: Config) -> dict[str, Backend]:
-        """A backend for each engine that a model uses; one whose options have not changed is kept as it is."""
-        made: dict[str, Backend] = {}
-        options: dict[str, EngineOptions] = {}
-        models = wanted.models.values()
-        for name in dict.fromkeys(one.engine for model in models for one in (model, *model.alternatives)):
-            options[name] = engine_options(wanted, name, service=not self._user)
-            if self._options.get(name) == options[name] and name in self._backends:
-                made[name] = self._backends[name]
-                continue
-            try:
-                made[name] = backends.make(name, options[name], self._launcher)
-            except BackendFailed as error:
-                raise ConfigInvalid([error.text]) from error
-        self._options = options
-        return made
+    def _shelf(self) -> Shelf:
+        return shelf(self._config, self._engines.here, os.environ, user=self._user)
 
     def _may_read_ahead(self) -> bool:
         """Asked in a thread, each time before a file is read ahead of its load."""
@@ -347,27 +313,6 @@ async def _keep_serving(service: Service) -> None:
 def _models(configured: Config) -> str:
     count = len(configured.models)
     return f"{count} {'model' if count == 1 else 'models'}"
-
-
-def engine_options(wanted: Config, name: str, *, service: bool) -> EngineOptions:
-    """What a backend gets. The Ollama of the machine's own gpud keeps its models where the machine's models are."""
-    engine = wanted.engines.get(name)
-    options = EngineOptions()
-    if engine is not None:
-        options = EngineOptions(
-            binary=engine.binary,
-            environment=engine.environment,
-            url=engine.url,
-            host=engine.host,
-            port=engine.port,
-            models_dir=engine.models_dir,
-            python=engine.python,
-            keep_running=engine.keep_running,
-        )
-    said = options.url or options.models_dir or os.environ.get("OLLAMA_MODELS")
-    if name == "ollama" and service and not said:
-        return replace(options, models_dir=str(Path(wanted.base_directory) / "ollama" / "models"))
-    return options
 
 
 async def reap(directories: Directories, journal: Journal) -> int:

@@ -28,6 +28,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "importing": {"config"},
     # A process of its own, which whoever downloads starts; nobody imports it.
     "pulling": set(),
+    # A client over D-Bus as gpudctl is, and with gpudctl's connection.
+    "tray": {"cli"},
     "bridge": set(),
     "mcp": set(),
     # The parts of the composition that are about engines, models on disk, and HTTP.

@@ -119,7 +119,7 @@ class Work:
         warmer: Warmer | None = None,
     ) -> None:
         self.models = dict(models)
-        self.backends = dict(backends)
+        self.backends = backends
         self.running: dict[str, Running] = {}
         self.looks: list[asyncio.Future[None]] = []
         self.looked_at_s: float | None = None
@@ -202,7 +202,7 @@ class Work:
         """From now on these. A backend that is replaced is closed once its last model has gone."""
         self._retired += [b for name, b in self.backends.items() if backends.get(name) is not b]
         self.models = dict(models)
-        self.backends = dict(backends)
+        self.backends = backends
 
     async def close(self) -> None:
         """Nothing runs any more: let go of the backends, the tasks and the devices."""

@@ -36,6 +36,7 @@ from gpud.core.quote import Offer, Quote
 from gpud.core.scheduler import Scheduler
 from gpud.engine.downloads import Downloads
 from gpud.engine.history import History
+from gpud.engine.library import Library, Shelf
 from gpud.engine.work import Running, Work
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ class Engine:
     def __init__(
         self,
         *,
-        models: Mapping[str, Model],
+        shelf: Shelf,
+        library: Library,
         limits: Limits,
         idle_timeout_s: float,
         backends: Mapping[str, Backend],
@@ -75,12 +77,13 @@ class Engine:
         self._reload = reload
         self._idle_timeout_s = idle_timeout_s
         self._loop = asyncio.get_running_loop()
-        self._scheduler = Scheduler(models, limits)
+        self._shelf = shelf
+        self._scheduler = Scheduler(shelf.configured, limits)
         self._work = Work(
             post=self._post,
             say=self._say,
             touch=self._touch,
-            models=models,
+            models=shelf.configured,
             backends=backends,
             gpus=gpus,
             store=store,
@@ -89,6 +92,8 @@ class Engine:
             warmer=warmer,
         )
         self._history = History(store)
+        self.library = library
+        library.serve(self._put, self._tell, self._need_of)
         self._downloads = Downloads(self._downloads_changed, self._loop.time)
         self._claims = itertools.count(1)
         self._claimants: dict[int, asyncio.Future[None]] = {}
@@ -419,6 +424,9 @@ class Engine:
         """Take over what an earlier daemon left, end what cannot be taken over, load what is to be there from the
         start.
         """
+        await self.library.configure(self._shelf)
+        if self.library.models != self._work.models:
+            await self._put(self.library.models, frozenset())
         await self._work.take_over()
         caller = Caller("gpud", 0, label="the configuration")
         for model in self._work.models.values():
@@ -436,6 +444,8 @@ class Engine:
 
     async def close(self) -> None:
         """After :meth:`finished`: let go of everything."""
+        await self.keep_uses()
+        await self.library.close()
         await self._history.close()
         for timer in (self._timer, self._uses_timer):
             if timer is not None:
@@ -446,14 +456,35 @@ class Engine:
             waiter.cancel()
 
     async def apply(
-        self, *, models: Mapping[str, Model], limits: Limits, idle_timeout_s: float, backends: Mapping[str, Backend]
+        self, *, shelf: Shelf, limits: Limits, idle_timeout_s: float, backends: Mapping[str, Backend]
     ) -> None:
         """Take a new configuration. Engines that still match it are not touched."""
-        changed = await self._work.changed(models, backends)
+        await self.library.configure(shelf)
+        while True:
+            models = self.library.models
+            changed = await self._work.changed(models, backends)
+            # While it was found out which engines no longer match, others may have been found.
+            if models == self.library.models:
+                break
         self._work.reconfigure(models, backends)
         self._idle_timeout_s = idle_timeout_s
         self._post(events.Reconfigured(models, limits, idle_timeout_s, changed))
         self._work.close_retired()
+
+    async def _put(self, models: Mapping[str, Model], others: frozenset[str]) -> None:
+        """Other models are there; ``others`` are those whose files are."""
+        changed = await self._work.changed(models, self._work.backends)
+        self._work.reconfigure(models, self._work.backends)
+        self._post(events.CatalogueTaken(models, changed | others))
+
+    async def _need_of(self, model: Model) -> int | None:
+        """What it would need as it is configured, where that can be said."""
+        answer = await self._work.quote(model)
+        return None if isinstance(answer, events.Unfit) else answer.offers[0].need_bytes
+
+    async def keep_uses(self) -> None:
+        """Have the registry remember how often each model was used until now."""
+        await self.library.count(self._scheduler.uses(), self._loop.time())
 
     # The writer ------------------------------------------------------------------------------------------------------
 

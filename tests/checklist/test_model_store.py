@@ -9,7 +9,7 @@ from daemon.harness import TOP
 
 from gpud.backends import names
 from gpud.config import load, render
-from gpud.daemon import engine_options
+from gpud.engines import engine_options
 from gpud.directories import Directories
 
 

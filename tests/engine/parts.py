@@ -13,6 +13,9 @@ from gpud.core.plan import Plan
 from gpud.core.ports import Child, ChildRecord, Command, LineReader, LoadOrder, Progress, Runner, RunnerRecord
 from gpud.core.quote import Estimate
 from gpud.engine import Engine
+from gpud.engine.library import Library, Shelf
+
+from .catalogue import configured, nothing_found
 
 GIB = 1 << 30
 
@@ -257,7 +260,13 @@ class NoLauncher:
 class Bench:
     """An engine with its parts, made inside a running loop."""
 
-    def __init__(self, *models: Model, store: MemoryStore | None = None) -> None:
+    def __init__(
+        self,
+        *models: Model,
+        store: MemoryStore | None = None,
+        library: Library | None = None,
+        shelf: Shelf | None = None,
+    ) -> None:
         self.backend = FakeBackend()
         self.gpus = OneGpu()
         self.store = store or MemoryStore()
@@ -267,7 +276,8 @@ class Bench:
         self.models = {model.name: model for model in models}
         self.limits = Limits(backoff_first_s=0.01, backoff_max_s=0.02)
         self.engine = Engine(
-            models=self.models,
+            shelf=shelf or configured(self.models),
+            library=library or nothing_found(),
             limits=self.limits,
             idle_timeout_s=300.0,
             backends={"fake": self.backend},

@@ -14,6 +14,7 @@ from gpud.core.ports import ChildRecord, RunnerRecord
 from gpud.core.quote import Share
 from gpud.engine.writer import FRESH_S
 
+from .catalogue import configured
 from .parts import GIB, Bench, FakeBackend, FakeRunner, MemoryStore
 
 Run = Callable[..., Any]
@@ -125,7 +126,7 @@ def test_a_replaced_backend_is_closed_when_its_last_model_has_gone(run: Run) -> 
             new.version = "2"
             async with bench.engine.use("a", ALICE):
                 await bench.engine.apply(
-                    models=bench.models, limits=bench.limits, idle_timeout_s=300.0, backends={"fake": new}
+                    shelf=configured(bench.models), limits=bench.limits, idle_timeout_s=300.0, backends={"fake": new}
                 )
                 assert not old.closed
             await until(bench, "a", State.COLD)
@@ -391,7 +392,7 @@ def test_a_reload_touches_only_what_has_changed(run: Run) -> None:
                 await bench.engine.wait(bench.engine.load(name, ALICE))
             changed = Model("a", "fake", settings=A.settings.__class__(context=8192))
             await bench.engine.apply(
-                models={"a": changed, "b": B},
+                shelf=configured({"a": changed, "b": B}),
                 limits=bench.limits,
                 idle_timeout_s=300.0,
                 backends={"fake": bench.backend},

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from backends.place import Journal, NoFdStore
+from engine.catalogue import configured, nothing_found
 from engine.parts import GIB, MemoryStore, ModelFiles, OneGpu
 from layer.raw import connected
 
@@ -72,7 +73,8 @@ class Front:
         store = MemoryStore()
         store.loop = asyncio.get_running_loop()
         self.engine = Engine(
-            models={model.name: model for model in models},
+            shelf=configured({model.name: model for model in models}),
+            library=nothing_found(),
             limits=limits or Limits(backoff_first_s=0.05, backoff_max_s=0.1, queue=QueueLimits(turn_s=0.2)),
             idle_timeout_s=300.0,
             backends={

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from engine.catalogue import configured, nothing_found
 from engine.parts import Bench, FakeBackend, FakeRunner
 from layer.raw import Raw, connected
 
@@ -159,7 +160,8 @@ class ChattingBench(Bench):
         super().__init__(*models)
         self.backend = ChattingBackend(where)
         self.engine = Engine(
-            models=self.models,
+            shelf=configured(self.models),
+            library=nothing_found(),
             limits=self.limits,
             idle_timeout_s=300.0,
             backends={"fake": self.backend},

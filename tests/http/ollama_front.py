@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from backends.place import Journal, NoFdStore
+from engine.catalogue import configured, nothing_found
 from engine.parts import GIB, MemoryStore, OneGpu
 from gateway_place import QUICK, Told, question
 from layer.raw import connected
@@ -100,7 +101,8 @@ class OllamaDoor:
         store.loop = asyncio.get_running_loop()
         files = FileReader()
         self.engine = Engine(
-            models={model.name: model for model in models},
+            shelf=configured({model.name: model for model in models}),
+            library=nothing_found(),
             limits=Limits(backoff_first_s=0.05, backoff_max_s=0.1, queue=QueueLimits(turn_s=0.2)),
             idle_timeout_s=300.0,
             backends={

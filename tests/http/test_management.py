@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine.catalogue import configured
 from engine.parts import GIB
 from house import BOUND_S, House, house
 from sparse_model import write_llama
@@ -96,7 +97,9 @@ def test_the_editors_plugin_reads_api_health(run: Run, tmp_path: Path) -> None:
             assert (await found.ask("GET /api/health")).value["backends"]["fake"]["details"] == "loaded: Alpha-8B"
             models = {**bench.models, "Gamma": llama}
             backends = {"fake": bench.backend, "llama_server": bench.backend}
-            await bench.engine.apply(models=models, limits=bench.limits, idle_timeout_s=300.0, backends=backends)
+            await bench.engine.apply(
+                shelf=configured(models), limits=bench.limits, idle_timeout_s=300.0, backends=backends
+            )
             assert (await found.ask("GET /api/health")).value["backends"]["llamacpp"]["ready"] is True
             await found.ask("POST /yield", {"why": "a game"})
             told = (await found.ask("GET /api/health")).value

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from engine.catalogue import configured, nothing_found
 from engine.parts import GIB, Bench, OneGpu
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
@@ -338,7 +339,10 @@ def test_a_model_that_is_configured_no_longer_is_shown_no_longer(run: Run) -> No
             assert scraped(metrics).labels("gpud_requests_total", "model") == {"a", "b"}
             c = Model("c", "fake")
             await bench.engine.apply(
-                models={"b": B, "c": c}, limits=bench.limits, idle_timeout_s=300, backends={"fake": bench.backend}
+                shelf=configured({"b": B, "c": c}),
+                limits=bench.limits,
+                idle_timeout_s=300,
+                backends={"fake": bench.backend},
             )
             metrics.observe(RequestSeen("front", CHAT, "c", 200, 0.1))
             seen = scraped(metrics)
@@ -385,7 +389,8 @@ class GaugedBench(Bench):
         super().__init__(*models)
         self.gauged = Gauged()
         self.engine = Engine(
-            models=self.models,
+            shelf=configured(self.models),
+            library=nothing_found(),
             limits=self.limits,
             idle_timeout_s=300.0,
             backends={"fake": self.backend},

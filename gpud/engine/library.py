@@ -1,0 +1,517 @@
+"""What models there are: those that are configured and those that were found on disk, as one list of names.
+
+Owns when is looked, what is kept of it, and who is told. Looking and keeping are done in threads, by the finder and the
+registry; what a found model is loaded with comes from the configuration. Entries are not held in memory: there may be
+thousands of them, and they are asked for seldom.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+
+from gpud.core import naming
+from gpud.core.catalogue import Entry, Finding, Format, Found, Place, Purpose, Roots, Scanned, Source, Trouble
+from gpud.core.errors import Canceled, InvalidOption, NoSuchModel
+from gpud.core.events import CatalogueChanged, Kind, Level, Notice, Outcome
+from gpud.core.facts import Model, Priority
+from gpud.core.ports import Finder, Registry
+
+log = logging.getLogger(__name__)
+
+Makes = Callable[[Entry], Model | str]
+"""What a found model is loaded with, or why it cannot be, as a sentence."""
+
+NAMED = 10
+"""So many names stand in one message; of the others there is the number."""
+
+TAGS_MOST = 32
+NOTES_MOST = 4000
+"""What somebody may say about one model, in characters."""
+
+
+def _nothing(_entry: Entry) -> Model | str:
+    return "nothing is looked for"
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """What of the configuration is about models on disk.
+
+    ``configured`` are its own models; ``makes``, asked anew for each look, knows what it says of those that are found.
+    Every ``interval_s`` is looked at what cannot be watched; 0: never.
+    """
+
+    configured: Mapping[str, Model] = field(default_factory=dict)
+    roots: Roots = field(default_factory=Roots)
+    makes: Callable[[], Makes] = lambda: _nothing
+    interval_s: float = 0.0
+    on_start: bool = True
+
+
+class Library:
+    """For the event loop's thread. ``put`` hands over all models; ``size`` says what one would need."""
+
+    def __init__(self, finder: Finder, registry: Registry) -> None:
+        self._finder = finder
+        self._registry = registry
+        self._shelf = Shelf()
+        self._made_of: dict[str, Model] = {}
+        """Those that were found, and those that are configured and of which somebody said something by command."""
+        self._stamps: dict[str, int] = {}
+        self._put: Callable[[Mapping[str, Model], frozenset[str]], Awaitable[None]]
+        self._tell: Callable[[tuple[Outcome, ...]], None]
+        self._size: Callable[[Model], Awaitable[int | None]]
+        self._running: asyncio.Task[Scanned] | None = None
+        self._following: asyncio.Task[Scanned] | None = None
+        self._sizing: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopping = threading.Event()
+        self._one_at_a_time = asyncio.Lock()
+        self._told: frozenset[Trouble] = frozenset()
+        self._counted: dict[str, int] = {}
+        self._begun = False
+        self.last_scan: Scanned | None = None
+
+    def serve(
+        self,
+        put: Callable[[Mapping[str, Model], frozenset[str]], Awaitable[None]],
+        tell: Callable[[tuple[Outcome, ...]], None],
+        size: Callable[[Model], Awaitable[int | None]],
+    ) -> None:
+        """Whom it works for; called once, before anything else."""
+        self._put, self._tell, self._size = put, tell, size
+
+    @property
+    def models(self) -> dict[str, Model]:
+        """All that can be asked for now."""
+        return {**self._shelf.configured, **self._made_of}
+
+    @property
+    def looks_again(self) -> bool:
+        """Whether something cannot be watched, and is looked at from time to time."""
+        return self._timer is not None
+
+    @property
+    def scanning(self) -> bool:
+        return self._running is not None
+
+    async def configure(self, shelf: Shelf) -> None:
+        """From now on by this configuration, those that were found before, too. Whoever calls it takes the models."""
+        async with self._one_at_a_time:
+            self._shelf = shelf
+            if shelf.roots.all():
+                self._made_of, self._stamps = await asyncio.to_thread(self._remembered, shelf)
+            else:
+                self._made_of, self._stamps = {}, {}
+        if self._begun:
+            self.begin()
+
+    def begin(self) -> None:
+        """Watch from now on, and look at everything once where that is wanted."""
+        self._begun = True
+        unwatched = self._finder.watch(self._shelf.roots, self._changed)
+        self._arm(unwatched)
+        if self._shelf.on_start or unwatched:
+            self._changed()
+
+    async def close(self) -> None:
+        """A look that is under way ends; what was counted of uses is kept."""
+        self._finder.close()
+        self._stopping.set()
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in (self._sizing, self._following, self._running):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    # What can be asked -----------------------------------------------------------------------------------------------
+
+    async def entries(self, names: Collection[str] | None = None, *, everything: bool = False) -> tuple[Entry, ...]:
+        """What is known of these models, or of all that can be loaded; ``everything``: also of adapters, and of what is
+        there and cannot be loaded.
+        """
+        known = await asyncio.to_thread(self._registry.entries, names)
+        here = self.models
+        listed = [
+            replace(entry, configured=entry.name in self._shelf.configured)
+            for entry in known
+            if entry.name in here or (everything and entry.present)
+        ]
+        # What was configured since the last look is not in the registry yet.
+        missing = here.keys() - {entry.name for entry in listed}
+        listed += [
+            _unseen(here[name], name in self._shelf.configured)
+            for name in sorted(missing)
+            if names is None or name in names
+        ]
+        return tuple(listed)
+
+    async def entry(self, name: str) -> Entry:
+        """``name`` is one that the engine has resolved."""
+        found = await self.entries((name,))
+        if not found:
+            raise self._no_such(name)
+        return found[0]
+
+    def _no_such(self, name: str) -> NoSuchModel:
+        near = get_close_matches(name, self.models, 1, 0.5)
+        return NoSuchModel(
+            f'there is no model "{name}"', hint=f'did you mean "{near[0]}"?' if near else "see gpudctl models list"
+        )
+
+    # What can be wished ----------------------------------------------------------------------------------------------
+
+    async def scan(self) -> Scanned:
+        """Look at everything. One that is under way may have passed what has changed since: another follows it."""
+        if self._running is None:
+            self._running = asyncio.create_task(self._scan())
+            return await asyncio.shield(self._running)
+        if self._following is None:
+            self._following = asyncio.create_task(self._scan_after(self._running))
+        return await asyncio.shield(self._following)
+
+    async def annotate(
+        self,
+        name: str,
+        *,
+        aliases: tuple[str, ...] | None = None,
+        priority: str | None = None,
+        tags: tuple[str, ...] | None = None,
+        notes: str | None = None,
+    ) -> Entry:
+        """Keep what somebody says about a model; what is None stays. ``priority`` empty: as configured."""
+        async with self._one_at_a_time:
+            entry = await self.entry(name)
+            if not entry.id:
+                raise InvalidOption(
+                    f'"{name}" was configured a moment ago and is not in the registry yet',
+                    hint="scan first: gpudctl models scan",
+                )
+            entry = replace(
+                entry,
+                aliases=entry.aliases if aliases is None else self._aliases(name, aliases),
+                priority=entry.priority if priority is None else _priority(priority),
+                tags=entry.tags if tags is None else _tags(tags),
+                notes=entry.notes if notes is None else _notes(notes),
+            )
+            await asyncio.to_thread(self._registry.annotate, entry)
+            await self._take_anew()
+        self._tell((CatalogueChanged(changed=(name,)),))
+        return entry
+
+    def _aliases(self, name: str, aliases: tuple[str, ...]) -> tuple[str, ...]:
+        for alias in aliases:
+            if naming.usable(alias) != alias or alias in naming.COMMANDS:
+                raise InvalidOption(
+                    f'"{alias}" cannot be an alias',
+                    hint="at most 128 of A-Z a-z 0-9 . _ : / @ + -, the first a letter or digit, and none of "
+                    + " ".join(sorted(naming.COMMANDS)),
+                )
+            owner = next((m.name for m in self.models.values() if alias in (m.name, *m.aliases)), name)
+            if owner != name or alias == name:
+                raise InvalidOption(
+                    f'"{alias}" is what "{owner}" is called already', hint="choose another, or take it from there first"
+                )
+        return tuple(dict.fromkeys(aliases))
+
+    async def forget(self, name: str) -> None:
+        """Take what is known of a model that is no longer there out of the registry, its past with it."""
+        async with self._one_at_a_time:
+            known = await asyncio.to_thread(self._registry.entries, (name,))
+            if not known:
+                raise self._no_such(name)
+            if name in self.models:
+                raise InvalidOption(
+                    f'"{name}" is still there: {known[0].found.path}', hint="remove its file first: gpudctl models rm"
+                )
+            await asyncio.to_thread(self._registry.forget, known[0].id)
+
+    async def count(self, uses: Mapping[str, tuple[int, float, float | None]], now_s: float) -> None:
+        """Keep how often models were used. ``uses`` are counts since gpud started, and times on the loop's clock."""
+        new = {name: use for name, use in uses.items() if use[0] > self._counted.get(name, 0)}
+        if not new:
+            return
+        wall_us = time.time_ns() // 1000
+        known = {entry.name: entry.id for entry in await asyncio.to_thread(self._registry.entries, tuple(new))}
+        kept = {
+            known[name]: (count - self._counted.get(name, 0), wall_us - round((now_s - last_s) * 1e6), load_s)
+            for name, (count, last_s, load_s) in new.items()
+            if name in known
+        }
+        self._counted |= {name: use[0] for name, use in new.items() if name in known}
+        await asyncio.to_thread(self._registry.used, kept)
+
+    # Looking ---------------------------------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        """Something on disk may be otherwise. Whoever tells of it does not wait for what is found."""
+        if self._running is None:
+            self._running = asyncio.create_task(self._scan())
+        elif self._following is None:
+            self._following = asyncio.create_task(self._scan_after(self._running))
+
+    def _arm(self, unwatched: Collection[str]) -> None:
+        """A timer only for what cannot be watched."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if unwatched and self._shelf.interval_s > 0:
+            self._timer = asyncio.get_running_loop().call_later(self._shelf.interval_s, self._time_to_look)
+
+    def _time_to_look(self) -> None:
+        # What could not be watched may be watched by now: a folder that has appeared, another limit.
+        self._arm(self._finder.watch(self._shelf.roots, self._changed))
+        self._changed()
+
+    async def _scan_after(self, other: asyncio.Task[Scanned]) -> Scanned:
+        await asyncio.gather(other, return_exceptions=True)
+        self._running, self._following = self._following, None
+        return await self._scan()
+
+    async def _scan(self) -> Scanned:
+        try:
+            async with self._one_at_a_time:
+                scanned = await self._look()
+        except Canceled:
+            raise asyncio.CancelledError from None
+        except Exception:
+            log.exception("internal error: looking for models failed")
+            raise
+        finally:
+            if self._running is asyncio.current_task():
+                self._running = None
+        self._report(scanned)
+        if self._sizing is None or self._sizing.done():
+            self._sizing = asyncio.create_task(self._size_all())
+        return scanned
+
+    async def _look(self) -> Scanned:
+        shelf = self._shelf
+        began_s = time.monotonic()
+        at_us = time.time_ns() // 1000
+        finding, entries = await asyncio.to_thread(self._find, shelf, at_us)
+        made, refused = await asyncio.to_thread(self._made, shelf, entries)
+        stamps = _stamps(entries)
+        before, old = self.models, self._stamps
+        self._made_of, self._stamps = made, stamps
+        after = self.models
+        new = tuple(sorted(after.keys() - before.keys()))
+        gone = tuple(sorted(before.keys() - after.keys()))
+        replaced = {name for name in after.keys() & before.keys() if stamps.get(name) != old.get(name) and name in old}
+        changed = tuple(
+            sorted(replaced | {name for name in after.keys() & before.keys() if after[name] != before[name]})
+        )
+        if new or gone or changed:
+            await self._put(after, frozenset(replaced))
+        self.last_scan = Scanned(
+            len(after),
+            new,
+            gone,
+            changed,
+            (*finding.troubles, *refused),
+            finding.files,
+            finding.read,
+            time.monotonic() - began_s,
+            at_us,
+        )
+        return self.last_scan
+
+    def _find(self, shelf: Shelf, at_us: int) -> tuple[Finding, tuple[Entry, ...]]:
+        """For a thread: look, name, keep."""
+        known = self._registry.entries()
+        finding = self._finder.scan(shelf.roots, _by_path(known), self._stopping.is_set)
+        out_of_reach = tuple(f"{root.rstrip('/')}/" for root in finding.unreachable)
+        kept = [
+            entry.found
+            for entry in known
+            if entry.present and not entry.configured and out_of_reach and entry.found.path.startswith(out_of_reach)
+        ]
+        configured = {model.settings.file: name for name, model in shelf.configured.items() if model.settings.file}
+        taken = _taken(shelf) | {alias for entry in known for alias in entry.aliases}
+        named = naming.name_all((*finding.models, *kept), known, configured, taken)
+        past = {entry.name: entry for entry in known}
+        entries = [_entry(one, past.get(one.name), shelf, at_us) for one in named]
+        seen = {entry.name for entry in entries}
+        for name, model in shelf.configured.items():
+            if name not in seen:
+                unseen = _unseen(model, True)
+                entries.append(
+                    replace(past[name], found=unseen.found, present=True, configured=True) if name in past else unseen
+                )
+        return finding, self._registry.take(entries, at_us)
+
+    def _made(self, shelf: Shelf, entries: Collection[Entry]) -> tuple[dict[str, Model], list[Trouble]]:
+        """For a thread: what each of those that were found is loaded with."""
+        made: dict[str, Model] = {}
+        refused = []
+        makes = shelf.makes()
+        here = [entry for entry in entries if entry.present]
+        others = naming.other_names(here, _taken(shelf))
+        for entry in here:
+            model: Model | str
+            if entry.name in shelf.configured:
+                model = shelf.configured[entry.name]
+                if not entry.aliases and not entry.priority:
+                    continue
+            elif entry.found.purpose is Purpose.ADAPTER:
+                continue
+            else:
+                model = entry.found.problem or makes(entry)
+            if isinstance(model, Model):
+                made[entry.name] = _annotated(model, entry, others.get(entry.name, ()))
+            else:
+                refused.append(Trouble(entry.found.path, model))
+        return made, refused
+
+    def _remembered(self, shelf: Shelf) -> tuple[dict[str, Model], dict[str, int]]:
+        """For a thread: what was there at the last look, as the configuration wants it now."""
+        entries = self._registry.entries()
+        made, _ = self._made(shelf, entries)
+        return made, _stamps(entries)
+
+    async def _take_anew(self) -> None:
+        """After something was said about a model: as it is kept now, without a look at the disk."""
+        entries = await asyncio.to_thread(self._registry.entries)
+        self._made_of, _ = await asyncio.to_thread(self._made, self._shelf, entries)
+        await self._put(self.models, frozenset())
+
+    def _report(self, scanned: Scanned) -> None:
+        outcomes: list[Outcome] = []
+        if scanned.new or scanned.gone or scanned.changed:
+            parts = [("found", scanned.new), ("no longer there", scanned.gone), ("changed", scanned.changed)]
+            text = "; ".join(f"{what}: {_some(names)}" for what, names in parts if names)
+            fields = {
+                "models": scanned.models,
+                **{
+                    key: len(names)
+                    for key, names in zip(
+                        ("new", "gone", "changed"), (scanned.new, scanned.gone, scanned.changed), strict=True
+                    )
+                },
+            }
+            outcomes.append(
+                Notice(Kind.CATALOGUE_CHANGED, f"There are {scanned.models} models now; {text}", fields=fields)
+            )
+            outcomes.append(CatalogueChanged(scanned.new, scanned.gone, scanned.changed))
+        told, self._told = self._told, frozenset(scanned.troubles)
+        unheard = sorted(self._told - told, key=lambda trouble: trouble.path)
+        if unheard:
+            count = len(unheard)
+            outcomes.append(
+                Notice(
+                    Kind.CATALOGUE_PROBLEM,
+                    f"{count} {'thing' if count == 1 else 'things'} below the models' folders cannot be used as models",
+                    level=Level.WARNING,
+                    detail=tuple(f"{trouble.path}: {trouble.text}" for trouble in unheard[:NAMED])
+                    + ((f"and {count - NAMED} more: gpudctl models scan",) if count > NAMED else ()),
+                )
+            )
+        if outcomes:
+            self._tell(tuple(outcomes))
+
+    # What they would need --------------------------------------------------------------------------------------------
+
+    async def sized(self) -> None:
+        """Returns when what those need that are there now has been calculated."""
+        if self._sizing is not None:
+            await asyncio.shield(self._sizing)
+
+    async def _size_all(self) -> None:
+        """One after the other, each once: what is calculated stays in the registry until the model changes."""
+        entries = await asyncio.to_thread(self._registry.entries)
+        for entry in entries:
+            model = self.models.get(entry.name)
+            if model is None or entry.estimate_bytes is not None or not entry.present:
+                continue
+            began_s = time.monotonic()
+            need_bytes = await self._size(model)
+            if need_bytes is not None:
+                await asyncio.to_thread(self._registry.estimated, {entry.id: need_bytes})
+            # To read a large vocabulary keeps the interpreter busy: whoever asks for something meanwhile comes first.
+            await asyncio.sleep(time.monotonic() - began_s)
+
+
+def _stamps(entries: Collection[Entry]) -> dict[str, int]:
+    return {entry.name: hash(entry.found.stamp) for entry in entries if entry.present}
+
+
+def _by_path(known: Collection[Entry]) -> dict[str, Found]:
+    return {place.path: entry.found for entry in known for place in entry.found.places if entry.found.stamp}
+
+
+def _entry(named: naming.Named, past: Entry | None, shelf: Shelf, at_us: int) -> Entry:
+    past = named.known or past
+    found = named.found
+    if past is None:
+        return Entry(
+            0, named.name, found, first_seen_us=at_us, last_scanned_us=at_us, configured=named.name in shelf.configured
+        )
+    estimate = past.estimate_bytes if past.found.stamp == found.stamp else None
+    return replace(
+        past,
+        name=named.name,
+        found=found,
+        estimate_bytes=estimate,
+        present=True,
+        configured=named.name in shelf.configured,
+        last_scanned_us=at_us,
+    )
+
+
+def _taken(shelf: Shelf) -> set[str]:
+    return {*shelf.configured, *(alias for model in shelf.configured.values() for alias in model.aliases)}
+
+
+def _annotated(model: Model, entry: Entry, others: tuple[str, ...]) -> Model:
+    priority = Priority[entry.priority.upper()] if entry.priority else model.priority
+    aliases = tuple(dict.fromkeys((*model.aliases, *entry.aliases, *others)))
+    return (
+        model
+        if (priority, aliases) == (model.priority, model.aliases)
+        else replace(model, priority=priority, aliases=aliases)
+    )
+
+
+def _unseen(model: Model, configured: bool) -> Entry:
+    """A model that nobody has looked at: its engine's own business, a file that is not there, or is another's too."""
+    place = Place(f"{model.engine}:{model.name}", Source.CONFIGURATION, model.name)
+    found = Found((place,), Format.OTHER, stamp="", size_bytes=0, ollama_name=model.settings.ollama_name)
+    return Entry(0, model.name, found, configured=configured)
+
+
+def _some(names: Collection[str]) -> str:
+    shown = ", ".join(list(names)[:NAMED])
+    return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"
+
+
+def _priority(text: str) -> str:
+    allowed = [priority.name.lower() for priority in Priority]
+    if text and text not in allowed:
+        raise InvalidOption(
+            f'"{text}" is no priority', hint=f"one of {', '.join(allowed)}, or nothing for what is configured"
+        )
+    return text
+
+
+def _tags(tags: tuple[str, ...]) -> tuple[str, ...]:
+    if len(tags) > TAGS_MOST:
+        raise InvalidOption(f"{len(tags)} tags are more than a model may have, {TAGS_MOST}", hint="leave some out")
+    for tag in tags:
+        if naming.usable(tag) != tag:
+            raise InvalidOption(
+                f'"{tag}" cannot be a tag', hint="at most 128 of A-Z a-z 0-9 . _ : / @ + -, the first a letter or digit"
+            )
+    return tuple(dict.fromkeys(tags))
+
+
+def _notes(text: str) -> str:
+    if len(text) > NOTES_MOST:
+        raise InvalidOption(
+            f"notes of {len(text)} characters are longer than {NOTES_MOST}", hint="keep the rest in a file of your own"
+        )
+    return text

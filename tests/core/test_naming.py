@@ -1,0 +1,112 @@
+"""Names of models that were found: each its own, and the same one for ever."""
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpud.core import naming
+from gpud.core.catalogue import Entry, Format, Found, Place, Source
+
+
+def found(path: str, name: str = "", source: Source = Source.FOLDER, *, size_bytes: int = 1, digest: str = "") -> Found:
+    name = name or path.rsplit("/", 1)[-1].removesuffix(".gguf")
+    return Found((Place(path, source, name),), Format.GGUF, "1", size_bytes, digest=digest)
+
+
+def named(*models: Found, known: tuple[Entry, ...] = (), configured: dict[str, str] | None = None) -> list[str]:
+    taken = set((configured or {}).values())
+    return [one.name for one in naming.name_all(models, known, configured or {}, taken)]
+
+
+def entry(id_: int, name: str, one: Found) -> Entry:
+    return Entry(id_, name, one)
+
+
+def test_a_model_is_called_what_its_file_is_called() -> None:
+    """Signs that no name may have become a dash; Ollama's ``:latest`` is left out."""
+    assert named(found("/m/qwen3-8b.gguf")) == ["qwen3-8b"]
+    assert named(found("/m/my model (2).gguf")) == ["my-model-2"]
+    assert named(found("/blobs/sha256-1", "llama3.2:latest", Source.OLLAMA)) == ["llama3.2"]
+    assert named(found("/blobs/sha256-1", "llama3.2:3b", Source.OLLAMA)) == ["llama3.2:3b"]
+    assert named(found("/m/\udcff\n.gguf")) == ["model"]
+
+
+def test_equal_stems_in_different_folders_are_told_apart_by_their_folders() -> None:
+    """By as much of the path as is needed."""
+    a, b, c = found("/m/x/model.gguf"), found("/m/y/model.gguf"), found("/n/y/model.gguf")
+    assert named(a, b, c) == ["model", "y/model", "n/y/model"]
+
+
+def test_a_name_stays_when_another_model_comes_that_is_called_so() -> None:
+    """Whichever is found first this time."""
+    old, new = found("/m/z/model.gguf"), found("/m/a/model.gguf")
+    assert named(new, old, known=(entry(1, "model", old),)) == ["a/model", "model"]
+
+
+def test_a_model_that_was_moved_is_the_same_one() -> None:
+    """By its digest where there is one, else by its name, size and kind."""
+    before = found("/m/old/model.gguf", size_bytes=7)
+    assert named(found("/m/new/model.gguf", size_bytes=7), known=(entry(1, "best", before),)) == ["best"]
+    (one,) = naming.name_all((found("/m/new/model.gguf", size_bytes=8),), (entry(1, "model", before),), {}, ())
+    assert one.name == "new/model" and one.known is None
+    digested = found("/hub/a.gguf", digest="ab")
+    assert named(found("/m/b.gguf", digest="ab"), known=(entry(1, "a", digested),)) == ["a"]
+
+
+def test_the_name_of_one_that_is_gone_is_kept_for_it() -> None:
+    """Another model of the same stem is called differently, as long as it can be."""
+    gone = entry(1, "model", found("/m/usb/model.gguf", size_bytes=5))
+    assert named(found("/m/disk/model.gguf", size_bytes=6), known=(gone,)) == ["disk/model"]
+
+
+def test_the_configuration_says_what_its_files_are_called() -> None:
+    """Its names are no other's, and what was known of the file stays with it."""
+    one = found("/m/model.gguf")
+    known = (entry(4, "model", one),)
+    (mine,) = naming.name_all((one,), known, {"/m/model.gguf": "best"}, {"best"})
+    assert (mine.name, mine.known) == ("best", known[0])
+    assert named(found("/m/best.gguf"), configured={"/other.gguf": "best"}) == ["m/best"]
+
+
+def test_words_that_surfaces_use_are_no_names() -> None:
+    """``/models/scan`` must not mean a model."""
+    assert named(found("/m/scan.gguf")) == ["m/scan"]
+
+
+def test_other_places_give_other_names_that_nobody_else_has() -> None:
+    """A model in a folder and in Ollama's store answers to both."""
+    both = replace(
+        found("/m/llama-3b.gguf"),
+        places=(
+            Place("/m/llama-3b.gguf", Source.FOLDER, "llama-3b"),
+            Place("/blobs/1", Source.OLLAMA, "llama3.2:latest"),
+        ),
+    )
+    other = entry(2, "llama3.2", found("/m/llama3.2.gguf"))
+    assert naming.other_names((entry(1, "llama-3b", both),), ()) == {"llama-3b": ("llama3.2", "llama3.2:latest")}
+    assert naming.other_names((entry(1, "llama-3b", both), other), ()) == {"llama-3b": ("llama3.2:latest",)}
+    assert naming.other_names((entry(1, "llama-3b", both),), {"llama3.2"}) == {"llama-3b": ("llama3.2:latest",)}
+
+
+STEMS = st.sampled_from(["a", "b", "model", "scan", "", " ", "\udcff", "x" * 200, "ünïcode", "-", "a/b"])
+FOLDERS = st.sampled_from(["/m", "/m/x", "/m/y", "/n/x", "/"])
+MODELS = st.lists(st.tuples(FOLDERS, STEMS, st.integers(1, 3)), max_size=12, unique_by=lambda one: one[:2]).map(
+    lambda all_: [
+        found(f"{folder.rstrip('/')}/{stem}.gguf", stem or "?", size_bytes=size) for folder, stem, size in all_
+    ]
+)
+
+
+@given(MODELS, MODELS)
+def test_every_model_has_one_usable_name_and_keeps_it(first: list[Found], second: list[Found]) -> None:
+    """Whatever there is, and in whatever order it is found again, with others beside it."""
+    names = naming.name_all(first, (), {}, ())
+    assert len({one.name for one in names}) == len(first)
+    assert all(naming.usable(one.name) == one.name and one.name not in naming.COMMANDS for one in names)
+    known = tuple(Entry(number, one.name, one.found) for number, one in enumerate(names, 1))
+    together = first + [one for one in second if one.path not in {other.path for other in first}]
+    again = naming.name_all(together[::-1], known, {}, ())
+    assert len({one.name for one in again}) == len(together)
+    by_path = {one.found.path: one.name for one in again}
+    assert all(by_path[one.found.path] == one.name for one in names)

@@ -1,0 +1,363 @@
+"""What models there are: found, named, kept, handed to the engine, and told of."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gpud.core.catalogue import Entry, Purpose, Roots, Trouble
+from gpud.core.errors import InvalidOption, NoSuchModel
+from gpud.core.events import CatalogueChanged, Kind, Notice, Outcome
+from gpud.core.facts import Caller, Model, Priority, State
+from gpud.engine.library import Library, Shelf
+
+from .catalogue import ROOTS, MemoryRegistry, Shelves, found
+from .parts import Bench
+
+CALLER = Caller("uid:1000", 1000, label="a test")
+A = Model("a", "fake", size_bytes=1 << 30)
+
+
+def makes() -> Callable[[Entry], Model | str]:
+    return lambda entry: Model(entry.name, "fake", size_bytes=entry.found.size_bytes)
+
+
+def shelf(*configured: Model, roots: Roots = ROOTS, interval_s: float = 3600.0) -> Shelf:
+    return Shelf({model.name: model for model in configured}, roots, makes, interval_s)
+
+
+class House:
+    """An engine with a library, and what it has told."""
+
+    def __init__(self, shelves: Shelves, registry: MemoryRegistry, *configured: Model) -> None:
+        self.shelves, self.registry = shelves, registry
+        self.library = Library(shelves, registry)
+        self.shelf = shelf(*configured)
+        self.bench = Bench(library=self.library, shelf=self.shelf)
+        self.engine = self.bench.engine
+        self.told: list[Outcome] = []
+        self.heard = asyncio.Event()
+        self.engine.subscribe(self._listen)
+
+    def _listen(self, outcomes: tuple[Outcome, ...]) -> None:
+        self.told += outcomes
+        self.heard.set()
+
+    async def until(self, seen: Callable[[], bool]) -> None:
+        while not seen():
+            self.heard.clear()
+            await asyncio.wait_for(self.heard.wait(), 10)
+
+    def names(self) -> list[str]:
+        return sorted(one.model.name for one in self.engine.snapshot().models)
+
+    def of(self, kind: Kind) -> list[Notice]:
+        return [one for one in self.told if isinstance(one, Notice) and one.kind is kind]
+
+    async def configure(self, new: Shelf) -> None:
+        await self.engine.apply(
+            shelf=new, limits=self.bench.limits, idle_timeout_s=300.0, backends={"fake": self.bench.backend}
+        )
+
+
+@asynccontextmanager
+async def house(*models: Any, configured: Sequence[Model] = (), registry: MemoryRegistry | None = None) -> Any:
+    one = House(Shelves(*models), registry or MemoryRegistry(), *configured)
+    async with one.bench:
+        yield one
+
+
+def test_what_is_found_can_be_loaded_by_name(run: Any) -> None:
+    """Beside what is configured; it is told of once."""
+
+    async def scenario() -> None:
+        async with house(found("qwen"), found("phi"), configured=[A]) as place:
+            scanned = await place.library.scan()
+            assert place.names() == ["a", "phi", "qwen"]
+            assert (scanned.models, scanned.new, scanned.gone, scanned.changed) == (3, ("phi", "qwen"), (), ())
+            assert CatalogueChanged(("phi", "qwen")) in place.told
+            (notice,) = place.of(Kind.CATALOGUE_CHANGED)
+            assert notice.message == "There are 3 models now; found: phi, qwen"
+            async with place.engine.use("qwen", CALLER) as endpoint:
+                assert endpoint.socket
+            again = await place.library.scan()
+            assert (again.new, again.gone, again.changed) == ((), (), ())
+            assert len(place.of(Kind.CATALOGUE_CHANGED)) == 1
+
+    run(scenario())
+
+
+def test_a_new_file_is_seen_because_the_finder_says_so(run: Any) -> None:
+    """Nothing polls: no timer is set where everything can be watched."""
+
+    async def scenario() -> None:
+        async with house() as place:
+            place.library.begin()
+            await asyncio.to_thread(place.shelves.until, 1)
+            place.shelves.models.append(found("late"))
+            assert place.shelves.changed is not None
+            place.shelves.changed()
+            await place.until(lambda: "late" in place.names())
+            assert not place.library.looks_again
+
+    run(scenario())
+
+
+def test_what_changes_during_a_look_is_seen_by_another(run: Any) -> None:
+    """Whoever asks while one runs gets the answer of one that has begun afterwards; several share it."""
+
+    async def scenario() -> None:
+        async with house(found("a1")) as place:
+            place.shelves.go.clear()
+            first = asyncio.create_task(place.library.scan())
+            await asyncio.to_thread(place.shelves.reached.wait)
+            place.shelves.models.append(found("b1"))
+            second, third = (asyncio.create_task(place.library.scan()) for _ in range(2))
+            await asyncio.sleep(0)
+            place.shelves.go.set()
+            assert (await first).new == ("a1",)
+            assert (await second).new == (await third).new == ("b1",)
+            assert place.shelves.scans == 2
+
+    run(scenario())
+
+
+def test_a_loaded_model_whose_file_goes_is_unloaded_when_it_is_idle(run: Any) -> None:
+    """And one that is replaced in place answers to the end, then the new one is loaded."""
+
+    async def scenario() -> None:
+        async with house(found("gone"), found("new")) as place:
+            await place.library.scan()
+            engine = place.engine
+            for name in ("gone", "new"):
+                await engine.wait(engine.load(name, CALLER))
+            async with engine.use("new", CALLER):
+                place.shelves.models[:] = [found("new", stamp="2")]
+                scanned = await place.library.scan()
+                assert (scanned.gone, scanned.changed) == (("gone",), ("new",))
+                await place.until(lambda: place.names() == ["new"])
+                assert engine.snapshot().models[0].state is State.READY
+            await place.until(lambda: engine.snapshot().models[0].state is State.COLD)
+
+    run(scenario())
+
+
+def test_models_of_a_root_that_cannot_be_reached_stay(run: Any) -> None:
+    """A disk that is unmounted for a moment loses nobody their model."""
+
+    async def scenario() -> None:
+        async with house(found("here"), found("away", "/models/usb")) as place:
+            await place.library.scan()
+            place.shelves.models = [found("here")]
+            place.shelves.unreachable = ("/models/usb",)
+            assert (await place.library.scan()).gone == ()
+            assert place.names() == ["away", "here"]
+            place.shelves.unreachable = ()
+            assert (await place.library.scan()).gone == ("away",)
+
+    run(scenario())
+
+
+def test_a_restarted_engine_knows_what_was_found_before_it_looks(run: Any) -> None:
+    """Engines that outlived the daemon are taken over; nobody waits for a scan."""
+
+    async def scenario() -> None:
+        registry = MemoryRegistry()
+        async with house(found("qwen"), registry=registry) as place:
+            await place.library.scan()
+        async with house(registry=registry) as place:
+            assert place.names() == ["qwen"]
+            assert (await place.library.scan()).gone == ("qwen",)
+            assert place.names() == []
+
+    run(scenario())
+
+
+def test_what_is_known_is_not_read_again(run: Any) -> None:
+    """The finder is told every place with its stamp."""
+
+    async def scenario() -> None:
+        async with house(found("qwen")) as place:
+            await place.library.scan()
+            await place.library.scan()
+            assert {path: one.stamp for path, one in place.shelves.known.items()} == {"/models/qwen.gguf": "1"}
+
+    run(scenario())
+
+
+def test_what_somebody_says_of_a_model_counts_at_once_and_stays(run: Any) -> None:
+    """Aliases, priority, tags and notes, of found and of configured models; taken back with nothing."""
+
+    async def scenario() -> None:
+        async with house(found("qwen"), configured=[A]) as place:
+            await place.library.scan()
+            await place.library.annotate(
+                "qwen", aliases=("best",), priority="high", tags=("chat",), notes="the good one"
+            )
+            assert place.engine.resolve("best") == "qwen"
+            (entry,) = await place.library.entries(("qwen",))
+            assert (entry.tags, entry.notes, entry.priority) == (("chat",), "the good one", "high")
+            await place.library.annotate("a", priority="low", aliases=("first",))
+            await place.library.scan()
+            by_name = {one.model.name: one.model for one in place.engine.snapshot().models}
+            assert (by_name["qwen"].priority, by_name["a"].priority) == (Priority.HIGH, Priority.LOW)
+            assert by_name["a"].aliases == ("first",)
+            await place.library.annotate("a", priority="", aliases=())
+            assert {one.model for one in place.engine.snapshot().models if one.model.name == "a"} == {A}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ({"aliases": ("no spaces",)}, '"no spaces" cannot be an alias'),
+        ({"aliases": ("scan",)}, '"scan" cannot be an alias'),
+        ({"aliases": ("a",)}, '"a" is what "a" is called already'),
+        ({"priority": "urgent"}, '"urgent" is no priority'),
+        ({"tags": ("x",) * 33}, "33 tags are more than a model may have, 32"),
+        ({"notes": "x" * 4001}, "notes of 4001 characters are longer than 4000"),
+    ],
+)
+def test_what_cannot_be_said_is_refused(run: Any, said: dict[str, Any], problem: str) -> None:
+    """With what is allowed; what was said before stays."""
+
+    async def scenario() -> None:
+        async with house(found("qwen"), configured=[A]) as place:
+            await place.library.scan()
+            with pytest.raises(InvalidOption) as caught:
+                await place.library.annotate("qwen", **said)
+            assert caught.value.message == problem and caught.value.hint
+            (entry,) = await place.library.entries(("qwen",))
+            assert not (entry.aliases or entry.priority or entry.tags or entry.notes)
+
+    run(scenario())
+
+
+def test_uses_are_counted_once(run: Any) -> None:
+    """Whenever they are kept, and when the engine ends."""
+
+    async def scenario() -> None:
+        registry = MemoryRegistry()
+        async with house(found("qwen"), registry=registry) as place:
+            await place.library.scan()
+            for _ in range(3):
+                async with place.engine.use("qwen", CALLER):
+                    pass
+            await place.engine.keep_uses()
+            (entry,) = registry.entries()
+            assert entry.usage_count == 3 and entry.last_used_us
+            await place.engine.keep_uses()
+            async with place.engine.use("qwen", CALLER):
+                pass
+        assert registry.entries()[0].usage_count == 4
+
+    run(scenario())
+
+
+def test_what_it_would_need_is_calculated_once(run: Any) -> None:
+    """And again when its file is another."""
+
+    async def scenario() -> None:
+        registry = MemoryRegistry()
+        async with house(found("qwen", size_bytes=5 << 30), registry=registry) as place:
+            await place.library.scan()
+            await place.library.sized()
+            assert registry.entries()[0].estimate_bytes == 5 << 30
+            place.shelves.models[:] = [found("qwen", stamp="2", size_bytes=6 << 30)]
+            await place.library.scan()
+            await place.library.sized()
+            assert registry.entries()[0].estimate_bytes == 6 << 30
+
+    run(scenario())
+
+
+def test_what_is_no_model_is_told_once_with_its_reason(run: Any) -> None:
+    """A broken file, a folder that cannot be read; adapters are listed and never loaded by themselves."""
+
+    async def scenario() -> None:
+        broken = found("broken", problem="part 2 of 3 is missing")
+        async with house(broken, found("lora", purpose=Purpose.ADAPTER), found("good")) as place:
+            place.shelves.troubles.append(Trouble("/models/locked", "cannot be read: permission denied"))
+            await place.library.scan()
+            scanned = await place.library.scan()
+            assert place.names() == ["good"]
+            assert {trouble.path for trouble in scanned.troubles} == {"/models/locked", "/models/broken.gguf"}
+            (notice,) = place.of(Kind.CATALOGUE_PROBLEM)
+            assert notice.detail == (
+                "/models/broken.gguf: part 2 of 3 is missing",
+                "/models/locked: cannot be read: permission denied",
+            )
+            listed = {entry.name for entry in await place.library.entries(everything=True)}
+            assert listed == {"broken", "lora", "good"}
+
+    run(scenario())
+
+
+def test_only_what_is_gone_can_be_forgotten(run: Any) -> None:
+    """With its past; what is there would only come back."""
+
+    async def scenario() -> None:
+        async with house(found("qwen")) as place:
+            await place.library.scan()
+            with pytest.raises(InvalidOption, match='"qwen" is still there'):
+                await place.library.forget("qwen")
+            place.shelves.models.clear()
+            await place.library.scan()
+            await place.library.forget("qwen")
+            assert not place.registry.kept
+            with pytest.raises(NoSuchModel, match='there is no model "qwen"'):
+                await place.library.forget("qwen")
+
+    run(scenario())
+
+
+def test_another_configuration_takes_what_was_found_its_way(run: Any) -> None:
+    """Without a new look; a folder that is no longer looked at loses its models with the next one."""
+
+    async def scenario() -> None:
+        async with house(found("qwen")) as place:
+            await place.library.scan()
+            pinned = replace(place.shelf, makes=lambda: lambda entry: Model(entry.name, "fake", pinned=True))
+            await place.configure(pinned)
+            assert [one.model.pinned for one in place.engine.snapshot().models] == [True]
+            await place.configure(shelf(A, roots=Roots()))
+            assert place.names() == ["a"]
+
+    run(scenario())
+
+
+def test_a_configured_file_has_its_configured_name_and_keeps_its_past(run: Any) -> None:
+    """Whoever writes a found model down does not lose its counts."""
+
+    async def scenario() -> None:
+        async with house(found("qwen")) as place:
+            await place.library.scan()
+            await place.library.annotate("qwen", notes="mine")
+            best = replace(A, name="best", settings=replace(A.settings, file="/models/qwen.gguf"))
+            await place.configure(shelf(best))
+            await place.library.scan()
+            assert place.names() == ["best"]
+            (entry,) = await place.library.entries()
+            assert (entry.name, entry.notes, entry.configured, entry.id) == ("best", "mine", True, 1)
+
+    run(scenario())
+
+
+def test_what_cannot_be_watched_is_looked_at_from_time_to_time(run: Any) -> None:
+    """Only that sets a timer, and not where the configuration forbids it."""
+
+    async def scenario() -> None:
+        async with house() as place:
+            place.shelves.unwatched = ("/models",)
+            await place.configure(shelf(interval_s=0.01))
+            place.library.begin()
+            assert place.library.looks_again
+            await asyncio.to_thread(place.shelves.until, 3)
+            await place.configure(shelf(interval_s=0.0))
+            assert not place.library.looks_again
+
+    run(scenario())
