@@ -59,6 +59,8 @@ class Gpud:
         """``system`` or ``user``."""
         self.owner = owner
         """The unique name of the daemon's connection."""
+        self.has_desktop = False
+        """Whether the caller sits on a desktop, whose own agent shows polkit's questions: no terminal is needed."""
         self._bus = bus
         self._signals: asyncio.Queue[Signal | None] = asyncio.Queue()
         """None stands for: it has gone."""
@@ -79,7 +81,9 @@ class Gpud:
 
     async def _flags(self, *, asks: bool) -> MessageFlag:
         flags = MessageFlag.NO_AUTOSTART
-        if asks and interactive():
+        if asks and self.has_desktop:
+            flags |= MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
+        elif asks and interactive():
             flags |= MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
             if self._agent is None and self.kind == "system" and os.geteuid() != 0:
                 self._agent = await asyncio.to_thread(agent.start)
@@ -125,6 +129,16 @@ class Gpud:
         """The next signal. Raises TimeoutError, and NotRunning when the daemon or the bus has gone."""
         async with asyncio.timeout(timeout_s):
             signal = await self._signals.get()
+        if signal is None:
+            self._signals.put_nowait(None)
+            raise _gone()
+        return signal
+
+    def waiting_signal(self) -> Signal | None:
+        """The next signal of those that have come already. Raises NotRunning as :meth:`next_signal` does."""
+        if self._signals.empty():
+            return None
+        signal = self._signals.get_nowait()
         if signal is None:
             self._signals.put_nowait(None)
             raise _gone()
@@ -261,6 +275,11 @@ async def ask_bus(bus: MessageBus, member: str, signature: str = "", *body: Any)
     """One call to the bus itself; its first value. Raises BusError."""
     values = await _call(bus, _to_bus(member, signature, *body), CALL_S)
     return values[0] if values else None
+
+
+async def call_anyone(bus: MessageBus, message: Message, timeout_s: float) -> list[Any]:
+    """Any call on a connection; the values of its reply. Raises GpudError."""
+    return await _call(bus, message, timeout_s)
 
 
 async def _open(kind: str, problems: list[str], *, descriptors: bool = False) -> MessageBus | None:

@@ -1,0 +1,5 @@
+"""``python -m gpud.tray``."""
+
+from gpud.tray import main
+
+raise SystemExit(main())

@@ -1,0 +1,139 @@
+"""What the tray shows of the daemon: its records from the bus as values, and the arithmetic of how full a GPU is.
+
+Knows nothing of buses, words or pictures.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+HOST = "host"
+"""The machine's own memory among the devices."""
+
+LOADED = ("ready", "busy")
+LEAVING = ("unloading",)
+COMING = ("loading", "queued")
+"""The states of a model, in the words of the bus. Every other one means that it is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU, or the machine's own memory. ``foreign_bytes`` is what other programs hold."""
+
+    name: str
+    total_bytes: int
+    used_bytes: int
+    foreign_bytes: int
+
+    @property
+    def percent(self) -> int:
+        """How full it is, rounded down: 90 is said when 90 is reached."""
+        return min(100, 100 * self.used_bytes // self.total_bytes) if self.total_bytes else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model. ``size_bytes`` is measured where something was measured, else what is reserved for it."""
+
+    name: str
+    label: str
+    state: str
+    size_bytes: int
+    last_used_usec: int
+    waits_for: str
+    error: str
+
+    @property
+    def loaded(self) -> bool:
+        return self.state in LOADED
+
+    @property
+    def at_rest(self) -> bool:
+        """Nobody has it, wants it, or is getting rid of it: it could be loaded."""
+        return self.state not in (*LOADED, *LEAVING, *COMING)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The daemon at one moment. ``models`` are in the order in which they were last used, the newest first."""
+
+    state: str
+    degraded: str
+    active: str
+    models: tuple[Model, ...]
+    devices: tuple[Device, ...]
+    on_host: bool
+    """There is no GPU, and the devices are the machine's own memory."""
+    yielded: bool
+    """The GPUs are given away by Yield, and Resume takes them back."""
+    queue: tuple[tuple[str, int], ...]
+    """Each model that waits for memory, and the job to cancel; 0 where somebody else's request waits."""
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(device.total_bytes for device in self.devices)
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(device.used_bytes for device in self.devices)
+
+    @property
+    def foreign_bytes(self) -> int:
+        return sum(device.foreign_bytes for device in self.devices)
+
+    @property
+    def percent(self) -> int:
+        """How full the fullest device is: that one fails first, whatever is free on another."""
+        return max((device.percent for device in self.devices), default=0)
+
+    def model(self, name: str) -> Model | None:
+        return next((model for model in self.models if model.name == name), None)
+
+
+def snapshot(status: Mapping[str, Any]) -> Snapshot:
+    """From what Status() says, in plain values. What is not there counts as nothing: records may lack any key."""
+    models = [_model(record) for record in _records(status.get("Models")) if record.get("Id")]
+    gpus = _records(status.get("Gpus"))
+    devices = [gpu for gpu in gpus if gpu.get("Uuid") != HOST] or gpus
+    jobs = {
+        str(job.get("Model")): int(job.get("Id", 0))
+        for job in _records(status.get("Jobs"))
+        if job.get("Kind") == "load"
+    }
+    waiting = sorted({model.name for model in models if model.state == "queued"})
+    return Snapshot(
+        state=str(status.get("State", "")),
+        degraded=str(status.get("Degraded", "")),
+        active=str(status.get("ActiveModel", "")),
+        models=tuple(sorted(models, key=lambda model: (-model.last_used_usec, model.name))),
+        devices=tuple(_device(gpu) for gpu in devices),
+        on_host=all(gpu.get("Uuid") == HOST for gpu in devices),
+        yielded=bool(status.get("Yielded")),
+        queue=tuple((name, jobs.get(name, 0)) for name in waiting),
+    )
+
+
+def _records(value: Any) -> list[Mapping[str, Any]]:
+    return [record for record in value if isinstance(record, Mapping)] if isinstance(value, Iterable) else []
+
+
+def _device(gpu: Mapping[str, Any]) -> Device:
+    return Device(
+        str(gpu.get("Name", "")),
+        int(gpu.get("VramTotal", 0)),
+        int(gpu.get("VramUsed", 0)),
+        int(gpu.get("VramForeign", 0)),
+    )
+
+
+def _model(record: Mapping[str, Any]) -> Model:
+    name = str(record["Id"])
+    return Model(
+        name,
+        str(record.get("DisplayName") or name),
+        str(record.get("State", "")),
+        int(record.get("VramBytes") or record.get("NeedBytes") or 0),
+        int(record.get("LastUsedUSec", 0)),
+        str(record.get("WaitsFor", "")),
+        str(record.get("Error", "")),
+    )

@@ -1,0 +1,26 @@
+"""What a person can ask for in the menu, as values."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    LOAD = "load"
+    UNLOAD = "unload"
+    UNLOAD_ALL = "unload-all"
+    CANCEL = "cancel"
+    GIVE_AWAY = "give-away"
+    TAKE_BACK = "take-back"
+    """The six above are for the daemon, those below for the tray itself."""
+    FAVOURITE = "favourite"
+    CLEAR = "clear"
+    QUIT = "quit"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """``model`` and ``job`` where the kind has any."""
+
+    kind: Kind
+    model: str = ""
+    job: int = 0
