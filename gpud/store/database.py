@@ -117,9 +117,15 @@ class Database:
 
     def read(self, sql: str, values: Sequence[Any] = ()) -> list[Any] | None:
         """The rows, or None when they cannot be read now."""
+        return self.read_each(sql, values, lambda rows: list(rows))
+
+    def read_each(self, sql: str, values: Sequence[Any], take: Callable[[Iterable[Any]], T]) -> T | None:
+        """What is made of the rows while they are read, without holding them all. ``take`` may be called again, from
+        the first row on.
+        """
         if self._closed or (self._connection is None and self._tried):
             return None
-        return self._try(lambda connection: _fetched(connection, sql, _storable(values)))
+        return self._try(lambda connection: _read(connection, sql, _storable(values), take))
 
     def write(self, *changes: Change) -> bool:
         """All of them or none, after those that wait. False: they wait now. A place that could not be used is tried
@@ -324,19 +330,20 @@ def _transaction(connection: sqlite3.Connection, changes: Iterable[Change]) -> b
     return True
 
 
-def _fetched(connection: sqlite3.Connection, sql: str, values: Sequence[Any]) -> list[Any]:
-    try:
-        return connection.execute(sql, values).fetchall()
-    except sqlite3.OperationalError as error:
-        if hasattr(error, "sqlite_errorcode"):
-            raise
-    # Python could not read a text. Words that are damaged are still words; a record that is damaged is found out by
-    # whoever reads it.
-    connection.text_factory = lambda text: text.decode(errors="replace")
-    try:
-        return connection.execute(sql, values).fetchall()
-    finally:
-        connection.text_factory = str
+def _read(connection: sqlite3.Connection, sql: str, values: Sequence[Any], take: Callable[[Iterable[Any]], T]) -> T:
+    with contextlib.closing(connection.cursor()) as cursor:
+        try:
+            return take(cursor.execute(sql, values))
+        except sqlite3.OperationalError as error:
+            if hasattr(error, "sqlite_errorcode"):
+                raise
+        # Python could not read a text. Words that are damaged are still words; a record that is damaged is found out by
+        # whoever reads it.
+        connection.text_factory = lambda text: text.decode(errors="replace")
+        try:
+            return take(cursor.execute(sql, values))
+        finally:
+            connection.text_factory = str
 
 
 def _storable(values: Sequence[Any]) -> tuple[Any, ...]:

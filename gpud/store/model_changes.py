@@ -4,7 +4,7 @@ Values only.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gpud.core.catalogue import Entry
@@ -48,6 +48,10 @@ class Known:
         """Nobody could look what the disk has."""
         return self.last_id >= UNSAVED_FROM
 
+    def changed_by(self, taken: "Taken", at_us: int) -> "Known":
+        rows = {id_: row for id_, row in self.rows.items() if id_ not in taken.old} | taken.new
+        return Known(rows, at_us, taken.last_id)
+
 
 @dataclass(slots=True)
 class Taken:
@@ -58,48 +62,56 @@ class Taken:
     old: dict[int, Row] = field(default_factory=dict)
     new: dict[int, Row] = field(default_factory=dict)
 
-    def differs(self, old: Row | None, new: Row | None) -> None:
-        if old is not None:
-            self.old[old.id] = old
-        if new is not None:
-            self.new[new.id] = new
 
+def take(rows: Iterable[Row], looked_us: int, last_id: int, entries: Sequence[Entry], at_us: int) -> Taken:
+    """What becomes of the rows by a look that found these; see ``Registry.take`` of ``core/ports.py``.
 
-def take(known: Known, entries: Sequence[Entry], at_us: int) -> Taken:
-    """The rows after a look that found these; see ``Registry.take`` of ``core/ports.py``.
+    ``looked_us`` is when the look before was, ``last_id`` the highest id that was ever given. Of rows in which nothing
+    differs none is held.
 
     Raises ValueError for two entries with one id, name or path.
     """
     _insist_on_distinct(entries)
-    strange = [entry.id for entry in entries if entry.id not in known.rows and _keeps_its_id(entry.id, known)]
-    taken = Taken((), max([known.last_id, *strange]) if not known.blind else known.last_id)
-    rest = dict(known.rows)
+    taken = Taken((), last_id)
+    unknown = {entry.id or -place: entry for place, entry in enumerate(entries, 1)}
+    gone: list[Row] = []
     result: list[Entry] = []
-    for entry in entries:
-        row = rest.pop(entry.id, None)
-        if row is not None:
-            now = _again(row, entry, known.looked_us)
-            if now is not row:
-                taken.differs(row, now)
-        else:
-            now = new_row(entry.id if _keeps_its_id(entry.id, known) else _next_id(taken), entry, at_us)
-            taken.differs(None, now)
-        result.append(entry_of(now, at_us, entry.found))
-    names = {stored(entry.name) for entry in entries}
-    paths = {stored(entry.found.path) for entry in entries}
-    for row in _remembered(rest.values(), known.looked_us):
-        now = _gone(row, known.looked_us)
-        if now.name in names or now.path in paths:
-            now = _giving_way(now, names, paths)
+    for row in rows:
+        entry = unknown.pop(row.id, None)
+        if entry is None:
+            gone.append(row)
+            continue
+        now = _again(row, entry, looked_us)
         if now is not row:
-            taken.differs(row, now)
-        names.add(now.name)
-        paths.add(now.path)
-        del rest[row.id]
-        result.append(entry_of(now, at_us))
-    taken.old.update(rest)
+            taken.old[row.id], taken.new[row.id] = row, now
+        result.append(entry_of(now, at_us, entry))
+    kept = [entry.id for entry in unknown.values() if _keeps_its_id(entry.id, last_id)]
+    if last_id < UNSAVED_FROM:
+        taken.last_id = max([last_id, *kept])
+    for entry in unknown.values():
+        now = new_row(entry.id if _keeps_its_id(entry.id, last_id) else _next_id(taken), entry, at_us)
+        taken.new[now.id] = now
+        result.append(entry_of(now, at_us, entry))
+    result += _take_gone(taken, gone, entries, looked_us)
     taken.entries = tuple(sorted(result, key=lambda entry: entry.id))
     return taken
+
+
+def _take_gone(taken: Taken, gone: Sequence[Row], entries: Sequence[Entry], looked_us: int) -> Iterator[Entry]:
+    """Those that are known and were not found."""
+    names = {stored(entry.name) for entry in entries}
+    paths = {stored(entry.found.path) for entry in entries}
+    remembered = _remembered(gone, looked_us)
+    forgotten = {row.id: row for row in gone}
+    for row in remembered:
+        del forgotten[row.id]
+        now = _giving_way(_gone(row, looked_us), names, paths)
+        if now is not row:
+            taken.old[row.id], taken.new[row.id] = row, now
+        names.add(now.name)
+        paths.add(now.path)
+        yield entry_of(now, looked_us)
+    taken.old.update(forgotten)
 
 
 def _insist_on_distinct(entries: Sequence[Entry]) -> None:
@@ -112,9 +124,9 @@ def _insist_on_distinct(entries: Sequence[Entry]) -> None:
             raise ValueError(f"cannot take models: two of them have the {what} {twice!r}")
 
 
-def _keeps_its_id(id_: int, known: Known) -> bool:
+def _keeps_its_id(id_: int, last_id: int) -> bool:
     """One that is not known, and was not forgotten: the database was begun anew, or cannot be read, since it was."""
-    return 0 < id_ < UNSAVED_FROM and id_ > (0 if known.blind else known.last_id)
+    return 0 < id_ < UNSAVED_FROM and (id_ > last_id or last_id >= UNSAVED_FROM)
 
 
 def _next_id(taken: Taken) -> int:

@@ -2,14 +2,14 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from gpud.core.catalogue import Entry
 from gpud.store.database import WAITING_MOST, Change, Database
-from gpud.store.model_changes import UNSAVED_FROM, Known, merged, statements, take
+from gpud.store.model_changes import UNSAVED_FROM, Known, Taken, merged, statements, take
 from gpud.store.model_rows import COLUMNS, Row, entry_of, number, stored, texts_text
 
 log = logging.getLogger(__name__)
@@ -54,13 +54,14 @@ class ModelRegistry:
         """Also empty where they cannot be read: see the class."""
         with self._turn():
             wanted = None if names is None else {stored(name) for name in names}
-            if self._held is not None:
-                rows = [row for row in self._held.rows.values() if wanted is None or row.name in wanted]
-                looked_us = self._held.looked_us
+            held = self._held
+            if held is not None:
+                rows = [row for row in held.rows.values() if wanted is None or row.name in wanted]
+                found: list[Entry] | None = [entry_of(row, held.looked_us) for row in rows]
             else:
-                rows = (self._rows() if wanted is None else self._rows_with("name", wanted)) or []
                 looked_us = self._looked_us()
-            return tuple(entry_of(row, looked_us) for row in sorted(rows, key=lambda row: row.id))
+                found = self._rows("name", wanted, lambda row: entry_of(row, looked_us))
+            return tuple(sorted(found or (), key=lambda entry: entry.id))
 
     def take(self, entries: Sequence[Entry], at_us: int) -> tuple[Entry, ...]:
         """Only rows that differ are written. Who is not there any more gives its name and its path to whom they are
@@ -69,16 +70,15 @@ class ModelRegistry:
         with self._turn():
             self._settle()
             given = [replace(entry, id=self._id(entry.id)) if entry.id in self._numbers else entry for entry in entries]
-            known = self._held or self._reading(self._known) or Known({}, 0, self._last_unsaved)
-            taken = take(known, given, at_us)
-            now = {id_: row for id_, row in known.rows.items() if id_ not in taken.old} | taken.new
+            taken = self._taken(given, at_us) if self._held is None else None
+            if taken is not None and (saved := self._saved(taken, given, at_us)) is not None:
+                return saved.entries
+            # Rows of which nothing differs were not kept: they are read once more.
+            known = self._held or (taken and self._known()) or Known({}, 0, self._last_unsaved)
+            taken = take(known.rows.values(), known.looked_us, known.last_id, given, at_us)
             if known.blind:
                 self._last_unsaved = taken.last_id
-            else:
-                self._last_id = taken.last_id
-            may_save = self._held is None and not known.blind
-            if not (may_save and self._save(taken.old, taken.new, now, at_us)):
-                self._held = Known(now, at_us, taken.last_id)
+            self._held = known.changed_by(taken, at_us)
             return taken.entries
 
     def annotate(self, entry: Entry) -> None:
@@ -114,58 +114,80 @@ class ModelRegistry:
             if kept is None:
                 return
             now, numbers = merged(self._held, kept, self._forgotten)
-            if not self._save(kept.rows, now.rows, now.rows, now.looked_us):
+            anew = self._database.begun_anew
+            if not self._database.write_now(statements(kept.rows, now.rows, now.looked_us)):
+                return
+            if anew != self._database.begun_anew and not self._fill(now.rows, now.looked_us):
                 return
             log.debug("%d models that were held in memory are on the disk", len(now.rows))
             self._held = None
             self._forgotten.clear()
             self._numbers.update(numbers)
             self._last_id = now.last_id
-        rows = self._rows_with("id", {self._id(id_) for id_, _ in self._later})
-        if rows is None:
-            return
-        old = {row.id: row for row in rows}
-        new = dict(old)
-        for id_, edit in self._later:
-            _apply(new, self._id(id_), edit)
-        if old == new or self._database.write_now(statements(old, new)):
+        if self._edited([(self._id(id_), edit) for id_, edit in self._later]):
             self._later.clear()
 
     def _edit(self, edits: Mapping[int, Edit]) -> None:
         """What is said of a row that is not there makes no difference."""
         with self._turn():
             self._settle()
-            edits = {self._id(id_): edit for id_, edit in edits.items()}
+            now = [(self._id(id_), edit) for id_, edit in edits.items()]
             if self._held is None:
-                rows = self._reading(lambda: self._rows_with("id", edits))
-                if rows is not None:
-                    old = {row.id: row for row in rows}
-                    new = dict(old)
-                    for id_, edit in edits.items():
-                        _apply(new, id_, edit)
-                    if old == new or self._database.write_now(statements(old, new)):
-                        return
-                    self._held = self._known()
-            for id_, edit in edits.items():
+                if self._reading(lambda: self._edited(now)):
+                    return
+                self._held = self._known()
+            for id_, edit in now:
                 if self._held is None or (self._held.blind and id_ not in self._held.rows):
                     self._later.append((id_, edit))
                 elif not _apply(self._held.rows, id_, edit):
                     self._forgotten.add(id_)
+
+    def _edited(self, edits: Collection[tuple[int, Edit]]) -> bool | None:
+        """Whether they are on the disk; None where it could not even be read."""
+        rows = self._rows("id", {id_ for id_, _ in edits}, lambda row: row)
+        if rows is None:
+            return None
+        old = {row.id: row for row in rows}
+        new = dict(old)
+        for id_, edit in edits:
+            _apply(new, id_, edit)
+        return old == new or self._database.write_now(statements(old, new))
 
     def _id(self, id_: int) -> int:
         return self._numbers.get(id_, id_)
 
     # The disk --------------------------------------------------------------------------------------------------------
 
-    def _save(self, old: Mapping[int, Row], new: Mapping[int, Row], now: Mapping[int, Row], looked_us: int) -> bool:
-        """``now`` is everything that there is afterwards."""
+    def _taken(self, given: Sequence[Entry], at_us: int) -> Taken | None:
+        """None where the disk cannot be read."""
+        while True:
+            anew = self._database.begun_anew
+            last_id, looked_us = self._reading(self._highest_id), self._looked_us()
+            if last_id is None:
+                return None
+
+            def taken(rows: Iterable[Any], looked_us: int = looked_us, last_id: int = last_id) -> Taken:
+                return take((Row._make(row) for row in rows), looked_us, last_id, given, at_us)
+
+            found = self._database.read_each(_ALL, (), taken)
+            if found is None or anew == self._database.begun_anew:
+                return found
+
+    def _saved(self, taken: Taken, given: Sequence[Entry], at_us: int) -> Taken | None:
+        """None where the disk takes nothing."""
         anew = self._database.begun_anew
-        if not self._database.write_now(statements(old, new, looked_us)):
-            return False
-        if anew == self._database.begun_anew:
-            return True
-        # Found damaged on the way: of what was there before nothing is in the new file.
-        return self._database.write_now([Change("DELETE FROM model"), *statements({}, now, looked_us)])
+        if not self._database.write_now(statements(taken.old, taken.new, at_us)):
+            return None
+        if anew != self._database.begun_anew:
+            taken = take((), 0, 0, given, at_us)
+            if not self._fill(taken.new, at_us):
+                return None
+        self._last_id = taken.last_id
+        return taken
+
+    def _fill(self, rows: Mapping[int, Row], looked_us: int) -> bool:
+        """After damage that was found on the way: the new file has nothing but what was being written."""
+        return self._database.write_now([Change("DELETE FROM model"), *statements({}, rows, looked_us)])
 
     def _reading(self, read: Callable[[], T | None]) -> T | None:
         """What could not be opened is opened again by an empty write, never by reading."""
@@ -173,29 +195,39 @@ class ModelRegistry:
         return read() if found is None and self._database.write() else found
 
     def _known(self) -> Known | None:
-        rows = self._rows()
+        last_id, looked_us = self._highest_id(), self._looked_us()
+        rows = self._rows("id", None, lambda row: row)
+        if rows is None or last_id is None:
+            return None
+        return Known({row.id: row for row in rows}, looked_us, last_id)
+
+    def _highest_id(self) -> int | None:
+        """The highest that was ever given."""
         given = self._database.read("SELECT seq FROM sqlite_sequence WHERE name = 'model'")
-        if rows is None or given is None:
+        if given is None:
             return None
         if self._anew != self._database.begun_anew:
             # Ids begin anew with the file, so that those that entries bring along can be kept.
             self._anew, self._last_id = True, 0
-        last_id = max(self._last_id, given[0][0] if given else 0)
-        return Known({row.id: row for row in rows}, self._looked_us(), last_id)
+        return max(self._last_id, given[0][0] if given else 0)
 
-    def _rows(self) -> list[Row] | None:
-        rows = self._database.read(_ALL)
-        return None if rows is None else [Row._make(row) for row in rows]
+    def _rows(self, column: str, values: Collection[Any] | None, make: Callable[[Row], T]) -> list[T] | None:
+        """What is made of the rows with one of these values, or of all; None where they cannot be read."""
 
-    def _rows_with(self, column: str, values: Collection[Any]) -> list[Row] | None:
-        wanted, rows = list(values), []
+        def made(rows: Iterable[Any]) -> list[T]:
+            return [make(Row._make(row)) for row in rows]
+
+        if values is None:
+            return self._database.read_each(_ALL, (), made)
+        wanted, result = list(values), list[T]()
         for first in range(0, len(wanted), ASKED_AT_ONCE):
             some = wanted[first : first + ASKED_AT_ONCE]
-            found = self._database.read(f"{_ALL} WHERE {column} IN ({', '.join('?' * len(some))})", some)
+            sql = f"{_ALL} WHERE {column} IN ({', '.join('?' * len(some))})"
+            found = self._database.read_each(sql, some, made)
             if found is None:
                 return None
-            rows += [Row._make(row) for row in found]
-        return rows
+            result += found
+        return result
 
     def _looked_us(self) -> int:
         rows = self._database.read("SELECT at_us FROM scan")

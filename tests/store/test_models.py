@@ -123,7 +123,7 @@ entries = st.builds(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(entries, max_size=4, unique_by=(lambda one: one.name, lambda one: one.found.path)), whole)
 def test_any_model_comes_back_as_it_was(given_: list[Entry], at_us: int) -> None:
     """Names of files are bytes: what is no text, and what is odd, comes back to the byte."""
@@ -354,6 +354,7 @@ def test_the_old_queries_work(place: Where) -> None:
     )
     registry.take([RICH, plain, far, entry("llama", priority="normal")], at_us)
     assert [row[1] for row in query(place.database, "PRAGMA table_info(models)")] == SEVENTEEN
+    assert query(place.database, "PRAGMA journal_mode") == [("wal",)]
     rows = query(place.database, "SELECT * FROM models ORDER BY id")
     scanned, used = rows[0][11], rows[0][12]
     assert rows[0] == (
