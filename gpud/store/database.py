@@ -147,10 +147,11 @@ class Database:
 
     def write_now(self, changes: Sequence[Change]) -> bool:
         """All of these or none, after what waits. False: nothing of them was written, and they do not wait."""
-        changes = [Change(sql, _storable(values)) for sql, values in changes]
-        if self._closed or (self._waiting and not self.write()):
-            return False
-        if not self._try(lambda connection: _transaction(connection, changes)):
+
+        def work(connection: sqlite3.Connection) -> bool:
+            return _transaction(connection, (Change(sql, _storable(values)) for sql, values in changes))
+
+        if self._closed or (self._waiting and not self.write()) or not self._try(work):
             return False
         self._problems.solved(TOPIC)
         return True
@@ -349,7 +350,8 @@ def _read(connection: sqlite3.Connection, sql: str, values: Sequence[Any], take:
 def _storable(values: Sequence[Any]) -> tuple[Any, ...]:
     """Names of files and an engine's words may hold bytes that are no text, which SQLite does not take."""
     return tuple(
-        value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value for value in values
+        value.encode(errors="backslashreplace").decode() if isinstance(value, str) and not value.isascii() else value
+        for value in values
     )
 
 

@@ -34,6 +34,7 @@ PACKAGES = "tests/http/clients/test_gateway_packages.py::"
 FRONT = "tests/http/test_ollama_front.py::"
 FRONT_REAL = "tests/http/test_ollama_front_real.py::"
 METRICS = "tests/http/test_metrics.py::"
+REGISTRY = "tests/store/test_models.py::"
 WEB_SERVICE = "tests/booted/test_http_service.py::"
 
 ROWS: dict[str, tuple[str, ...]] = {
@@ -231,12 +232,18 @@ ROWS: dict[str, tuple[str, ...]] = {
         INFERENCE + "test_what_does_not_fit_is_507",
         INFERENCE + "test_what_cannot_be_asked_is_refused",
     ),
+    "S1-11": (REGISTRY + "test_the_old_queries_work",),
     "S1-62": (
         MANAGEMENT + "test_curl_and_jq_read_vram",
         "tests/http/test_management_page.py::test_the_commands_work",
     ),
     "S1-68": (CHOICE + "test_the_engine_with_idle_slots_wins", CHOICE + "test_a_request_may_name_its_engines"),
     "S1-73": (MANAGEMENT + "test_status_has_everything_at_one_glance",),
+    "S2-05": (
+        "tests/store/test_kept.py::test_what_is_kept_is_for_the_daemons_user_alone",
+        "tests/store/test_kill.py::test_a_killed_look_is_there_in_full_or_not_at_all",
+        REGISTRY + "test_the_old_queries_work",
+    ),
     "S2-26": (MANAGEMENT + "test_models_are_a_list_with_lists_in_it",),
     "S2-27": (
         MANAGEMENT + "test_a_model_is_found_by_number_name_and_alias",
