@@ -4,9 +4,7 @@ gpud runs outside the container as the tests' own user, where a fake NVML tells 
 container's system bus, so a desktop finds it where it looks for the system's gpud.
 """
 
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from daemon.harness import Daemon, Place, engine, place_at
@@ -15,12 +13,11 @@ from fake_nvml.gpu import GIB, FakeGpus
 
 from .tree import missing_parts
 
-MODELS = {
-    # Name: what it holds of the GPU. The one that is loaded first leaves room for one more.
-    "qwen3-8b": 4 * GIB,
-    "gemma-3-1b": 1 * GIB,
-    "phi-4-mini": 3 * GIB,
-}
+MODELS = {"qwen3-8b": 4 * GIB, "gemma-3-1b": GIB, "phi-4-mini": 3 * GIB}
+"""What each holds of the GPU, and how much of that is foreseen."""
+
+TOO_LARGE = "llama-4-maverick"
+BROKEN = "broken"
 
 
 @pytest.fixture(autouse=True)
@@ -59,20 +56,26 @@ def gpus(place: Place) -> Iterator[FakeGpus]:
             mark = f"--name={place.root.name}-{name}"
             made.rule(mark, size_bytes)
             models[name] = engine(mark, size=f"{size_bytes // GIB}GiB")
-        place.configure(models)
+        models[TOO_LARGE] = engine(size="100GiB")
+        models[BROKEN] = engine("--exit-at-once", "1", size="1GiB")
+        # What has failed stays so for as long as a person looks at it.
+        place.configure(models, restart={"first": 60, "max": 60})
         yield made
 
 
 @pytest.fixture
 def daemon(place: Place, gpus: FakeGpus) -> Iterator[Daemon]:
-    """gpud, running, with nothing loaded."""
+    """gpud, running, with nothing loaded and nobody else on the GPU."""
     made = next((known for known in place.daemons if known.running), None) or place.start()
+    made.call("Resume")
     made.unload(force=True)
     yield made
+    gpus.close()
 
 
-def picture(source: Path, target: Path, crop: str = "") -> None:
-    """A screenshot for the documentation: cut to what matters ("640x480+10+0"), and small."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    cut = ["-crop", crop, "+repage"] if crop else []
-    subprocess.run(["convert", source, *cut, "-strip", "-colors", "256", "-depth", "8", target], check=True)
+@pytest.fixture
+def away(place: Place, gpus: FakeGpus) -> None:
+    """No gpud runs."""
+    for daemon in place.daemons:
+        if daemon.running:
+            daemon.stop()

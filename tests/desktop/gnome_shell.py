@@ -28,6 +28,8 @@ welcome-dialog-last-shown-version='99'
 enable-animations=false
 """
 
+ENABLED = f"Main.extensionManager.lookup('{UUID}')?.state === 1"
+
 # What every script may use: the extension's parts by what they are on the screen, and the hands of a person.
 HELP = """
 globalThis.desk = {
@@ -36,9 +38,16 @@ globalThis.desk = {
     named(name, root = global.stage) {
         return this.all(root).find(actor => actor.mapped && actor.reactive && actor.accessible_name === name);
     },
-    ours(root = global.stage) { return this.all(root).filter(actor => /Gpud/.test(actor.constructor.name)); },
-    one(kind) { return this.ours().find(actor => actor.constructor.name === kind) ?? null; },
-    texts(root) { return this.all(root).filter(actor => actor.mapped && actor.text).map(actor => actor.text); },
+    ours() { return this.all(global.stage).filter(actor => /Gpud/.test(actor.constructor.name)); },
+    one(kind, root = global.stage) { return this.all(root).find(actor => actor.constructor.name === kind) ?? null; },
+    texts(root) { return this.all(root).filter(actor => actor.mapped && actor.clutter_text && actor.text).map(actor => actor.text); },
+    get widget() { return this.Main.extensionManager.lookup('UUID').stateObj?._widget; },
+    get figures() { return this.widget?._service.status ? this.widget._figures : null; },
+    get icon() { return this.one('GpudIndicator')?.icon; },
+    get figure() { return this.one('GpudIndicator').figure; },
+    get bar() { return this.all(this.menu.actor).find(actor => actor.constructor.name === 'BarLevel'); },
+    get switch_() { return this.all(this.menu.actor).find(actor => actor.constructor.name === 'PopupSwitchMenuItem'); },
+    item(text) { return this.all(this.menu.actor).find(actor => actor.label_actor?.text === text && actor.can_focus); },
     get menu() { return this.one('GpudToggle').menu; },
     get settings() { return this.Main.panel.statusArea.quickSettings.menu; },
     middle(actor) {
@@ -112,14 +121,14 @@ class GnomeShell:
         keyfile.parent.mkdir(parents=True, exist_ok=True)
         keyfile.write_text(SETTINGS.format(uuid=UUID))
 
-    def start(self) -> None:
+    def start(self, **environment: str) -> None:
         screen = ["--headless", "--virtual-monitor", f"{WIDTH}x{HEIGHT}", "--no-x11"]
-        self.program = self.tree.start("shell.log", "gnome-shell", *screen, "--unsafe-mode")
+        self.program = self.tree.start("shell.log", "gnome-shell", *screen, "--unsafe-mode", **environment)
         self.tree.run(f"gdbus wait --session --timeout {START_S:.0f} org.gnome.Shell")
         self._bus = open_dbus_connection(self.address)
         self.until("!Main.layoutManager._startingUp", "the shell did not start")
-        self.run(HELP + "undefined")
-        self.until(f"Main.extensionManager.lookup('{UUID}')?.state === 1", "the extension was not enabled")
+        self.run(HELP.replace("UUID", UUID) + "undefined")
+        self.until(ENABLED, "the extension was not enabled")
 
     def stop(self) -> None:
         self._bus.close()
@@ -127,6 +136,12 @@ class GnomeShell:
 
     def close(self) -> None:
         self._bus.close()
+
+    def picture(self, name: str, crop: str) -> Path:
+        """What is on the screen, cut to what matters ("640x480+10+0"), with the fewer colours of a small file."""
+        taken = self.screenshot(name)
+        self.tree.run(f"convert {taken} -crop {crop} +repage -strip -colors 128 {taken}")
+        return taken
 
     # Over its bus ----------------------------------------------------------------------------------------------------
 
@@ -172,9 +187,10 @@ class GnomeShell:
         """What the shell has said, without what it says of a machine without hardware."""
         return "\n".join(self.program.log().splitlines()[-40:])
 
-    def errors(self) -> list[str]:
-        """Lines of the shell's that are about the extension."""
-        return [line for line in self.program.log().splitlines() if "gpud" in line.lower()]
+    def mistakes(self) -> list[str]:
+        """What the shell has complained about in the extension, or gjs in anything, since it started."""
+        signs = ("JS ERROR", "gpud@", "Gjs-CRITICAL", "GLib-GObject-CRITICAL", "barlevel", "st_label", "disposed")
+        return [line for line in self.program.log().splitlines() if any(sign in line for sign in signs)]
 
     # What is on the screen -------------------------------------------------------------------------------------------
 
@@ -182,11 +198,17 @@ class GnomeShell:
         """Whether the icon is in the top bar."""
         return bool(self.run("desk.one('GpudIndicator')?.icon.mapped ?? false"))
 
-    def open_menu(self) -> None:
-        """By clicks, as a person does: the quick settings, then the button's arrow."""
+    BUTTON = "(desk.one('QuickToggle', desk.one('GpudToggle')) ?? desk.one('GpudToggle'))"
+    """The button's larger part; since 45 it is a button in the button."""
+
+    def open_quick_settings(self) -> None:
         if not self.run("desk.settings.isOpen"):
             self.click("desk.Main.panel.statusArea.quickSettings")
             self.until("desk.settings.isOpen && desk.one('GpudToggle').mapped", "the quick settings did not open")
+
+    def open_menu(self) -> None:
+        """By clicks, as a person does: the quick settings, then the button's arrow."""
+        self.open_quick_settings()
         if not self.run("desk.menu.isOpen"):
             self.click("desk.one('GpudToggle')._menuButton")
             self.until("desk.menu.isOpen && desk.menu.actor.mapped", "the menu did not open")
@@ -205,7 +227,25 @@ class GnomeShell:
         """Everything that can be read in the menu."""
         return list(self.run("desk.texts(desk.menu.actor)"))
 
+    def disable(self) -> None:
+        self.run(f"desk.Main.extensionManager.disableExtension('{UUID}')")
+        self.until(ENABLED.replace("=== 1", "=== 2"), "the extension was not disabled")
+
+    def enable(self) -> None:
+        self.run(f"desk.Main.extensionManager.enableExtension('{UUID}')")
+        self.until(ENABLED, "the extension was not enabled")
+
+    NOTIFICATIONS = "desk.Main.messageTray.getSources().flatMap(source => source.notifications)"
+
+    def dismiss_notifications(self) -> None:
+        self.run(f"{self.NOTIFICATIONS}.forEach(notification => notification.destroy())")
+
+    def notification(self) -> tuple[str, str]:
+        """The title and the text of the one that is there, or is about to come."""
+        self.until(f"{self.NOTIFICATIONS}.length === 1", "there is no notification, or more than one")
+        title, text = self.run(f"{self.NOTIFICATIONS}.map(it => [it.title, it.body ?? it.bannerBodyText])[0]")
+        return str(title), str(text)
+
     def set(self, key: str, kind: str, value: object) -> None:
         """A preference, changed while the shell runs."""
-        stored = f"desk.Main.extensionManager.lookup('{UUID}').stateObj._widget._settings"
-        self.run(f"{stored}.set_{kind}('{key}', {json.dumps(value)})")
+        self.run(f"desk.widget._settings.set_{kind}('{key}', {json.dumps(value)})")

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import psutil
+
 TOP = Path(__file__).resolve().parents[2]
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -148,10 +150,10 @@ class Program:
         self._process = process
         self._path = path
 
-    @property
-    def pid(self) -> int:
-        """As this side of the wall sees it."""
-        return self._process.pid
+    def processes(self) -> list[psutil.Process]:
+        """The program and what it has started, as this side of the wall sees them; the first is the program."""
+        # nsenter has to fork into the container's processes.
+        return psutil.Process(self._process.pid).children(recursive=True) if self.running else []
 
     @property
     def running(self) -> bool:
@@ -161,9 +163,11 @@ class Program:
         return self._path.read_text(errors="replace")
 
     def stop(self) -> None:
-        """kill -9, and wait until it has ended."""
-        self._process.kill()
-        self._process.wait()
+        """kill -9 of it and of what it has started, and wait until it has ended."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait(START_S)
 
 
 def wait_until(condition: Callable[[], object], what: str, *, within_s: float = WAIT_S) -> None:
