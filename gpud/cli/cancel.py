@@ -1,4 +1,4 @@
-"""``gpudctl cancel``: gives up a load or an unload that is going on."""
+"""``gpudctl cancel``: gives up a load, an unload or a download that is going on."""
 
 from argparse import Namespace
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from gpud.cli.client import Gpud
 
 DESCRIPTION = """\
-Give up a load or an unload that is going on. "gpudctl status" shows the jobs and their numbers. Your own jobs need no
+Give up a load, an unload or a download that is going on. "gpudctl status" shows the jobs and their numbers. Your own jobs need no
 permission, those of other users do."""
 
 EXAMPLES = ("gpudctl cancel 7",)

@@ -7,7 +7,7 @@ NotRunning where nobody answers, HttpError for what gpud says.
 import os
 import re
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -128,10 +128,8 @@ def parse_url(text: str) -> Address:
     return Address(text.rstrip("/"), parts.hostname, port or (443 if tls else 80), path, tls=tls)
 
 
-def configured(bus: str) -> Address | None:
-    """The front door of the configuration, or the management door where only that one is open; None where there is no
-    configuration that can be read.
-    """
+def configured(bus: str, names: Sequence[str] = ("front", "management")) -> Address | None:
+    """The first of these doors that the configuration opens; None where there is no configuration that can be read."""
     from gpud.cli.config import chosen_path
     from gpud.config import load
 
@@ -142,11 +140,13 @@ def configured(bus: str) -> Address | None:
         http = load(path).http
     except (ConfigInvalid, OSError):
         return None
-    door = next((one for one in (http.front, http.management) if one.enable), None)
+    door = next((http.doors[name] for name in names if http.doors[name].enable), None)
     if door is None:
+        keys = [f"http.{name}.enable" for name in names]
+        off, one = ("are", "one of them") if len(keys) > 1 else ("is", "it")
         raise GpudError(
-            "gpud has no HTTP door open for that: http.front.enable and http.management.enable are false",
-            hint=f"set one of them to true in {path} and reload gpud, or name another door with --url",
+            f"gpud has no HTTP door open for that: {' and '.join(keys)} {off} false",
+            hint=f"set {one} to true in {path} and reload gpud, or name another door with --url",
         )
     if door.socket and os.access(door.socket, os.W_OK):
         return Address(f"unix:{door.socket}", socket=door.socket)
@@ -348,6 +348,15 @@ class Question:
                     data.append(value)
                 elif field == "event":
                     name = value
+
+    def objects(self) -> Iterator[dict[str, Any]]:
+        """Objects of JSON, one a line. Raises GpudError as :meth:`events` does, also for one that tells of an error."""
+        for line in self._lines():
+            if line:
+                value = _object(line.encode())
+                if found := error_in(value):
+                    raise found
+                yield value
 
     def _lines(self) -> Iterator[str]:
         from http.client import HTTPException

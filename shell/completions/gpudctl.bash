@@ -24,7 +24,7 @@ _gpudctl() {
     current=${current##*[[:space:]]}
     local -a _gpudctl_bus=()
     local everywhere='--user --system --json --no-color --help'
-    local commands='status ps top vram queue explain models load unload wait run chat bench yield resume cancel reset log'
+    local commands='status ps top vram queue explain models pull fetch load unload wait run chat bench yield resume cancel reset log'
     commands+=' budget estimate config import key reload doctor version'
     # Words as the user sees them: COMP_WORDS is broken at colons.
     local line=${COMP_LINE:0:COMP_POINT}
@@ -69,13 +69,19 @@ _gpudctl() {
         --gpus | --context | --ctx | --layers | --idle-timeout | --timeout | --wait | --for) return ;;
         --vram | --why | --rate | --since | --lines | -n) return ;;
         --engine) _gpudctl_words 'ollama llama_server' "$current" && return ;;
-        --map | --name | --prefix) return ;;
+        --map | --name | --prefix | --revision | --sha256) return ;;
+        --to)
+            mapfile -t COMPREPLY < <(compgen -d -- "$current")
+            return
+            ;;
         --url | --system-prompt | --tokens | --requests | --parallel) return ;;
     esac
     local options=''
     case $command in
         models) options='--loaded --aliases' ;;
         explain) options='--lines' ;;
+        pull) options='--to --mmproj --revision --context --yes --force --url --key-file' ;;
+        fetch) options='--sha256 --to --name --force' ;;
         load) options='--context --idle-timeout --no-evict --priority --wait --no-wait' ;;
         unload) options='--all --force --no-wait' ;;
         wait) options='--state --timeout' ;;
@@ -103,6 +109,7 @@ _gpudctl() {
         status | explain | load | wait | reset | log | chat | bench) _gpudctl_words "$(_gpudctl_ask models)" "$current" ;;
         unload) _gpudctl_words "$(_gpudctl_ask loaded)" "$current" ;;
         cancel) _gpudctl_words "$(_gpudctl_ask jobs)" "$current" ;;
+        pull) _gpudctl_words 'hf: ollama:' "$current" ;;
         budget)
             _gpudctl_words "$(_gpudctl_ask models)" "$current"
             local -a files

@@ -42,8 +42,8 @@ def own_options(command: str) -> set[str]:
 @pytest.mark.parametrize("command", SHOWN)
 def test_every_option_is_in_the_manual(command: str) -> None:
     """Each option has an entry of its own below its command, and no entry is of an option that is not there."""
-    written = set(re.findall(r"^(?:\*\*.+?, )?\*\*(-[-a-z]+)\*\*", parts_of(command), re.M))
-    both = re.findall(r"^\*\*(-[a-z])\*\*(?: \*\w+\*)?, \*\*(--[-a-z]+)\*\*", parts_of(command), re.M)
+    written = set(re.findall(r"^(?:\*\*.+?, )?\*\*(-[-a-z0-9]+)\*\*", parts_of(command), re.M))
+    both = re.findall(r"^\*\*(-[a-z])\*\*(?: \*\w+\*)?, \*\*(--[-a-z0-9]+)\*\*", parts_of(command), re.M)
     written |= {word for pair in both for word in pair}
     assert written == own_options(command)
 

@@ -1,0 +1,123 @@
+"""Where what is downloaded goes: a folder that whoever asks may write, and that gpud looks at."""
+
+import grp
+import os
+import pwd
+from contextlib import suppress
+from pathlib import Path
+
+from gpud.cli.config import chosen_path
+from gpud.core.errors import AccessDenied, ConfigInvalid, GpudError
+
+BELOW_BASE = ("llamacpp/models", "gguf", "custom")
+"""Of the folders that are looked at below storage.base_directory, those that have GGUF files."""
+
+BASE = "/var/lib/ml-models"
+
+
+def of_user() -> Path:
+    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(data).expanduser() / "gpud" / "models"
+
+
+def looked_at(kind: str) -> tuple[list[Path], Path]:
+    """The folders in which this gpud looks for models, and the one below which it has its stores."""
+    paths, base = None, BASE
+    path = chosen_path(kind)
+    with suppress(ConfigInvalid, OSError):
+        if path.exists():
+            from gpud.config import load
+
+            config = load(path)
+            paths, base = config.registry.paths, config.base_directory
+    if paths is not None:
+        return [Path(one).expanduser() for one in paths], Path(base)
+    folders = [Path(base) / one for one in BELOW_BASE]
+    return ([*folders, of_user()] if kind == "user" else folders), Path(base)
+
+
+def target(given: str, kind: str) -> Path:
+    """The folder for GGUF files. ``kind`` is ``system`` or ``user`` where a gpud runs, else empty.
+
+    Raises AccessDenied.
+    """
+    if given:
+        return _usable(Path(given).expanduser())
+    folders, _ = looked_at(kind)
+    if not kind and of_user() not in folders:
+        folders.append(of_user())
+    for folder in folders:
+        if folder == of_user():
+            with suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+        if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise _nowhere(folders)
+
+
+def cache(given: str, kind: str) -> str:
+    """The cache of Hugging Face's library for whole repositories: gpud's, where one may write it; empty: one's own."""
+    if given:
+        return str(_usable(Path(given).expanduser()))
+    if any(os.environ.get(name) for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")) or kind == "user":
+        return ""
+    shared = looked_at(kind)[1] / "huggingface" / "hub"
+    if shared.is_dir() and os.access(shared, os.W_OK | os.X_OK):
+        return str(shared)
+    if kind == "system":
+        raise _nowhere([shared])
+    return ""
+
+
+def _usable(folder: Path) -> Path:
+    if not folder.is_dir():
+        what = "is no folder" if folder.exists() else "is not there"
+        raise GpudError(f"cannot download to {folder}: it {what}", hint=f'make it first: mkdir -p "{folder}"')
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _nowhere([folder])
+    return folder.resolve()
+
+
+def _nowhere(folders: list[Path]) -> AccessDenied:
+    there = [folder for folder in folders if folder.is_dir()]
+    if not there:
+        names = ", ".join(map(str, folders))
+        return AccessDenied(
+            f"there is no folder to download to: gpud looks at {names}, and none of them is there",
+            hint='make one, or name another with --to; "sudo gpudctl storage init" makes all of them',
+        )
+    shown = ", ".join(f"{folder} ({_owner(folder)})" for folder in there)
+    groups = dict.fromkeys(group for folder in there if (group := _writing_group(folder)))
+    user = _user_name()
+    join = [f'join its group with "sudo usermod --append --groups {group} {user}" and log in anew' for group in groups]
+    return AccessDenied(
+        f"you ({user}) may not write to {shown}",
+        hint="; ".join([*join[:1], "or name a folder of yours with --to"]),
+    )
+
+
+def _owner(folder: Path) -> str:
+    status = folder.stat()
+    try:
+        group = grp.getgrgid(status.st_gid).gr_name
+    except KeyError:
+        group = str(status.st_gid)
+    return f"group {group}, mode {status.st_mode & 0o7777:o}"
+
+
+def _writing_group(folder: Path) -> str:
+    """The group whose members may write there, where there is one."""
+    status = folder.stat()
+    if not status.st_mode & 0o020 or status.st_gid in os.getgroups():
+        return ""
+    try:
+        return grp.getgrgid(status.st_gid).gr_name
+    except KeyError:
+        return ""
+
+
+def _user_name() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"uid {os.geteuid()}"

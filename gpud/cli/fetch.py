@@ -1,0 +1,91 @@
+"""``gpudctl fetch``: downloads one file from a URL into a folder that gpud looks at."""
+
+import argparse
+import re
+from argparse import Namespace
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from gpud.cli.arguments import Parser
+from gpud.cli.exits import Usage
+from gpud.cli.output import Output
+
+DESCRIPTION = """\
+Download one file from a URL, checked by its SHA-256, into a folder that you may write and that gpud looks at. What
+broke off goes on when you run the same command again. It is you who downloads, with your proxies (HTTPS_PROXY)."""
+
+EXAMPLES = (
+    "gpudctl fetch https://example.org/tiny-q8_0.gguf --sha256 "
+    "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "gpudctl fetch 'https://example.org/download?id=7' --name tiny.gguf --to ~/models",
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("source", metavar="URL", help="https://… (http:// only with --sha256, or of this machine)")
+    parser.add_argument("--sha256", metavar="HEX", type=checksum, help="what it must come to; else nobody checks it")
+    parser.add_argument("--to", metavar="DIR", help="the folder, in place of the first of gpud's that you may write")
+    parser.add_argument("--name", metavar="NAME", help="what it is called there, in place of the end of the URL")
+    parser.add_argument("--force", action="store_true", help="replace another file of the same name")
+
+
+def checksum(text: str) -> str:
+    value = text.strip().lower().removeprefix("sha256:")
+    if not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise argparse.ArgumentTypeError(f'"{text[:80]}" is no SHA-256, which has 64 digits from 0 to f')
+    return value
+
+
+def run(arguments: Namespace, output: Output) -> int:
+    from gpud.cli.pull import finished
+
+    host, name, shown = read(arguments)
+    if urlsplit(arguments.source).scheme == "http" and not arguments.sha256 and not is_here(host):
+        raise Usage(
+            f"fetch: whoever is between {host} and here can change what comes by http",
+            hint="use https, or give the checksum with --sha256",
+        )
+    return finished(fetch(name, shown, arguments, output))
+
+
+def read(arguments: Namespace) -> tuple[str, str, str]:
+    """The host, the name of the file, and the URL as everybody may see it. Raises Usage."""
+    try:
+        parts = urlsplit(arguments.source)
+        host = parts.hostname or ""
+    except ValueError:
+        parts, host = urlsplit(""), ""
+    if parts.scheme not in ("http", "https") or not host:
+        raise Usage(f'fetch: "{arguments.source[:200]}" is no URL', hint="write https://HOST/PATH")
+    name = arguments.name or unquote(parts.path).rpartition("/")[2]
+    if not name or name in (".", "..") or "/" in name or "\0" in name:
+        raise Usage("fetch: the URL says not how the file is to be called", hint="say it with --name")
+    # What stands behind the path may be a signature.
+    return host, name, f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def is_here(host: str) -> bool:
+    import ipaddress
+
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+async def fetch(name: str, shown: str, arguments: Namespace, output: Output) -> int:
+    from gpud.cli.downloading import folders
+    from gpud.cli.downloading.job import connected
+    from gpud.cli.pull import brought
+
+    gpud = await connected(arguments.bus)
+    kind = gpud.kind if gpud is not None else ""
+    if gpud is not None:
+        gpud.close()
+    folder = folders.target(arguments.to or "", kind)
+    wish: dict[str, Any] = {"do": "fetch", "url": arguments.source, "name": name, "folder": str(folder)}
+    wish |= {"sha256": arguments.sha256 or "", "force": arguments.force}
+    status = await brought(shown, wish, arguments, output)
+    if not arguments.sha256 and not output.wants_json:
+        output.note("gpudctl: nobody has vouched for its content: compare it, or give --sha256 the next time")
+    return status

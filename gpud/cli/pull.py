@@ -1,0 +1,401 @@
+"""``gpudctl pull``: downloads a model from Hugging Face's hub, or has Ollama download one."""
+
+import asyncio
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gpud.cli.arguments import Parser, whole
+from gpud.cli.exits import DONE, Usage
+from gpud.cli.output import Output, plural, size, span
+from gpud.core.errors import GpudError
+
+if TYPE_CHECKING:
+    from gpud.cli.downloading.fits import Row
+    from gpud.cli.downloading.following import Following
+
+DESCRIPTION = """\
+Download a model. hf:ORG/REPO names a repository of Hugging Face's: with :QUANTIZATION or /FILE behind it that one is
+downloaded; without, all are shown with what each needs and whether it fits, and you choose. A repository in safetensors
+goes into the cache of Hugging Face's library as a whole. ollama:NAME has Ollama download it.
+It is you who downloads, with your proxies (HTTPS_PROXY) and your token (HF_TOKEN, or "hf auth login"), into a folder
+that you may write and that gpud looks at. What broke off goes on when you run the same command again. Everybody sees
+it as a job ("gpudctl status"), and "gpudctl cancel" ends it."""
+
+EXAMPLES = (
+    "gpudctl pull hf:Qwen/Qwen3-8B-GGUF              # what there is, and what fits",
+    "gpudctl pull hf:Qwen/Qwen3-8B-GGUF:Q4_K_M",
+    "gpudctl pull hf:Qwen/Qwen3-8B-GGUF --yes        # the recommended one",
+    "gpudctl pull hf:ggml-org/gemma-3-4b-it-GGUF:Q4_K_M --mmproj",
+    "gpudctl pull hf:Qwen/Qwen3-8B                   # safetensors, for vLLM and TGI",
+    "gpudctl pull ollama:llama3.2:3b",
+)
+
+SAFETENSORS = "safetensors"
+
+
+class Wish(NamedTuple):
+    """What was asked for. ``wanted`` is a quantization or a file; empty: nothing was said."""
+
+    repo: str
+    wanted: str
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="hf:ORG/REPO, with :QUANTIZATION or /FILE, or ollama:NAME[:TAG]")
+    parser.add_argument("--to", metavar="DIR", help="the folder, in place of the first of gpud's that you may write")
+    parser.add_argument("--mmproj", action="store_true", help="with what it needs to see images")
+    parser.add_argument("--revision", metavar="REV", help="a branch, tag or commit of the repository (default: main)")
+    parser.add_argument(
+        "--context", metavar="N", type=whole(1, (1 << 32) - 1), help="tokens of context for which to say what fits"
+    )
+    parser.add_argument("--yes", action="store_true", help="take the recommended one, and ask nothing")
+    parser.add_argument("--force", action="store_true", help="replace another file of the same name")
+    parser.add_argument("--url", metavar="URL", help="gpud's door for Ollama's clients; else as configured")
+    parser.add_argument(
+        "--key-file", metavar="FILE", help="a file with the API key for that; else GPUD_API_KEY, where one is needed"
+    )
+
+
+def run(arguments: Namespace, output: Output) -> int:
+    kind, _, name = arguments.model.partition(":")
+    if kind == "ollama":
+        from gpud.cli.downloading import ollama
+
+        return finished(ollama_model(ollama.checked_name(name), arguments, output))
+    if kind == "hf":
+        return hub_model(parsed(name), arguments, output)
+    raise Usage(
+        f'pull: "{arguments.model[:200]}" says not from where',
+        hint='write hf:ORG/REPO or ollama:NAME; "gpudctl fetch" downloads from a URL',
+    )
+
+
+def parsed(name: str) -> Wish:
+    """``org/repo``, ``org/repo:quantization``, ``org/repo/folder/file.gguf``. Raises Usage."""
+    before, _, quantization = name.partition(":")
+    parts = before.split("/", 2)
+    file = parts[2] if len(parts) == 3 else ""
+    if len(parts) < 2 or not parts[0] or not parts[1] or (file and quantization) or name.endswith((":", "/")):
+        raise Usage(
+            f'pull: "hf:{name[:200]}" names no repository',
+            hint="write hf:ORG/REPO, hf:ORG/REPO:QUANTIZATION or hf:ORG/REPO/FILE",
+        )
+    return Wish(f"{parts[0]}/{parts[1]}", file or quantization)
+
+
+def finished(work: Any) -> int:
+    """Run it. Raises KeyboardInterrupt where it was interrupted."""
+    import logging
+
+    # The library of D-Bus tells of lost connections through logging; here they are no errors at all.
+    logging.disable(logging.CRITICAL)
+    status: int = asyncio.run(work)
+    return status
+
+
+# From Hugging Face ---------------------------------------------------------------------------------------------------
+
+
+class Picture(NamedTuple):
+    """What there is to choose from, and what fits."""
+
+    listing: dict[str, Any]
+    rows: "list[Row]"
+    kind: str
+    """Of the gpud that runs: ``system``, ``user``, or empty."""
+
+
+def hub_model(wish: Wish, arguments: Namespace, output: Output) -> int:
+    picture: list[Picture] = []
+
+    async def look() -> int:
+        picture.append(await looked(wish, arguments))
+        return DONE
+
+    finished(look())
+    (seen,) = picture
+    listing = seen.listing
+    if wants_safetensors(wish, seen):
+        return finished(snapshot(listing, seen.kind, arguments, output))
+    chosen = choose(wish, seen, arguments, output)
+    files, folder_name = [*chosen["files"]], ""
+    if arguments.mmproj:
+        if not listing["projectors"]:
+            raise GpudError(f'"{wish.repo}" has nothing that would let a model see images', hint="leave --mmproj out")
+        # Every repository calls it the same, so that both need a folder of their own to belong together.
+        files.append(listing["projectors"][0])
+        folder_name = wish.repo.partition("/")[2]
+    return finished(files_of(listing, files, folder_name, seen.kind, arguments, output))
+
+
+async def looked(wish: Wish, arguments: Namespace) -> Picture:
+    """Ask the hub what there is, and gpud what there is room for."""
+    import tempfile
+    from pathlib import Path
+
+    from gpud.cli.downloading import fits
+    from gpud.cli.downloading.job import connected
+    from gpud.cli.downloading.process import Puller
+
+    gpud = await connected(arguments.bus)
+    try:
+        devices = (await gpud.status())["Gpus"] if gpud is not None else []
+        kind = gpud.kind if gpud is not None else ""
+    finally:
+        if gpud is not None:
+            gpud.close()
+    async with Puller() as puller:
+        wanted = "" if wish.wanted == SAFETENSORS else wish.wanted
+        ask = {"do": "list", "repo": wish.repo, "revision": arguments.revision or "main", "wanted": wanted}
+        told = await puller.answer(ask)
+        listing, meant = told["listing"], told["meant"]
+        whole_ones = [choice for choice in meant if not choice["missing"]]
+        header = None
+        with tempfile.TemporaryDirectory(prefix="gpud-pull-") as folder:
+            # Of one that is named nobody asks what it needs.
+            if len(meant) > 1 and whole_ones:
+                base = whole_ones[len(whole_ones) // 2]
+                header = await _header(puller, listing, base, folder)
+            gpus = _gpus(devices)
+            context = arguments.context or _usual_context(kind)
+            rows = await asyncio.to_thread(
+                fits.rows, meant, None if header is None else (base, str(Path(header))), context, gpus, devices
+            )
+    return Picture(listing, rows, kind)
+
+
+async def _header(puller: Any, listing: dict[str, Any], choice: dict[str, Any], folder: str) -> str | None:
+    """The header of one of them, which says what all of them need; None where it cannot be had: sizes say enough."""
+    ask = {"do": "header", "repo": listing["repo"], "commit": listing["commit"], "folder": folder}
+    try:
+        return str((await puller.answer({**ask, "files": choice["files"]}))["path"])
+    except GpudError:
+        return None
+
+
+def _gpus(devices: list[dict[str, Any]]) -> int:
+    if devices:
+        return sum(gpu["Uuid"] != "host" and not gpu["Health"] for gpu in devices)
+    import os
+
+    from gpud.cli.estimate import visible_gpus
+
+    return visible_gpus(os.environ)
+
+
+def _usual_context(kind: str) -> int:
+    """What gpud gives a model that it finds."""
+    from contextlib import suppress
+
+    from gpud.cli.config import chosen_path
+    from gpud.cli.downloading.fits import USUAL_CONTEXT
+    from gpud.config import load
+    from gpud.core.errors import ConfigInvalid
+
+    path = chosen_path(kind)
+    with suppress(ConfigInvalid, OSError):
+        if path.exists():
+            return load(path).registry.most_context
+    return USUAL_CONTEXT
+
+
+def wants_safetensors(wish: Wish, seen: Picture) -> bool:
+    if wish.wanted == SAFETENSORS and not seen.listing["safetensors"]:
+        raise GpudError(f'"{wish.repo}" has no model in safetensors', hint="leave :safetensors out to see what it has")
+    return bool(seen.listing["safetensors"]) and (
+        wish.wanted == SAFETENSORS or (not wish.wanted and not seen.listing["choices"])
+    )
+
+
+def choose(wish: Wish, seen: Picture, arguments: Namespace, output: Output) -> dict[str, Any]:
+    """The one that is meant. Raises GpudError, Usage where nobody can be asked."""
+    if not seen.rows:
+        raise _nothing(wish, seen.listing)
+    if len(seen.rows) == 1:
+        return _complete(seen.rows[0], wish)
+    from gpud.cli.downloading import fits
+
+    chosen = fits.recommended(seen.rows)
+    if wish.wanted:
+        names = ", ".join(row.choice["files"][0]["path"] for row in seen.rows[:10])
+        raise Usage(
+            f'pull: {len(seen.rows)} models of "{wish.repo}" are "{wish.wanted}": {names}', hint="name its file"
+        )
+    if arguments.yes and chosen is not None:
+        if not output.wants_json:
+            output.note(f"taking {chosen.label}, the recommended one")
+        return _complete(chosen, wish)
+    _show(wish, seen, chosen, output)
+    if arguments.yes:
+        raise GpudError(
+            f'none of "{wish.repo}" fits this machine wholly', hint="name one behind the repository if it is to be slow"
+        )
+    return _asked(wish, seen, chosen, output)
+
+
+def _show(wish: Wish, seen: Picture, chosen: "Row | None", output: Output) -> None:
+    from gpud.cli.downloading import fits
+    from gpud.cli.downloading.shown import line
+
+    if output.wants_json:
+        line(output, event="choices", repo=wish.repo, choices=[row.as_data(chosen) for row in seen.rows])
+        return
+    output.text("\n".join(fits.lines(seen.rows, chosen, output)))
+    context = seen.rows[0].way.context
+    known = any(row.ever is not None for row in seen.rows)
+    about = f"needs are with a context of {context} tokens" if context else "needs are without any context"
+    output.text("")
+    output.text(about + ("" if known else "; what fits is not known, since gpud does not run"))
+    if seen.listing["safetensors"]:
+        total = sum(file["size_bytes"] for file in seen.listing["safetensors"])
+        output.text(f"the same repository has {size(total)} in safetensors: hf:{wish.repo}:{SAFETENSORS}")
+
+
+def _asked(wish: Wish, seen: Picture, chosen: "Row | None", output: Output) -> dict[str, Any]:
+    from gpud.cli.client import interactive
+
+    example = (chosen or seen.rows[0]).label
+    if output.wants_json or not interactive():
+        raise Usage(
+            f'pull: {plural(len(seen.rows), "model")} of "{wish.repo}" can be meant, and nobody is there to be asked',
+            hint=f"name one: hf:{wish.repo}:{example}; or --yes for the recommended one",
+        )
+    default = f" [{chosen.label}]" if chosen is not None else ""
+    while True:
+        try:
+            answer = input(f"which one?{default} ").strip() or (chosen.label if chosen is not None else "")
+        except EOFError:
+            raise Usage("pull: none was chosen", hint=f"name one: hf:{wish.repo}:{example}") from None
+        found = [row for row in seen.rows if answer.lower() in (row.label.lower(), row.choice["stem"].lower())]
+        if len(found) == 1:
+            return _complete(found[0], wish)
+        output.note(f'"{answer}" is none of them' if not found else f'"{answer}" is more than one: write its file')
+
+
+def _complete(row: "Row", wish: Wish) -> dict[str, Any]:
+    if row.choice["missing"]:
+        raise GpudError(
+            f'"{wish.repo}" lacks {plural(row.choice["missing"], "part")} of "{row.choice["stem"]}": no engine could load it',
+            hint="choose another one",
+        )
+    return row.choice
+
+
+def _nothing(wish: Wish, listing: dict[str, Any]) -> GpudError:
+    if wish.wanted and listing["choices"]:
+        labels = ", ".join(choice["label"] for choice in listing["choices"][:20])
+        return GpudError(f'"{wish.repo}" has no "{wish.wanted}"', hint=f"it has {labels}")
+    return GpudError(
+        f'"{wish.repo}" has no model that gpud could load: neither GGUF files nor safetensors with a config.json',
+        hint="look for a repository whose name ends in GGUF",
+    )
+
+
+async def files_of(
+    listing: dict[str, Any],
+    files: list[dict[str, Any]],
+    folder_name: str,
+    kind: str,
+    arguments: Namespace,
+    output: Output,
+) -> int:
+    from gpud.cli.downloading import folders
+
+    folder = folders.target(arguments.to or "", kind)
+    if folder_name:
+        folder = folder / folder_name
+        await asyncio.to_thread(folder.mkdir, exist_ok=True)
+    wish = {**_about(listing, files, arguments), "do": "pull", "folder": str(folder)}
+    return await brought(f"hf:{listing['repo']}/{files[0]['path']}", wish, arguments, output)
+
+
+async def snapshot(listing: dict[str, Any], kind: str, arguments: Namespace, output: Output) -> int:
+    from gpud.cli.downloading import folders
+
+    folder = folders.cache(arguments.to or "", kind)
+    wish = {**_about(listing, listing["safetensors"], arguments), "do": "snapshot", "folder": folder}
+    return await brought(f"hf:{listing['repo']}", wish, arguments, output)
+
+
+def _about(listing: dict[str, Any], files: list[dict[str, Any]], arguments: Namespace) -> dict[str, Any]:
+    about = {name: listing[name] for name in ("repo", "revision", "commit")}
+    return {**about, "files": files, "force": arguments.force}
+
+
+# Bringing it ---------------------------------------------------------------------------------------------------------
+
+
+async def brought(what: str, wish: dict[str, Any], arguments: Namespace, output: Output) -> int:
+    """Have the process download it, shown to everybody; then have gpud look."""
+    from gpud.cli.downloading.following import Following
+    from gpud.cli.downloading.job import Job, connected
+    from gpud.cli.downloading.process import Puller
+
+    gpud = await connected(arguments.bus)
+    try:
+        job = Job(gpud, what)
+        following = Following(what, job, output)
+        async with Puller() as puller:
+            last = await following.run(puller.ask(wish))
+        await done(following, last.get("path", ""), job, output)
+    finally:
+        if gpud is not None:
+            gpud.close()
+    return DONE
+
+
+async def done(following: "Following", folder: str, job: Any, output: Output) -> None:
+    """Say what has come. ``folder`` is where a whole repository lies; else each file is named."""
+    import time
+
+    from gpud.cli.downloading.shown import line
+
+    fresh = sum(one["bytes"] for one in following.arrived if not one["was_there"])
+    took = span(time.monotonic() - following.began_s)
+    await job.end("done", f"downloaded {following.what}: {size(fresh)} in {took}")
+    found = await job.scan()
+    if output.wants_json:
+        files = [{key: one[key] for key in ("path", "bytes", "sha256", "was_there")} for one in following.arrived]
+        line(output, event="done", what=following.what, path=folder or None, files=files, new=found.get("New", []))
+        return
+    if folder:
+        total = sum(one["bytes"] for one in following.arrived)
+        output.text(f"{folder}: {plural(len(following.arrived), 'file')}, {size(total)}" + _fresh(fresh, took))
+    for one in following.arrived if not folder else ():
+        output.text(f"{one['path']}: {size(one['bytes'])}" + _fresh(0 if one["was_there"] else one["bytes"], took))
+    for name in found.get("New", []):
+        output.text(f'gpud knows it as "{name}"; gpudctl load {name}')
+
+
+def _fresh(fresh_bytes: int, took: str) -> str:
+    return f", downloaded in {took}" if fresh_bytes else ", was there already"
+
+
+# Through Ollama ------------------------------------------------------------------------------------------------------
+
+
+async def ollama_model(name: str, arguments: Namespace, output: Output) -> int:
+    from gpud.cli.downloading import ollama
+    from gpud.cli.downloading.following import Following
+    from gpud.cli.downloading.job import Job, connected
+    from gpud.cli.downloading.shown import line
+
+    for option in ("to", "mmproj", "revision", "context", "force"):
+        if getattr(arguments, option):
+            raise Usage(f"pull: --{option} is for Hugging Face; Ollama decides this by itself", hint="leave it out")
+    door = ollama.door(arguments)
+    gpud = await connected(arguments.bus)
+    try:
+        job = Job(gpud, f"ollama:{name}")
+        following = Following(f"ollama:{name}", job, output)
+        await following.run(ollama.pulled(door, name))
+        await job.end("done", f"Ollama has downloaded {name}")
+        found = await job.scan()
+    finally:
+        if gpud is not None:
+            gpud.close()
+    if output.wants_json:
+        line(output, event="done", what=f"ollama:{name}", path=None, files=[], new=found.get("New", []))
+    else:
+        output.text(f'Ollama has "{name}"')
+    return DONE
