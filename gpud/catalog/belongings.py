@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gpud.catalog import names
 from gpud.catalog.glance import Role
 from gpud.catalog.walk import File, Item, Walk
-from gpud.core.catalogue import Format, Purpose, Source
+from gpud.core.catalogue import Purpose, Source
 
 PREFERRED = ("F16", "BF16", "Q8_0", "F32")
 """Of a projector in several precisions the first of these is taken: half of a float loses nothing that can be seen."""
@@ -23,7 +23,7 @@ class _Candidate:
 
     @classmethod
     def of(cls, item: Item) -> "_Candidate":
-        stem = names.stem_of(item.path.rpartition("/")[2])
+        stem = item.stem
         kind = names.quantization(stem)
         rank = PREFERRED.index(kind) if kind in PREFERRED else len(PREFERRED)
         return cls(item.files[0], names.words(stem), (rank, item.path))
@@ -31,25 +31,21 @@ class _Candidate:
 
 def give(walk: Walk, items: Sequence[Item]) -> list[Item]:
     """The models among the items, each with what belongs to it."""
-    models: list[Item] = []
+    models = [item for item in items if item.glance is None or item.glance.role is Role.MODEL]
     projectors: defaultdict[str, list[_Candidate]] = defaultdict(list)
-    at_home: defaultdict[str, list[Item]] = defaultdict(list)
     for item in items:
-        role = item.glance.role if item.glance is not None else Role.MODEL
-        if role is Role.PROJECTOR and item.home:
+        if item.glance is not None and item.glance.role is Role.PROJECTOR and item.home:
             projectors[item.home].append(_Candidate.of(item))
-        elif role is Role.MODEL:
-            models.append(item)
-            if item.home and item.format is Format.GGUF:
-                at_home[item.home].append(item)
+    with_drafts = {item.home for item in models if item.home and "draft" in item.path.lower()}
+    at_home: defaultdict[str, list[Item]] = defaultdict(list)
+    for item in models:
+        if item.home in projectors or item.home in with_drafts:
+            at_home[item.home].append(item)
+    drafts = {id(draft) for home in with_drafts for draft in _give_drafts(at_home[home])}
+    models = [item for item in models if id(item) not in drafts] if drafts else models
     for home, candidates in projectors.items():
-        _give_projectors(walk, at_home.get(home, []), candidates)
-    drafts = {id(item) for family in at_home.values() for item in _give_drafts(family)}
-    return [item for item in models if id(item) not in drafts] if drafts else models
-
-
-def _stem(item: Item) -> str:
-    return names.stem_of(item.path.rpartition("/")[2])
+        _give_projectors(walk, [item for item in at_home[home] if id(item) not in drafts], candidates)
+    return models
 
 
 def _speaks(item: Item) -> bool:
@@ -57,7 +53,7 @@ def _speaks(item: Item) -> bool:
 
 
 def _give_projectors(walk: Walk, family: list[Item], candidates: list[_Candidate]) -> None:
-    models = [(item, names.words(_stem(item))) for item in family if _speaks(item)]
+    models = [(item, names.words(item.stem)) for item in family if _speaks(item)]
     of_one_kind = len({words for _, words in models}) == 1 or all(
         place.source is Source.HUGGINGFACE for item, _ in models for place in item.places
     )
@@ -82,14 +78,15 @@ def _give_projectors(walk: Walk, family: list[Item], candidates: list[_Candidate
 
 def _give_drafts(family: list[Item]) -> list[Item]:
     """Returns those that were given to others: they are not models of their own any more."""
-    drafts = [item for item in family if names.is_draft(_stem(item)) and _speaks(item) and not item.problem]
-    others = [(item, names.words(_stem(item))) for item in family if item not in drafts and _speaks(item)]
+    drafts = [item for item in family if names.is_draft(item.stem) and _speaks(item) and not item.problem]
+    others = [(item, names.words(item.stem)) for item in family if item not in drafts and _speaks(item)]
     of_one_kind = len({words for _, words in others}) == 1
     given: list[Item] = []
     for draft in sorted(drafts, key=lambda item: item.path):
-        words = _words_of_draft(_stem(draft))
+        words = _words_of_draft(draft.stem)
         for item, own in others:
-            if item.draft is None and (of_one_kind or (words and names.kinship(words, own) == len(words))):
+            theirs = names.kinship(words, own) == len(words) if words else of_one_kind
+            if theirs and item.draft is None:
                 item.draft = draft.files[0]
                 given.append(draft)
     return given

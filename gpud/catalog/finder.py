@@ -40,7 +40,7 @@ class ModelFinder:
             look.recognize(known)
             look.read()
             groups = self._copies.groups(belongings.give(walk, look.items), look.together)
-            found = sorted((found_of(group, known) for group in groups), key=lambda one: one.path)
+            found = sorted((found_of(group) for group in groups), key=lambda one: one.path)
             self._memory = look.memory(groups)
             if watch is not None:
                 self._watched(watch, walk, look.growing)

@@ -66,7 +66,7 @@ class Look:
             first = self._by_path.get(found.path)
             if first is None or not self._is_unchanged(found, first):
                 continue
-            first.glance = _told_by(found)
+            first.glance, first.known = _told_by(found), found
             self.together[id(first)] = id(found)
             for place in found.places[1:]:
                 other = self._by_path.get(place.path)
@@ -78,14 +78,23 @@ class Look:
         if found.problem or not found.stamp or first.path in self._memory.unsettled:
             return False
         belongings = []
-        for path, own in ((found.mmproj, first.mmproj), (found.draft_file, first.draft)):
+        for path in (found.mmproj, found.draft_file):
             if path:
-                file = own or (self._by_path[path].files[0] if path in self._by_path else None)
-                if file is None or file.path != path:
+                file = self._belonging(found, path)
+                if file is None:
                     return False
                 belongings.append(file)
         stamp = stamp_of((*first.files, *first.described, *belongings))
         return stamp == found.stamp and all(os.access(file.path, os.R_OK) for file in first.files)
+
+    def _belonging(self, found: Found, path: str) -> File | None:
+        """What lies there, in a folder, or by the word of a store that has the same model."""
+        for place in found.places:
+            item = self._by_path.get(place.path)
+            for file in (item.mmproj, item.draft) if item is not None else ():
+                if file is not None and file.path == path:
+                    return file
+        return self._by_path[path].files[0] if path in self._by_path else None
 
     def _is_copy(self, item: Item, first: Item) -> bool:
         if [(file.device, file.inode) for file in item.files] == [(file.device, file.inode) for file in first.files]:
@@ -119,7 +128,8 @@ class Look:
             if problem.incomplete and self._is_being_written(item):
                 self.growing = True
                 return False
-            item.problem = item.problem or f"{problem.what}; {problem.hint}"
+            if item.format is not Format.OTHER:  # What its engine takes is its own business.
+                item.problem = item.problem or f"{problem.what}; {problem.hint}"
         item.glance = _with_name(told, item)
         return True
 
@@ -148,19 +158,24 @@ class Look:
 
     def memory(self, groups: Iterable[Sequence[Item]]) -> Memory:
         """What the next look needs to know of this one."""
-        firsts: dict[str, Item] = {}
+        models = set[int]()
+        copy_of: dict[int, tuple[File, ...]] = {}
         for group in groups:
             first = best(group)
-            firsts |= {item.path: first for item in group}
-        seen = {}
-        for item in self.items:
-            first = firsts.get(item.path, item)
-            if item.glance is not None and not item.problem and (first is not item or item.path not in firsts):
-                seen[item.path] = _Seen(item.files, item.glance, first.files if first is not item else ())
+            models.add(id(first))
+            if len(group) > 1:
+                copy_of |= {id(item): first.files for item in group if item is not first}
+        seen = {
+            item.path: _Seen(item.files, item.glance, copy_of.get(id(item), ()))
+            for item in self.items
+            if id(item) not in models and item.glance is not None and not item.problem
+        }
+        since_ns = self._now_ns - SETTLED_NS
         unsettled = frozenset(
             item.path
             for item in self.items
-            if any(self._now_ns - file.ctime_ns < SETTLED_NS for file in (*item.files, *item.described))
+            if any(file.ctime_ns > since_ns for file in item.files)
+            or any(file.ctime_ns > since_ns for file in item.described)
         )
         return Memory(
             self._memory.vocabularies, {path: one for path, one in seen.items() if path not in unsettled}, unsettled
@@ -178,9 +193,11 @@ def best(group: Sequence[Item]) -> Item:
     return group[0] if len(group) == 1 else min(group, key=lambda item: (ORDER[item.places[0].source], item.path))
 
 
-def found_of(group: Sequence[Item], known: Mapping[str, Found]) -> Found:
+def found_of(group: Sequence[Item]) -> Found:
     """What is told of a model that lies in so many places: the very record that is known, where it says the same."""
     first = best(group)
+    if len(group) == 1 and first.known is not None and _says_the_same(first.known, first):
+        return first.known
     told = first.glance or Glance()
     digest = next((item.digest for item in group if item.digest), "")
     mmproj = first.mmproj or next((item.mmproj for item in group if item.mmproj), None)
@@ -206,8 +223,18 @@ def found_of(group: Sequence[Item], known: Mapping[str, Found]) -> Found:
         ollama_name=next((item.ollama_name for item in group if item.ollama_name), ""),
         problem=first.problem,
     )
-    before = known.get(first.path)
-    return before if before == found else found
+    return first.known if first.known == found else found
+
+
+def _says_the_same(known: Found, item: Item) -> bool:
+    """Of an item whose files are as they were: whether nothing else is told of it."""
+    return (
+        known.places == item.places
+        and known.mmproj == (item.mmproj.path if item.mmproj is not None else "")
+        and known.draft_file == (item.draft.path if item.draft is not None else "")
+        and known.digest == item.digest
+        and known.ollama_name == item.ollama_name
+    )
 
 
 def _told_by(found: Found) -> Glance:

@@ -45,6 +45,9 @@ _SHORT = 64
 _USUAL = 9
 """The length that strings of a vocabulary most often have: what is tried first."""
 
+_USUAL_NAME = 20
+"""The same for names of tensors."""
+
 _LONGEST_PAUSE = 1024
 """So many strings are stepped over one by one, at most, before the next try at a batch of short ones."""
 
@@ -71,6 +74,16 @@ def _short_strings() -> re.Pattern[bytes]:
     lengths = sorted(range(_SHORT), key=lambda length: abs(length - _USUAL))
     choices = (re.escape(bytes([length])) + rb"\x00{7}" + b".{%d}" % length for length in lengths)
     return re.compile(b"(?s:" + b"|".join(choices) + b"){%d}+" % _BATCH)
+
+
+@cache
+def _tensor_lines() -> re.Pattern[bytes]:
+    """Matches :data:`_BATCH` lines of the table of tensors, as :func:`_short_strings` does strings: 0.1 instead of 0.4
+    µs for each."""
+    lengths = sorted(range(_SHORT), key=lambda length: abs(length - _USUAL_NAME))
+    names = (re.escape(bytes([length])) + rb"\x00{7}" + b".{%d}" % length for length in lengths)
+    shapes = (re.escape(bytes([count])) + rb"\x00{3}" + b".{%d}" % (8 * count) for count in (2, 1, 3, 4, 0))
+    return re.compile(b"(?s:(?:" + b"|".join(names) + b")(?:" + b"|".join(shapes) + b").{12}){%d}" % _BATCH)
 
 
 @dataclass(slots=True)
@@ -130,6 +143,8 @@ def quoted(text: bytes | str) -> str:
 
 def visible(text: str) -> str:
     """The text without anything that a terminal would obey, or that is no character at all."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
@@ -257,18 +272,20 @@ class Stream:
                 )
 
     def last_tensor(self, count: int, wanted: Collection[bytes] = ()) -> tuple[bytes, frozenset[bytes]]:
-        """Go on after the lines of so many tensors. Returns the line of the one whose data begins last, and which of
-        the ``wanted`` names there are. Each line begins with the length of its name: all have to be visited.
+        """Go on after the lines of so many tensors. Returns the last one, and which of the ``wanted`` names there are.
+        Each line begins with the length of its name: all have to be visited.
         """
-        number_of, integer_of = _LENGTH.unpack_from, _DIMENSIONS.unpack_from
-        lengths, found = {len(name) for name in wanted}, set()
-        last, last_offset = b"", -1
+        match, number_of, integer_of = _tensor_lines().match, _LENGTH.unpack_from, _DIMENSIONS.unpack_from
+        last, found = b"", set[bytes]()
         while count:
-            pos = self._need(min(TENSOR_MOST_BYTES, max(self.left_bytes, 1)))
+            pos = begin = self._need(min(TENSOR_MOST_BYTES, max(self.left_bytes, 1)))
             window, before = self._window, count
-            latest: tuple[int, int] | None = None
+            while count > _BATCH and (batch := match(window, pos)):
+                pos = batch.end()
+                count -= _BATCH
+            # The window ends here, or these are the last, or one has a name as no engine takes it.
             try:
-                while count:
+                for _ in range(min(count, _BATCH)):
                     (length,) = number_of(window, pos)
                     (dimensions,) = integer_of(window, pos + 8 + length)
                     if length > NAME_LIMIT_BYTES or dimensions > DIMENSIONS_LIMIT:
@@ -277,17 +294,13 @@ class Stream:
                             f"{NAME_LIMIT_BYTES:,} and {DIMENSIONS_LIMIT} are allowed"
                         )
                     end = pos + 24 + length + 8 * dimensions
-                    (offset,) = number_of(window, end - 8)
-                    if offset > last_offset:
-                        last_offset, latest = offset, (pos, end)
-                    if length in lengths and (name := window[pos + 8 : pos + 8 + length]) in wanted:
-                        found.add(name)
-                    pos = end
+                    if end > len(window):
+                        break
+                    last, pos = window[pos:end], end
                     count -= 1
             except (struct.error, OverflowError):
                 pass  # The window ends inside of this one.
-            if latest:
-                last = window[latest[0] : latest[1]]
+            found.update(name for name in wanted if window.find(_LENGTH.pack(len(name)) + name, begin, pos) >= 0)
             self._pos = pos
             if count == before:
                 raise self.ends(TENSOR_MOST_BYTES)

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from gpud.catalog import names
 from gpud.catalog.glance import Glance
 from gpud.catalog.stream import visible
-from gpud.core.catalogue import Format, Place, Trouble
+from gpud.core.catalogue import Format, Found, Place, Trouble
 from gpud.core.errors import Canceled
 
 ASKED_EVERY = 64
@@ -45,6 +46,7 @@ class Item:
     """A model that lies somewhere, before anything is compared.
 
     ``files`` are its parts; ``described`` what stands beside them and says what they are, where they do not say it.
+    ``known`` is what was said of it by an earlier look, if it is the first place of that and nothing has changed.
     ``home`` is where what belongs to it lies; nothing does where it is empty. ``glance`` is filled in later, as is
     ``mmproj`` and ``draft`` but in Ollama's store, whose manifests name them. ``template`` and ``tools``: the store has
     a chat template of its own for it.
@@ -63,10 +65,16 @@ class Item:
     tools: bool = False
     problem: str = ""
     glance: Glance | None = None
+    known: Found | None = None
 
     @property
     def path(self) -> str:
         return self.places[0].path
+
+    @property
+    def stem(self) -> str:
+        """The name of its file, without what makes it a GGUF file and a part."""
+        return names.stem_of(self.path.rpartition("/")[2])
 
     @property
     def size_bytes(self) -> int:
@@ -161,6 +169,8 @@ class Walk:
                 return False
             status = entry.stat()
             return status.st_dev not in self._unreal and self.visit(status)
+        except FileNotFoundError:
+            return False
         except OSError as problem:
             self.trouble(entry.path, unlisted(problem))
             return False
