@@ -1,19 +1,20 @@
 # What people and machines do with this folder. `make` lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check install uninstall clean
+.PHONY: help setup run test test-desktop check install uninstall clean
 
 # Options of the goals below; all may be given on the command line.
 export PYTHON ?= /usr/bin/python3
 export DESTDIR ?=
 export WHEELS ?=
 export EXTRAS ?= embedded
+export GNOME ?= auto
 ARGS ?=
 # The tests wait for processes half of the time: one worker more than there are processors.
 WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
 
 help: ## list the goals
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
 
 setup: ## make .venv with gpud, its first engine and the test tools; quick when nothing has changed
 	@tools/setup
@@ -27,11 +28,15 @@ test: setup ## run all tests (make test ARGS="tests/core -k budget" runs some)
 	@$(if $(ARGS),true,tests/provision all >/dev/null)
 	@.venv/bin/python -m pytest $(or $(ARGS),--numprocesses=$(WORKERS))
 
+test-desktop: setup ## run the widgets in real desktops, headless, as root; makes two Debian trees of 2 GB the first time
+	@tools/packages test
+	@.venv/bin/python -m pytest tests/desktop $(ARGS)
+
 check: setup ## run the linters and the import rules only
 	@tools/packages test
 	@.venv/bin/python -m pytest -q tests/test_linters.py tests/test_architecture.py
 
-install: ## install to /opt/gpud and into the system, as root (DESTDIR=, WHEELS=, EXTRAS=: see tools/install)
+install: ## install to /opt/gpud and into the system, as root (DESTDIR=, WHEELS=, EXTRAS=, GNOME=: see tools/install)
 	@tools/install install
 
 uninstall: ## take all of that away; configuration, models and state stay

@@ -2,6 +2,7 @@
 
     desktop/gnome/build.py 45 FOLDER     for GNOME Shell 45 and later
     desktop/gnome/build.py 43 FOLDER     for GNOME Shell 43
+    desktop/gnome/build.py --list 43     which files that would be
 
 Both are made of the same modules in shared/. GNOME Shell 43 knows no modules of the language, so their import and
 export lines are translated for it, and nothing else of them. A line that is not understood is an error.
@@ -28,8 +29,11 @@ LEFT = re.compile(r"^\s*(?:import|export)\b.*$|\bimport\.meta\b.*$|^.*\bimport\(
 
 
 def main(arguments: list[str]) -> None:
+    if len(arguments) == 2 and arguments[0] == "--list" and arguments[1] in RELEASES:
+        sys.stdout.writelines(f"{name}\n" for name in names(arguments[1]))
+        return
     if len(arguments) != 2 or arguments[0] not in RELEASES:
-        sys.exit("usage: desktop/gnome/build.py 43|45 FOLDER")
+        sys.exit("usage: desktop/gnome/build.py 43|45 FOLDER, or --list 43|45")
     for program in ("glib-compile-schemas", "msgfmt"):
         if not shutil.which(program):
             sys.exit(f"cannot build the GNOME extension: {program} is missing; apt-get install gettext libglib2.0-bin")
@@ -55,6 +59,14 @@ def build(release: str, folder: Path) -> None:
         target = folder / "locale" / source.stem / "LC_MESSAGES"
         target.mkdir(parents=True, exist_ok=True)
         subprocess.run(["msgfmt", "--check", f"--output-file={target / DOMAIN}.mo", source], check=True)
+
+
+def names(release: str) -> list[str]:
+    """Every file that :func:`build` makes, below its folder."""
+    found = [path.name for folder in ("shared", f"shell{release}") for path in (HERE / folder).glob("*.js")]
+    found += [f"{kind}/{path.name}" for kind in ("icons", "schemas") for path in (HERE / kind).iterdir()]
+    found += [f"locale/{path.stem}/LC_MESSAGES/{DOMAIN}.mo" for path in (HERE / "po").glob("*.po")]
+    return sorted([*found, "metadata.json", "stylesheet.css", "schemas/gschemas.compiled"])
 
 
 def version() -> str:

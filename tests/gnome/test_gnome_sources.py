@@ -49,6 +49,62 @@ def test_each_build_names_its_shells(build: Path, release: str) -> None:
     assert (build / "schemas" / "gschemas.compiled").stat().st_size > 0
 
 
+def test_the_build_makes_what_it_says(build: Path, release: str) -> None:
+    """An installation goes by the list, and so does its end: nothing is left out, and nothing left behind."""
+    listed = subprocess.run(
+        [sys.executable, GNOME / "build.py", "--list", release], capture_output=True, text=True, check=True
+    )
+    made = sorted(str(path.relative_to(build)) for path in build.rglob("*") if path.is_file())
+    assert listed.stdout.splitlines() == made
+
+
+@pytest.mark.parametrize(
+    ("wish", "said", "release"),
+    [
+        ("auto", "GNOME Shell 43.9", "43"),
+        ("auto", "GNOME Shell 48.7", "45"),
+        ("auto", "GNOME Shell 3.38.6", ""),
+        ("auto", "", ""),
+        ("43", "GNOME Shell 48.7", "43"),
+        ("45", "", "45"),
+        ("no", "GNOME Shell 48.7", ""),
+    ],
+)
+def test_an_installation_takes_the_build_for_the_shell(wish: str, said: str, release: str, tmp_path: Path) -> None:
+    """``make install`` looks which GNOME Shell is there; GNOME= decides otherwise."""
+    program = tmp_path / "gnome-shell"
+    if said:
+        program.write_text(f"#!/bin/sh\necho '{said}'\n")
+        program.chmod(0o755)
+    done = subprocess.run(
+        [GNOME.parents[1] / "tools" / "install", "files"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "GNOME": wish, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    place = "/usr/share/gnome-shell/extensions/gpud@kernelcore.org/"
+    lines = [line.split() for line in done.stdout.splitlines()]
+    found = sorted(
+        target.removeprefix(place) for _, target, mode in lines if target.startswith(place) and mode == "644"
+    )
+    listed = [sys.executable, GNOME / "build.py", "--list", release]
+    wanted = subprocess.run(listed, capture_output=True, text=True).stdout.splitlines() if release else []
+    assert found == wanted
+
+
+def test_an_installation_refuses_a_shell_that_it_does_not_know() -> None:
+    """With what can be said instead."""
+    done = subprocess.run(
+        [GNOME.parents[1] / "tools" / "install", "files"],
+        env={"PATH": "/usr/bin:/bin", "GNOME": "41"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "GNOME=41: it may be auto, 43, 45 or no" in done.stderr
+
+
 def test_every_icon_exists(build: Path) -> None:
     """What the widget asks for is there, is SVG, and is drawn in the one colour that a theme replaces."""
     wanted = set(re.findall(r"'(gpud-\w+-symbolic)'", (build / "figures.js").read_text()))
