@@ -170,10 +170,28 @@ class Access:
         needs_model: bool = False,
         is_open: bool = False,
     ) -> Admitted:
-        """Who asks, if they may. Raises Denied.
+        """Who asks, if they may, and not too often. Raises Denied. See :meth:`admit` and :meth:`count`."""
+        admitted = self.admit(
+            method, headers, peer, changes_state=changes_state, needs_model=needs_model, is_open=is_open
+        )
+        if not is_open:
+            self.count(admitted, now)
+        return admitted
+
+    def admit(
+        self,
+        method: str,
+        headers: Headers,
+        peer: Peer,
+        *,
+        changes_state: bool = False,
+        needs_model: bool = False,
+        is_open: bool = False,
+    ) -> Admitted:
+        """Who asks, if they may. Raises Denied. It depends on nothing but what is handed in.
 
         ``changes_state`` needs the right to manage, ``needs_model`` that to use models; what is neither only looks.
-        ``is_open``: whoever reaches the door may ask. ``now`` is for the rates.
+        ``is_open``: whoever reaches the door may ask.
         """
         self._check_host(headers, peer)
         self._check_page(method, headers, only_looks=not (changes_state or needs_model), changes=changes_state)
@@ -182,8 +200,6 @@ class Access:
             raise self._lacks(admitted, "manage gpud", Right.MANAGE)
         if needs_model and Right.USE not in admitted.may:
             raise self._lacks(admitted, "use models", Right.USE)
-        if not is_open:
-            self._count(admitted, now)
         return admitted
 
     def _check_host(self, headers: Headers, peer: Peer) -> None:
@@ -259,7 +275,10 @@ class Access:
         hint = f'show a key that has "may: [{right}]"' + (", or be root" if caller.uid != NOBODY else "")
         return Denied(403, "permission_denied", f"{caller.label} may not {what}", hint=hint)
 
-    def _count(self, admitted: Admitted, now: float) -> None:
+    def count(self, admitted: Admitted, now: float) -> None:
+        """One more request that is not open to everybody. Raises Denied where it is one too many. ``now`` is for the
+        rates.
+        """
         rate = self._rules.rate_without_key if admitted.key is None else admitted.key.rate or self._rules.rate
         if rate is None:
             return

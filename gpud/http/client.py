@@ -11,13 +11,15 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
+from typing import Any
 
 from gpud.core.facts import Endpoint
 from gpud.http.connection import Duplex, read_buffer
-from gpud.http.fields import AUTHORIZATION, HOST, UPGRADE, FieldItems, Fields, write_head
+from gpud.http.fields import AUTHORIZATION, HOST, UPGRADE, FieldItems, Fields, HeadStart, start_head
 from gpud.http.limits import ClientLimits
 from gpud.http.upstream import BODY, DUPLEX, ClientConnection, Stage, Trouble, UpstreamFailed, describe
 from gpud.http.wire import ResponseHead
+from gpud.http.work import in_task
 
 __all__ = ["Exchange", "Pool", "Response", "Stage", "Trouble", "UpstreamFailed", "describe"]
 
@@ -52,8 +54,28 @@ class Engine:
         own: list[tuple[str | bytes, str | bytes]] = [("Host", "localhost" if endpoint.socket else self.where)]
         if endpoint.key:
             own.append(("Authorization", f"Bearer {endpoint.key}"))
-        self.lines = write_head(b"", own)[:-2]
+        self.lines = start_head(b"", own).text
         self.without = frozenset((HOST, AUTHORIZATION) if endpoint.key else (HOST,))
+
+
+class Question:
+    """A request but for its body, made ready once for any number of bodies."""
+
+    __slots__ = ("engine", "head", "method", "target", "upgrades")
+
+    def __init__(self, engine: Engine, method: str, target: str, head: HeadStart, upgrades: bool) -> None:
+        self.engine = engine
+        self.method = method
+        self.target = target
+        self.head = head
+        self.upgrades = upgrades
+
+    def is_for(self, endpoint: Endpoint, target: str) -> bool:
+        """Whether it asks this, and still may."""
+        engine = self.engine
+        if engine.is_dropped or target != self.target:
+            return False
+        return engine.endpoint is endpoint or engine.endpoint == endpoint
 
 
 class Pool:
@@ -90,24 +112,43 @@ class Pool:
         given; what it raises comes out of the entering. ``repeatable`` says that the request may be sent twice although
         its method is not safe. With an ``Upgrade`` among the headers the engine may answer 101.
         """
+        question = self.question(endpoint, method, target, headers)
+        return self.ask(question, body=body, length=length, limits=limits, repeatable=repeatable)
+
+    def question(self, endpoint: Endpoint, method: str, target: str, headers: FieldItems) -> Question:
+        """What :meth:`request` makes of these, to be handed to :meth:`ask`."""
         engine = self._engines.get(endpoint) or self._engine(endpoint)
         whole = engine.base + target
         if _TARGET.fullmatch(whole) is None:
             raise ValueError(f"cannot ask for {whole!r}: it contains a space, a control or a non-ASCII character")
+        first = b"%b %b HTTP/1.1\r\n%b" % (method.encode("ascii"), whole.encode("ascii"), engine.lines)
+        head = start_head(first, headers, engine.without)
+        return Question(engine, method, target, head, b"\r\n" + UPGRADE in head.text)
+
+    def ask(
+        self,
+        question: Question,
+        *,
+        body: Body = None,
+        length: int | None = None,
+        limits: ClientLimits | None = None,
+        repeatable: bool = False,
+    ) -> "Exchange":
+        """As :meth:`request`."""
         if isinstance(body, bytes | bytearray | memoryview):
             length = len(body)
             framing = b"Content-Length: %d\r\n" % length
         elif body is None:
-            framing = b"" if method in SAFE else b"Content-Length: 0\r\n"
+            framing = b"" if question.method in SAFE else b"Content-Length: 0\r\n"
         elif length is not None:
             framing = b"Content-Length: %d\r\n" % length
         else:
             framing = b"Transfer-Encoding: chunked\r\n"
-        first = b"%b %b HTTP/1.1\r\n%b" % (method.encode("ascii"), whole.encode("ascii"), engine.lines)
-        head = write_head(first, headers, framing, without=engine.without)
-        if upgrades := b"\r\n" + UPGRADE in head:
-            head = head[:-2] + b"Connection: Upgrade\r\n\r\n"
-        return Exchange(self, engine, method, head, body, length, limits or self.limits, repeatable, upgrades)
+        if question.upgrades:
+            framing += b"Connection: Upgrade\r\n"
+        return Exchange(
+            self, question, question.head.finished(framing), body, length, limits or self.limits, repeatable
+        )
 
     def drop(self, endpoint: Endpoint) -> None:
         """Close the idle connections to an endpoint, before its engine is stopped."""
@@ -150,11 +191,14 @@ class Pool:
     def _engine(self, endpoint: Endpoint) -> Engine:
         """A new one. Those of engines that are long gone are forgotten."""
         if len(self._engines) >= ENGINES_KEPT:
-            self._engines = {each: engine for each, engine in self._engines.items() if engine.idle}
+            for unused in [engine for engine in self._engines.values() if not engine.idle]:
+                # What is in use there is not kept: nothing would close it.
+                self.drop(unused.endpoint)
         engine = self._engines[endpoint] = Engine(endpoint)
         return engine
 
     async def connect(self, engine: Engine, limits: ClientLimits) -> "ClientConnection":
+        await in_task()
         loop = asyncio.get_running_loop()
         where = engine.where
         try:
@@ -250,10 +294,11 @@ async def _connected_socket(loop: asyncio.AbstractEventLoop, endpoint: Endpoint)
 class Response:
     """An engine's answer. Its head is here; the body comes when it is asked for, and the engine waits meanwhile.
 
-    ``length`` is what ``Content-Length`` says, None without it.
+    ``length`` is what ``Content-Length`` says, None without it. ``kept`` is what was left there with an answer of the
+    same head, but for its length, that came on this connection before.
     """
 
-    __slots__ = ("_duplex", "connection", "headers", "http_version", "length", "reason", "status")
+    __slots__ = ("_duplex", "connection", "headers", "http_version", "kept", "length", "reason", "status")
 
     def __init__(self, connection: ClientConnection, head: ResponseHead) -> None:
         self.connection = connection
@@ -261,6 +306,7 @@ class Response:
         self.reason: str = head.reason
         self.headers: Fields = head.fields
         self.length: int | None = head.length
+        self.kept: dict[str, Any] = head.kept
         self.http_version: str = "1.1" if head.version else "1.0"
         self._duplex: Duplex | None = None
 
@@ -318,35 +364,31 @@ class Exchange:
         "_head",
         "_length",
         "_limits",
-        "_method",
         "_pool",
+        "_question",
         "_repeatable",
         "_sender",
         "_stall_timer",
-        "_upgrades",
     )
 
     def __init__(
         self,
         pool: Pool,
-        engine: Engine,
-        method: str,
+        question: Question,
         head: bytes,
         body: Body,
         length: int | None,
         limits: ClientLimits,
         repeatable: bool,
-        upgrades: bool,
     ) -> None:
         self._pool = pool
-        self._engine = engine
-        self._method = method
+        self._question = question
+        self._engine = question.engine
         self._head = head
         self._body = body
         self._length = length
         self._limits = limits
         self._repeatable = repeatable
-        self._upgrades = upgrades
         self._connection: ClientConnection | None = None
         self._sender: asyncio.Task[None] | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
@@ -408,7 +450,7 @@ class Exchange:
             self._body is None or isinstance(self._body, bytes | bytearray | memoryview)
         ):
             return False
-        return connection.reset or self._repeatable or self._method in SAFE
+        return connection.reset or self._repeatable or self._question.method in SAFE
 
     def _let_go(self) -> None:
         self._stop_timer()
@@ -421,7 +463,7 @@ class Exchange:
 
     async def _ask(self, connection: ClientConnection) -> Response:
         self._connection = connection
-        connection.start(self._method, self._upgrades, self._limits)
+        connection.start(self._question.method, self._question.upgrades, self._limits)
         body = self._body
         if body is None:
             connection.transport.write(self._head)
@@ -430,22 +472,23 @@ class Exchange:
         else:
             connection.transport.write(self._head)
             self._sender = asyncio.get_running_loop().create_task(self._send(connection, body))
-        head = await self._answer_head(connection)
+        limits = self._limits
+        head = await (
+            connection.answer_head() if limits.header_s is None else self._bounded_head(connection, limits.header_s)
+        )
         # A plain answer that came with its head needs no watch, as most do not.
-        if connection.at == BODY and self._limits.stall_s is not None:
-            self._watch(self._limits.stall_s)
+        if connection.at == BODY and limits.stall_s is not None:
+            self._watch(limits.stall_s)
         return Response(connection, head)
 
-    async def _answer_head(self, connection: ClientConnection) -> ResponseHead:
-        limits = self._limits
-        if limits.header_s is None:
-            return await connection.answer_head()
+    async def _bounded_head(self, connection: ClientConnection, within_s: float) -> ResponseHead:
+        await in_task()
         try:
-            async with asyncio.timeout(limits.header_s):
+            async with asyncio.timeout(within_s):
                 return await connection.answer_head()
         except TimeoutError:
             raise UpstreamFailed(
-                f"the engine at {connection.where} did not answer within {limits.header_s:g} s",
+                f"the engine at {connection.where} did not answer within {within_s:g} s",
                 Stage.HEADER,
                 Trouble.TIMED_OUT,
             ) from None

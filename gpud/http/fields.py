@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from http import HTTPStatus
+from typing import NamedTuple
 
 from gpud.http.limits import HeadLimits
 
@@ -29,6 +30,9 @@ HOP_BY_HOP = frozenset(
     )
 )
 """What concerns one connection alone and is never passed on. The length is said anew by whoever sends the body."""
+
+
+LENGTH = b"content-length"
 
 
 class Refused(Exception):
@@ -72,6 +76,16 @@ class Fields:
                 index[key] = value
         self.index = index
         self._repeated = frozenset(repeated)
+
+    def with_length(self, digits: bytes) -> "Fields":
+        """The same with another value of Content-Length, which is there once."""
+        other = Fields.__new__(Fields)
+        other.raw = [
+            (name, digits if len(name) == 14 and name.lower() == LENGTH else value) for name, value in self.raw
+        ]
+        other.index = {**self.index, LENGTH: digits}
+        other._repeated = self._repeated
+        return other
 
     def get(self, name: str, default: str = "") -> str:
         """The value; several are joined by a comma, as HTTP reads them."""
@@ -185,6 +199,38 @@ def status_line(status: int) -> bytes:
     return _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n".encode()
 
 
+class HeadStart(NamedTuple):
+    """A head but for its last lines, looked at and ready to be sent. ``is_dated``: the fields have their own Date."""
+
+    text: bytes
+    is_dated: bool
+
+    def finished(self, framing: bytes, date: bytes = b"") -> bytes:
+        """The whole head. ``framing`` are ready lines of our own, and so is ``date``, unless there is one already."""
+        return b"".join((self.text, b"" if self.is_dated else date, framing, b"\r\n"))
+
+
+def start_head(first_line: bytes, fields: FieldItems, without: frozenset[bytes] = frozenset()) -> HeadStart:
+    """Fields that begin as one of ``without`` are left out. Raises ValueError for a field that would become more than
+    one, or that would say again how long the body is.
+    """
+    parts = [first_line]
+    lines = first_line.count(b"\n")
+    is_dated = False
+    for name, value in fields:
+        prefix = _prefixes.get(name) or _prefix(name)
+        if prefix in _SPECIAL_VALUES:
+            is_dated = is_dated or prefix is _DATE
+            if prefix in without:
+                continue
+        parts += (prefix, value if isinstance(value, bytes) else value.encode("latin-1", "replace"), b"\r\n")
+        lines += 1
+    text = b"".join(parts)
+    if text.count(b"\n") != lines or text.count(b"\r") != lines or b"\0" in text:
+        raise ValueError("a header field contains a line break or a NUL")
+    return HeadStart(text, is_dated)
+
+
 def write_head(
     first_line: bytes,
     fields: FieldItems,
@@ -192,28 +238,8 @@ def write_head(
     date: bytes = b"",
     without: frozenset[bytes] = frozenset(),
 ) -> bytes:
-    """A head as bytes; ``framing`` are ready lines of our own that go last, and ``date`` another one that is left out
-    when the fields have theirs. Fields that begin as one of ``without`` are left out. Raises ValueError for a field
-    that would become more than one, or that would say again how long the body is.
-    """
-    parts = [first_line]
-    lines = 1 + first_line.count(b"\n") + framing.count(b"\n")
-    for name, value in fields:
-        prefix = _prefixes.get(name) or _prefix(name)
-        if prefix in _SPECIAL_VALUES:
-            if prefix is _DATE:
-                date = b""
-            if prefix in without:
-                continue
-        parts += (prefix, value if isinstance(value, bytes) else value.encode("latin-1", "replace"), b"\r\n")
-        lines += 1
-    if date:
-        lines += 1
-    parts += (date, framing, b"\r\n")
-    head = b"".join(parts)
-    if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
-        raise ValueError("a header field contains a line break or a NUL")
-    return head
+    """A head as bytes, as :func:`start_head` and :meth:`HeadStart.finished` make it."""
+    return start_head(first_line, fields, without).finished(framing, date)
 
 
 _OURS = frozenset((b"content-length", b"transfer-encoding", b"connection", b"keep-alive"))

@@ -153,7 +153,7 @@ class Gateway:
                 model = self._resolve(exchange, asked.model or exchange.request.parameter("model"))
                 await self._pass(exchange, model, _target(exchange, to), body, asked, streams=streams)
 
-        return _route("POST", path, answer, api, summary, tag)
+        return _route("POST", path, answer, api, summary, tag, passes=True)
 
     def _unloaded(
         self, path: str, api: Api, summary: str, *, to: str = "", tag: str = "llama", repeatable: bool = True
@@ -363,9 +363,17 @@ class _Held:
 
 
 def _route(
-    method: str, path: str, handler: Handler, api: Api, summary: str, tag: str = "openai", *, uses: bool = False
+    method: str,
+    path: str,
+    handler: Handler,
+    api: Api,
+    summary: str,
+    tag: str = "openai",
+    *,
+    uses: bool = False,
+    passes: bool = False,
 ) -> Route:
-    return Route(method, path, handler, api, summary=summary, tag=tag, uses=uses)
+    return Route(method, path, handler, api, summary=summary, tag=tag, uses=uses, passes=passes)
 
 
 def _wishes(exchange: Exchange) -> LoadOptions | None:

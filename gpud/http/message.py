@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from gpud.http.connection import ClientGone, Duplex
+from gpud.http.fields import HeadStart, start_head
 from gpud.http.wire import FieldItems, Fields, Refused, RequestHead, decode_path, status_line, write_head
 
 if TYPE_CHECKING:
@@ -42,29 +43,32 @@ class Peer:
 class Request:
     """One request. Its head is complete; its body comes when it is asked for.
 
-    ``target`` is as it was sent, ``raw_path`` its path, ``path`` the same decoded once. ``content_length`` is None for
-    a chunked body and 0 without one. ``upgrade`` names the protocol that the client would like to change to, or is
-    empty.
+    ``target`` is as it was sent, ``raw_path`` its path, ``path`` the same decoded once, ``raw_query`` what stands
+    behind the question mark. ``content_length`` is None for a chunked body and 0 without one. ``upgrade`` names the
+    protocol that the client would like to change to, or is empty. ``kept`` is what whoever answered the request before
+    this one left there, on the same connection and with the same head, but for the length of its body.
     """
 
     __slots__ = (
         "_connection",
         "_query",
-        "_raw_query",
         "content_length",
         "headers",
         "http_version",
+        "kept",
         "method",
         "path",
         "peer",
         "raw_path",
+        "raw_query",
         "target",
         "upgrade",
     )
 
     def __init__(self, connection: "ServerConnection", head: RequestHead, peer: Peer) -> None:
         self._connection = connection
-        self._raw_query = head.query
+        self.raw_query: str = head.query
+        self.kept: dict[str, Any] = head.kept
         self._query: dict[str, list[str]] | None = None
         self.method: str = head.method
         self.target: str = head.target
@@ -77,16 +81,11 @@ class Request:
         self.peer = peer
 
     @property
-    def raw_query(self) -> str:
-        """What stands behind the question mark, as it was sent."""
-        return self._raw_query
-
-    @property
     def query(self) -> dict[str, list[str]]:
         """The parameters behind the question mark, decoded; a name may come more than once."""
         if self._query is None:
             try:
-                self._query = parse_qs(self._raw_query, keep_blank_values=True, errors="strict", max_num_fields=1000)
+                self._query = parse_qs(self.raw_query, keep_blank_values=True, errors="strict", max_num_fields=1000)
             except ValueError as problem:
                 raise Refused(400, f"cannot read the query: {problem}") from None
         return self._query
@@ -194,9 +193,10 @@ class Reply:
         await self.write(body)
         self._finish()
 
-    async def begin(self, status: int, headers: FieldItems = (), length: int | None = None) -> None:
-        """The head; ``length`` is how long the body will be, None if that is not known. It is sent together with what
-        is written next; of a stream (no length) by itself as soon as the handler waits.
+    async def begin(self, status: int, headers: FieldItems | HeadStart = (), length: int | None = None) -> None:
+        """The head; its fields may have been made ready by :func:`start_head`, with its first line. ``length`` is how
+        long the body will be, None if that is not known. It is sent together with what is written next; of a stream
+        (no length) by itself as soon as the handler waits.
         """
         self._start(status, headers, length)
         if length is None:
@@ -306,7 +306,7 @@ class Reply:
             self._nudged = True
             self._out(b"0")
 
-    def _start(self, status: int, headers: FieldItems, length: int | None) -> None:
+    def _start(self, status: int, headers: FieldItems | HeadStart, length: int | None) -> None:
         if self.status:
             raise RuntimeError(f"the reply was begun already, with {self.status}")
         connection = self._connection
@@ -324,9 +324,8 @@ class Reply:
         else:
             framing = b""
             connection.keep_alive = False
-        self._head = write_head(
-            status_line(status), headers, framing + connection.closing_words(), connection.server.date()
-        )
+        start = headers if isinstance(headers, HeadStart) else start_head(status_line(status), headers)
+        self._head = start.finished(framing + connection.closing_words(), connection.server.date())
         self.status = status
 
     def _finish(self) -> None:

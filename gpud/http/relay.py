@@ -21,7 +21,17 @@ async def relay(response: Response, reply: Reply, observe: Observer | None = Non
     then still open, between two chunks, and its caller may write a last word and end it, or abort it. When the client
     leaves, the handler's task is cancelled as always.
     """
-    return await _Relay(response.connection, reply, observe).run()
+    source = response.connection
+    first = source.take()
+    if first and observe is not None:
+        observe(first)
+    if source.is_complete:
+        # As good as always where the answer is no stream: its head and its body go out in one.
+        reply.finish(first)
+        if reply.connection.full:
+            await reply.drained()
+        return reply.body_bytes
+    return await _Relay(source, reply, observe).run(first)
 
 
 class _Relay:
@@ -35,15 +45,8 @@ class _Relay:
         self._observe = observe
         self._done: asyncio.Future[None] | None = None
 
-    async def run(self) -> int:
+    async def run(self, first: bytes) -> int:
         source, reply = self._source, self._reply
-        first = source.take()
-        if first and self._observe is not None:
-            self._observe(first)
-        if source.is_complete:
-            reply.finish(first)
-            await reply.drained()
-            return reply.body_bytes
         reply.put(first)
         if source.problem is not None:
             reply.flush()

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
@@ -18,9 +19,10 @@ from gpud.core.errors import BackendFailed, GpudError
 from gpud.core.events import LoadOptions, Outcome
 from gpud.core.facts import Endpoint, ModelStatus, State
 from gpud.engine import Engine
-from gpud.http.client import Pool, Response
+from gpud.http.client import Pool, Question, Response
 from gpud.http.connection import tunnel
 from gpud.http.exchange import Exchange
+from gpud.http.fields import HeadStart, start_head, status_line
 from gpud.http.limits import ClientLimits
 from gpud.http.naming import with_model
 from gpud.http.redaction import redacted
@@ -28,6 +30,7 @@ from gpud.http.relay import relay
 from gpud.http.shapes import Api, HttpError, error_value
 from gpud.http.upstream import Stage, Trouble, UpstreamFailed
 from gpud.http.waiting import Waiting, status_of
+from gpud.http.work import in_task
 
 log = logging.getLogger(__name__)
 
@@ -118,8 +121,7 @@ _GENERATED = re.compile(rb'"(?:completion_tokens|output_tokens|tokens_predicted)
 _TIMINGS = re.compile(rb'"(cache_n|prompt_n|predicted_n)"\s*:\s*(\d{1,12})\b')
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """What is to be asked of which model. ``target`` is the engine's path with its query.
 
     ``named`` is the model as the request named it, and empty where nothing of the body is to be changed. ``streams``:
@@ -174,7 +176,10 @@ class Passage:
     async def run(self) -> None:
         """Load the model if need be, ask, and answer. Raises GpudError where nothing was answered yet."""
         try:
-            await self._attempts()
+            try:
+                await self._once()
+            except UpstreamFailed as problem:
+                await self._again(problem)
         except GpudError as error:
             await self._stop_waiting()
             if not self._reply.begun:
@@ -196,24 +201,22 @@ class Passage:
                 return
             raise await self._as_error(problem) from None
 
-    async def _attempts(self) -> None:
-        call = self._call
+    async def _again(self, problem: UpstreamFailed) -> None:
+        """Once more where that does no harm."""
+        await in_task()
+        if not self._may_repeat(problem):
+            raise await self._as_error(problem) from None
+        status = await self._noticed()
+        log.info(
+            'The engine of "%s" gave no answer (%s%s): the request is sent once more',
+            self._call.model,
+            problem,
+            f"; {status.error}" if status is not None and status.error else "",
+        )
         try:
             await self._once()
-        except UpstreamFailed as problem:
-            if not self._may_repeat(problem):
-                raise await self._as_error(problem) from None
-            status = await self._noticed()
-            log.info(
-                'The engine of "%s" gave no answer (%s%s): the request is sent once more',
-                call.model,
-                problem,
-                f"; {status.error}" if status is not None and status.error else "",
-            )
-            try:
-                await self._once()
-            except UpstreamFailed as again:
-                raise await self._as_error(again) from None
+        except UpstreamFailed as again:
+            raise await self._as_error(again) from None
 
     async def _once(self) -> None:
         call = self._call
@@ -227,48 +230,49 @@ class Passage:
         return self._call.repeatable or not problem.sent
 
     async def _ask(self, endpoint: Endpoint) -> None:
-        call, request = self._call, self._exchange.request
+        call, exchange, reply = self._call, self._exchange, self._reply
         body = call.body
         if endpoint.model and body and call.named is not None and call.named != endpoint.model:
-            body = with_model(body, request.headers.get("content-type"), endpoint.model)
-        headers = passed_on(request.headers, _SENT_ON_UPGRADE if request.upgrade else _SENT_ON)
-        headers.append(_IDENTITY)
-        async with self._pool.request(
-            endpoint,
-            call.method,
-            call.target,
-            headers=headers,
-            body=body,
-            limits=self._limits,
-            repeatable=call.repeatable,
+            body = with_model(body, exchange.request.headers.get("content-type"), endpoint.model)
+        async with self._pool.ask(
+            self._question(endpoint), body=body, limits=self._limits, repeatable=call.repeatable
         ) as response:
-            await self._stop_waiting()
-            if self._exchange.first_byte_s is None:
-                self._exchange.first_byte_s = time.monotonic() - self._exchange.began_s
+            if self._waiting is not None:
+                await self._stop_waiting()
+            if exchange.first_byte_s is None:
+                exchange.first_byte_s = time.monotonic() - exchange.began_s
             if response.status == 101:
                 await self._exchange_bytes(response)
                 return
-            is_stream = (response.headers.lowered(b"content-type") or b"")[:17].lower() == b"text/event-stream"
-            if not self._reply.begun:
-                await self._reply.begin(
-                    response.status,
-                    [*passed_on(response.headers, _PASSED_BACK), *self._exchange.headers],
-                    response.length,
-                )
-            elif response.status != 200 or not is_stream:
+            told = _told(response, exchange.headers)
+            if not reply.begun:
+                await reply.begin(response.status, told.head, response.length)
+            elif response.status != 200 or not told.is_stream:
                 await self._answer_late(response)
                 return
             try:
-                await relay(response, self._reply, self._end.see)
+                await relay(response, reply, self._end.see)
             except UpstreamFailed as problem:
-                if not is_stream or response.status != 200:
+                if not told.is_stream or response.status != 200:
                     log.warning('The answer of "%s" was cut off: %s', call.model, problem)
-                    self._reply.abort()
+                    reply.abort()
                     return
                 raise
 
+    def _question(self, endpoint: Endpoint) -> Question:
+        """What the engine is asked, but for the body: as the last time where that was the same."""
+        call, request = self._call, self._exchange.request
+        kept: Question | None = request.kept.get(_QUESTION)
+        if kept is not None and kept.is_for(endpoint, call.target):
+            return kept
+        headers = passed_on(request.headers, _SENT_ON_UPGRADE if request.upgrade else _SENT_ON)
+        headers.append(_IDENTITY)
+        question = request.kept[_QUESTION] = self._pool.question(endpoint, call.method, call.target, headers)
+        return question
+
     async def _exchange_bytes(self, response: Response) -> None:
         headers = passed_on(response.headers, _PASSED_BACK_UPGRADE)
+        await in_task()
         front = await self._reply.upgrade([*headers, *self._exchange.headers])
         await tunnel(front, response.upgrade())
 
@@ -343,6 +347,28 @@ class Passage:
         return status_of(engine, model)
 
 
+_QUESTION, _TOLD = "question", "told"
+"""What is kept with a head, 10 µs a request each: the question that it became, the answer's head that it became."""
+
+
+class _Told(NamedTuple):
+    """An engine's head as a client is told it. ``more`` was added."""
+
+    more: tuple[tuple[str, str], ...]
+    head: HeadStart
+    is_stream: bool
+
+
+def _told(response: Response, more: tuple[tuple[str, str], ...]) -> _Told:
+    kept: _Told | None = response.kept.get(_TOLD)
+    if kept is not None and kept.more == more:
+        return kept
+    fields = [*passed_on(response.headers, _PASSED_BACK), *more]
+    is_stream = (response.headers.lowered(b"content-type") or b"")[:17].lower() == b"text/event-stream"
+    told = response.kept[_TOLD] = _Told(more, start_head(status_line(response.status), fields), is_stream)
+    return told
+
+
 def passed_on(fields: Iterable[tuple[bytes, bytes]], allowed: frozenset[bytes]) -> list[Pair]:
     """The fields that may cross."""
     return [pair for pair in fields if pair[0].lower() in allowed]
@@ -405,6 +431,9 @@ class _End:
             return
         end = b"".join(self._pieces)[-TAIL_BYTES:]
         self._pieces.clear()
+        if b"token" not in end and b"_n" not in end and b"token" not in self._first:
+            # What no model generated: a look through 4 KB for each of four patterns would take 20 µs.
+            return
         prompt = _PROMPT.findall(end) or _PROMPT.findall(self._first)
         generated = _GENERATED.findall(end)
         if prompt and generated:

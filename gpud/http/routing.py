@@ -19,7 +19,8 @@ class Route:
 
     ``changes``: it changes gpud's state, so it is never asked with GET and needs the right to manage. ``open``: anybody
     who reaches the door may ask, without a key. ``uses``: it has a model work, although it is a GET; every POST that
-    changes nothing does so anyhow. ``body`` and ``answer`` are types for the description of the API.
+    changes nothing does so anyhow. ``body`` and ``answer`` are types for the description of the API. ``passes``: it
+    passes the request on, and is begun without a task.
     """
 
     method: str
@@ -33,6 +34,7 @@ class Route:
     answer: Any = None
     tag: str = ""
     uses: bool = False
+    passes: bool = False
 
     def __post_init__(self) -> None:
         if self.changes and self.method in ("GET", "HEAD"):

@@ -1,7 +1,7 @@
 """Serves HTTP/1.1: strict about what it reads, bounded in what it keeps, patient only within its limits.
 
-One handler is asked one request after another of each connection, in a task for each request. It never decides what is
-served to whom: that is the handler's.
+One handler is asked one request after another of each connection, in a task for each request unless it wants none. It
+never decides what is served to whom: that is the handler's.
 """
 
 import asyncio
@@ -34,7 +34,11 @@ def plain_words(_status: int, message: str) -> tuple[str, bytes]:
 
 
 class Server:
-    """Listens on any number of addresses, each a door with a name, and asks one handler."""
+    """Listens on any number of addresses, each a door with a name, and asks one handler.
+
+    ``at_once``: the handler is called as soon as a head is there, without a task (see :mod:`gpud.http.work`). It asks
+    for one, by ``in_task``, before it uses what needs one.
+    """
 
     def __init__(
         self,
@@ -43,8 +47,10 @@ class Server:
         *,
         words: Words = plain_words,
         clock: Callable[[], float] = time.monotonic,
+        at_once: bool = False,
     ) -> None:
         self.handler = handler
+        self.at_once = at_once
         self.limits = limits or ServerLimits()
         self.words = words
         self.clock = clock
@@ -123,9 +129,10 @@ class Server:
             await self._emptied(drain_s)
         tasks = []
         for connection in list(self._connections):
-            if connection.task is not None:
-                tasks.append(connection.task)
+            work = connection.work
             connection.cut()
+            if work is not None and work.task is not None:
+                tasks.append(work.task)
         if tasks:
             await asyncio.wait(tasks)
         await self._emptied(None)

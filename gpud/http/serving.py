@@ -1,4 +1,4 @@
-"""One client's connection: reads its requests, one at a time, has each served in a task, and minds its deadlines.
+"""One client's connection: reads its requests, one at a time, has each served, and minds its deadlines.
 
 The server tells it what it may do and for how long; the handler what to answer.
 """
@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING
 
 from gpud.http.bodies import BodyReader, ChunkedReader, LengthReader
 from gpud.http.connection import ClientGone, Connection, Duplex
-from gpud.http.limits import BUFFER_BYTES, HELD_BYTES
+from gpud.http.limits import BUFFER_BYTES, HELD_BYTES, HeadLimits
 from gpud.http.listening import identify
+from gpud.http.memory import HeadMemory
 from gpud.http.message import Peer, Reply, Request
 from gpud.http.wire import (
     Malformed,
     Refused,
+    RequestHead,
     is_hopeless,
     read_request_head,
     status_line,
     write_head,
 )
+from gpud.http.work import Work
 
 if TYPE_CHECKING:
     from gpud.http.server import Server
@@ -54,7 +57,7 @@ class ServerConnection(Connection):
         self.half_closed = False
         self.keep_alive = True
         self.speaks_1_1 = True
-        self.task: asyncio.Task[None] | None = None
+        self.work: Work | None = None
         self.deadline = NEVER
         self.body_ended = True
         self.body_problem: Exception | None = None
@@ -74,6 +77,7 @@ class ServerConnection(Connection):
         self._is_idle_deadline = False
         self._drops_rest = False
         self._gathers_bytes: int | None = None
+        self._memory: HeadMemory[RequestHead] = HeadMemory()
 
     # The transport's callbacks ----------------------------------------------------------------------------------------
 
@@ -112,7 +116,7 @@ class ServerConnection(Connection):
             # In the middle of a request, or between two, nothing can follow; TLS knows no half-close. asyncio closes,
             # after what is unsent.
             self._is_gone()
-            if self.task is None:
+            if self.work is None:
                 self._finish()
             return False
         self.half_closed = self.read_ended = True
@@ -172,6 +176,7 @@ class ServerConnection(Connection):
             self.stop_reading()
             return
         limits = self.server.limits.head
+        was_waiting = not data
         if self._pending or data[:2] == b"\r\n" or (end := data.find(b"\r\n\r\n")) < 0:
             self._pending += data
             if self._pending[:2] == b"\r\n":
@@ -189,7 +194,8 @@ class ServerConnection(Connection):
         try:
             if end > limits.header_bytes:
                 raise Refused(431, f"the header is {end} bytes long; {limits.header_bytes} are allowed")
-            head = read_request_head(data[:end], limits)
+            text = data[:end]
+            head = self._memory.find(text) or self._read_head(text, limits)
         except Refused as problem:
             self._refuse(problem)
             return
@@ -225,7 +231,18 @@ class ServerConnection(Connection):
                     self._body_came(rest)
                 if not self.body_ended:
                     self._body_awaited()
-        self.task = asyncio.get_running_loop().create_task(self._serve(request, self._reply))
+        work = self.work = Work(self._serve(request, self._reply))
+        if self.server.at_once and not was_waiting:
+            work.go_on()
+        else:
+            # Of a thousand requests that were sent together each would be served within the one before.
+            work.take_task()
+
+    def _read_head(self, text: bytes, limits: HeadLimits) -> RequestHead:
+        head = read_request_head(text, limits)
+        if not head.expects:
+            self._memory.keep(text, head)
+        return head
 
     def _head_incomplete(self, pending: bytearray) -> None:
         limits = self.server.limits.head
@@ -287,7 +304,7 @@ class ServerConnection(Connection):
             else:
                 log.debug("the handler failed after its client had left", exc_info=True)
         finally:
-            self.task = None
+            self.work = None
             self._reply = None
             if self.gone and not self.lost:
                 self._finish()
@@ -562,8 +579,8 @@ class ServerConnection(Connection):
     def cut(self) -> None:
         """End it now, whatever runs."""
         self._is_gone()
-        if self.task is not None:
-            self.task.cancel()
+        if self.work is not None:
+            self.work.cancel()
         self.abort()
 
     def _ask_whether_it_lives(self) -> None:
@@ -589,8 +606,8 @@ class ServerConnection(Connection):
             self._left.set()
         self._wake_body()
         # What a handler does after its answer, and with a raw stream, is not for the client's sake alone.
-        if self.task is not None and self._reply is not None and not self._reply.ended:
-            self.task.cancel()
+        if self.work is not None and self._reply is not None and not self._reply.ended:
+            self.work.cancel()
 
     def _forget_departure(self) -> None:
         if (self.half_closed or self.is_held) and not self.lost:

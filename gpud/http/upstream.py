@@ -13,12 +13,14 @@ from gpud.core.facts import Endpoint
 from gpud.http.bodies import AnswerChunks, BodyReader, EndlessReader, LengthReader
 from gpud.http.connection import Connection, Duplex
 from gpud.http.limits import HELD_BYTES, ClientLimits
+from gpud.http.memory import HeadMemory
 from gpud.http.wire import (
     Malformed,
     ResponseHead,
     is_hopeless,
     read_response_head,
 )
+from gpud.http.work import Turn, waiter
 
 if TYPE_CHECKING:
     from gpud.http.client import Engine, Pool
@@ -93,10 +95,12 @@ class ClientConnection(Connection):
         self._pending = bytearray()
         self._body: list[bytes] = []
         self._body_bytes = 0
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[None] | Turn | None = None
         self._method = ""
         self._upgrades = False
+        self._is_last = False
         self._largest = pool.limits.head
+        self._memory: HeadMemory[ResponseHead] = HeadMemory()
 
     # The transport's callbacks ----------------------------------------------------------------------------------------
 
@@ -167,7 +171,7 @@ class ClientConnection(Connection):
         while self.head is None:
             if self.problem is not None:
                 raise self.problem
-            self._waiter = self.pool.loop.create_future()
+            self._waiter = waiter()
             await self._waiter
         return self.head
 
@@ -197,7 +201,8 @@ class ClientConnection(Connection):
     def release(self) -> None:
         """The exchange is over: keep the connection if it is clean, else close it."""
         head = self.head
-        is_clean = self.at == END and head is not None and head.keep_alive and self.problem is None
+        is_clean = self.at == END and head is not None and head.keep_alive and not self._is_last
+        is_clean = is_clean and self.problem is None
         if not is_clean or self.full or self.lost or self.transport.is_closing():
             self.abort()
             return
@@ -226,15 +231,19 @@ class ClientConnection(Connection):
         self._wake()
 
     async def _wait(self) -> None:
-        self._waiter = self.pool.loop.create_future()
+        self._waiter = waiter()
         await self._waiter
 
     def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None:
+        waiting = self._waiter
+        if waiting is not None:
             self._waiter = None
-            if not waiter.done():
-                waiter.set_result(None)
+            if waiting.done():
+                return
+            if self.problem is not None and isinstance(waiting, Turn):
+                waiting.hand_over()
+            else:
+                waiting.set_result(None)
 
     def _head_came(self, data: bytes) -> None:
         largest = self._largest.header_bytes
@@ -252,7 +261,12 @@ class ClientConnection(Connection):
                     self.fail(f"sent what is not HTTP: {problem}", Trouble.GARBAGE)
                 return
             try:
-                head = read_response_head(data[:end], self._method, self._largest)
+                text = data[:end]
+                head = self._memory.find(text) if self._method != "HEAD" else None
+                if head is None:
+                    head = read_response_head(text, self._method, self._largest)
+                    if head.is_plain and self._method != "HEAD":
+                        self._memory.keep(text, head)
             except Malformed as problem:
                 self.fail(f"sent what is not HTTP: {problem}", Trouble.GARBAGE)
                 return
@@ -277,18 +291,19 @@ class ClientConnection(Connection):
             self.at = END
             self._wake()
             return
-        self.head = head
         if head.chunked:
             self.reader = AnswerChunks()
         elif head.body_length is not None:
             self.reader = LengthReader(head.body_length)
         else:
             self.reader = EndlessReader()
-            head.keep_alive = False
+            self._is_last = True
         self.at = BODY
         self.heard = self.pool.clock()
         if data or self.reader.ended:
             self._body_came(data)
+        # Only now: whoever waits for it goes on within the call.
+        self.head = head
         self._wake()
 
     def _body_came(self, data: bytes) -> None:
@@ -309,8 +324,7 @@ class ClientConnection(Connection):
         if self.reader.ended:
             if used < len(data):
                 # Nothing was asked for that it could be an answer to.
-                assert self.head is not None
-                self.head.keep_alive = False
+                self._is_last = True
             self.read_all()
         return True
 

@@ -6,7 +6,8 @@ hold it against llhttp.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from gpud.http.fields import (
@@ -54,7 +55,11 @@ _LENGTH = re.compile(rb"[0-9]{1,15}")
 
 @dataclass(slots=True)
 class RequestHead:
-    """What the head of a request says. ``length`` is None for a chunked body, 0 without one."""
+    """What the head of a request says. ``length`` is None for a chunked body, 0 without one.
+
+    ``kept`` is for what follows from the head alone, the length of its body left out: on its connection the next head
+    of the same bytes has it too.
+    """
 
     method: str
     target: str
@@ -67,12 +72,29 @@ class RequestHead:
     keep_alive: bool
     expects: bool
     upgrade: str
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    def with_length(self, digits: bytes) -> "RequestHead":
+        return RequestHead(
+            self.method,
+            self.target,
+            self.raw_path,
+            self.path,
+            self.query,
+            self.version,
+            self.fields.with_length(digits),
+            int(digits),
+            self.keep_alive,
+            self.expects,
+            self.upgrade,
+            self.kept,
+        )
 
 
 @dataclass(slots=True)
 class ResponseHead:
     """What the head of an answer says. ``length`` is the Content-Length, None where there is none; ``body_length`` that
-    of the body that comes, None when it is chunked or ends with the connection.
+    of the body that comes, None when it is chunked or ends with the connection. ``kept`` as in RequestHead.
     """
 
     status: int
@@ -83,6 +105,18 @@ class ResponseHead:
     body_length: int | None
     chunked: bool
     keep_alive: bool
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    def with_length(self, digits: bytes) -> "ResponseHead":
+        length, fields = int(digits), self.fields.with_length(digits)
+        return ResponseHead(
+            self.status, self.reason, self.version, fields, length, length, self.chunked, self.keep_alive, self.kept
+        )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the length that it says is that of the body that comes."""
+        return self.body_length == self.length and self.status >= 200 and self.status not in (204, 304)
 
 
 def read_request_head(head: bytes, limits: HeadLimits) -> RequestHead:

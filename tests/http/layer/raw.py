@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
@@ -117,10 +118,14 @@ async def connected(where: int | str, *, host: str = "127.0.0.1", receive_bytes:
 
 @contextlib.asynccontextmanager
 async def serving(
-    handler: Handler, limits: ServerLimits | None = None, clock: Callable[[], float] | None = None
+    handler: Handler,
+    limits: ServerLimits | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    *,
+    at_once: bool = False,
 ) -> AsyncIterator[tuple[Server, int]]:
     """A server on a port of its own."""
-    server = Server(handler, limits) if clock is None else Server(handler, limits, clock=clock)
+    server = Server(handler, limits, clock=clock, at_once=at_once)
     listening = await server.listen(TcpAddress("127.0.0.1", 0), door="test")
     try:
         yield server, listening.port

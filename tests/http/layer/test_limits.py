@@ -95,7 +95,7 @@ def test_a_body_that_stops_coming_is_ended(framing: bytes, run: Run) -> None:
         clock = Clock()
         async with serving(echo, clock=clock) as (server, port), connected(port) as client:
             await client.send(b"POST / HTTP/1.1\r\nHost: x\r\n" + framing + b"\r\n\r\n")
-            await until(lambda: any(each.task for each in server._connections))
+            await until(lambda: any(each.work for each in server._connections))
             (connection,) = server._connections
             piece = b"400\r\n" + b"x" * 1024 + b"\r\n" if b"chunked" in framing else b"x" * 1024
             for _ in range(10):
@@ -222,7 +222,7 @@ def test_no_more_connections_than_allowed(run: Run) -> None:
         ):
             await first.send(GET)
             await second.send(GET)
-            await until(lambda: all(each.task for each in server._connections) and server.connections == 2)
+            await until(lambda: all(each.work for each in server._connections) and server.connections == 2)
             async with connected(port) as third:
                 answer = await third.answer()
                 assert (answer.status, answer.headers["retry-after"]) == (503, "5")

@@ -223,7 +223,7 @@ def test_tls_is_served(certificate: Tls, run: Run) -> None:
             assert head.startswith(b"HTTP/1.1 200")
             assert await reader.readexactly(size) == b"x" * size
             writer.write(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
-            await until(lambda: any(each.task for each in server._connections))
+            await until(lambda: any(each.work for each in server._connections))
             writer.close()
             async with asyncio.timeout(1):
                 await left.wait()

@@ -16,6 +16,7 @@ from gpud.http.message import Reply, Request
 from gpud.http.relay import relay
 from gpud.http.server import Server
 from gpud.http.wire import end_to_end
+from gpud.http.work import in_task
 
 from .raw import Raw, Speak, connected, engine, request_of, serving, until
 
@@ -36,6 +37,7 @@ class Door:
 
     async def __call__(self, request: Request, reply: Reply) -> None:
         if request.upgrade:
+            await in_task()
             await self.upgrade(request, reply)
             return
         body = await request.body(1 << 30)
@@ -71,7 +73,7 @@ async def through(speak: Speak) -> AsyncIterator[tuple[Door, Server, int]]:
         pool = Pool()
         door = Door(pool, endpoint)
         try:
-            async with serving(door) as (server, port):
+            async with serving(door, at_once=True) as (server, port):
                 yield door, server, port
         finally:
             await pool.close()
