@@ -278,6 +278,9 @@ def place_name(device: str, gpus: Sequence[dict[str, Any]]) -> str:
 def job(record: dict[str, Any]) -> str:
     what = f'{record["Kind"]} "{record["Model"]}"' if record["Model"] else f"{record['Kind']} everything"
     progress = f"{record['Progress']:.0%}" if record.get("Progress") is not None else ""
+    if record.get("Bytes") is not None:
+        of = f" of {size(record['TotalBytes'])}" if record["TotalBytes"] else ""
+        progress = ", ".join(filter(None, (f"{size(record['Bytes'])}{of}", progress)))
     by = f"for {record['Caller'] or 'uid ' + str(record['Uid'])}"
     return f"job {record['Id']}: " + ", ".join(
         filter(None, (what, record["Stage"], progress, by, f"asked {since(record['SinceUSec'])}"))

@@ -95,7 +95,6 @@ def _file(repo: str, sibling: Any) -> HubFile:
 
 
 def _patiently(ask: Callable[[], T], repo: str, revision: str, waiting: Callable[[float, str], None]) -> T:
-    import httpx
     from huggingface_hub import errors
 
     for left in range(TRIES - 1, -1, -1):
@@ -129,17 +128,22 @@ def _patiently(ask: Callable[[], T], repo: str, revision: str, waiting: Callable
                 raise DownloadFailed(why, hint="check the name; or the hub has changed its ways") from None
             given = problem.response.headers.get("Retry-After", "")
             after_s = float(given) if given.isascii() and given.isdecimal() else after_s
-        except (httpx.HTTPError, OSError) as problem:
-            why = f"{endpoint()} cannot be reached ({problem})"
         except Exception as problem:
-            # Whatever its own code stumbles over in an answer that is not as it should be.
-            kind = type(problem).__name__
-            raise DownloadFailed(f"cannot understand what {endpoint()} answers ({kind}: {problem})") from None
+            if not _is_of_the_network(problem):
+                # Whatever its own code stumbles over in an answer that is not as it should be.
+                kind = type(problem).__name__
+                raise DownloadFailed(f"cannot understand what {endpoint()} answers ({kind}: {problem})") from None
+            why = f"{endpoint()} cannot be reached ({problem})"
         if not left or after_s > LONGEST_WAIT_S:
             raise DownloadFailed(f'cannot ask about "{repo}": {why}', hint="try again later, or check your proxy")
         waiting(after_s, why)
         time.sleep(after_s)
     raise AssertionError("the last try returns or raises")
+
+
+def _is_of_the_network(problem: Exception) -> bool:
+    """The library has changed its client for HTTP more than once, and lets its errors through."""
+    return isinstance(problem, OSError) or type(problem).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore")
 
 
 # Its own cache -------------------------------------------------------------------------------------------------------
