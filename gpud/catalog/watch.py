@@ -190,7 +190,7 @@ class Watch:
             return True
         if f"{folder}/".startswith(self._manifests):
             return True
-        return _is_about_models(folder, name, mask)
+        return is_about_models(folder, name, mask)
 
     def _notice(self) -> None:
         """Gather what happens together, and then tell."""
@@ -217,7 +217,7 @@ class Watch:
         self.changed()
 
 
-def _is_about_models(folder: str, name: str, mask: int) -> bool:
+def is_about_models(folder: str, name: str, mask: int) -> bool:
     """By its name, for events in an ordinary folder."""
     if not name:
         return bool(mask & inotify.ATTRIB)  # The folder's own mode.
