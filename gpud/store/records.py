@@ -31,6 +31,9 @@ class EngineRecords:
         found = []
         try:
             paths = sorted(self._directory.glob("*.json"))
+            # A daemon that was killed while it wrote one left half of it; what it wrote over is still there.
+            for half in self._directory.glob("*.new"):
+                half.unlink(missing_ok=True)
         except OSError as error:
             self._problems.say(TOPIC, f"cannot read the records of running engines in {self._directory}: {error}")
             return ()

@@ -61,6 +61,15 @@ def test_a_record_that_cannot_be_read_is_set_aside(place: Place, content: str) -
     assert not bad.exists() and bad.with_suffix(".unreadable").exists()
 
 
+def test_half_a_record_of_a_killed_daemon_goes_and_leaves_the_whole_one(place: Place) -> None:
+    """Killed while it wrote a record anew: the one before counts, and nothing is left beside it."""
+    place.store().keep(RECORD)
+    half = place.runtime / "engines/tiny-1.new"
+    half.write_text('{"unit": "ti')
+    assert place.again().records() == (RECORD,)
+    assert not half.exists()
+
+
 def test_a_record_under_another_name_is_set_aside(place: Place) -> None:
     """Its own name is a path when it is forgotten: it must not lead anywhere else."""
     place.store().keep(RECORD)
