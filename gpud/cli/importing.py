@@ -178,7 +178,7 @@ def _of_ollama(arguments: Namespace) -> "Draft":
     store = find_store(arguments.models or named, asked=bool(arguments.models))
     if not store and not files:
         raise GpudError(
-            "cannot import from Ollama: there is no store where it usually is, and no file with its variables was named",
+            "cannot import from Ollama: there is no store where it usually is, and no file with variables was named",
             hint="--models DIR says where its models are, --environment FILE where its variables are",
         )
     stored = read_store(Path(store)) if store else ()

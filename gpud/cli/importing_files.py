@@ -1,4 +1,4 @@
-"""The files of ``gpudctl import``: what is read of them, within bounds, and how the result is written, all or nothing."""
+"""The files of ``gpudctl import``: reads them within bounds, and writes the result all or nothing."""
 
 import os
 import re
@@ -94,7 +94,7 @@ def _umask() -> int:
 
 
 def find_store(named: str, *, asked: bool) -> str:
-    """The store's folder in full; empty where there is none. Raises GpudError for one that was asked for and is none."""
+    """The store's folder in full; empty: there is none. Raises GpudError for one that was asked for and is none."""
     candidates = [named] if named else STORES
     for one in candidates:
         folder = os.path.abspath(os.path.expanduser(one))  # noqa: PTH100, PTH111 - links stay as they were written

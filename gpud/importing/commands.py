@@ -1,7 +1,6 @@
 """Takes command lines apart as the programs do that start them: no shell, nothing is run, nothing is looked up."""
 
 import re
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -43,10 +42,36 @@ def split(text: str, where: Where, setting: str) -> list[str]:
         stripped = line.strip()
         lines.append(f"{stripped[:-1]} " if stripped.endswith("\\") else line)
     try:
-        return shlex.split("\n".join(lines))
+        return words_of("\n".join(lines))
     except ValueError as error:
-        said = "a quote is opened and not closed" if "quotation" in str(error) else "it ends in a lone backslash"
-        raise unreadable(where, f"{setting}: {said}") from None
+        raise unreadable(where, f"{setting}: {error}") from None
+
+
+_PIECE = re.compile(r"""([^\s"'\\]+)|\\(.)|"((?:[^"\\]|\\.)*)"|'([^']*)'""", re.DOTALL)
+_BLANK = re.compile(r"\s+")
+
+
+def words_of(text: str) -> list[str]:
+    """As shlex splits, in time that grows with the length alone. Raises ValueError, which says what is wrong."""
+    words: list[str] = []
+    word: list[str] | None = None
+    position = 0
+    while position < len(text):
+        if blank := _BLANK.match(text, position):
+            if word is not None:
+                words.append("".join(word))
+            word, position = None, blank.end()
+            continue
+        piece = _PIECE.match(text, position)
+        if piece is None:
+            raise ValueError("it ends in a lone backslash" if text[position] == "\\" else "a quote is not closed")
+        bare, escaped, double, single = piece.groups()
+        if double is not None:
+            double = re.sub(r'\\(["\\])', r"\1", double)
+        word = [] if word is None else word
+        word.append(bare or escaped or double or single or "")
+        position = piece.end()
+    return words if word is None else [*words, "".join(word)]
 
 
 def without_comments(text: str) -> str:

@@ -3,8 +3,8 @@
 import re
 
 from gpud.config.kinds import DECIMAL
-from gpud.config.source import Items, Node, Scalar, Table, Where
-from gpud.importing.report import Draft
+from gpud.config.source import Node, Scalar, Table, Where
+from gpud.importing.report import Draft, names_secret, shown
 
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
@@ -38,7 +38,10 @@ class Fields:
 
     def wrong(self, key: str, wanted: str) -> None:
         node = self._entries[key].node
-        found = "a map" if isinstance(node, Table) else "a list" if isinstance(node, Items) else "something else"
+        if isinstance(node, Scalar):
+            found = "a secret" if names_secret(key) else shown(node.text)
+        else:
+            found = "a map" if isinstance(node, Table) else "a list"
         self.draft.leave(self.at(key), self.name(key), f"it is {found}, and {wanted} is expected", "mend it")
 
     def text(self, key: str) -> str | None:

@@ -127,7 +127,8 @@ def _model(made: Draft, name: str, settings: Fields, directory: str) -> None:
     file = settings.text("file") or (name if name.lower().endswith(".gguf") else f"{name}.gguf")
     where = settings.at("file") if settings.has("file") else settings.where
     place = f"{directory}/{file}" if directory and not file.startswith(("/", "~")) else file
-    put_path(made, (*path, "file"), place, where, settings.name("file"))
+    setting = settings.name("file") if settings.has("file") else settings.path
+    put_path(made, (*path, "file"), place, where, setting)
     _settings(made, settings, path)
     for at, alias in settings.texts("aliases"):
         made.alias(path, alias, at, settings.name("aliases"))

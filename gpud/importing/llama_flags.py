@@ -245,6 +245,9 @@ _TABLE: tuple[tuple[str, str, _Handler], ...] = (
     ("--log-colors", _MAYBE, _needless(_LOG)),
     ("-lv --verbosity --log-verbosity", _ALWAYS, _needless(_LOG)),
     ("-v --verbose --log-verbose", _NEVER, _dropped("the engine would write prompts into the journal")),
+    ("--log-prompts-dir", _ALWAYS, _dropped("gpud keeps no prompts, and has no engine keep them")),
+    ("--no-agent -no-ag --no-ui-mcp-proxy --no-webui-mcp-proxy", _NEVER, _needless("gpud never allows any of it")),
+    ("--models-autoload --no-models-autoload", _NEVER, _needless("gpud decides which models are loaded")),
     ("-dt --defrag-thold", _ALWAYS, _needless("it does nothing any more")),
     ("--jinja", _NEVER, _needless("builds of today use the model's template by themselves")),
     (
@@ -338,6 +341,9 @@ def _unknown(parse: _Parse, flag: str, given: list[str], index: int, *, has_valu
     if not flag.startswith("-"):
         parse.leave(shown(flag), "it belongs to no flag")
         return count
+    if re.fullmatch(r"--(embd|fim|gpt-oss|vision)-[a-z0-9.-]+-(default|spec)", flag):
+        parse.leave(flag, "it names models that the engine would download; gpud downloads nothing", "gpudctl pull")
+        return 1
     try:
         check_flag(flag)
         if names_secret(flag) or parse.draft.holds_secret(value):

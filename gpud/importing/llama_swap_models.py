@@ -164,6 +164,10 @@ class Models:
     ) -> None:
         """A program that gpud knows nothing of: it is started as it stands, and its memory is unknown."""
         draft, where, setting = self._draft, fields.at("cmd"), fields.name("cmd")
+        if any(_hides_secret(word) for word in command.argv):
+            text = "a secret stands in the middle of it, and secrets are never copied"
+            draft.leave(where, setting, text, f'write the model "{path[1]}" by hand, and the secret into a file')
+            return
         words, secret = without_secrets(list(command.argv), draft.holds_secret)
         for name in secret:
             draft.leave(
@@ -172,14 +176,6 @@ class Models:
                 "a secret, and secrets are never copied",
                 "have the program read it from a file",
             )
-        if any(_hides_secret(word) for word in words):
-            draft.leave(
-                where,
-                setting,
-                "a secret stands in the middle of it, and secrets are never copied",
-                "write the model by hand",
-            )
-            return
         address = urlsplit(proxy.replace(PORT, "0"))
         if address.hostname and not is_loopback(address.hostname):
             self._at_url(path, fields, proxy, health)

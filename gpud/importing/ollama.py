@@ -83,7 +83,25 @@ def draft(
             made.put(("engines", "ollama", "models_dir"), store, nowhere, "the store")
     for one in stored:
         _model(made, one, store, engine)
+    if engine != "ollama":
+        _share_contexts(made, engine)
     return made
+
+
+def _share_contexts(made: Draft, engine: str) -> None:
+    """Ollama gives each parallel request a context of its own; here they share what is said."""
+    defaults: Path = ("engines", engine, "defaults")
+    parallel = made.get((*defaults, "parallel"))
+    places = [defaults, *(("models", name) for name in made.get(("models",)) or {})]
+    for place in places if parallel else ():
+        path = (*place, "context")
+        context = made.get(path)
+        if context is None:
+            continue
+        where, setting = made.origin(path)
+        made.discard(path)
+        why = f"{parallel} parallel requests share it, and Ollama gave each of them {context}"
+        made.put(path, context * parallel, where, setting, why=why)
 
 
 def _model(made: Draft, one: Stored, store: str, engine: str) -> None:
@@ -167,6 +185,8 @@ def _parameters(made: Draft, path: Path, one: Stored, engine: str) -> list[llama
         value = entry.node.text if isinstance(entry.node, Scalar) else ""
         if engine == "ollama":
             _parameter_of_ollama(made, path, name, value, where, said)
+        elif name == "num_gpu" and value.startswith("-"):
+            made.spare(where, said, "it leaves it to Ollama, as gpud does with layers: auto")
         elif name in _FLAGS and value:
             parts.append(llama_flags.Part(where, said, [_FLAGS[name], value], single=True))
         elif name == "use_mmap" and value == "false":

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from gpud.config.kinds import Wrong
-from gpud.config.schema import MODEL_NAME, RESERVED_NAMES, check_model_name
+from gpud.config.schema import RESERVED_NAMES, check_model_name
 from gpud.config.source import Where
 from gpud.importing.reading import place, plain
 
@@ -47,10 +47,11 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Comment:
-    """What the configuration says about one of its keys."""
+    """What the configuration says about one of its keys; where and what it was before, where it was something."""
 
     text: str
-    note: Note | None = None
+    where: Where | None = None
+    setting: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,19 +119,19 @@ class Draft:
             where, self.redact(setting), Fate.CHANGED if changed else Fate.CARRIED, self.redact(why), instead, key
         )
         earlier = self.comments.get(path)
-        if earlier and earlier.note in self.notes and path[-1] != "aliases":
-            self.notes.remove(earlier.note)
+        if earlier and earlier.where and path[-1] != "aliases":
+            self.notes[:] = [one for one in self.notes if one.key != key]
             if self.get(path) == value:
-                self.spare(earlier.note.where, earlier.note.setting, f"{setting} says the same")
+                self.spare(earlier.where, earlier.setting, f"{setting} says the same")
             else:
-                self.leave(earlier.note.where, earlier.note.setting, f"{setting} sets {key}, too, and counts")
+                self.leave(earlier.where, earlier.setting, f"{setting} sets {key}, too, and counts")
         self.notes.append(note)
         self._set(path, value)
         line = f", line {where.line}" if where.line else ""
         model = self._settings.get(path[:2], "")
         short = setting.replace(f"{model}.", "") if model else setting
         said = f"{short}{line}{f': {why}' if why else ''}{f'; {instead}' if instead and changed else ''}"
-        self.comments[path] = Comment(self.redact(said), note)
+        self.comments[path] = Comment(self.redact(said), where, note.setting)
         return True
 
     def assume(self, path: Path, value: object, why: str) -> None:
@@ -168,10 +169,16 @@ class Draft:
 
     def discard(self, path: Path) -> None:
         """Take a key out as if it had never been there: notes that say where something is would be lies."""
-        below = [comment.note for known, comment in self.comments.items() if known[: len(path)] == path]
-        gone = {id(note) for note in below if note is not None}
-        self.notes[:] = [note for note in self.notes if id(note) not in gone]
+        gone = {".".join(known) for known in self.comments if known[: len(path)] == path}
+        self.notes[:] = [note for note in self.notes if note.key not in gone]
         self.remove(path)
+
+    def origin(self, path: Path) -> tuple[Where, str]:
+        """Where a key came from, and what it was there."""
+        comment = self.comments.get(path)
+        if comment is None or comment.where is None:
+            return Where(self.given.file, 0), ".".join(path)
+        return comment.where, comment.setting
 
     def _set(self, path: Path, value: object) -> None:
         found = self.config
@@ -196,18 +203,18 @@ class Draft:
         self._settings[path] = setting
         self.config.setdefault("models", {})[free] = {}
         line = f", line {where.line}" if where.line else ""
-        self.comments[path] = Comment(self.redact(f"{setting}{line}"))
+        self.comments[path] = Comment(self.redact(f"{setting}{line}"), where, self.redact(setting))
         if free != name:
             note = Note(
                 where,
                 self.redact(setting),
                 Fate.CHANGED,
-                f'its name is "{free}" now: gpud allows {_allowed_name()}',
+                f'its name is "{free}" now: {_why_not(name)}',
                 "have its clients ask for that",
                 ".".join(path),
             )
             self.notes.append(note)
-            self.comments[path] = Comment(self.redact(f"{setting}{line}: {note.why}"), note)
+            self.comments[path] = Comment(self.redact(f"{setting}{line}: {note.why}"), where, note.setting)
         return path
 
     def model_called(self, name: str) -> Path | None:
@@ -225,7 +232,7 @@ class Draft:
         try:
             check_model_name(name)
         except Wrong as wrong:
-            self.leave(where, f'{setting} "{name}"', f"it {wrong}", "choose another, and add it to its aliases")
+            self.leave(where, f'{setting} "{name}"', f"it {wrong}", f"add another to {'.'.join(path)}.aliases")
             return
         if name in self._names or name in self._aliases:
             other = name if name in self._names else self._aliases[name]
@@ -240,8 +247,7 @@ class Draft:
         for name in [name for name in self._aliases if name in self._names]:
             path = ("models", self._aliases.pop(name), "aliases")
             left = [one for one in self.get(path) or [] if one != name]
-            comment = self.comments.get(path)
-            where = comment.note.where if comment and comment.note else Where(self.given.file, 0)
+            where = self.origin(path)[0]
             if left:
                 self._set(path, left)
             else:
@@ -259,10 +265,8 @@ class Draft:
         """What was put or said before it was known to be secret goes too."""
         for path, value in list(self._leaves((), self.config)):
             if self.holds_secret(value):
-                comment = self.comments.get(path)
-                note = comment.note if comment else None
+                where, setting = self.origin(path)
                 self.discard(path)
-                where, setting = (note.where, note.setting) if note else (Where(self.given.file, 0), ".".join(path))
                 self.leave(where, setting, "it holds a secret, and secrets are never copied", "write it yourself")
         self.notes[:] = [
             replace(one, setting=self.redact(one.setting), why=self.redact(one.why), instead=self.redact(one.instead))
@@ -294,8 +298,12 @@ class Draft:
         return plain(text if len(text) <= 400 else f"{text[:399]}…")
 
 
-def _allowed_name() -> str:
-    return f"{MODEL_NAME.replace('{0,127}', '')}, at most 128, and none of {' '.join(RESERVED_NAMES)}"
+def _why_not(name: str) -> str:
+    try:
+        check_model_name(name)
+    except Wrong as wrong:
+        return f"the old one {wrong}"
+    return "another model has the old one"
 
 
 def shown(text: str) -> str:

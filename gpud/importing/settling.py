@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from gpud.config import parse
 from gpud.config.schema import MODEL
-from gpud.config.source import MAX_FILE_BYTES, Where
+from gpud.config.source import MAX_FILE_BYTES
 from gpud.core.errors import ConfigInvalid, GpudError
 from gpud.importing.report import Draft, Fate, Note, Path, Report
 from gpud.importing.writing import write
@@ -83,10 +83,7 @@ def _take_out(draft: Draft, invalid: ConfigInvalid, paths: dict[int, Path]) -> N
     for path, text in blamed.items():
         if draft.get(path) is None:
             continue
-        comment = draft.comments.get(path)
-        origin = comment.note if comment else None
-        where = origin.where if origin else Where(draft.given.file, 0)
-        setting = origin.setting if origin else (comment.text if comment else ".".join(path))
+        where, setting = draft.origin(path)
         draft.discard(path)
         said = re.sub(rf"^{re.escape('.'.join(path))}(\[[0-9]+\])?: ", "", text)
         draft.notes.append(

@@ -1,5 +1,6 @@
 """Writes a configuration as YAML with comments, and knows in which line each key stands; gpud's own reader reads it."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,8 +81,14 @@ def flow(value: object) -> str:
     return quoted(str(value))
 
 
+_BARE = re.compile(r"-{1,2}[A-Za-z][A-Za-z0-9_.-]*|[0-9]{1,6}(?:[KMGT]i?B|%|/(?:s|min|h|d))|[1-9][0-9]{0,5}d")
+"""Flags, sizes, shares, rates and days, which no version of YAML takes for anything but text."""
+
+
 def quoted(text: str) -> str:
     """Text as YAML reads it back: bare where that is the same to everybody, else in double quotes."""
+    if _BARE.fullmatch(text):
+        return text
     if (
         text
         and text[0] in _PLAIN_START
