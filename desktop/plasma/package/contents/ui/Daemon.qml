@@ -1,0 +1,254 @@
+/*
+ * gpud on the bus: is it there, what does it say of itself, and what is asked of it. Never starts it, never waits for
+ * it, and asks nothing while nothing changes.
+ *
+ * Plasma 6.3 can call over D-Bus and see names come and go, but hears no signals. So one "busctl wait" sleeps until gpud
+ * says that something has changed, ends, and is started again. What changes in between is seen by one more look, a
+ * moment after each change; while nothing changes there is no look, and no timer runs.
+ */
+import QtQuick
+import org.kde.plasma.plasma5support as P5Support
+import org.kde.plasma.workspace.dbus as DBus
+
+import "figures.mjs" as Figures
+
+Item {
+    id: daemon
+
+    /** auto, system or session. */
+    property string wanted: "auto"
+
+    /** What Status() said last, in plain values; null while there is no gpud. */
+    property var status: null
+
+    /** The systemd of this machine has no "busctl wait": what is shown is as old as the last time somebody looked. */
+    property bool deaf: false
+
+    /** Something could not be done: what for, and why. */
+    signal failed(var wish, string text)
+
+    readonly property string service: "org.kernelcore.GpuD"
+    readonly property string object: "/org/kernelcore/GpuD"
+    readonly property string place: {
+        if (wanted !== "session" && onSystem.registered)
+            return "system";
+        return wanted !== "system" && onSession.registered ? "session" : "";
+    }
+    readonly property var bus: place === "session" ? DBus.SessionBus : DBus.SystemBus
+
+    /** The unique name of the gpud that is there: calls to it start nobody. */
+    property string owner: ""
+
+    /** Counts the gpuds that were there. The answers of one that has gone are nobody's. */
+    property int life: 0
+
+    property bool asking: false
+    property bool askAgain: false
+    property var jobs: ({})
+    property var unanswered: []
+
+    visible: false
+
+    onPlaceChanged: reconsider()
+    Component.onCompleted: reconsider()
+
+    function reconsider() {
+        life += 1;
+        owner = "";
+        status = null;
+        asking = false;
+        askAgain = false;
+        jobs = {};
+        deaf = false;
+        if (place === "")
+            return;
+        send("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "GetNameOwner", "(s)",
+             [new DBus.string(service)], reply => {
+            if (reply.isError)
+                return; // It has gone again, and its name tells when it is back.
+            owner = String(reply.value);
+            waiter.begin();
+            refresh();
+        });
+    }
+
+    /** Look now, or once more after the look that is under way. */
+    function refresh() {
+        if (owner === "")
+            return;
+        if (asking) {
+            askAgain = true;
+            return;
+        }
+        asking = true;
+        send(owner, object, service, "Status", "", [], reply => {
+            asking = false;
+            if (!reply.isError) {
+                status = Figures.plain(reply.value);
+                seeToJobs();
+            }
+            if (askAgain) {
+                askAgain = false;
+                refresh();
+            }
+        });
+    }
+
+    /** @param wish - kind, and model or job where it has any; passed on to failed() as it is. */
+    function grant(wish) {
+        const calls = {
+            "load": ["Load", "s", wish.model],
+            "unload": ["Unload", "s", wish.model],
+            "unload-all": ["UnloadAll", ""],
+            "cancel": ["CancelJob", "u", wish.job],
+            "give-away": ["Yield", "ts", 0, "Plasma"],
+            "take-back": ["Resume", ""],
+        };
+        const [member, signature, ...values] = calls[wish.kind];
+        const wrapped = values.map((value, at) => wrap(signature[at], value));
+        send(owner, object, service, member, signature === "" ? "" : `(${signature})`, wrapped, reply => {
+            if (!reply.isError)
+                granted(wish, wish.kind === "load" ? Number(reply.value) : 0);
+            else if (reply.error.name === "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired")
+                asker.ask(wish, member, signature, values);
+            else
+                failed(wish, reply.error.message);
+        });
+    }
+
+    function granted(wish, job) {
+        if (job > 0)
+            jobs[job] = wish;
+        refresh();
+    }
+
+    function wrap(type, value) {
+        if (type === "s")
+            return new DBus.string(value);
+        return type === "u" ? new DBus.uint32(value) : new DBus.uint64(value);
+    }
+
+    /** What became of the loads that were asked for here. */
+    function seeToJobs() {
+        for (const job of Object.keys(jobs).map(Number)) {
+            const wish = jobs[job];
+            const ended = Figures.outcome(status, job, wish.model);
+            if (ended === null)
+                continue;
+            delete jobs[job];
+            if (ended.result === "failed")
+                failed(wish, ended.text);
+            else if (ended.result === "unknown")
+                explain(wish);
+        }
+    }
+
+    function explain(wish) {
+        send(owner, object, service, "Explain", "(su)", [new DBus.string(wish.model), new DBus.uint32(1)], reply => {
+            const records = reply.isError ? [] : Figures.plain(reply.value);
+            if (records.length && ["error", "warning"].includes(records[0].Level))
+                failed(wish, records[0].Message);
+        });
+    }
+
+    function send(name, path, iface, member, signature, values, done) {
+        const asked = life;
+        const reply = bus.asyncCall({
+            "service": name, "path": path, "iface": iface, "member": member, "signature": signature, "arguments": values
+        });
+        const finish = () => {
+            unanswered = unanswered.filter(other => other !== reply);
+            if (asked === life)
+                done(reply);
+        };
+        if (reply.isFinished) {
+            finish();
+            return;
+        }
+        // Kept until it is answered: nothing else holds on to it, and what nobody holds is collected.
+        unanswered.push(reply);
+        reply.finished.connect(finish);
+    }
+
+    DBus.DBusServiceWatcher {
+        id: onSystem
+        busType: DBus.BusType.System
+        watchedService: daemon.service
+    }
+
+    DBus.DBusServiceWatcher {
+        id: onSession
+        busType: DBus.BusType.Session
+        watchedService: daemon.service
+    }
+
+    P5Support.DataSource {
+        id: waiter
+
+        property int round: 0
+
+        engine: "executable"
+
+        function begin() {
+            for (const source of connectedSources.slice())
+                disconnectSource(source);
+            round += 1;
+            // The same line twice would be taken for one that has run already.
+            const option = round % 2 ? "--no-pager" : "--no-legend";
+            const flag = daemon.place === "session" ? "--user" : "--system";
+            connectSource(`busctl ${flag} ${option} wait ${daemon.service} ${daemon.object}`
+                + " org.freedesktop.DBus.Properties PropertiesChanged");
+        }
+
+        onNewData: (source, data) => {
+            disconnectSource(source);
+            if (daemon.owner === "")
+                return;
+            if (data["exit code"] !== 0) {
+                daemon.deaf = true;
+                return;
+            }
+            begin();
+            daemon.refresh();
+            settled.restart();
+        }
+    }
+
+    Timer {
+        id: settled
+        // It runs once, after a change: by then the next "busctl wait" hears, and what it missed is seen.
+        interval: 1000
+        onTriggered: daemon.refresh()
+    }
+
+    P5Support.DataSource {
+        id: asker
+
+        property var wishes: ({})
+
+        engine: "executable"
+
+        /** Once more, and this time a person may be asked for a password; Plasma's own calls do not allow that. */
+        function ask(wish, member, signature, values) {
+            const flag = daemon.place === "session" ? "--user" : "--system";
+            const words = [daemon.owner, daemon.object, daemon.service, member];
+            if (signature !== "")
+                words.push(signature, ...values);
+            const line = `busctl ${flag} --auto-start=no --timeout=120 call ` + words.map(Figures.quoted).join(" ");
+            if (line in wishes)
+                return; // It is being asked.
+            wishes[line] = wish;
+            connectSource(line);
+        }
+
+        onNewData: (source, data) => {
+            disconnectSource(source);
+            const wish = wishes[source];
+            delete wishes[source];
+            if (data["exit code"] === 0)
+                daemon.granted(wish, wish.kind === "load" ? Number(data["stdout"].split(" ")[1]) : 0);
+            else
+                daemon.failed(wish, String(data["stderr"]).trim());
+        }
+    }
+}

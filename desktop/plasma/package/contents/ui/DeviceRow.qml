@@ -1,0 +1,80 @@
+/* A GPU: its name, a bar of what gpud's models hold and what others do, and the numbers. */
+pragma ComponentBehavior: Bound
+
+import QtQuick
+import QtQuick.Layouts
+import org.kde.kirigami as Kirigami
+import org.kde.plasma.components as PlasmaComponents
+
+ColumnLayout {
+    id: device
+
+    required property var modelData
+    required property var plasmoidItem
+
+    readonly property var words: plasmoidItem.words
+    readonly property string level: modelData.percent >= plasmoidItem.preferences.red ? "red"
+        : modelData.percent >= plasmoidItem.preferences.amber ? "amber" : ""
+
+    Layout.fillWidth: true
+    spacing: Kirigami.Units.smallSpacing / 2
+
+    RowLayout {
+        Layout.fillWidth: true
+
+        PlasmaComponents.Label {
+            Layout.fillWidth: true
+            elide: Text.ElideRight
+            textFormat: Text.PlainText
+            text: device.words.device(device.modelData)
+        }
+        PlasmaComponents.Label {
+            color: device.plasmoidItem.levelColor(device.level, Kirigami.Theme.textColor)
+            textFormat: Text.PlainText
+            text: device.words.percent(device.modelData.percent)
+        }
+    }
+
+    Rectangle {
+        id: bar
+
+        readonly property real foreignWidth: width * device.modelData.foreign / device.modelData.total
+        readonly property real ownWidth: width * (device.modelData.used - device.modelData.foreign) / device.modelData.total
+
+        Layout.fillWidth: true
+        implicitHeight: Math.round(Kirigami.Units.gridUnit / 2)
+        radius: height / 2
+        color: Qt.alpha(Kirigami.Theme.textColor, 0.15)
+        clip: true
+
+        Accessible.role: Accessible.ProgressBar
+        Accessible.name: device.words.device(device.modelData)
+        Accessible.description: numbers.text
+
+        Rectangle {
+            x: 0
+            width: bar.ownWidth
+            height: bar.height
+            radius: bar.radius
+            color: device.plasmoidItem.levelColor(device.level, Kirigami.Theme.highlightColor)
+        }
+        Rectangle {
+            x: bar.ownWidth
+            width: bar.foreignWidth
+            height: bar.height
+            radius: bar.radius
+            color: Kirigami.Theme.disabledTextColor
+        }
+    }
+
+    PlasmaComponents.Label {
+        id: numbers
+
+        Layout.fillWidth: true
+        font: Kirigami.Theme.smallFont
+        elide: Text.ElideRight
+        textFormat: Text.PlainText
+        text: i18nc("used of total; what others hold", "%1 of %2 in use. %3", device.words.size(device.modelData.used),
+                    device.words.size(device.modelData.total), device.words.others(device.modelData.foreign))
+    }
+}

@@ -1,0 +1,186 @@
+/* The popup: how full each GPU is, what is loaded, what could be, and whether the GPUs are given away. */
+pragma ComponentBehavior: Bound
+
+import QtQuick
+import QtQuick.Layouts
+import org.kde.kirigami as Kirigami
+import org.kde.plasma.components as PlasmaComponents
+import org.kde.plasma.extras as PlasmaExtras
+import org.kde.plasma.plasmoid
+
+import "figures.mjs" as Figures
+
+PlasmaExtras.Representation {
+    id: full
+
+    required property var plasmoidItem
+
+    readonly property var now: plasmoidItem.now
+    readonly property var words: plasmoidItem.words
+    readonly property var offered: now === null ? [] : now.offered
+    readonly property bool hasMore: offered.some(model => !model.first)
+    property bool showAll: false
+
+    collapseMarginsHint: true
+
+    Layout.minimumWidth: Kirigami.Units.gridUnit * 20
+    Layout.minimumHeight: Kirigami.Units.gridUnit * 20
+    Layout.preferredWidth: Kirigami.Units.gridUnit * 24
+    Layout.preferredHeight: Kirigami.Units.gridUnit * 26
+
+    header: PlasmaExtras.PlasmoidHeading {
+        visible: full.now !== null
+
+        contentItem: ColumnLayout {
+            spacing: Kirigami.Units.smallSpacing
+
+            Kirigami.Heading {
+                Layout.fillWidth: true
+                level: 3
+                elide: Text.ElideRight
+                textFormat: Text.PlainText
+                text: full.plasmoidItem.toolTipMainText
+            }
+            Repeater {
+                model: full.now === null ? [] : full.now.devices
+
+                delegate: DeviceRow {
+                    plasmoidItem: full.plasmoidItem
+                }
+            }
+        }
+    }
+
+    contentItem: PlasmaComponents.ScrollView {
+        id: scroll
+
+        // Plasma scrolls down, never to the side.
+        PlasmaComponents.ScrollBar.horizontal.policy: PlasmaComponents.ScrollBar.AlwaysOff
+        contentWidth: availableWidth
+
+        ColumnLayout {
+            width: scroll.availableWidth
+            spacing: 0
+
+            PlasmaExtras.PlaceholderMessage {
+                Layout.fillWidth: true
+                Layout.margins: Kirigami.Units.gridUnit
+                visible: full.now === null
+                iconName: "org.kernelcore.gpud-symbolic"
+                text: i18n("gpud is not running")
+                explanation: i18n("Start it with: systemctl start gpud")
+            }
+
+            Kirigami.InlineMessage {
+                Layout.fillWidth: true
+                Layout.margins: Kirigami.Units.smallSpacing
+                visible: full.plasmoidItem.problem !== null
+                type: Kirigami.MessageType.Error
+                showCloseButton: true
+                // The names of models are no markup.
+                text: full.plasmoidItem.problem === null ? ""
+                    : escaped(i18nc("what went wrong: why, and what to do", "%1: %2", full.plasmoidItem.problem.title, full.plasmoidItem.problem.text))
+                onVisibleChanged: {
+                    if (!visible)
+                        full.plasmoidItem.problem = null;
+                }
+
+                function escaped(text) {
+                    return text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
+                }
+            }
+
+            Kirigami.InlineMessage {
+                Layout.fillWidth: true
+                Layout.margins: Kirigami.Units.smallSpacing
+                visible: full.now !== null && full.now.degraded !== ""
+                type: Kirigami.MessageType.Warning
+                text: full.now === null || full.now.degraded === "" ? "" : full.words.degraded(full.now.degraded)
+            }
+
+            Repeater {
+                model: full.now === null ? [] : full.now.present
+
+                delegate: PresentRow {
+                    plasmoidItem: full.plasmoidItem
+                }
+            }
+
+            PlasmaComponents.ToolButton {
+                Layout.alignment: Qt.AlignRight
+                Layout.rightMargin: Kirigami.Units.smallSpacing
+                visible: full.now !== null && full.now.loadedCount > 1
+                icon.source: Qt.resolvedUrl("../icons/unload-symbolic.svg")
+                text: i18n("Unload all models")
+                onClicked: full.plasmoidItem.grant({"kind": "unload-all"})
+            }
+
+            PlasmaExtras.ListSectionHeader {
+                Layout.fillWidth: true
+                visible: full.offered.length > 0
+                text: i18nc("@title above models that can be loaded", "Load")
+            }
+
+            Repeater {
+                model: full.offered.filter(model => model.first || full.showAll)
+
+                delegate: OfferedRow {
+                    plasmoidItem: full.plasmoidItem
+                }
+            }
+
+            PlasmaComponents.ToolButton {
+                Layout.alignment: Qt.AlignRight
+                Layout.rightMargin: Kirigami.Units.smallSpacing
+                visible: full.hasMore
+                text: full.showAll ? i18nc("@action show favourites only", "Show fewer") : i18nc("@action", "Show all models")
+                onClicked: full.showAll = !full.showAll
+            }
+
+            PlasmaComponents.Label {
+                Layout.fillWidth: true
+                Layout.margins: Kirigami.Units.gridUnit
+                visible: full.now !== null && full.now.configured === 0
+                wrapMode: Text.Wrap
+                textFormat: Text.PlainText
+                text: i18n("No models are configured: see gpud.yaml(5)")
+            }
+        }
+    }
+
+    footer: PlasmaExtras.PlasmoidHeading {
+        visible: full.now !== null
+        position: PlasmaComponents.ToolBar.Footer
+
+        contentItem: RowLayout {
+            PlasmaComponents.Switch {
+                id: giveAway
+
+                Layout.fillWidth: true
+                enabled: full.now !== null && !full.now.kept
+                text: full.now !== null && full.now.kept ? i18n("A program keeps the GPUs empty") : i18n("Give the GPUs away")
+                onToggled: full.plasmoidItem.grant({"kind": checked ? "give-away" : "take-back"})
+
+                PlasmaComponents.ToolTip.text: i18n("Everything is unloaded, and nothing is loaded until you take them back")
+                PlasmaComponents.ToolTip.visible: hovered
+                PlasmaComponents.ToolTip.delay: Kirigami.Units.toolTipDelay
+
+                // What gpud says holds, whatever was clicked: a wish may be refused.
+                Binding {
+                    target: giveAway
+                    property: "checked"
+                    value: full.now !== null && (full.now.yielded || full.now.kept)
+                    restoreMode: Binding.RestoreNone
+                }
+
+                Connections {
+                    target: full.plasmoidItem.daemon
+
+                    function onFailed() {
+                        giveAway.checked = full.now !== null && (full.now.yielded || full.now.kept);
+                    }
+                }
+            }
+        }
+    }
+}

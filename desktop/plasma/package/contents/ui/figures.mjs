@@ -1,0 +1,151 @@
+// What the widget shows, worked out from what gpud says of itself: plain values in, plain values out. It touches neither
+// the bus nor the screen, and has no words.
+
+export const HOST = "host";
+
+const LOADED = ["ready", "busy"];
+const PRESENT = ["ready", "busy", "loading", "queued", "unloading"];
+
+/** At most so many models are offered while nobody has chosen favourites. */
+export const MOST_OFFERED = 8;
+
+/** A value from the bus without its wrapping: Plasma hands numbers and texts over as objects of their own. */
+export function plain(value) {
+    if (value === null || value === undefined || typeof value !== "object")
+        return value;
+    if (Array.isArray(value) || typeof value.length === "number")
+        return Array.from(value, plain);
+    if ("value" in value && typeof value.toString === "function" && Object.keys(value).every(isOfWrapper))
+        return plain(value.value);
+    const found = {};
+    for (const key of Object.keys(value))
+        found[key] = plain(value[key]);
+    return found;
+}
+
+function isOfWrapper(key) {
+    return key === "value" || key === "toString" || key === "objectName";
+}
+
+/**
+ * @param {object} status - as Status() answers, in plain values; any of it may be missing
+ * @param {object} preferences - favourites (names), amber and red (percent)
+ */
+export function figures(status, preferences) {
+    const models = (status.Models ?? []).filter(model => model.Id);
+    const devices = devicesOf(status);
+    const fullest = devices.reduce((most, device) => Math.max(most, device.percent), 0);
+    const loaded = models.filter(isLoaded);
+    const yielded = Object.keys(status.Yielded ?? {}).length > 0;
+    const jobs = new Map((status.Jobs ?? []).filter(job => job.Kind === "load").map(job => [job.Model, job.Id]));
+    return {
+        state: status.State ?? "",
+        degraded: status.Degraded ?? "",
+        active: models.find(model => model.Id === status.ActiveModel) ?? loaded[0] ?? null,
+        changing: models.find(model => model.State === status.State) ?? null,
+        loadedCount: loaded.length,
+        devices,
+        onHost: devices.length > 0 && devices.every(device => device.onHost),
+        used: sum(devices, "used"),
+        total: sum(devices, "total"),
+        foreign: sum(devices, "foreign"),
+        percent: fullest,
+        level: levelOf(fullest, preferences),
+        present: models.filter(isPresent).map(model => rowOf(model, jobs)),
+        offered: offeredOf(models, preferences.favourites ?? []),
+        configured: models.length,
+        yielded,
+        // Given away by a program that inhibits loading: Resume would not end that.
+        kept: !yielded && status.State === "yielded",
+    };
+}
+
+export function isLoaded(model) {
+    return LOADED.includes(model.State);
+}
+
+export function isPresent(model) {
+    return PRESENT.includes(model.State);
+}
+
+export function levelOf(percent, preferences) {
+    if (percent >= preferences.red)
+        return "red";
+    return percent >= preferences.amber ? "amber" : "";
+}
+
+function devicesOf(status) {
+    const known = (status.Gpus ?? []).filter(gpu => gpu.VramTotal > 0);
+    const gpus = known.filter(gpu => gpu.Uuid !== HOST);
+    return (gpus.length ? gpus : known).map(gpu => {
+        const used = Math.min(gpu.VramUsed ?? 0, gpu.VramTotal);
+        return {
+            name: gpu.Name ?? "",
+            onHost: gpu.Uuid === HOST,
+            used,
+            total: gpu.VramTotal,
+            foreign: Math.min(gpu.VramForeign ?? 0, used),
+            // Rounded down: 90 is said when 90 is reached.
+            percent: Math.floor(100 * used / gpu.VramTotal),
+        };
+    });
+}
+
+function sum(devices, key) {
+    return devices.reduce((total, device) => total + device[key], 0);
+}
+
+function rowOf(model, jobs) {
+    return {
+        name: model.Id,
+        label: model.DisplayName || model.Id,
+        state: model.State,
+        size: model.VramBytes || model.NeedBytes || 0,
+        progress: model.Progress ?? 0,
+        waitsFor: model.WaitsFor ?? "",
+        // What a click on it ends: a wait by its job, everything else by unloading.
+        job: model.State === "queued" ? jobs.get(model.Id) ?? 0 : 0,
+        canEnd: model.State !== "unloading" && (model.State !== "queued" || jobs.has(model.Id)),
+    };
+}
+
+/** What may be loaded: favourites in their order first; without any, what was used last. */
+function offeredOf(models, favourites) {
+    const idle = models.filter(model => !isPresent(model));
+    const rank = name => {
+        const place = favourites.indexOf(name);
+        return place < 0 ? favourites.length : place;
+    };
+    const recent = (a, b) => (b.LastUsedUSec ?? 0) - (a.LastUsedUSec ?? 0) || (a.Id < b.Id ? -1 : 1);
+    idle.sort((a, b) => rank(a.Id) - rank(b.Id) || recent(a, b));
+    const chosen = favourites.some(name => models.some(model => model.Id === name));
+    return idle.map((model, place) => ({
+        name: model.Id,
+        label: model.DisplayName || model.Id,
+        favourite: favourites.includes(model.Id),
+        failed: model.State === "failed",
+        error: [model.Error, model.ErrorHint].filter(text => text).join("; "),
+        first: chosen ? favourites.includes(model.Id) : place < MOST_OFFERED,
+    }));
+}
+
+/** How the job of a load has ended, as far as the models tell: "", "failed" with why, or "unknown". */
+export function outcome(status, job, name) {
+    if ((status.Jobs ?? []).some(known => known.Id === job))
+        return null;
+    const model = (status.Models ?? []).find(known => known.Id === name);
+    if (!model || isPresent(model))
+        return {result: "", text: ""};
+    const text = [model.Error, model.ErrorHint].filter(part => part).join("; ");
+    return model.State === "failed" || text ? {result: "failed", text} : {result: "unknown", text: ""};
+}
+
+/** A word of a command line, whatever is in it. */
+export function quoted(word) {
+    return "'" + String(word).replace(/'/g, "'\\''") + "'";
+}
+
+/** The favourites with this one added, or taken out where it was one. */
+export function turned(favourites, name) {
+    return favourites.includes(name) ? favourites.filter(known => known !== name) : [...favourites, name];
+}

@@ -1,0 +1,75 @@
+/* The widget: gpud's figures, as an icon in a panel or in the tray, and as a popup that can do something about them. */
+import QtQuick
+import org.kde.kirigami as Kirigami
+import org.kde.plasma.core as PlasmaCore
+import org.kde.plasma.plasmoid
+
+import "figures.mjs" as Figures
+
+PlasmoidItem {
+    id: root
+
+    readonly property var preferences: ({
+        "favourites": Plasmoid.configuration.favourites,
+        "amber": Plasmoid.configuration.amber,
+        "red": Plasmoid.configuration.red
+    })
+
+    /** What there is to show; null while there is no gpud. */
+    readonly property var now: daemon.status === null ? null : Figures.figures(daemon.status, preferences)
+
+    /** What went wrong last and was not seen to yet: title and text. */
+    property var problem: null
+
+    readonly property alias daemon: daemon
+    readonly property alias words: words
+
+    function levelColor(level, usual) {
+        if (level === "red")
+            return Kirigami.Theme.negativeTextColor;
+        return level === "amber" ? Kirigami.Theme.neutralTextColor : usual;
+    }
+
+    function grant(wish) {
+        problem = null;
+        daemon.grant(wish);
+    }
+
+    // Without a gpud there is nothing to see. In the tray the whole widget is only there while gpud is.
+    Plasmoid.status: now === null ? PlasmaCore.Types.HiddenStatus : PlasmaCore.Types.ActiveStatus
+    Plasmoid.icon: "org.kernelcore.gpud-symbolic"
+
+    switchWidth: Kirigami.Units.gridUnit * 14
+    switchHeight: Kirigami.Units.gridUnit * 14
+
+    toolTipMainText: now === null ? i18n("gpud is not running") : words.headline(now)
+    toolTipSubText: now === null ? "" : words.tooltip(now)
+    toolTipTextFormat: Text.PlainText
+
+    compactRepresentation: Compact {
+        plasmoidItem: root
+    }
+    fullRepresentation: Full {
+        plasmoidItem: root
+    }
+
+    onExpandedChanged: isExpanded => {
+        if (isExpanded)
+            daemon.refresh();
+    }
+
+    Words {
+        id: words
+    }
+
+    Daemon {
+        id: daemon
+
+        wanted: Plasmoid.configuration.bus
+        onFailed: (wish, text) => root.problem = {"title": words.failure(wish), "text": text}
+        onStatusChanged: {
+            if (status === null)
+                root.problem = null;
+        }
+    }
+}
