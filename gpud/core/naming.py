@@ -41,6 +41,7 @@ def name_all(
     one. ``taken`` are names and aliases that the configuration or somebody by command has given to others.
     """
     by_path = {place.path: entry for entry in known for place in reversed(entry.found.places)}
+    by_name = {entry.name: entry for entry in known}
     by_digest = {entry.found.digest: entry for entry in known if entry.found.digest}
     by_likeness = {_likeness(entry.found): entry for entry in known}
     pasts_by: tuple[Callable[[Found], Entry | None], ...] = (
@@ -58,7 +59,7 @@ def name_all(
         if mine is not None:
             names[index] = mine
             used.add(mine)
-            entry = pasts_by[0](one)
+            entry = by_name.get(mine) or pasts_by[0](one)
             if entry is not None and entry.id not in claimed:
                 claimed.add(entry.id)
                 pasts[index] = entry

@@ -61,7 +61,8 @@ class Library:
         self._shelf = Shelf()
         self._made_of: dict[str, Model] = {}
         """Those that were found, and those that are configured and of which somebody said something by command."""
-        self._stamps: dict[str, int] = {}
+        self._known: dict[str, tuple[int, int]] = {}
+        """Of each that is there its number in the registry, and what its files were like."""
         self._put: Callable[[Mapping[str, Model], frozenset[str]], Awaitable[None]]
         self._tell: Callable[[tuple[Outcome, ...]], None]
         self._size: Callable[[Model], Awaitable[int | None]]
@@ -90,6 +91,15 @@ class Library:
         """All that can be asked for now."""
         return {**self._shelf.configured, **self._made_of}
 
+    def number_of(self, name: str) -> int:
+        """The number that the registry has for a model, for ever; 0: it has none yet."""
+        return self._known.get(name, (0, 0))[0]
+
+    def numbered(self, number: int) -> str | None:
+        """The model with this number, where it is there."""
+        names = (name for name, (id_, _) in self._known.items() if id_ == number)
+        return next((name for name in names if name in self.models), None)
+
     @property
     def looks_again(self) -> bool:
         """Whether something cannot be watched, and is looked at from time to time."""
@@ -103,10 +113,7 @@ class Library:
         """From now on by this configuration, those that were found before, too. Whoever calls it takes the models."""
         async with self._one_at_a_time:
             self._shelf = shelf
-            if shelf.roots.all():
-                self._made_of, self._stamps = await asyncio.to_thread(self._remembered, shelf)
-            else:
-                self._made_of, self._stamps = {}, {}
+            self._made_of, self._known = await asyncio.to_thread(self._remembered, shelf)
         if self._begun:
             self.begin()
 
@@ -145,7 +152,7 @@ class Library:
         # What was configured since the last look is not in the registry yet.
         missing = here.keys() - {entry.name for entry in listed}
         listed += [
-            _unseen(here[name], name in self._shelf.configured)
+            _unseen(here[name], configured=name in self._shelf.configured)
             for name in sorted(missing)
             if names is None or name in names
         ]
@@ -296,13 +303,15 @@ class Library:
         at_us = time.time_ns() // 1000
         finding, entries = await asyncio.to_thread(self._find, shelf, at_us)
         made, refused = await asyncio.to_thread(self._made, shelf, entries)
-        stamps = _stamps(entries)
-        before, old = self.models, self._stamps
-        self._made_of, self._stamps = made, stamps
+        known = _known(entries)
+        before, old = self.models, self._known
+        self._made_of, self._known = made, known
         after = self.models
         new = tuple(sorted(after.keys() - before.keys()))
         gone = tuple(sorted(before.keys() - after.keys()))
-        replaced = {name for name in after.keys() & before.keys() if stamps.get(name) != old.get(name) and name in old}
+        replaced = {
+            name for name in after.keys() & before.keys() if name in known and name in old and known[name] != old[name]
+        }
         changed = tuple(
             sorted(replaced | {name for name in after.keys() & before.keys() if after[name] != before[name]})
         )
@@ -339,7 +348,7 @@ class Library:
         seen = {entry.name for entry in entries}
         for name, model in shelf.configured.items():
             if name not in seen:
-                unseen = _unseen(model, True)
+                unseen = _unseen(model, configured=True)
                 entries.append(
                     replace(past[name], found=unseen.found, present=True, configured=True) if name in past else unseen
                 )
@@ -368,11 +377,26 @@ class Library:
                 refused.append(Trouble(entry.found.path, model))
         return made, refused
 
-    def _remembered(self, shelf: Shelf) -> tuple[dict[str, Model], dict[str, int]]:
-        """For a thread: what was there at the last look, as the configuration wants it now."""
+    def _remembered(self, shelf: Shelf) -> tuple[dict[str, Model], dict[str, tuple[int, int]]]:
+        """For a thread: what was there at the last look, as the configuration wants it now; what is configured since
+        has its number from now on.
+        """
         entries = self._registry.entries()
-        made, _ = self._made(shelf, entries)
-        return made, _stamps(entries)
+        by_name = {entry.name: entry for entry in entries}
+        by_path = {place.path: entry for entry in entries for place in entry.found.places}
+        new: dict[int, Entry] = {}
+        for name, model in shelf.configured.items():
+            # Whoever writes a model down that was found already means that one.
+            past = by_name.get(name) or by_path.get(model.settings.file)
+            if past is None or past.name in shelf.configured.keys() - {name} or past.id in new:
+                past = _unseen(model, configured=True)
+            if past.name != name or not past.present or not past.id:
+                new[past.id or -len(new) - 1] = replace(past, name=name, present=True, configured=True)
+        if new:
+            here = [entry for entry in entries if entry.present and entry.id not in new]
+            entries = self._registry.take([*here, *new.values()], time.time_ns() // 1000)
+        made, _ = self._made(shelf, entries if shelf.roots.all() else _only(entries, shelf.configured))
+        return made, _known(entries)
 
     async def _take_anew(self) -> None:
         """After something was said about a model: as it is kept now, without a look at the disk."""
@@ -436,8 +460,12 @@ class Library:
             await asyncio.sleep(time.monotonic() - began_s)
 
 
-def _stamps(entries: Collection[Entry]) -> dict[str, int]:
-    return {entry.name: hash(entry.found.stamp) for entry in entries if entry.present}
+def _known(entries: Collection[Entry]) -> dict[str, tuple[int, int]]:
+    return {entry.name: (entry.id, hash(entry.found.stamp)) for entry in entries if entry.present}
+
+
+def _only(entries: Collection[Entry], names: Collection[str]) -> tuple[Entry, ...]:
+    return tuple(entry for entry in entries if entry.name in names)
 
 
 def _by_path(known: Collection[Entry]) -> dict[str, Found]:
@@ -477,7 +505,7 @@ def _annotated(model: Model, entry: Entry, others: tuple[str, ...]) -> Model:
     )
 
 
-def _unseen(model: Model, configured: bool) -> Entry:
+def _unseen(model: Model, *, configured: bool) -> Entry:
     """A model that nobody has looked at: its engine's own business, a file that is not there, or is another's too."""
     place = Place(f"{model.engine}:{model.name}", Source.CONFIGURATION, model.name)
     found = Found((place,), Format.OTHER, stamp="", size_bytes=0, ollama_name=model.settings.ollama_name)

@@ -10,14 +10,17 @@ from typing import Literal
 
 import msgspec
 
+from gpud.core.catalogue import Entry, Purpose, Scanned
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Model, ModelStatus, State
 from gpud.core.modelfile import ModelFile
 from gpud.http.exchange import Exchange
-from gpud.http.feed_events import state_word
+from gpud.http.feed_events import state_word, timestamp
 from gpud.http.own import (
     KNOWN_BACKENDS,
+    Name,
     Parts,
+    asked,
     backend_name,
     choice,
     engines_of,
@@ -32,7 +35,7 @@ from gpud.http.shapes import Api, HttpError
 
 FORMATS = ("gguf", "safetensors", "ollama", "other")
 
-CHANGES = frozenset(("scan", "load", "unload"))
+CHANGES = {"scan": "POST", "load": "POST", "unload": "POST"}
 """Below /models these are no models' names."""
 
 LISTED = 100
@@ -40,15 +43,18 @@ LISTED_MOST = 1000
 
 
 class ModelInfo(msgspec.Struct):
-    """One configured model. ``id`` is its place in the configuration, counted from 1; where an id is asked for, the
-    name serves as well. Null is what is not known.
+    """One model, configured or found. ``id`` is its number in the registry, which no other model ever has; where an id
+    is asked for, the name serves as well. ``path`` is where it lies, ``paths`` are all places where it was found.
+    ``last_scanned`` is when it was last looked at. Null is what is not known.
     """
 
     id: int
     name: str
     aliases: list[str]
     path: str | None
+    paths: list[str]
     format: str
+    purpose: str
     size_gb: float | None
     vram_estimate_gb: float | None
     architecture: str | None
@@ -62,9 +68,22 @@ class ModelInfo(msgspec.Struct):
     priority: str
     tags: list[str]
     notes: str | None
+    configured: bool
+    size_bytes: int | None
+    estimate_bytes: int | None
+    load_seconds: float | None
     state: str
     loaded: bool
     error: str | None
+
+
+class Said(msgspec.Struct, forbid_unknown_fields=True):
+    """What somebody says of a model. What is absent stays as it is; ``priority`` empty takes it back."""
+
+    aliases: list[Name] | None = None
+    priority: Name | None = None
+    tags: list[Name] | None = None
+    notes: str | None = None
 
 
 class BackendInfo(msgspec.Struct):
@@ -82,15 +101,29 @@ class BackendInfo(msgspec.Struct):
     vram_usage_mb: int | None
 
 
-class Scanned(msgspec.Struct):
+class Problem(msgspec.Struct):
+    path: str
+    problem: str
+
+
+class ScanAnswer(msgspec.Struct):
+    """``files`` were looked at, ``read`` of them opened; ``new``, ``gone`` and ``changed`` are names."""
+
     status: str
     message: str
     models: int
+    new: list[str]
+    gone: list[str]
+    changed: list[str]
+    problems: list[Problem]
+    files: int
+    read: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What a model's file says; ``problem`` is why it says nothing."""
+class Read:
+    """What a model's file says that nobody has looked at yet; ``problem`` is why it says nothing."""
 
     file: ModelFile | None = None
     quantization: str = ""
@@ -112,7 +145,7 @@ class Models:
                 "/models",
                 self._list,
                 api,
-                summary="Every configured model; ?format= ?backend= ?limit=",
+                summary="Every model; ?format= ?backend= ?tag= ?limit=",
                 answer=list[ModelInfo],
                 tag=tag,
             ),
@@ -123,8 +156,19 @@ class Models:
                 self._scan,
                 api,
                 changes=True,
-                summary="Look at the models' files anew",
-                answer=Scanned,
+                summary="Look for models anew; answers when that is done",
+                answer=ScanAnswer,
+                tag=tag,
+            ),
+            Route(
+                "PATCH",
+                "/models/{id...}",
+                self._annotate,
+                api,
+                changes=True,
+                summary="Say something about a model: aliases, priority, tags, notes",
+                body=Said,
+                answer=ModelInfo,
                 tag=tag,
             ),
             Route("GET", "/backends", self._backends, api, summary="The engines", answer=list[BackendInfo], tag=tag),
@@ -134,78 +178,104 @@ class Models:
         wanted = choice(exchange, "format", FORMATS)
         engines = engines_of(self._parts, exchange.request.parameter("backend"))
         limit = number(exchange, "limit", LISTED, 1, LISTED_MOST)
+        tag = exchange.request.parameter("tag")
         found = [
             (id_, one)
             for id_, one in seen(exchange)
             if (not wanted or format_of(one.model) == wanted) and (not engines or serves(one.model, engines))
         ]
-        await exchange.answer(await self.infos(found[:limit]))
+        # By a tag only the registry can tell.
+        infos = await self.infos(found if tag else found[:limit])
+        await exchange.answer([info for info in infos if not tag or tag in info.tags][:limit])
 
     async def _one(self, exchange: Exchange) -> None:
         said = exchange.parameters["id"]
         if said in CHANGES:
-            message = f"GET is not for /models/{said}; it answers POST"
-            raise HttpError(405, "method_not_allowed", message, headers={"Allow": "POST"})
+            message = f"GET is not for /models/{said}; it answers {CHANGES[said]}"
+            raise HttpError(405, "method_not_allowed", message, headers={"Allow": CHANGES[said]})
+        await exchange.answer(await self._info_of(exchange, model_of(exchange, self._parts, said)))
+
+    async def _info_of(self, exchange: Exchange, name: str) -> ModelInfo:
+        (info,) = await self.infos([(id_, one) for id_, one in seen(exchange) if one.model.name == name])
+        return info
+
+    async def _annotate(self, exchange: Exchange) -> None:
+        said = exchange.parameters["id"]
+        body = await asked(exchange, Said)
         name = model_of(exchange, self._parts, said)
-        found = [(id_, one) for id_, one in seen(exchange) if one.model.name == name]
-        (info,) = await self.infos(found)
-        await exchange.answer(info)
+        await self._parts.engine.library.annotate(
+            name,
+            aliases=None if body.aliases is None else tuple(body.aliases),
+            priority=body.priority,
+            tags=None if body.tags is None else tuple(body.tags),
+            notes=body.notes,
+        )
+        await exchange.answer(await self._info_of(exchange, name))
 
     async def infos(self, found: Sequence[tuple[int, ModelStatus]]) -> list[ModelInfo]:
-        said = await asyncio.to_thread(self._read, [one.model for _, one in found])
-        return [self._info(id_, one, words) for (id_, one), words in zip(found, said, strict=True)]
+        engine = self._parts.engine
+        await engine.keep_uses()
+        wanted = [one.model.name for _, one in found]
+        known = {entry.name: entry for entry in await engine.library.entries(wanted)}
+        unread = [one.model for _, one in found if not known[one.model.name].found.stamp]
+        read = await asyncio.to_thread(self._read, unread) if unread else {}
+        nothing = Read()
+        return [self._info(id_, one, known[one.model.name], read.get(one.model.name, nothing)) for id_, one in found]
 
-    def _read(self, models: Sequence[Model]) -> list[Said]:
-        """For a thread. A file that cannot be read says why."""
-        found = []
+    def _read(self, models: Sequence[Model]) -> dict[str, Read]:
+        """For a thread: what files say that were configured since the last look for models."""
+        found = {}
         for model in models:
             if not model.settings.file or format_of(model) != "gguf":
-                found.append(Said())
                 continue
             try:
                 file = self._parts.files.read(model.settings.file)
-                found.append(Said(file, self._parts.quantization(file)))
+                found[model.name] = Read(file, self._parts.quantization(file))
             except BackendFailed as problem:
-                found.append(Said(problem=problem.text))
+                found[model.name] = Read(problem=problem.text)
         return found
 
-    def _info(self, id_: int, status: ModelStatus, said: Said) -> ModelInfo:
-        parts, model, file = self._parts, status.model, said.file
-        snapshot = parts.engine.snapshot()
+    def _info(self, id_: int, status: ModelStatus, entry: Entry, read: Read) -> ModelInfo:
+        model, file, found = status.model, read.file, entry.found
         engines = [model.engine, *(other.engine for other in model.alternatives)]
+        size_bytes = file.size_bytes if file is not None else found.size_bytes or None
+        looked_at = timestamp(entry.last_scanned_us / 1e6) if found.stamp else None
+        if file is not None:
+            looked_at = self._parts.now()
+        estimate_bytes = status.need_bytes or model.size_bytes or entry.estimate_bytes
         return ModelInfo(
             id=id_,
             name=model.name,
             aliases=list(model.aliases),
-            path=model.settings.file or None,
+            path=shown(model.settings.file) or None,
+            paths=[shown(place.path) for place in found.places] if found.stamp else [],
             format=format_of(model),
-            size_gb=None if file is None else gb(file.size_bytes),
-            vram_estimate_gb=gb(status.need_bytes or model.size_bytes),
-            architecture=None if file is None else file.architecture,
-            quantization=said.quantization or None,
-            parameter_count=None if file is None else parameters_of(file),
-            context_length=model.settings.context or _trained_context(file),
+            purpose=_purpose(model, found.purpose),
+            size_gb=gb(size_bytes),
+            vram_estimate_gb=gb(estimate_bytes),
+            architecture=found.architecture or (None if file is None else file.architecture),
+            quantization=found.quantization or read.quantization or None,
+            parameter_count=found.parameters or (None if file is None else parameters_of(file)),
+            context_length=model.settings.context or found.trained_context or _trained_context(file),
             compatible_backends=list(dict.fromkeys(backend_name(engine) for engine in engines)),
-            last_scanned=parts.now() if file is not None else None,
-            last_used=parts.time_of_day(snapshot, status.last_used_s),
-            usage_count=parts.metrics.requests_of(model.name),
+            last_scanned=looked_at,
+            last_used=None if entry.last_used_us is None else timestamp(entry.last_used_us / 1e6),
+            usage_count=entry.usage_count,
             priority=model.priority.name.lower(),
-            tags=_tags(model, file),
-            notes=said.problem or None,
+            tags=list(dict.fromkeys((*entry.tags, *_tags(model, entry, file)))),
+            notes=entry.notes or found.problem or read.problem or None,
+            configured=entry.configured,
+            size_bytes=size_bytes,
+            estimate_bytes=estimate_bytes,
+            load_seconds=status.load_seconds or entry.load_s,
             state=state_word(status.state),
             loaded=status.state in (State.READY, State.DRAINING),
             error=status.error or None,
         )
 
     async def _scan(self, exchange: Exchange) -> None:
-        models = [one.model for _, one in seen(exchange)]
-        said = await asyncio.to_thread(self._read, models)
-        bad = [f"{model.name}: {words.problem}" for model, words in zip(models, said, strict=True) if words.problem]
-        text = f"The models are those of the configuration: {len(models)}. Their files were looked at"
-        text += f"; {len(bad)} cannot be read: {'; '.join(bad[:5])}" if bad else ", and each can be read"
-        await exchange.answer(
-            Scanned("scan_complete", text + ". A model is added under models: in gpud.yaml", len(models))
-        )
+        scanned = await self._parts.engine.library.scan()
+        await exchange.answer(scan_answer(scanned))
 
     # Backends
 
@@ -255,6 +325,30 @@ def loaded_first(models: Sequence[ModelStatus]) -> list[ModelStatus]:
     return sorted(ready, key=lambda one: (-(one.last_used_s or 0.0), -one.in_flight, one.model.name))
 
 
+def scan_answer(scanned: Scanned) -> ScanAnswer:
+    """What one look at everything has come to, as it is told."""
+    text = f"{scanned.models} models; {scanned.files} files looked at, {scanned.read} read, in {scanned.seconds:.2f} s"
+    parts = (("new", scanned.new), ("gone", scanned.gone), ("changed", scanned.changed), ("problems", scanned.troubles))
+    text += "".join(f"; {what}: {len(found)}" for what, found in parts if found)
+    return ScanAnswer(
+        status="scan_complete",
+        message=text,
+        models=scanned.models,
+        new=list(scanned.new),
+        gone=list(scanned.gone),
+        changed=list(scanned.changed),
+        problems=[Problem(shown(trouble.path), trouble.text) for trouble in scanned.troubles],
+        files=scanned.files,
+        read=scanned.read,
+        seconds=round(scanned.seconds, 3),
+    )
+
+
+def shown(path: str) -> str:
+    """A path as JSON can carry it: bytes that are no text are written as such."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 # What a model is -----------------------------------------------------------------------------------------------------
 
 
@@ -292,14 +386,21 @@ def _trained_context(file: ModelFile | None) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _tags(model: Model, file: ModelFile | None) -> list[str]:
+def _purpose(model: Model, found: Purpose) -> str:
+    """As it is loaded: the configuration may have an embedding made of any model."""
+    if model.settings.embeddings:
+        return Purpose.EMBEDDING.value
+    return Purpose.RERANKING.value if model.settings.reranking else found.value
+
+
+def _tags(model: Model, entry: Entry, file: ModelFile | None) -> list[str]:
     """What it is good for, as far as the configuration and its file say."""
     settings = model.settings
-    tags = ["embedding" if settings.embeddings else "reranking" if settings.reranking else "completion"]
+    tags = [_purpose(model, entry.found.purpose)]
     if settings.mmproj:
         tags.append("vision")
     template = file.values.get("tokenizer.chat_template") if file is not None else None
-    if isinstance(template, str) and "tools" in template:
+    if entry.found.tools or (isinstance(template, str) and "tools" in template):
         tags.append("tools")
     if model.pinned:
         tags.append("pinned")

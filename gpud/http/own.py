@@ -201,10 +201,10 @@ def engines_of(parts: Parts, backend: str) -> tuple[str, ...]:
 
 
 def seen(exchange: Exchange) -> list[tuple[int, ModelStatus]]:
-    """The models that the caller may know of, each with its number: its place in the configuration, from 1."""
-    allowed = exchange.allowed_models
-    models = enumerate(exchange.engine.snapshot().models, 1)
-    return [(id_, one) for id_, one in models if allowed is None or one.model.name in allowed]
+    """The models that the caller may know of, each with its number in the registry."""
+    allowed, number_of = exchange.allowed_models, exchange.engine.library.number_of
+    models = exchange.engine.snapshot().models
+    return [(number_of(one.model.name), one) for one in models if allowed is None or one.model.name in allowed]
 
 
 def model_of(exchange: Exchange, parts: Parts, said: str | int | None, path: str = "") -> str:
@@ -231,11 +231,12 @@ def _meant(exchange: Exchange, parts: Parts, said: str | int | None, path: str) 
     except NoSuchModel:
         if not re.fullmatch(r"[0-9]{1,9}", text):
             raise
-        models = parts.engine.snapshot().models
-        if not 1 <= int(text) <= len(models):
-            hint = f"there are {len(models)}, numbered from 1; GET /models lists them"
-            raise NoSuchModel(f"there is no model {text}", hint=hint) from None
-        return models[int(text) - 1].model.name
+        name = parts.engine.library.numbered(int(text))
+        if name is None:
+            raise NoSuchModel(
+                f"there is no model with the id {text}", hint="GET /models lists them with theirs"
+            ) from None
+        return name
 
 
 def _of_path(parts: Parts, path: str) -> str:

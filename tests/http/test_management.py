@@ -201,7 +201,7 @@ def test_a_model_whose_file_cannot_be_read_says_so(run: Run, tmp_path: Path) -> 
             assert told["notes"] == "cannot read /nowhere/lost.gguf" and told["size_gb"] is None
             scan = (await found.ask("POST /models/scan")).value
             assert scan["status"] == "scan_complete" and scan["models"] == 1
-            assert "1 cannot be read: lost: cannot read /nowhere/lost.gguf" in scan["message"]
+            assert (scan["new"], scan["gone"], scan["changed"], scan["problems"]) == ([], [], [], [])
             assert (await found.ask("GET /models/scan")).status == 405
 
     run(work())
@@ -246,14 +246,14 @@ def test_a_model_is_found_by_number_name_and_alias(run: Run, tmp_path: Path, sai
 
 @pytest.mark.parametrize("said", ["3", "0", "alpha-8b", "nothing", "a%2Fb"])
 def test_an_unknown_model_is_404(run: Run, tmp_path: Path, said: str) -> None:
-    """Names mind the case; the answer says which was meant, or which there are."""
+    """Names mind the case; the answer says which was meant, or where they are listed."""
 
     async def work() -> None:
         async with house(tmp_path, A, B) as (found, _):
             status, kind, message = (await found.ask(f"GET /models/{said}")).error
             assert (status, kind) == (404, "model_not_found")
             assert said != "alpha-8b" or 'did you mean "Alpha-8B"' in message
-            assert said != "3" or "there are 2" in message
+            assert said != "3" or "no model with the id 3" in message
 
     run(work())
 
@@ -449,7 +449,7 @@ def test_load_takes_a_number_a_name_or_a_path(run: Run, tmp_path: Path, body: di
     ("body", "status", "kind", "word"),
     [
         ({}, 400, "invalid_request", "no model is named"),
-        ({"model_id": 7}, 404, "model_not_found", "there are 1"),
+        ({"model_id": 7}, 404, "model_not_found", "no model with the id 7"),
         ({"model": "alpha"}, 404, "model_not_found", "alpha"),
         ({"model_path": "/other.gguf"}, 404, "model_not_found", "/other.gguf"),
         ({"model_id": 1, "backend": "docker"}, 400, "invalid_request", "docker"),
@@ -799,5 +799,30 @@ def test_every_change_is_no_get(tmp_path: Path, run: Run) -> None:
             assert paths >= {"/load", "/unload", "/switch", "/schedule", "/models/scan", "/yield", "/resume"}
             for path in paths:
                 assert (await found.ask(f"GET {path}")).status == 405, path
+
+    run(work())
+
+
+def test_what_somebody_says_of_a_model_is_kept(run: Run, tmp_path: Path) -> None:
+    """Each key by itself; the list can be asked for by a tag, and ids lead to the same model for ever."""
+
+    async def work() -> None:
+        async with house(tmp_path, A, B) as (found, bench):
+            told = (
+                await found.ask("PATCH /models/1", {"tags": ["mine"], "priority": "high", "aliases": ["first"]})
+            ).value
+            assert (told["id"], told["name"]) == (1, A.name)
+            assert told["tags"][0] == "mine" and told["priority"] == "high" and "first" in told["aliases"]
+            told = (await found.ask("PATCH /models/first", {"notes": "good", "priority": ""})).value
+            assert told["notes"] == "good" and told["priority"] == "normal" and told["tags"][0] == "mine"
+            assert [one["name"] for one in (await found.ask("GET /models?tag=mine")).value] == [A.name]
+            assert bench.engine.resolve("first") == A.name
+            for body, word in (
+                ({"priority": "urgent"}, "no priority"),
+                ({"aliases": ["scan"]}, "cannot be an alias"),
+                ({"colour": "red"}, "colour"),
+            ):
+                status, kind, message = (await found.ask("PATCH /models/1", body)).error
+                assert (status, kind) == (400, "invalid_request") and word in message
 
     run(work())

@@ -35,7 +35,7 @@ def test_the_tables_have_every_route(run: Run, tmp_path: Path) -> None:
     async def work() -> None:
         async with chatting_house(tmp_path, Engine(), QWEN) as (found, _):
             for door, title in (("management", "The management door"), ("front", "The admin routes of the front door")):
-                told = re.findall(r"^\| `((?:GET|POST|DELETE) /[^`]*)` \|", section(title), re.M)
+                told = re.findall(r"^\| `((?:GET|POST|PATCH|DELETE) /[^`]*)` \|", section(title), re.M)
                 assert sorted(told) == routes_of(found, door)
 
     run(work())
