@@ -269,14 +269,22 @@ class Engine:
 
         Entering it raises the GpudError that kept it from being loaded; a name that means nothing is raised at once.
         """
-        return _Use(self, self.resolve(model), caller, options)
+        return _Use(self, model if model in self._work.models else self.resolve(model), caller, options)
+
+    def use_now(self, name: str) -> Running | None:
+        """The engine, with this use of it counted; None where it is not ready, and :meth:`begin_use` has to wait."""
+        running = self._work.running.get(name)
+        if running is None or self._scheduler.state_of(name) is not State.READY:
+            return None
+        self._post(events.UseBegan(name))
+        return running
 
     async def begin_use(self, name: str, caller: Caller, options: LoadOptions | None) -> Running:
         """The engine, with this use of it counted."""
         while True:
-            if self._scheduler.state_of(name) is State.READY and name in self._work.running:
-                self._post(events.UseBegan(name))
-                return self._work.running[name]
+            running = self.use_now(name)
+            if running is not None:
+                return running
             job = self.load(name, caller, replace(options or LoadOptions(), use=True))
             try:
                 ended = await self.wait(job)
@@ -643,7 +651,8 @@ class _Use(AbstractAsyncContextManager[Endpoint]):
         self._options = options
 
     async def __aenter__(self) -> Endpoint:
-        self._running = await self._engine.begin_use(self._name, self._caller, self._options)
+        engine, name = self._engine, self._name
+        self._running = engine.use_now(name) or await engine.begin_use(name, self._caller, self._options)
         return self._running.runner.endpoint
 
     async def __aexit__(

@@ -50,8 +50,10 @@ class Histogram:
     values: dict[Labels, Tally] = field(default_factory=dict)
 
     def observe(self, labels: Labels, value: float) -> None:
-        self.known(labels)
-        tally = self.values[labels]
+        tally = self.values.get(labels)
+        if tally is None:
+            self.known(labels)
+            tally = self.values[labels]
         tally.counts[bisect_left(self.bounds, value)] += 1
         tally.sum += value
 

@@ -191,7 +191,7 @@ class Feed:
 
     def observe(self, seen: RequestSeen) -> None:
         """One request is over. Told to those alone who asked for it, and not kept."""
-        if not self.wants(Type.REQUEST):
+        if not self._subscriptions or not self.wants(Type.REQUEST):
             return
         body = known(
             {

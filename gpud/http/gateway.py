@@ -216,7 +216,7 @@ class Gateway:
         repeatable: bool = True,
     ) -> None:
         request = exchange.request
-        streams = streams and asked.stream and self.settings.heartbeat_s > 0
+        streams = streams and asked.stream and self._settings.heartbeat_s > 0
         tells = streams and (
             request.headers.get(PROGRESS_HEADER).lower() in _YES or request.parameter("progress").lower() in _YES
         )
@@ -224,7 +224,7 @@ class Gateway:
         await Passage(self._engine, self._pool, exchange, call, self._relaying).run()
 
     def _resolve(self, exchange: Exchange, name: str) -> str:
-        model = resolved(self._engine, name, self.settings.default_model, lambda: exchange.allowed_models)
+        model = resolved(self._engine, name, self._settings.default_model, lambda: exchange.allowed_models)
         exchange.check_model(model)
         exchange.model = model
         return model
@@ -248,7 +248,7 @@ class Gateway:
         await exchange.answer({"object": "list", "data": data, "models": [_for_llama(status) for status in found]})
 
     async def _model(self, exchange: Exchange) -> None:
-        default = self.settings.default_model
+        default = self._settings.default_model
         name = resolved(self._engine, exchange.parameters["id"], default, lambda: exchange.allowed_models)
         status = next((one for one in self._allowed(exchange) if one.model.name == name), None)
         if status is None:
@@ -295,7 +295,7 @@ class Gateway:
 
     def take_bytes(self, size: int) -> None:
         """So much of a body is held in memory. Raises HttpError(503) when that is too much in all."""
-        limit = BODIES_AT_ONCE * self.settings.body_bytes
+        limit = BODIES_AT_ONCE * self._settings.body_bytes
         if self._held_bytes + size > limit:
             raise HttpError(
                 503,

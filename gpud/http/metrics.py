@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from gpud.core.events import (
     ClaimGranted,
     ClaimOver,
@@ -24,7 +26,7 @@ from gpud.core.events import (
 )
 from gpud.core.facts import JobKind, JobResult, Snapshot, State
 from gpud.engine import Engine
-from gpud.http.counting import Counter, Histogram
+from gpud.http.counting import Counter, Histogram, Labels
 from gpud.http.gauges import Gauge, gauges
 
 if TYPE_CHECKING:
@@ -45,8 +47,7 @@ LOAD_RESULTS = ("loaded", "failed", "canceled")
 EVICTION_REASONS = ("needed", "gave-way")
 
 
-@dataclass(frozen=True, slots=True)
-class RequestSeen:
+class RequestSeen(msgspec.Struct, frozen=True):
     """One request that has been answered, or given up.
 
     ``route`` is the pattern of the route, never the path that was asked for. ``model`` is the configured name; empty
@@ -73,6 +74,7 @@ class Metrics:
         self._models: frozenset[str] = frozenset()
         self._routes: set[str] = set()
         self._canceled: set[str] = set()
+        self._places: dict[tuple[str, str, str, int], tuple[Labels, Labels]] = {}
         self._loads = Counter(
             "gpud_loads", "Starts of engines that came to an end, by how they ended.", ("model", "result")
         )
@@ -208,17 +210,30 @@ class Metrics:
 
     def observe(self, seen: RequestSeen) -> None:
         """One request is over. Called for each: it adds numbers and nothing else."""
-        model = seen.model if self._is_configured(seen.model) else ""
-        route, door = self._bounded(seen.route), self._bounded(seen.door)
-        status = str(seen.status) if 100 <= seen.status <= 599 else OTHER
-        self._requests.add((door, route, model, status))
-        self._duration.observe((route, model), seen.duration_s)
+        key = seen.door, seen.route, seen.model, seen.status
+        places = self._places.get(key)
+        if places is None:
+            places = self._places_of(seen)
+            if places[0] == (*key[:3], str(seen.status)):
+                # Bounded as the labels are: what is counted as something else is looked at each time.
+                self._places[key] = places
+        labels, place = places
+        model = labels[2]
+        self._requests.add(labels)
+        self._duration.observe(place, seen.duration_s)
         if seen.first_byte_s is not None:
-            self._first_byte.observe((route, model), seen.first_byte_s)
+            self._first_byte.observe(place, seen.first_byte_s)
         if model and seen.prompt_tokens is not None:
             self._prompt.add((model,), max(0, seen.prompt_tokens))
         if model and seen.generated_tokens is not None:
             self._generated.add((model,), max(0, seen.generated_tokens))
+
+    def _places_of(self, seen: RequestSeen) -> tuple[Labels, Labels]:
+        """The labels under which a request is counted, and under which it is timed."""
+        model = seen.model if self._is_configured(seen.model) else ""
+        route, door = self._bounded(seen.route), self._bounded(seen.door)
+        status = str(seen.status) if 100 <= seen.status <= 599 else OTHER
+        return (door, route, model, status), (route, model)
 
     def _is_configured(self, model: str) -> bool:
         """Only configured models become labels. One that is not known may have come with a reload: it is looked up."""
@@ -264,6 +279,7 @@ class Metrics:
         snapshot = self._engine.snapshot()
         models = self._models = frozenset(status.model.name for status in snapshot.models)
         self._canceled &= models
+        self._places.clear()
         for name in models:
             self._know(name)
         for counted in (*self._counters, *self._histograms):

@@ -4,7 +4,6 @@ taken apart further than that, and never changed but for the one value that an e
 
 import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -25,8 +24,7 @@ _BOUNDARY = re.compile(r';\s*boundary=(?:"([^"]{1,200})"|([^\s;"]{1,200}))', re.
 _FIELD_NAME = re.compile(rb';\s*name="([^"]*)"', re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """What a body says. ``model`` is empty where it names none."""
 
     model: str = ""

@@ -379,7 +379,8 @@ class ServerConnection(Connection):
             return
         self._body = []
         self.at = HEAD
-        self.go_on_reading()
+        if self.is_held:
+            self.go_on_reading()
         if self._pending or self.half_closed:
             self._head_came(b"")
         else:
