@@ -537,7 +537,7 @@ def test_a_body_of_a_hundred_megabytes_passes_and_one_byte_too_many_does_not(pla
 
 
 def test_streams_of_all_speeds_leave_memory_flat(place: Place, doors: Doors) -> None:
-    """32 clients take 50 MB each, the slowest in about eight seconds: what it does not take yet stays with the
+    """32 clients take 50 MB each, the slowest in about four seconds: what it does not take yet stays with the
     engine."""
     place.configure({"tiny": talker(place), "spare": engine()})
     daemon = place.start()
@@ -557,27 +557,29 @@ def test_streams_of_all_speeds_leave_memory_flat(place: Place, doors: Doors) -> 
 
     with Together(120) as together:
         for number in range(32):
-            together.start(take, number / 4)
+            together.start(take, number / 8)
     assert counts == [50 * MB] * 32
     assert _peak_kib(daemon) - before_kib < 48 << 10
     daemon.aftermath()
 
 
 def test_models_that_do_not_fit_together_take_turns_and_lose_nobody(place: Place, gpus: FakeGpus) -> None:
-    """Three models of 2.5 GiB on 6 GiB, six clients for ten seconds: every request is answered with 200, by the model
-    that was asked, and nobody ever held more than there is."""
+    """Three models of 2.5 GiB on 6 GiB, six clients until eight engines have been started: every request is answered
+    with 200, by the model that was asked, and nobody ever held more than there is."""
     doors = open_doors(place)
     names = ("a", "b", "c")
     models = {name: sized(place, gpus, name, 2.5) for name in names}
     place.configure(models, queue={"turn": 0.3}, **RESERVE)
     gpus.late(50)
     daemon = place.start()
-    ends = time.monotonic() + 10
     answers: list[tuple[str, int]] = []
+
+    def engines() -> int:
+        return sum(len({note["pid"] for note in noted(place, f"{name}.notes")}) for name in names)
 
     def ask(seed: int) -> None:
         choices = random.Random(seed)
-        while time.monotonic() < ends:
+        while engines() < 8:
             name = choices.choice(names)
             if choices.random() < 0.5:
                 told = doors.front.chat(name)
@@ -593,10 +595,8 @@ def test_models_that_do_not_fit_together_take_turns_and_lose_nobody(place: Place
         for seed in range(6):
             together.start(ask, seed)
     assert {status for _, status in answers} == {200}
-    pids = {name: {note["pid"] for note in noted(place, f"{name}.notes")} for name in names}
     asked = {name: sum("do" in note for note in noted(place, f"{name}.notes")) for name in names}
     assert asked == {name: sum(one == name for one, _ in answers) for name in names}
-    assert sum(map(len, pids.values())) >= 6, f"they took turns: {pids}"
     assert gpus.overflows() == []
     assert daemon.stop() == 0
     place.check_empty()
