@@ -51,6 +51,9 @@ ELSEWHERE = {
     "journalctl -t gpud-llama-server": LOG + "test_a_line_of_an_engine_is_found_by_engine_and_by_model",
     "journalctl -u gpud GPUD_KIND=evicted": LOG + "test_a_notice_becomes_a_message_with_fields",
     "journalctl -u gpud -p warning": LOG + "test_a_notice_becomes_a_message_with_fields",
+    "sudo gpudctl import llama-swap config.yaml --output /etc/gpud/gpud.d/50-old.yaml": (
+        "tests/importing/test_importing_real.py::test_what_llama_swap_had_is_served"
+    ),
     "gpudctl log pictures": "tests/cli/test_cli_offline.py::test_log_becomes_journalctl",
     "busctl monitor org.kernelcore.GpuD": "it does not end",
     "gdbus monitor --system -d org.kernelcore.GpuD": (
@@ -141,6 +144,7 @@ def daemon(bus: PrivateBus) -> Iterator[Daemon]:
             (programs / name).symlink_to(TOP / ".venv" / "bin" / name)
         (place.root / ".venv").symlink_to(TOP / ".venv")
         tiny_model.write(place.root / "model.gguf")
+        (place.root / "config.yaml").write_text("models: {old: {cmd: 'llama-server --port ${PORT} -m old.gguf'}}\n")
         (place.root / "train.py").write_text("print('an epoch')\n")
         job = place.root / "long-job.sh"
         job.write_text("#!/bin/sh\ngpudctl models --loaded\n")
@@ -252,7 +256,8 @@ def test_every_setting_to_come_to_is_one(tmp_path: Path, old: str, new: str) -> 
         text = said
     else:
         given = yaml.safe_load(said)
-        whole = {"engine": "llama_server", **({} if given.get("engine") == "ollama" else {"file": "m.gguf"}), **given}
+        needs_no_file = given.get("engine") in ("ollama", "vllm", "custom")
+        whole = {"engine": "llama_server", **({} if needs_no_file else {"file": "m.gguf"}), **given}
         text = yaml.safe_dump({"models": {"m": whole}})
     path = tmp_path / "gpud.yaml"
     path.write_text(text)

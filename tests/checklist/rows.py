@@ -35,6 +35,9 @@ FRONT = "tests/http/test_ollama_front.py::"
 FRONT_REAL = "tests/http/test_ollama_front_real.py::"
 METRICS = "tests/http/test_metrics.py::"
 REGISTRY = "tests/store/test_models.py::"
+GOLDEN = "tests/importing/test_importing_golden.py::"
+IMPORT = "tests/importing/test_importing_command.py::"
+OPTIONS = "tests/importing/test_importing_options.py::"
 WEB_SERVICE = "tests/booted/test_http_service.py::"
 
 ROWS: dict[str, tuple[str, ...]] = {
@@ -177,15 +180,65 @@ ROWS: dict[str, tuple[str, ...]] = {
         CHOICE + "test_a_request_may_name_its_engines",
     ),
     # What a container had
-    "S3-17": (DOCS + "test_every_setting_to_come_to_is_one",),
-    "S3-18": (DOCS + "test_every_setting_to_come_to_is_one", VALUES + "test_nothing_means_all_defaults"),
-    "S3-19": (DOCS + "test_every_setting_to_come_to_is_one",),
-    "S3-20": (FLAGS + "test_layers_follow_the_build", DOCS + "test_every_setting_to_come_to_is_one"),
-    "S3-21": (SHARING + "test_variables_of_the_engine_and_of_the_model_reach_the_child",),
+    "S3-17": (
+        GOLDEN + "test_it_becomes_what_the_golden_file_has[docker-env]",
+        IMPORT + "test_paths_of_a_container_are_mapped",
+    ),
+    "S3-18": (
+        GOLDEN + "test_it_becomes_what_the_golden_file_has[docker-env]",
+        VALUES + "test_nothing_means_all_defaults",
+    ),
+    "S3-19": (
+        GOLDEN + "test_it_becomes_what_the_golden_file_has[docker-env]",
+        DOCS + "test_every_setting_to_come_to_is_one",
+    ),
+    "S3-20": (FLAGS + "test_layers_follow_the_build", GOLDEN + "test_it_becomes_what_the_golden_file_has[docker-env]"),
+    "S3-21": (
+        SHARING + "test_variables_of_the_engine_and_of_the_model_reach_the_child",
+        IMPORT + "test_paths_of_a_container_are_mapped",
+    ),
     "S3-22": (FLAGS + "test_a_new_build_gets_every_setting", SCHEDULER + "test_what_does_not_fit_is_refused_with_need"),
     "S3-23": (FLAGS + "test_layers_follow_the_build", FLAGS + "test_a_new_build_gets_every_setting_by_its_own_name"),
     "S3-31": ("tests/log/test_log.py::test_a_line_of_an_engine_is_found_by_engine_and_by_model",),
     "S3-32": (SHARING + "test_variables_of_the_engine_and_of_the_model_reach_the_child",),
+    # What other programs were told
+    "S0-03": (
+        OPTIONS + "test_options_may_be_nested_dotted_or_described",
+        OPTIONS + "test_a_service_that_is_not_enabled_is_not_carried_over",
+    ),
+    "S0-13": (OPTIONS + "test_the_firewall_is_not_gpuds",),
+    "S1-08": (GOLDEN + "test_it_becomes_what_the_golden_file_has[nixos]",),
+    "S1-09": (GOLDEN + "test_it_becomes_what_the_golden_file_has[nixos]",),
+    "S1-10": (GOLDEN + "test_it_becomes_what_the_golden_file_has[nixos]",),
+    "S1-22": (GOLDEN + "test_it_becomes_what_the_golden_file_has[nixos]",),
+    "S1-25": (
+        GOLDEN + "test_it_becomes_what_the_golden_file_has[nixos]",
+        DOCS + "test_every_setting_to_come_to_is_one",
+    ),
+    "S1-80": (DOCS + "test_every_setting_to_come_to_is_one", DOCS + "test_an_old_name_is_answered_with_ours"),
+    "S2-16": (GOLDEN + "test_it_becomes_what_the_golden_file_has[nixos]",),
+    "S4-20": (IMPORT + "test_every_golden_file_passes_the_check[llama-cpp-server]",),
+    "S4-24": (
+        GOLDEN + "test_it_becomes_what_the_golden_file_has[llama-cpp-server]",
+        GOLDEN + "test_it_becomes_what_the_golden_file_has[llama-cpp-server-models]",
+    ),
+    "S4-25": (
+        GOLDEN + "test_it_becomes_what_the_golden_file_has[llama-cpp-server]",
+        GOLDEN + "test_it_becomes_what_the_golden_file_has[llama-cpp-server-models]",
+    ),
+    "S4-26": (GOLDEN + "test_it_becomes_what_the_golden_file_has[llama-cpp-server]",),
+    "S4-27": (
+        GOLDEN + "test_it_becomes_what_the_golden_file_has[llama-cpp-server]",
+        GOLDEN + "test_it_becomes_what_the_golden_file_has[llama-cpp-server-models]",
+    ),
+    "S4-29": (GOLDEN + "test_it_becomes_what_the_golden_file_has[llama-cpp-server]",),
+    "S4-30": (GOLDEN + "test_it_becomes_what_the_golden_file_has[llama-cpp-server]",),
+    "S4-31": (GOLDEN + "test_it_becomes_what_the_golden_file_has[llama-cpp-server]",),
+    "S4-32": (
+        GOLDEN + "test_it_becomes_what_the_golden_file_has[llama-cpp-server]",
+        IMPORT + "test_every_golden_file_passes_the_check[llama-cpp-server]",
+        "tests/importing/test_importing_reading.py::test_bad_json_is_refused_with_line_and_column",
+    ),
     # What goes wrong
     "S4-28": (FLAGS + "test_layers_follow_the_build", VALUES + "test_layers"),
     "S4-46": (
@@ -334,7 +387,10 @@ ROWS: dict[str, tuple[str, ...]] = {
     "S3-03": (FLAGS + "test_flash_attention_has_a_value_or_is_a_switch",),
     "S3-04": (FLAGS + "test_a_new_build_gets_every_setting_by_its_own_name",),
     "S3-05": (CLIENTS + "test_prometheus_reads_what_was_done", METRICS + "test_promtool_finds_nothing"),
-    "S3-11": (DOCS + "test_every_setting_to_come_to_is_one",),
+    "S3-11": (
+        GOLDEN + "test_it_becomes_what_the_golden_file_has[docker-env]",
+        OPTIONS + "test_what_the_image_takes_is_said_where_its_variables_say_nothing",
+    ),
     "S3-13": (
         DAILY + "test_what_was_asked_reaches_the_engine_as_it_was_asked",
         FAULTS + "test_a_body_of_a_hundred_megabytes_passes_and_one_byte_too_many_does_not",
