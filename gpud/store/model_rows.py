@@ -6,7 +6,7 @@ What was changed by hand, or damaged, is read as far as it makes sense: no row i
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -233,12 +233,15 @@ _decode_places = msgspec.json.Decoder(tuple[Place, ...]).decode
 
 
 def places(row: Row) -> tuple[Place, ...]:
-    """At least the one of its path."""
+    """The first one is that of its path, whatever else was damaged."""
     try:
         found = _decode_places(row.places)
     except (msgspec.MsgspecError, UnicodeError, TypeError, RecursionError):
         found = _plain_places(row.places)
-    return found or (Place(text(row.path), Source.FOLDER, text(row.name)),)
+    path = text(row.path)
+    if found and found[0].path == path:
+        return found
+    return (replace(found[0], path=path), *found[1:]) if found else (Place(path, Source.FOLDER, text(row.name)),)
 
 
 def _plain_places(value: object) -> tuple[Place, ...]:

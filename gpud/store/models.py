@@ -182,7 +182,6 @@ class ModelRegistry:
             taken = take((), 0, 0, given, at_us)
             if not self._fill(taken.new, at_us):
                 return None
-        self._last_id = taken.last_id
         return taken
 
     def _fill(self, rows: Mapping[int, Row], looked_us: int) -> bool:

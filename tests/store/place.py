@@ -1,6 +1,5 @@
 """A place for a store."""
 
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from gpud.store import FileStore
@@ -25,10 +24,6 @@ class Place:
         """As after a restart: what was open is closed."""
         self.close()
         return self.store()
-
-    def turn(self) -> AbstractContextManager[None]:
-        """For a part of a store that is used by one thread."""
-        return nullcontext()
 
     def close(self) -> None:
         for store in self._open:

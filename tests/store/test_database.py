@@ -15,6 +15,8 @@ from gpud.core.learning import Measured, Residual
 from gpud.core.quote import Estimate, Source
 from gpud.store.database import MIGRATIONS, WAITING_MOST, Change, Database, numbered
 from gpud.store.problems import Problems
+from store.model_entries import entry as model
+from store.model_entries import names
 from store.place import Place, fill
 from store.test_records import RECORD
 
@@ -135,6 +137,7 @@ def test_the_file_of_a_newer_gpud_is_left_alone(place: Place) -> None:
 def grown(place: Place) -> None:
     """A closed database of some 300 pages."""
     store = place.store()
+    store.registry.take([model(f"m{number}") for number in range(60)], 1)
     for number in range(60):
         store.learn(f"key-{number}", Measured(number, number))
         store.keep_probe(f"key-{number}", ESTIMATE)
@@ -183,6 +186,9 @@ def test_no_flipped_byte_stops_anything(place: Place) -> None:
             store.learned(f"key-{number}")
             store.probed(f"key-{number}")
         store.logged(limit=1000)
+        store.registry.take(store.registry.entries(), 2)
+        found = [model(f"m{number}") for number in range(50)] + [model("new")]
+        assert names(one for one in store.registry.take(found, 3) if one.present) == names(found)
         store.learn("new", Measured(seed, seed))
         store.log([entry("new")])
         if store.problem:
@@ -192,6 +198,7 @@ def test_no_flipped_byte_stops_anything(place: Place) -> None:
             store = place.again()
             assert store.learned("new") is not None
             assert store.logged(limit=1)[0].notice.message == "new"
+            assert names(one for one in store.registry.entries() if one.present) == names(found)
         noticed += bool(place.told)
         place.close()
         for file in place.state.iterdir():

@@ -217,6 +217,10 @@ def test_what_is_not_there_can_be_known(place: Where) -> None:
     assert registry.take([missing], 20) == (missing,) == registry.entries()
     (there,) = registry.take([replace(missing, present=True)], 30)
     assert (there.present, there.last_scanned_us) == (True, 30)
+    registry.take([there], 40)
+    (gone,) = registry.take([replace(there, present=False)], 50)
+    assert (gone.present, gone.configured, gone.last_scanned_us) == (False, True, 40)
+    assert place.again().registry.entries() == (gone,)
 
 
 def test_names_and_paths_can_go_round(place: Where) -> None:

@@ -3,7 +3,8 @@
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,23 +151,83 @@ def test_uses_wait_while_nothing_can_be_read(place: Place) -> None:
     assert (kept.usage_count, kept.last_used_us, kept.notes) == (2, 6, "n")
 
 
-def test_another_program_that_locks_it_holds_up_no_look(tmp_path: Path) -> None:
-    """Its models are known meanwhile; it lets go: they are on the disk with the next change."""
-    told: list[str] = []
-    database = Database(tmp_path / "registry.db", Problems(told.append), busy_s=0.05)
-    registry = ModelRegistry(database, Place(tmp_path).turn)
-    (a,) = registry.take([entry("a")], 1)
-    other = sqlite3.connect(tmp_path / "registry.db", isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
+class Locked:
+    """A registry, and another program that may lock its file, which is waited for hardly at all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.told: list[str] = []
+        self._problems = Problems(self.told.append)
+        self.database = Database(path, self._problems, busy_s=0.05)
+        self.registry = ModelRegistry(self.database, self._turn)
+        self._other: sqlite3.Connection | None = None
+
+    def lock(self) -> None:
+        self._other = sqlite3.connect(self.path, isolation_level=None)
+        self._other.execute("BEGIN IMMEDIATE")
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        yield
+        self._problems.tell()
+
+    def let_go(self) -> None:
+        if self._other is not None:
+            self._other.close()
+            self._other = None
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Iterator[Locked]:
+    made = Locked(tmp_path / "registry.db")
+    yield made
+    made.let_go()
+    made.database.close()
+
+
+def test_another_program_that_locks_it_holds_up_no_look(locked: Locked) -> None:
+    """Its models are known meanwhile, and forgotten; it lets go: all of it is on the disk with the next change."""
+    registry = locked.registry
+    a, _ = registry.take([entry("a"), entry("forgotten")], 1)
+    locked.lock()
     taken = registry.take([a, entry("b")], 2)
-    assert registry.entries() == taken and [one.id for one in taken] == [1, 2]
-    registry.used({2: (1, 3, None)})
-    assert query(tmp_path / "registry.db", "SELECT name FROM model") == [("a",)]
-    other.execute("ROLLBACK")
-    other.close()
-    registry.used({2: (1, 4, None)})
-    assert query(tmp_path / "registry.db", "SELECT name, usage_count FROM model") == [("a", 0), ("b", 2)]
-    database.close()
+    assert [one.id for one in taken] == [1, 2, 3] and registry.entries() == taken
+    registry.forget(2)
+    registry.used({3: (1, 3, None)})
+    assert query(locked.path, "SELECT name FROM model") == [("a",), ("forgotten",)]
+    locked.let_go()
+    registry.used({3: (1, 4, None)})
+    assert query(locked.path, "SELECT name, usage_count FROM model") == [("a", 0), ("b", 2)]
+    assert len(locked.told) == 1 and "close the program that keeps it locked" in locked.told[0]
+
+
+def test_what_was_only_used_while_it_was_locked_is_counted(locked: Locked) -> None:
+    """Also where the very first that goes wrong is a use."""
+    registry = locked.registry
+    registry.take([entry("a"), entry("b")], 1)
+    locked.lock()
+    registry.forget(2)
+    registry.used({1: (1, 3, None)})
+    assert [(one.name, one.usage_count) for one in registry.entries()] == [("a", 1)]
+    locked.let_go()
+    registry.used({1: (1, 4, None)})
+    assert query(locked.path, "SELECT name, usage_count FROM model") == [("a", 2)]
+
+
+def test_damage_found_when_it_is_let_go_costs_nothing_that_was_held(locked: Locked) -> None:
+    """All that was held is in the new file."""
+    registry = locked.registry
+    a, b = registry.take([entry("a"), entry("b")], 1)
+    locked.lock()
+    held = registry.take([a, replace(b, name="bee"), entry("c")], 2)
+    locked.let_go()
+    spoil(locked.path, "sqlite_autoindex_model_1")
+    registry.used({a.id: (1, 3, None)})
+    assert "was damaged" in locked.told[-1]
+    now = registry.entries()
+    assert now[1:] == held[1:] and (now[0].name, now[0].usage_count) == ("a", 1)
+    assert query(locked.path, "SELECT name FROM model ORDER BY id") == [("a",), ("bee",), ("c",)]
+    assert query(locked.path, "PRAGMA integrity_check") == [("ok",)]
 
 
 def test_somebody_who_reads_holds_up_no_look(place: Place) -> None:
