@@ -6,7 +6,17 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from gpud.core.events import Alert, ClaimGranted, ClaimOver, HoldEnded, JobEnded, ModelChanged, Notice, Outcome
+from gpud.core.events import (
+    Alert,
+    CatalogueChanged,
+    ClaimGranted,
+    ClaimOver,
+    HoldEnded,
+    JobEnded,
+    ModelChanged,
+    Notice,
+    Outcome,
+)
 from gpud.core.facts import Snapshot
 from gpud.dbus.interface import INTERFACE, PATH, PROPERTIES, ObjectTree
 from gpud.dbus.render import Record, alert_values, shown_state, state_word
@@ -46,7 +56,7 @@ class Announcer:
         self._shown = shown
         self._send = send
         self._loop = loop or asyncio.get_running_loop()
-        self._news: list[ModelChanged | JobEnded | HoldEnded | Alert] = []
+        self._news: list[ModelChanged | JobEnded | HoldEnded | Alert | CatalogueChanged] = []
         self._due: asyncio.Handle | None = None
         self._later: asyncio.TimerHandle | None = None
         self._told_at_s = self._loop.time() - QUIET_S
@@ -65,7 +75,7 @@ class Announcer:
         """The engine's listener. Cheap: it may be called for each request that passes."""
         urgent = False
         for outcome in outcomes:
-            if isinstance(outcome, ModelChanged | JobEnded | HoldEnded | Alert):
+            if isinstance(outcome, ModelChanged | JobEnded | HoldEnded | Alert | CatalogueChanged):
                 self._news.append(outcome)
                 urgent = True
             elif isinstance(outcome, Notice | ClaimGranted | ClaimOver):
@@ -127,6 +137,8 @@ class Announcer:
                 self._tell_state(item.model, state_word(item.new), item.reason)
             elif isinstance(item, JobEnded):
                 self._signal("JobRemoved", [item.job, item.model, item.result.value, item.message])
+            elif isinstance(item, CatalogueChanged):
+                self._signal("CatalogChanged", [list(item.new), list(item.gone), list(item.changed)])
             elif isinstance(item, Alert):
                 self._signal("VramAlert", alert_values(item))
             elif item.cookie in self._quietly_released:

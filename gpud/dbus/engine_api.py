@@ -1,12 +1,35 @@
 """What this edge needs of the engine, as a protocol."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from gpud.core.admission import Considered
+from gpud.core.catalogue import Entry, Scanned
 from gpud.core.events import LoadOptions, Logged, Outcome
 from gpud.core.facts import Caller, ClaimStatus, JobResult, JobStatus, Priority, Snapshot
 from gpud.core.quote import Quote
+
+
+class LibraryApi(Protocol):
+    """What models there are, as the bus asks for it."""
+
+    async def entries(self, names: Collection[str] | None = None, *, everything: bool = False) -> tuple[Entry, ...]: ...
+
+    async def scan(self) -> Scanned: ...
+
+    async def annotate(
+        self,
+        name: str,
+        *,
+        aliases: tuple[str, ...] | None = None,
+        priority: str | None = None,
+        tags: tuple[str, ...] | None = None,
+        notes: str | None = None,
+    ) -> Entry:
+        """Raises NoSuchModel and InvalidOption."""
+
+    async def forget(self, name: str) -> None:
+        """Raises NoSuchModel, and InvalidOption for one that is there."""
 
 
 class EngineApi(Protocol):
@@ -19,6 +42,15 @@ class EngineApi(Protocol):
 
     async def refresh(self) -> None:
         """Returns when the devices have been looked at again, or take too long."""
+
+    @property
+    def library(self) -> LibraryApi: ...
+
+    def resolve(self, name: str) -> str:
+        """The name of the model that is meant. Raises NoSuchModel."""
+
+    async def keep_uses(self) -> None:
+        """The library knows then how often each model was used until now."""
 
     def load(self, model: str, caller: Caller, options: LoadOptions = ...) -> int:
         """Returns the job. Raises for what is known at once."""

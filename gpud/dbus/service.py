@@ -13,6 +13,7 @@ from gpud.dbus.address import BusUnavailable, bus_address
 from gpud.dbus.announce import Announcer
 from gpud.dbus.bus import load_library
 from gpud.dbus.callers import Callers
+from gpud.dbus.catalog import CatalogMethods
 from gpud.dbus.connection import Connection, ConnectionGone, ReplyError
 from gpud.dbus.dispatch import Dispatcher
 from gpud.dbus.downloads import DownloadMethods
@@ -104,11 +105,12 @@ class Service:
         memory = MemoryMethods(
             engine, gate=gate, shown=shown, watches=self._watches, waits=self._waits, claims=self._claims
         )
+        catalog = CatalogMethods(engine, gate=gate)
         downloads = DownloadMethods(engine, gate=gate, watches=self._watches)
         loop = asyncio.get_running_loop()
         self._dispatcher = Dispatcher(
             self._tree,
-            {**methods.table(), **memory.table(), **downloads.table()},
+            {**methods.table(), **memory.table(), **downloads.table(), **catalog.table()},
             shown,
             self._meter,
             loop.time,

@@ -1,0 +1,129 @@
+"""The methods of org.kernelcore.GpuD about what models there are on disk. One function a method."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gpud.core.catalogue import Entry, Scanned
+from gpud.core.errors import InvalidArguments
+from gpud.dbus.dispatch import Handler, Reply, Request
+from gpud.dbus.engine_api import EngineApi
+from gpud.dbus.gate import Gate
+from gpud.dbus.limits import checked_model, checked_options
+from gpud.dbus.polkit import Permission
+from gpud.dbus.render import Record, number, text, truth, words
+from gpud.dbus.wire import Variant
+
+_SAID = {"aliases": "as", "priority": "s", "tags": "as", "notes": "s"}
+
+NAMES_MOST = 500
+"""So many names may be asked for in one call; none asks for all."""
+
+TOLD_MOST = 100
+"""Of what a scan has found so many of each are named; the numbers are of all."""
+
+# polkit's own sentence for this action speaks of loading.
+_SCANS = "Authentication is required to look for models on disk"
+
+
+class CatalogMethods:
+    """The table of handlers, and what they share."""
+
+    def __init__(self, engine: EngineApi, *, gate: Gate) -> None:
+        self._engine = engine
+        self._gate = gate
+
+    def table(self) -> Mapping[str, Handler]:
+        return {
+            "ListCatalog": self.list_catalog,
+            "Scan": self.scan,
+            "Annotate": self.annotate,
+            "Forget": self.forget,
+        }
+
+    async def list_catalog(self, _request: Request, models: list[str]) -> Reply:
+        if len(models) > NAMES_MOST:
+            raise InvalidArguments(
+                f"{len(models)} names are more than the limit of {NAMES_MOST}", hint="ask several times, or for all"
+            )
+        names = [self._engine.resolve(checked_model(name, empty="an empty list asks for all")) for name in models]
+        await self._engine.keep_uses()
+        entries = await self._engine.library.entries(names or None, everything=not names)
+        return Reply(([entry_record(entry) for entry in entries],))
+
+    async def scan(self, request: Request) -> Reply:
+        caller = await self._gate.identify(request)
+        await self._gate.allow(caller, request, Permission.LOAD, details={"polkit.message": _SCANS})
+        return Reply((scan_record(await self._engine.library.scan()),))
+
+    async def annotate(self, request: Request, model: str, said: dict[str, Variant]) -> Reply:
+        name = self._engine.resolve(checked_model(model, empty="name the model"))
+        values: dict[str, Any] = checked_options(said, _SAID)
+        for key in ("aliases", "tags"):
+            if key in values:
+                values[key] = tuple(values[key])
+        await self._gate.manage(request)
+        await self._engine.library.annotate(name, **values)
+        return Reply()
+
+    async def forget(self, request: Request, model: str) -> Reply:
+        name = checked_model(model, empty="name the model")
+        await self._gate.manage(request)
+        await self._engine.library.forget(name)
+        return Reply()
+
+
+def shown(path: str) -> str:
+    """A path as the bus can carry it: bytes that are no text are written as such."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").replace("\0", "")
+
+
+def entry_record(entry: Entry) -> Record:
+    found = entry.found
+    return {
+        "Id": text(entry.name),
+        "Number": number("t", entry.id),
+        "Aliases": words(entry.aliases),
+        "Path": text(shown(found.path)),
+        "Paths": words(shown(place.path) for place in found.places),
+        "Sources": words(dict.fromkeys(place.source.value for place in found.places)),
+        "Format": text(found.format.value),
+        "Architecture": text(found.architecture),
+        "Quantization": text(found.quantization),
+        "Parameters": text(found.parameters),
+        "Purpose": text(found.purpose.value),
+        "TrainedContext": number("u", found.trained_context),
+        "SizeBytes": number("t", found.size_bytes),
+        "EstimateBytes": number("t", entry.estimate_bytes),
+        "Parts": number("u", found.parts),
+        "Mmproj": text(shown(found.mmproj)),
+        "Digest": text(found.digest),
+        "Priority": text(entry.priority),
+        "Tags": words(entry.tags),
+        "Notes": text(entry.notes),
+        "Problem": text(found.problem),
+        "Configured": truth(entry.configured),
+        "UsageCount": number("t", entry.usage_count),
+        "FirstSeenUSec": number("t", entry.first_seen_us),
+        "LastScannedUSec": number("t", entry.last_scanned_us),
+        "LastUsedUSec": number("t", entry.last_used_us),
+        "LoadUSec": number("t", (entry.load_s or 0.0) * 1e6),
+    }
+
+
+def scan_record(scanned: Scanned) -> Record:
+    troubles = [[shown(trouble.path), trouble.text] for trouble in scanned.troubles[:TOLD_MOST]]
+    return {
+        "Models": number("u", scanned.models),
+        "New": words(scanned.new[:TOLD_MOST]),
+        "NewCount": number("u", len(scanned.new)),
+        "Gone": words(scanned.gone[:TOLD_MOST]),
+        "GoneCount": number("u", len(scanned.gone)),
+        "Changed": words(scanned.changed[:TOLD_MOST]),
+        "ChangedCount": number("u", len(scanned.changed)),
+        "Problems": Variant("a(ss)", troubles),
+        "ProblemCount": number("u", len(scanned.troubles)),
+        "Files": number("u", scanned.files),
+        "Read": number("u", scanned.read),
+        "ScanUSec": number("t", scanned.seconds * 1e6),
+        "AtUSec": number("t", scanned.at_us),
+    }
