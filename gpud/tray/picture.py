@@ -41,7 +41,10 @@ class Picture:
 
 def picture(now: Snapshot, settings: Settings) -> Picture:
     percent = now.percent
-    tint = "red" if percent >= settings.red else "amber" if percent >= settings.amber else "blue"
+    tint = "blue"
+    # While nothing is loaded gpud lets the driver sleep, and its figures are old ones: nobody is warned by them.
+    if not all(model.at_rest for model in now.models):
+        tint = "red" if percent >= settings.red else "amber" if percent >= settings.amber else "blue"
     if now.state == "unavailable":
         mark = "cross"
     elif now.degraded:

@@ -1,26 +1,99 @@
-"""A Plasma desktop, headless: an X server without a screen, the widget as it is installed, and hands to click with."""
+"""A Plasma desktop, headless: the real shell on an X server without a screen, with the widget as it is installed, in the
+panel and in the system tray. Its parts are found by the names that a screen reader says, clicked with a pointer,
+and photographed.
+"""
 
+import json
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from .tree import TOP, Program, Tree, session_bus, wait_until
+from .tree import START_S, TOP, Program, Tree, session_bus, wait_until
 
 WIDGET = "org.kernelcore.gpud"
+WIDGETS = f"/usr/share/plasma/plasmoids/{WIDGET}"
 DISPLAY = ":77"
-SCREEN = "1000x700x24"
+WIDTH, HEIGHT = 1000, 700
 
-# What Plasma would otherwise fill its log with, or draw with a GPU that is not there.
+PANEL = f"{WIDTH}x48+0+{HEIGHT - 48}"
+"""Where the icons are, as a part of the screen."""
+
+POPUP = f"480x{HEIGHT - 160}+0+160"
+
+# What Plasma would draw with a GPU that is not there, or hide from those who cannot see.
 ENVIRONMENT = {
     "DISPLAY": DISPLAY,
     "QT_QPA_PLATFORM": "xcb",
     "QT_QUICK_BACKEND": "software",
     "QT_FORCE_STDERR_LOGGING": "1",
-    "QT_LOGGING_RULES": "*.debug=false;qml.debug=true;js.debug=true",
+    "QT_LINUX_ACCESSIBILITY_ALWAYS_ON": "1",
+    "NO_AT_BRIDGE": "0",
     "XDG_CURRENT_DESKTOP": "KDE",
     "KDE_FULL_SESSION": "true",
     "KDE_SESSION_VERSION": "6",
 }
+
+# A panel with the widget and the system tray, and in that the widget again, which is always to be shown.
+APPLETS = f"""\
+[Containments][1]
+formfactor=2
+immutability=1
+lastScreen=0
+location=4
+plugin=org.kde.panel
+
+[Containments][1][Applets][2]
+immutability=1
+plugin={WIDGET}
+
+[Containments][1][Applets][3]
+immutability=1
+plugin=org.kde.plasma.systemtray
+
+[Containments][1][Applets][3][Configuration]
+SystrayContainmentId=4
+
+[Containments][1][General]
+AppletOrder=2;3
+
+[Containments][4]
+formfactor=2
+immutability=1
+lastScreen=0
+location=4
+plugin=org.kde.plasma.private.systemtray
+
+[Containments][4][Applets][5]
+immutability=1
+plugin={WIDGET}
+
+[Containments][4][General]
+extraItems={WIDGET}
+knownItems={WIDGET}
+shownItems={WIDGET}
+"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something on the screen."""
+
+    role: str
+    name: str
+    description: str
+    x: int
+    y: int
+    focused: bool
+    checked: bool
+
+    @property
+    def in_panel(self) -> bool:
+        return self.y > HEIGHT - 48
 
 
 class Plasma:
@@ -29,34 +102,125 @@ class Plasma:
     def __init__(self, tree: Tree, system_bus: str) -> None:
         self.tree = tree
         tree.environment |= ENVIRONMENT | {"DBUS_SYSTEM_BUS_ADDRESS": system_bus}
-        target = tree.root / "usr/share/plasma/plasmoids" / WIDGET
-        # Into the container's own layer, as `make install` puts it there.
-        self.install(target)
-        session_bus(tree)
-        tree.start("xvfb.log", "Xvfb", DISPLAY, "-screen", "0", SCREEN)
-        wait_until(lambda: tree.run("xdotool getdisplaygeometry || true").startswith("1000"), "the X server")
-        self.viewer: Program | None = None
-
-    def install(self, target: Path) -> None:
-        built = self.tree.shared / "widget"
+        built = tree.shared / "widget"
         subprocess.run([sys.executable, str(TOP / "desktop/plasma/build.py"), str(built)], check=True)
-        inside = str(target).removeprefix(str(self.tree.root))
-        self.tree.run(f"mkdir -p {inside} && cp -r {built}/. {inside}")
+        tree.run(f"mkdir --parents {WIDGETS} /root/.config && cp -r {built}/. {WIDGETS}")
+        shutil.copy(Path(__file__).with_name("plasma_eyes.py"), tree.shared)
+        self.session_bus = session_bus(tree)
+        tree.start("xvfb.log", "Xvfb", DISPLAY, "-screen", "0", f"{WIDTH}x{HEIGHT}x24")
+        wait_until(lambda: "1000" in tree.run("xdotool getdisplaygeometry || true"), "the X server did not start")
+        (tree.shared / "applets").write_text(APPLETS)
+        (tree.shared / "kdeglobals").write_text("[KDE]\nAnimationDurationFactor=0\n")
+        tree.run(f"cp {tree.shared}/kdeglobals /root/.config/")
+        self.shell: Program | None = None
 
-    def view(self, *options: str, **environment: str) -> Program:
-        """The widget in a window of its own: ``-f horizontal`` in a panel, ``-f planar`` on the desktop."""
-        command = ["plasmoidviewer", "--applet", WIDGET, *options]
-        self.viewer = self.tree.start("viewer.log", *command, **environment)
-        return self.viewer
+    # The shell -------------------------------------------------------------------------------------------------------
 
-    def picture(self, name: str) -> Path:
-        """What is on the screen."""
+    def start(self, *, fresh: bool = True, **environment: str) -> None:
+        """Until its panel is there. ``fresh``: with the settings of somebody who has changed none."""
+        if fresh:
+            self.tree.run(f"cp {self.tree.shared}/applets /root/.config/plasma-org.kde.plasma.desktop-appletsrc")
+        self.shell = self.tree.start("shell.log", "plasmashell", "--no-respawn", **environment)
+        wait_until(lambda: any(part.in_panel for part in self.see()), self._log, within_s=START_S)
+
+    def stop(self) -> None:
+        """kill -9, and of what it has started."""
+        if self.shell is not None:
+            self.shell.stop()
+            self.shell = None
+
+    def _log(self) -> str:
+        return self.shell.log() if self.shell is not None else "no shell"
+
+    def complaints(self) -> list[str]:
+        """What the shell has said about the widget."""
+        return [line for line in self._log().splitlines() if WIDGET in line]
+
+    # Eyes ------------------------------------------------------------------------------------------------------------
+
+    def see(self) -> list[Part]:
+        said = self.tree.run(f"python3 {self.tree.shared}/plasma_eyes.py 2>/dev/null || true")
+        found = [json.loads(line) for line in said.splitlines() if line.startswith("[")]
+        return [Part(*values) for values in found if len(values) == 7]
+
+    def wait(self, condition: Callable[[list[Part]], Any], what: str) -> Any:
+        """Until it is true of what is on the screen; what it returned."""
+        answer: list[Any] = []
+        seen: list[Part] = []
+
+        def look() -> bool:
+            seen[:] = self.see()
+            answer[:] = [condition(seen)]
+            return bool(answer[0])
+
+        try:
+            wait_until(look, what)
+        except AssertionError as problem:
+            names = "\n".join(f"{part.role} {part.name!r} {part.description!r}" for part in seen)
+            raise AssertionError(f"{problem}; on the screen are\n{names}\n{self._log()[-2000:]}") from None
+        return answer[0]
+
+    def part(self, name: str, role: str = "") -> Part:
+        """The part with that name, waiting for it if need be."""
+
+        def find(parts: list[Part]) -> Part | None:
+            return next((part for part in parts if re.fullmatch(name, part.name) and role in part.role), None)
+
+        found = self.wait(find, f"nothing on the screen is called {name!r}")
+        assert isinstance(found, Part)
+        return found
+
+    def gone(self, name: str) -> None:
+        self.wait(
+            lambda parts: not any(re.fullmatch(name, part.name) for part in parts), f"{name!r} is still on the screen"
+        )
+
+    def icons(self) -> list[Part]:
+        """The widget's icons: in the panel, then in the tray."""
+        found = [part for part in self.see() if part.in_panel and part.role == "button" and "\n" in part.description]
+        return sorted({part.x // 8: part for part in found}.values(), key=lambda part: part.x)
+
+    def colors(self, part: str) -> dict[tuple[int, int, int], int]:
+        """How often each color is in a part of the screen."""
+        path = self.tree.shared / "colors.ppm"
+        self.tree.run(f"import -window root -crop {part} -depth 8 {path}")
+        data = path.read_bytes()
+        head = re.match(rb"P6\s+(\d+)\s+(\d+)\s+255\s", data)
+        assert head is not None
+        counts: dict[tuple[int, int, int], int] = {}
+        for at in range(head.end(), len(data), 3):
+            color = (data[at], data[at + 1], data[at + 2])
+            counts[color] = counts.get(color, 0) + 1
+        return counts
+
+    def picture(self, name: str, part: str) -> Path:
+        """Of a part of the screen, small enough to be kept."""
         path = self.tree.shared / f"{name}.png"
-        self.tree.run(f"import -window root {path}")
+        self.tree.run(f"import -window root -crop {part} +repage -colors 200 -depth 8 PNG8:{path}")
         return path
 
-    def click(self, x: int, y: int) -> None:
-        self.tree.run(f"xdotool mousemove {x} {y} click 1")
+    # Hands -----------------------------------------------------------------------------------------------------------
+
+    def click(self, name: str, role: str = "") -> None:
+        part = self.part(name, role)
+        self.tree.run(f"xdotool mousemove {part.x} {part.y} click 1")
 
     def key(self, *keys: str) -> None:
         self.tree.run(f"xdotool key {' '.join(keys)}")
+
+    def open(self) -> None:
+        """The popup of the icon in the panel, unless it is open."""
+        if not self.is_open():
+            icon = self.wait(lambda _: self.icons(), "there is no icon")[0]
+            self.tree.run(f"xdotool mousemove {icon.x} {icon.y} click 1")
+            self.part("Give the GPUs away|A program keeps the GPUs empty|GPUs abgeben")
+
+    def is_open(self) -> bool:
+        return any(part.role == "heading" for part in self.see())
+
+    def close(self) -> None:
+        if self.is_open():
+            icon = self.icons()[0]
+            self.tree.run(f"xdotool mousemove {icon.x} {icon.y} click 1")
+            self.wait(lambda parts: not any(part.role == "heading" for part in parts), "the popup does not close")
+        self.tree.run("xdotool mousemove 900 100")

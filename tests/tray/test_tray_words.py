@@ -80,7 +80,7 @@ def test_memory_of_one_gpu() -> None:
 
 def test_memory_of_two_gpus() -> None:
     """The sum, and each of them: a full one does not hide behind an empty one."""
-    now = status(Gpus=[gpu(7.8), gpu(0.5, uuid="GPU-2")])
+    now = status(Gpus=[gpu(7.8), gpu(0.5, uuid="GPU-2")], Models=[model("a")])
     assert words().memory(now)[:3] == [
         "Memory of all GPUs: 8.3 GiB of 16.0 GiB in use (51 %)",
         "Card GPU-1: 7.8 GiB of 8.0 GiB (97 %)",
@@ -179,12 +179,18 @@ def test_a_long_problem_is_cut() -> None:
 )
 def test_the_icon_is_amber_at_85_and_red_at_90_percent(used: float, tint: str) -> None:
     """From the limit on, not a little before or after."""
-    assert picture(status(Gpus=[gpu(used)]), Settings()).tint == tint
+    assert picture(status(Gpus=[gpu(used)], Models=[model("a")]), Settings()).tint == tint
+
+
+def test_old_figures_warn_nobody() -> None:
+    """While nothing is loaded gpud does not measure: a full GPU of an hour ago is no reason for a red icon."""
+    now = status(Gpus=[gpu(7.9)], Models=[model("a", "unloaded")])
+    assert picture(now, Settings()) == Picture(8, "blue", "")
 
 
 def test_the_limits_can_be_chosen() -> None:
     """What counts is what the person has set."""
-    now = status(Gpus=[gpu(4)])
+    now = status(Gpus=[gpu(4)], Models=[model("a")])
     assert picture(now, Settings(amber=40, red=60)).tint == "amber"
     assert picture(now, Settings(amber=40, red=50)).tint == "red"
 
@@ -197,7 +203,7 @@ def test_the_limits_can_be_chosen() -> None:
         ({"State": "yielded"}, "pause"),
         ({"State": "loading"}, "dots"),
         ({"Degraded": "over-budget"}, "alert"),
-        ({"Gpus": [gpu(7.5)]}, "alert"),
+        ({"Gpus": [gpu(7.5)], "Models": [model("a")]}, "alert"),
     ],
 )
 def test_the_icon_has_a_mark(changes: dict[str, Any], mark: str) -> None:

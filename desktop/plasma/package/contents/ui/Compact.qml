@@ -1,6 +1,4 @@
 /* The icon: a chip that is filled as far as the fullest GPU is, and in a panel the percentage beside it. */
-pragma ComponentBehavior: Bound
-
 import QtQuick
 import QtQuick.Layouts
 import org.kde.kirigami as Kirigami
@@ -17,7 +15,7 @@ MouseArea {
     readonly property string level: now === null ? "" : now.level
     readonly property bool upright: Plasmoid.formFactor === PlasmaCore.Types.Vertical
     readonly property bool inTray: (Plasmoid.containmentDisplayHints & PlasmaCore.Types.ContainmentDrawsPlasmoidHeading) !== 0
-    readonly property bool tells: Plasmoid.configuration.showPercent && !upright && !inTray && now !== null && now.total > 0
+    readonly property bool tells: Plasmoid.configuration.showPercent && !upright && !inTray && now !== null && now.fresh && now.total > 0
 
     property bool wasExpanded: false
 

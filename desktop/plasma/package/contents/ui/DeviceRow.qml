@@ -1,10 +1,10 @@
 /* A GPU: its name, a bar of what gpud's models hold and what others do, and the numbers. */
-pragma ComponentBehavior: Bound
-
 import QtQuick
 import QtQuick.Layouts
 import org.kde.kirigami as Kirigami
 import org.kde.plasma.components as PlasmaComponents
+
+import "figures.mjs" as Figures
 
 ColumnLayout {
     id: device
@@ -13,8 +13,8 @@ ColumnLayout {
     required property var plasmoidItem
 
     readonly property var words: plasmoidItem.words
-    readonly property string level: modelData.percent >= plasmoidItem.preferences.red ? "red"
-        : modelData.percent >= plasmoidItem.preferences.amber ? "amber" : ""
+    readonly property string level: plasmoidItem.now !== null && plasmoidItem.now.fresh
+        ? Figures.levelOf(modelData.percent, plasmoidItem.preferences) : ""
 
     Layout.fillWidth: true
     spacing: Kirigami.Units.smallSpacing / 2

@@ -1,14 +1,9 @@
 /* The popup: how full each GPU is, what is loaded, what could be, and whether the GPUs are given away. */
-pragma ComponentBehavior: Bound
-
 import QtQuick
 import QtQuick.Layouts
 import org.kde.kirigami as Kirigami
 import org.kde.plasma.components as PlasmaComponents
 import org.kde.plasma.extras as PlasmaExtras
-import org.kde.plasma.plasmoid
-
-import "figures.mjs" as Figures
 
 PlasmaExtras.Representation {
     id: full
@@ -22,6 +17,8 @@ PlasmaExtras.Representation {
     property bool showAll: false
 
     collapseMarginsHint: true
+    implicitWidth: Kirigami.Units.gridUnit * 24
+    implicitHeight: Kirigami.Units.gridUnit * 26
 
     Layout.minimumWidth: Kirigami.Units.gridUnit * 20
     Layout.minimumHeight: Kirigami.Units.gridUnit * 20

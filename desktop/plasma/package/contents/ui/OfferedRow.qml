@@ -1,6 +1,4 @@
 /* A model that could be loaded, and whether it is a favourite. */
-pragma ComponentBehavior: Bound
-
 import QtQuick
 import QtQuick.Layouts
 import org.kde.kirigami as Kirigami

@@ -1,6 +1,4 @@
 /* A model that has memory, waits for some, or gives it back; and what ends that. */
-pragma ComponentBehavior: Bound
-
 import QtQuick
 import QtQuick.Layouts
 import org.kde.kirigami as Kirigami

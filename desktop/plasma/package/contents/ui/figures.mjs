@@ -36,6 +36,8 @@ export function figures(status, preferences) {
     const devices = devicesOf(status);
     const fullest = devices.reduce((most, device) => Math.max(most, device.percent), 0);
     const loaded = models.filter(isLoaded);
+    // While nothing is loaded gpud lets the driver sleep, and its figures are old ones: nobody is warned by them.
+    const fresh = models.some(isPresent);
     const yielded = Object.keys(status.Yielded ?? {}).length > 0;
     const jobs = new Map((status.Jobs ?? []).filter(job => job.Kind === "load").map(job => [job.Model, job.Id]));
     return {
@@ -50,7 +52,8 @@ export function figures(status, preferences) {
         total: sum(devices, "total"),
         foreign: sum(devices, "foreign"),
         percent: fullest,
-        level: levelOf(fullest, preferences),
+        fresh,
+        level: fresh ? levelOf(fullest, preferences) : "",
         present: models.filter(isPresent).map(model => rowOf(model, jobs)),
         offered: offeredOf(models, preferences.favourites ?? []),
         configured: models.length,

@@ -1,0 +1,264 @@
+"""The widget in a real Plasma 6.3 desktop of Debian 13, headless, with a real gpud on what it takes for the system bus.
+
+It is in the panel and in the system tray. Clicks are those of a pointer; what is seen is what a screen reader finds.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from daemon.harness import Daemon, Place
+from dbus.private_bus import PrivateBus
+from fake_nvml.gpu import MIB, FakeGpus
+
+from .conftest import BROKEN, TOO_LARGE
+from .plasma import PANEL, POPUP, WIDGET, WIDGETS, Plasma
+from .tree import TOP, Tree, desktop_tree, wait_until
+
+AMBER = (246, 116, 0)
+RED = (218, 68, 83)
+"""The colors of Breeze for what is neither good nor bad, and for what is bad."""
+
+
+@pytest.fixture(scope="module")
+def tree(system_bus: PrivateBus) -> Iterator[Tree]:
+    with desktop_tree("desktop", system_bus.directory) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def running(tree: Tree, system_bus: PrivateBus) -> Iterator[Plasma]:
+    plasma = Plasma(tree, system_bus.address)
+    plasma.start()
+    yield plasma
+    plasma.stop()
+
+
+@pytest.fixture
+def plasma(running: Plasma) -> Iterator[Plasma]:
+    """The shell, with no popup open before and after."""
+    running.close()
+    yield running
+    assert [line for line in running.complaints() if "Error" in line or "loop" in line] == []
+    running.close()
+
+
+def keep(picture: Path) -> None:
+    """Put it among the pictures of the documentation, where somebody asks for that."""
+    assert picture.stat().st_size <= 150 * 1024
+    if os.environ.get("GPUD_KEEP_PICTURES"):
+        shutil.copy(picture, TOP / "docs" / "images" / picture.name)
+
+
+def test_the_panel_and_the_tray_show_what_is_loaded(plasma: Plasma, daemon: Daemon) -> None:
+    """Both icons are called what matters most, and say how full the GPU is; the panel has the percentage beside it."""
+    daemon.loaded("qwen3-8b")
+    plasma.part("qwen3-8b is loaded", "button")
+    plasma.wait(lambda _: len(plasma.icons()) == 2, "there are not two icons")
+    plasma.part("66 %", "label")
+    icon = plasma.icons()[0]
+    assert icon.description.endswith("4.0 GiB of 6.0 GiB in use (66 %)\nOther programs: 0 MiB")
+
+
+def test_other_programs_have_their_share(plasma: Plasma, daemon: Daemon, gpus: FakeGpus) -> None:
+    """What others hold is told apart from what gpud's models hold."""
+    daemon.loaded("gemma-3-1b")
+    gpus.set_foreign(512 * MIB)
+    plasma.open()
+    plasma.part("1.5 GiB of 6.0 GiB in use. Other programs: 512 MiB", "label")
+    plasma.part("NVIDIA GeForce RTX 3050 6GB Laptop GPU", "progress bar")
+
+
+@pytest.mark.parametrize(("foreign_mib", "percent", "color"), [(1130, 85, AMBER), (1434, 90, RED)])
+def test_a_full_gpu_is_amber_and_then_red(
+    plasma: Plasma, daemon: Daemon, gpus: FakeGpus, foreign_mib: int, percent: int, color: tuple[int, int, int]
+) -> None:
+    """From 85 percent on the icon is amber, from 90 on red; before there is nothing of either color."""
+    daemon.loaded("qwen3-8b")
+    plasma.part("66 %", "label")
+    before = plasma.colors(PANEL)
+    assert (before.get(AMBER, 0), before.get(RED, 0)) == (0, 0)
+    gpus.set_foreign(foreign_mib * MIB)
+    plasma.part(f"{percent} %", "label")
+    wait_until(lambda: plasma.colors(PANEL).get(color, 0) > 100, "the icons did not take the color")
+    other = RED if color == AMBER else AMBER
+    assert plasma.colors(PANEL).get(other, 0) == 0
+    plasma.open()
+    plasma.part(f"{percent} %", "label")
+    keep(plasma.picture(f"plasma-{'amber' if color == AMBER else 'red'}", POPUP))
+
+
+def test_a_click_unloads_a_model(plasma: Plasma, daemon: Daemon) -> None:
+    """The button beside a model unloads that one, and then it is offered for loading."""
+    daemon.loaded("qwen3-8b")
+    daemon.loaded("gemma-3-1b")
+    plasma.open()
+    plasma.part("Unload gemma-3-1b", "button")
+    plasma.part("Unload all models", "button")
+    keep(plasma.picture("plasma-popup", POPUP))
+    plasma.click("Unload qwen3-8b", "button")
+    daemon.wait_state("qwen3-8b", "unloaded")
+    assert daemon.state("gemma-3-1b") == "ready"
+    plasma.part("gemma-3-1b is loaded", "heading")
+    plasma.part("Load qwen3-8b", "list item")
+
+
+def test_a_click_unloads_everything(plasma: Plasma, daemon: Daemon) -> None:
+    """With more than one there is a button for all."""
+    daemon.loaded("qwen3-8b")
+    daemon.loaded("gemma-3-1b")
+    plasma.open()
+    plasma.click("Unload all models", "button")
+    daemon.wait_state("qwen3-8b", "unloaded")
+    daemon.wait_state("gemma-3-1b", "unloaded")
+    plasma.part("No model is loaded", "heading")
+
+
+def test_a_click_loads_a_model(plasma: Plasma, daemon: Daemon) -> None:
+    """And the popup shows it among what is loaded."""
+    plasma.open()
+    plasma.click("Load phi-4-mini", "list item")
+    daemon.wait_state("phi-4-mini", "ready")
+    plasma.part("Unload phi-4-mini", "button")
+
+
+def test_the_keyboard_is_enough(plasma: Plasma, daemon: Daemon) -> None:
+    """Tab goes from part to part, the space bar presses it, Escape closes the popup."""
+    plasma.open()
+    for _ in range(20):
+        plasma.key("Tab")
+        focused = [part for part in plasma.see() if part.focused]
+        if any(part.name == "Load gemma-3-1b" for part in focused):
+            break
+    plasma.key("space")
+    daemon.wait_state("gemma-3-1b", "ready")
+    plasma.key("Escape")
+    plasma.wait(lambda parts: not any(part.role == "heading" for part in parts), "the popup does not close")
+
+
+def test_a_favourite_comes_first(plasma: Plasma, daemon: Daemon) -> None:
+    """A star makes a model one of those that are offered; the others are one click further."""
+    plasma.open()
+    plasma.click("Make phi-4-mini a favourite", "check box")
+    plasma.part("phi-4-mini is a favourite", "check box")
+    plasma.gone("Load gemma-3-1b")
+    plasma.click("Show all models", "button")
+    plasma.part("Load gemma-3-1b", "list item")
+    plasma.click("phi-4-mini is a favourite", "check box")
+    plasma.gone("Show fewer")
+
+
+def test_a_refusal_is_shown_with_its_numbers(plasma: Plasma, daemon: Daemon) -> None:
+    """What cannot be loaded is said in the daemon's words, and the message can be closed."""
+    plasma.open()
+    plasma.click(f"Load {TOO_LARGE}", "list item")
+    message = plasma.part(rf"{TOO_LARGE} could not be loaded: .*100.* GiB.*")
+    assert "6.0 GiB" in message.name or "GiB" in message.name
+    keep(plasma.picture("plasma-refused", POPUP))
+
+
+def test_an_engine_that_fails_later_is_shown(plasma: Plasma, daemon: Daemon) -> None:
+    """A load that was begun and came to nothing is told as well."""
+    plasma.open()
+    plasma.click(f"Load {BROKEN}", "list item")
+    plasma.part(rf"{BROKEN} could not be loaded: .+")
+
+
+def test_the_gpus_are_given_away_and_taken_back(plasma: Plasma, daemon: Daemon) -> None:
+    """One switch does both, and shows what gpud says, not what was clicked."""
+    daemon.loaded("qwen3-8b")
+    plasma.open()
+    plasma.click("Give the GPUs away")
+    daemon.wait_state("qwen3-8b", "unloaded")
+    plasma.part("The GPUs are given away", "heading")
+    assert plasma.part("Give the GPUs away").checked
+    assert daemon.status()["Yielded"]["Why"] == ("s", "Plasma")
+    keep(plasma.picture("plasma-given-away", POPUP))
+    plasma.click("Give the GPUs away")
+    plasma.part("No model is loaded", "heading")
+    assert not plasma.part("Give the GPUs away").checked
+    daemon.call("Yield", "ts", 0, "somebody else")
+    plasma.wait(
+        lambda parts: any(part.name == "Give the GPUs away" and part.checked for part in parts), "the switch is off"
+    )
+
+
+def test_the_icons_go_and_come_with_the_daemon(plasma: Plasma, place: Place, daemon: Daemon) -> None:
+    """kill -9 of gpud takes both icons away; the next gpud brings them back, and is the one that clicks reach."""
+    daemon.loaded("qwen3-8b")
+    plasma.part("qwen3-8b is loaded", "button")
+    daemon.kill9()
+    plasma.wait(lambda _: plasma.icons() == [], "an icon is still there")
+    again = place.start()
+    plasma.wait(lambda _: len(plasma.icons()) == 2, "there are not two icons")
+    plasma.open()
+    plasma.click("Load gemma-3-1b", "list item")
+    again.wait_state("gemma-3-1b", "ready")
+    plasma.part("gemma-3-1b is loaded", "heading")
+
+
+def test_looking_does_not_start_gpud(plasma: Plasma, away: None, system_bus: PrivateBus) -> None:
+    """While none is there nothing is asked of one: no process waits for it, and no call could start it."""
+    plasma.wait(lambda _: plasma.icons() == [], "an icon is still there")
+    names = plasma.tree.run("busctl --system --no-legend list")
+    assert "org.kernelcore.GpuD " not in names
+
+
+def test_the_widget_outlives_its_shell(plasma: Plasma, daemon: Daemon) -> None:
+    """kill -9 of plasmashell: the next one shows the same again."""
+    daemon.loaded("gemma-3-1b")
+    plasma.part("gemma-3-1b is loaded", "button")
+    plasma.stop()
+    plasma.start(fresh=False)
+    plasma.wait(lambda _: len(plasma.icons()) == 2, "there are not two icons")
+    plasma.part("gemma-3-1b is loaded", "button")
+
+
+def test_nothing_runs_while_nothing_changes(plasma: Plasma, daemon: Daemon) -> None:
+    """Each widget has one sleeping "busctl wait" and nothing else, and the daemon is not asked anything meanwhile."""
+    plasma.wait(lambda _: len(plasma.icons()) == 2, "there are not two icons")
+    assert plasma.shell is not None
+    shell = plasma.shell
+
+    def waiting() -> list[str]:
+        return [" ".join(process.cmdline()) for process in shell.processes() if process.name() == "busctl"]
+
+    wait_until(lambda: len(waiting()) == 2, lambda: str(waiting()))  # type: ignore[arg-type]
+    assert all(line.endswith("org.freedesktop.DBus.Properties PropertiesChanged") for line in waiting())
+
+
+def test_the_widget_speaks_german(plasma: Plasma, daemon: Daemon) -> None:
+    """Its words and its numbers are those of the session's language."""
+    daemon.loaded("qwen3-8b")
+    plasma.stop()
+    plasma.start(LANG="de_DE.UTF-8", LANGUAGE="de")
+    try:
+        plasma.part("qwen3-8b ist geladen", "button")
+        plasma.open()
+        plasma.part("4,0 GiB von 6,0 GiB belegt. Andere Programme: 0 MiB", "label")
+        plasma.part("qwen3-8b entladen", "button")
+        keep(plasma.picture("plasma-german", POPUP))
+    finally:
+        plasma.stop()
+        plasma.start()
+
+
+def test_the_widget_is_in_the_list_of_widgets(plasma: Plasma) -> None:
+    """Plasma's own tool finds the package and can read it."""
+    listed = plasma.tree.run("kpackagetool6 --type Plasma/Applet --list --global")
+    assert WIDGET in listed
+    shown = plasma.tree.run(f"kpackagetool6 --type Plasma/Applet --show {WIDGET} --global 2>&1 || true")
+    assert "GPU Models" in shown
+
+
+def test_qmllint_knows_everything_it_can_know(plasma: Plasma) -> None:
+    """With Plasma's own modules at hand. What Plasma does not describe (its own item, translations) is left out."""
+    lint = "/usr/lib/qt6/bin/qmllint --unqualified disable --import disable --unresolved-type disable --max-warnings 0"
+    quiet = (
+        f"cd {WIDGETS}/contents && {lint} $(ls ui/*.qml config/*.qml | grep -v -e main.qml -e Daemon.qml -e config.qml)"
+    )
+    assert plasma.tree.run(quiet) == ""
+    rest = f"cd {WIDGETS}/contents && {lint} --missing-property disable ui/main.qml ui/Daemon.qml"
+    assert plasma.tree.run(rest) == ""
