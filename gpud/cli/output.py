@@ -49,7 +49,7 @@ class Output:
         elif text:
             self.text(text)
 
-    def json(self, data: Mapping[str, Any]) -> None:
+    def json(self, data: Mapping[str, Any] | Sequence[Any]) -> None:
         import json
 
         print(json.dumps(data, indent=2, ensure_ascii=False))

@@ -418,9 +418,7 @@ class Library:
                     )
                 },
             }
-            outcomes.append(
-                Notice(Kind.CATALOGUE_CHANGED, f"There are {scanned.models} models now; {text}", fields=fields)
-            )
+            outcomes.append(Notice(Kind.CATALOGUE_CHANGED, f"{_there_are(scanned.models)} now; {text}", fields=fields))
             outcomes.append(CatalogueChanged(scanned.new, scanned.gone, scanned.changed))
         told, self._told = self._told, frozenset(scanned.troubles)
         unheard = sorted(self._told - told, key=lambda trouble: trouble.path)
@@ -510,6 +508,10 @@ def _unseen(model: Model, *, configured: bool) -> Entry:
     place = Place(f"{model.engine}:{model.name}", Source.CONFIGURATION, model.name)
     found = Found((place,), Format.OTHER, stamp="", size_bytes=0, ollama_name=model.settings.ollama_name)
     return Entry(0, model.name, found, configured=configured)
+
+
+def _there_are(count: int) -> str:
+    return "There is 1 model" if count == 1 else f"There are {count} models"
 
 
 def _some(names: Collection[str]) -> str:

@@ -1,0 +1,70 @@
+"""``gpudctl switch``: one model in place of those that are loaded, as the old swap scripts did it."""
+
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from gpud.cli.arguments import Parser
+from gpud.cli.exits import DONE, FAILED
+from gpud.cli.output import Output
+from gpud.cli.unload import LOADED
+
+if TYPE_CHECKING:
+    from gpud.cli.client import Gpud
+
+DESCRIPTION = """\
+Unload the models that are loaded and that nobody holds, and load this one in their place. Requests that run are
+answered first. gpud makes room by itself when a model is asked for; switch is for whoever wants the others gone."""
+
+EXAMPLES = (
+    "gpudctl switch qwen3-8b",
+    "gpudctl switch --keep embedder qwen3-8b",
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="the name of a model, or one of its aliases")
+    parser.add_argument("--keep", metavar="MODEL", action="append", default=[], help="leave this one loaded")
+
+
+def run(arguments: Namespace, output: Output) -> int:
+    from gpud.cli import client
+
+    return client.run(lambda gpud: switch(gpud, arguments, output), arguments.bus, start=True)
+
+
+async def switch(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
+    from gpud.cli import jobs as waiting
+    from gpud.cli.load import report, start, wait_for
+    from gpud.cli.wait import find
+    from gpud.core.errors import GpudError
+
+    await gpud.subscribe()
+    records = await gpud.models()
+    wanted = find(records, arguments.model)["Id"]
+    kept = {wanted, *(find(records, name)["Id"] for name in arguments.keep)}
+    leaving: dict[int, str] = {}
+    stayed: list[str] = []
+    for record in records:
+        if record["Id"] in kept or record["State"] not in LOADED:
+            continue
+        try:
+            (job,) = await gpud.call("Unload", "s", record["Id"], asks=True)
+            leaving[job] = record["Id"]
+        except GpudError as error:
+            if error.code not in ("busy", "not-loaded"):
+                raise
+            if error.code == "busy":
+                stayed.append(record["Id"])
+                output.error(error)
+    for one in await waiting.finish(gpud, leaving) if leaving else ():
+        if not one.done:
+            stayed.append(one.model)
+            output.note(f"gpudctl: {one.sentence('unloading')}")
+    ended = await wait_for(gpud, {await start(gpud, wanted, {}): wanted}, output)
+    after = {record["Id"]: record for record in await gpud.models()}
+    if output.wants_json:
+        gone = [name for name in leaving.values() if name not in stayed]
+        output.json({"model": wanted, "loaded": all(one.done for one in ended), "unloaded": gone, "stayed": stayed})
+    else:
+        report(output, ended, after)
+    return DONE if all(one.done for one in ended) else FAILED
