@@ -4,7 +4,8 @@ The content is not trusted: whatever is in the file, the result is a :class:`Gla
 time and memory.
 
 What is wanted lies on both sides of the vocabulary, which has up to 15 MB and has to be walked string by string: 20 to
-50 ms. Models of one family have the same vocabulary, so each is walked once: :class:`Vocabularies` remembers how long
+50 ms; and whether the file is whole says the last line of the table of tensors, which has to be walked as well. Models
+of one family have the same vocabulary and tables as long, so each is walked once: :class:`Stretches` remembers how long
 it was and what followed. Where the next file begins its own in the same way, and has the same bytes at its end, it is
 the same, or differs in nothing that is wanted here.
 """
@@ -12,10 +13,11 @@ the same, or differs in nothing that is wanted here.
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
+from typing import TypeVar
 from zlib import crc32
 
 from gpud.catalog import gguf
@@ -24,7 +26,7 @@ from gpud.catalog.stream import INCOMPLETE, SUSPECT, Allowance, Stream, opened
 from gpud.core.catalogue import Purpose
 
 WINDOW_BYTES = 32 * 1024
-"""What is read at once beyond the first window: a chat template and the table of tensors fit, mostly."""
+"""What is read at once: what comes before the vocabulary fits, and most of what comes after it."""
 
 HEAD_BYTES = 8 * 1024
 """So much of the beginning tells most files of one size from each other: the model's own name is there."""
@@ -40,7 +42,10 @@ WALKED_AT_LEAST = 1000
 
 BEGINNING_BYTES = 1024
 FOLLOWING_BYTES = 32
-VOCABULARIES_KEPT = 512
+LINE_BYTES = 8 + 63 + 4 + 8 * 4
+KIND_AND_OFFSET_BYTES = 4 + 8
+STRETCHES_KEPT = 512
+VARIANTS_KEPT = 8
 
 EMBEDDING_ARCHITECTURES = frozenset(
     (
@@ -95,17 +100,18 @@ class Glance:
     head: int = 0
 
 
-class Vocabularies:
-    """Where arrays of strings that begin alike ended. For one thread."""
+class Stretches:
+    """How long stretches were that began alike, and what stood at their ends. For one thread."""
 
     def __init__(self) -> None:
-        self._ends: dict[bytes, tuple[tuple[int, bytes], ...]] = {}
+        self._strings: dict[bytes, tuple[tuple[int, bytes], ...]] = {}
+        self._tables: dict[bytes, tuple[tuple[int, bytes, frozenset[bytes]], ...]] = {}
 
-    def skip(self, stream: Stream, count: int) -> None:
+    def strings(self, stream: Stream, count: int) -> None:
         """Go on after an array of so many strings."""
         begin = stream.at
         mark = blake2b(_LENGTH.pack(count) + stream.peek(BEGINNING_BYTES), digest_size=12).digest()
-        known = self._ends.get(mark, ())
+        known = self._strings.get(mark, ())
         for length, following in known:
             if length + len(following) <= stream.left_bytes:
                 stream.skip(length)
@@ -115,13 +121,46 @@ class Vocabularies:
         stream.skip_strings(count)
         following = stream.peek(FOLLOWING_BYTES)
         if len(following) == FOLLOWING_BYTES:
-            if len(self._ends) >= VOCABULARIES_KEPT:
-                self._ends.clear()
-            # Of variants that differ further on (renamed special tokens) the latest few are tried.
-            self._ends[mark] = ((stream.at - begin, following), *known)[:8]
+            _keep(self._strings, mark, (stream.at - begin, following))
+
+    def tensors(self, stream: Stream, count: int, wanted: Collection[bytes]) -> tuple[bytes, frozenset[bytes]]:
+        """Go on after a table of so many tensors: its last line, and which of the ``wanted`` names there are. Kinds and
+        offsets may be others than they were: names and shapes are what makes a line as long as it is.
+        """
+        begin = stream.at
+        mark = _LENGTH.pack(count) + _fixed(stream.peek(LINE_BYTES))
+        for distance, fixed, found in self._tables.get(mark, ()):
+            if distance + len(fixed) + KIND_AND_OFFSET_BYTES <= stream.left_bytes:
+                stream.skip(distance)
+                if stream.peek(len(fixed)) == fixed:
+                    return stream.take(len(fixed) + KIND_AND_OFFSET_BYTES), found
+                stream.back_to(begin)
+        last_at, last, found = stream.last_tensor(count, wanted)
+        if last:
+            _keep(self._tables, mark, (last_at - begin, last[:-KIND_AND_OFFSET_BYTES], found))
+        return last, found
 
 
-def glance(path: str, vocabularies: Vocabularies) -> Glance:
+def _fixed(line: bytes) -> bytes:
+    """The beginning of a line of the table of tensors, without its kind and its offset."""
+    if len(line) < LINE_BYTES:
+        return line
+    length = min(_LENGTH.unpack_from(line)[0], 63)
+    dimensions = min(_KIND.unpack_from(line, 8 + length)[0], 4)
+    return line[: 12 + length + 8 * dimensions]
+
+
+_End = TypeVar("_End")
+
+
+def _keep(ends: dict[bytes, tuple[_End, ...]], mark: bytes, end: _End) -> None:
+    """Of variants that differ further on (renamed special tokens, other layers) the latest few are tried."""
+    if len(ends) >= STRETCHES_KEPT:
+        ends.clear()
+    ends[mark] = (end, *ends.get(mark, ()))[:VARIANTS_KEPT]
+
+
+def glance(path: str, stretches: Stretches) -> Glance:
     """What the file says of itself. Raises BadModelFile, which says what is wrong with it."""
     with opened(path, Allowance(), WINDOW_BYTES) as stream:
         head = crc32(stream.peek(HEAD_BYTES))
@@ -129,11 +168,11 @@ def glance(path: str, vocabularies: Vocabularies) -> Glance:
         values: dict[str, int | float | bool | str] = {}
         marks: set[str] = set()
         for _ in range(pairs):
-            _pair(stream, values, marks, vocabularies)
+            _pair(stream, values, marks, stretches)
         architecture = _text(values, "general.architecture")
-        wanted = CLASSIFIERS if architecture in EMBEDDING_ARCHITECTURES else ()
+        wanted = CLASSIFIERS if architecture in EMBEDDING_ARCHITECTURES else frozenset[bytes]()
         stream.doing = f"the table of {tensors:,} tensors"
-        last, classifiers = stream.last_tensor(tensors, wanted)
+        last, classifiers = stretches.tensors(stream, tensors, wanted)
         part, parts = _whole(values, "split.no") or 0, _whole(values, "split.count") or 1
         role = _role(values, architecture, tensors)
         if role is Role.MODEL and part == 0:
@@ -158,9 +197,7 @@ def glance(path: str, vocabularies: Vocabularies) -> Glance:
         )
 
 
-def _pair(
-    stream: Stream, values: dict[str, int | float | bool | str], marks: set[str], vocabularies: Vocabularies
-) -> None:
+def _pair(stream: Stream, values: dict[str, int | float | bool | str], marks: set[str], stretches: Stretches) -> None:
     """Go on after one entry of the metadata; what may be wanted of it is kept."""
     stream.doing = "a key of its metadata"
     key = gguf.name_of(stream, "key")
@@ -182,12 +219,12 @@ def _pair(
             values[key] = stream.take(length).decode("utf-8", "replace")
     elif kind == gguf.ARRAY:
         marks.add(key)
-        _array(stream, key, vocabularies)
+        _array(stream, key, stretches)
     else:
         raise stream.bad(f'the value of "{key[:80]}" has the unknown type {kind:,}; 0 to 12 are known')
 
 
-def _array(stream: Stream, key: str, vocabularies: Vocabularies) -> None:
+def _array(stream: Stream, key: str, stretches: Stretches) -> None:
     kind, count = stream.integer(_KIND), stream.integer(_LENGTH)
     if kind in gguf.SCALARS:
         stream.skip(count * gguf.SCALARS[kind].size)
@@ -196,7 +233,7 @@ def _array(stream: Stream, key: str, vocabularies: Vocabularies) -> None:
     elif count < WALKED_AT_LEAST:
         stream.skip_strings(count)
     else:
-        vocabularies.skip(stream, count)
+        stretches.strings(stream, count)
 
 
 def _must_be_whole(stream: Stream, line: bytes, alignment: int) -> None:

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from gpud.catalog import names, safetensors
-from gpud.catalog.glance import Glance, Role, Vocabularies, glance
+from gpud.catalog.glance import Glance, Role, Stretches, glance
 from gpud.catalog.stream import BadModelFile
 from gpud.catalog.walk import File, Item, Walk
 from gpud.core.catalogue import Format, Found, Source
@@ -39,7 +39,7 @@ class _Seen(NamedTuple):
 class Memory:
     """What is kept from one look to the next, beside what whoever looks knows of the models themselves."""
 
-    vocabularies: Vocabularies = field(default_factory=Vocabularies)
+    stretches: Stretches = field(default_factory=Stretches)
     seen: dict[str, _Seen] = field(default_factory=dict)
     unsettled: frozenset[str] = frozenset()
 
@@ -85,7 +85,7 @@ class Look:
                     return False
                 belongings.append(file)
         stamp = stamp_of((*first.files, *first.described, *belongings))
-        return stamp == found.stamp and all(os.access(file.path, os.R_OK) for file in first.files)
+        return stamp == found.stamp and all(file.public or os.access(file.path, os.R_OK) for file in first.files)
 
     def _belonging(self, found: Found, path: str) -> File | None:
         """What lies there, in a folder, or by the word of a store that has the same model."""
@@ -135,8 +135,8 @@ class Look:
 
     def _glance(self, item: Item) -> Glance:
         """What its first file says, when the others agree with it; raises BadModelFile."""
-        vocabularies = self._memory.vocabularies
-        told = glance(item.files[0].path, vocabularies)
+        stretches = self._memory.stretches
+        told = glance(item.files[0].path, stretches)
         if item.format is Format.OTHER:
             return replace(told, role=Role.MODEL)
         part = names.part_of(item.path.rpartition("/")[2])
@@ -147,7 +147,7 @@ class Look:
                 "give all parts the names back that they had when they were published"
             )
         for file in item.files[1:]:
-            glance(file.path, vocabularies)
+            glance(file.path, stretches)
         return told
 
     def _is_being_written(self, item: Item) -> bool:
@@ -178,13 +178,13 @@ class Look:
             or any(file.ctime_ns > since_ns for file in item.described)
         )
         return Memory(
-            self._memory.vocabularies, {path: one for path, one in seen.items() if path not in unsettled}, unsettled
+            self._memory.stretches, {path: one for path, one in seen.items() if path not in unsettled}, unsettled
         )
 
 
 def stamp_of(files: Iterable[File]) -> str:
     """Another one whenever a file is another one, or was written to."""
-    text = ";".join(f"{file.device}:{file.inode}:{file.size_bytes}:{file.mtime_ns}" for file in files)
+    text = ";".join([f"{file.device}:{file.inode}:{file.size_bytes}:{file.mtime_ns}" for file in files])
     return blake2b(text.encode(), digest_size=12).hexdigest()
 
 

@@ -27,7 +27,7 @@ TROUBLES_LIMIT = 200
 
 
 class File(NamedTuple):
-    """A file that was seen, and in which state."""
+    """A file that was seen, and in which state. ``public``: every user may read it."""
 
     path: str
     device: int
@@ -35,10 +35,19 @@ class File(NamedTuple):
     size_bytes: int
     mtime_ns: int
     ctime_ns: int
+    public: bool
 
     @classmethod
     def of(cls, path: str, status: os.stat_result) -> "File":
-        return cls(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return cls(
+            path,
+            status.st_dev,
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+            status.st_mode & 0o444 == 0o444,
+        )
 
 
 @dataclass(slots=True)

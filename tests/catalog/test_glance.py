@@ -15,7 +15,7 @@ from catalog import gguf_writer
 from catalog.gguf_writer import pair, string, tensor_info
 from catalog.test_gguf_hostile import CORPUS
 from gpud.catalog import gguf, kinds
-from gpud.catalog.glance import WALKED_AT_LEAST, Glance, Role, Vocabularies, glance
+from gpud.catalog.glance import WALKED_AT_LEAST, Glance, Role, Stretches, glance
 from gpud.catalog.stream import INCOMPLETE, BadModelFile
 from gpud.core.catalogue import Purpose
 
@@ -23,7 +23,7 @@ VALUES = {"general.architecture": "llama", "llama.context_length": 4096, "genera
 
 
 def look(path: Path | str) -> Glance:
-    return glance(str(path), Vocabularies())
+    return glance(str(path), Stretches())
 
 
 def refusal(path: Path | str) -> BadModelFile:
@@ -37,7 +37,7 @@ def vocabulary(count: int, seed: int = 1) -> list[str]:
     return ["x" * chance.randint(0, 12) for _ in range(count)]
 
 
-# Vocabularies --------------------------------------------------------------------------------------------------------
+# Stretches --------------------------------------------------------------------------------------------------------
 
 
 def test_what_stands_behind_a_vocabulary_is_known(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_what_stands_behind_a_vocabulary_is_known(tmp_path: Path) -> None:
         "tokenizer.chat_template": "{{ tools }}" + "x" * 100_000,
         "general.file_type": 18,
     }
-    seen = glance(str(gguf_writer.write(tmp_path / "a.gguf", values, [("t", (256, 4), "Q4_K")])), Vocabularies())
+    seen = glance(str(gguf_writer.write(tmp_path / "a.gguf", values, [("t", (256, 4), "Q4_K")])), Stretches())
     assert (seen.template, seen.tools, seen.quantization) == (True, True, "Q6_K")
 
 
@@ -63,30 +63,58 @@ def family(folder: Path, name: str, tokens: list[str], recipe: int) -> str:
     return str(gguf_writer.write(folder / f"{name}.gguf", values, [("t", (256, 4), "Q4_K")]))
 
 
-def test_vocabularies_that_begin_alike_are_told_apart(tmp_path: Path) -> None:
+def test_stretches_that_begin_alike_are_told_apart(tmp_path: Path) -> None:
     """Of the same number of tokens and the same beginning: one was changed in the middle, in length or in content."""
     tokens = vocabulary(4 * WALKED_AT_LEAST)
     longer, other = [*tokens], [*tokens]
     longer[3000] += "abc"
     other[3000] = "y" * len(other[3000])
-    vocabularies = Vocabularies()
+    stretches = Stretches()
     for _ in range(2):
         for number, variant in enumerate((tokens, longer, other)):
             path = family(tmp_path, f"m{number}", variant, 15 + number)
-            assert glance(path, vocabularies).quantization == kinds.FILE_TYPES[15 + number]
+            assert glance(path, stretches).quantization == kinds.FILE_TYPES[15 + number]
 
 
 def test_a_vocabulary_that_was_seen_is_not_read(tmp_path: Path) -> None:
     """What stands in its place does not count: only its beginning and what follows are looked at."""
     tokens = ["abcdefg"] * 100_000
     paths = [family(tmp_path, f"m{number}", tokens, 15) for number in range(2)]
-    vocabularies = Vocabularies()
-    glance(paths[0], vocabularies)
+    stretches = Stretches()
+    glance(paths[0], stretches)
     with open(paths[1], "r+b") as file:
         file.seek(500_000)
         file.write(b"\xff" * 100_000)
-    assert glance(paths[1], vocabularies).quantization == "Q4_K_M"
+    assert glance(paths[1], stretches).quantization == "Q4_K_M"
     refusal(paths[1])  # Walked string by string it makes no sense.
+
+
+def test_a_table_as_long_as_one_that_was_seen_is_not_walked(tmp_path: Path) -> None:
+    """Its last line is this file's own: another quantization of the same model ends elsewhere."""
+    stretches = Stretches()
+    for number, kind in enumerate(("Q4_0", "Q8_0", "F32")):
+        infos = [(f"blk.{index}.weight", (32, 16), kind) for index in range(100)]
+        path = gguf_writer.write(tmp_path / f"{number}.gguf", VALUES, infos)
+        glance(str(path), stretches)
+        size = path.stat().st_size
+        os.truncate(path, size - 1)
+        with pytest.raises(BadModelFile) as refused:
+            glance(str(path), stretches)
+        assert f"its weights reach to byte {size:,}, and the file has {size - 1:,}" in refused.value.what
+
+
+def test_tables_that_begin_alike_are_told_apart(tmp_path: Path) -> None:
+    """Of the same number of tensors: with another name in the middle, and with another at the end."""
+    stretches = Stretches()
+    for _ in range(2):
+        for number, names in enumerate(
+            (("aa", "bb", "cc"), ("aa", "bbb", "cc"), ("aa", "bb", "dd"), ("aa", "b", "ccc"))
+        ):
+            path = gguf_writer.write(tmp_path / f"{number}.gguf", VALUES, [(name, (32,), "F32") for name in names])
+            glance(str(path), stretches)
+            os.truncate(path, path.stat().st_size - 1)
+            with pytest.raises(BadModelFile):
+                glance(str(path), stretches)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
@@ -105,8 +133,8 @@ def test_a_vocabulary_that_was_seen_is_not_read(tmp_path: Path) -> None:
     )
 )
 def test_a_look_says_what_reading_says(tmp_path_factory: pytest.TempPathFactory, files: list[tuple[Any, ...]]) -> None:
-    """Whatever stands in the files, and in whatever order they are looked at with the same memory of vocabularies."""
-    folder, vocabularies = tmp_path_factory.mktemp("files"), Vocabularies()
+    """Whatever stands in the files, and in whatever order they are looked at with the same memory."""
+    folder, stretches = tmp_path_factory.mktemp("files"), Stretches()
     for number, (architecture, recipe, count, template, pooling, tensors) in enumerate(files):
         values: dict[str, Any] = {"general.architecture": architecture, f"{architecture}.context_length": 100 + number}
         if count:
@@ -118,7 +146,7 @@ def test_a_look_says_what_reading_says(tmp_path_factory: pytest.TempPathFactory,
         values["general.file_type"] = recipe
         infos = [(f"blk.{index}.{'n' * (index % 90)}", (32, index + 1), "Q8_0") for index in range(tensors)]
         path = str(gguf_writer.write(folder / f"{number}.gguf", values, infos))
-        seen, read = glance(path, vocabularies), gguf.read(path)
+        seen, read = glance(path, stretches), gguf.read(path)
         assert seen.architecture == read.architecture
         assert seen.quantization == kinds.quantization(read)
         assert seen.trained_context == read.values[f"{architecture}.context_length"]
