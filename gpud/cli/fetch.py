@@ -14,9 +14,10 @@ DESCRIPTION = """\
 Download one file from a URL, checked by its SHA-256, into a folder that you may write and that gpud looks at. What
 broke off goes on when you run the same command again. It is you who downloads, with your proxies (HTTPS_PROXY)."""
 
+EXAMPLE = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
 EXAMPLES = (
-    "gpudctl fetch https://example.org/tiny-q8_0.gguf --sha256 "
-    "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    f"gpudctl fetch https://example.org/tiny-q8_0.gguf --sha256 {EXAMPLE}",
     "gpudctl fetch 'https://example.org/download?id=7' --name tiny.gguf --to ~/models",
 )
 
@@ -37,6 +38,12 @@ def checksum(text: str) -> str:
 
 
 def run(arguments: Namespace, output: Output) -> int:
+    from gpud.cli.pull import told
+
+    return told(lambda: checked(arguments, output), output)
+
+
+def checked(arguments: Namespace, output: Output) -> int:
     from gpud.cli.pull import finished
 
     host, name, shown = read(arguments)
@@ -76,16 +83,19 @@ def is_here(host: str) -> bool:
 async def fetch(name: str, shown: str, arguments: Namespace, output: Output) -> int:
     from gpud.cli.downloading import folders
     from gpud.cli.downloading.job import connected
+    from gpud.cli.downloading.process import Puller
     from gpud.cli.pull import brought
 
     gpud = await connected(arguments.bus)
-    kind = gpud.kind if gpud is not None else ""
-    if gpud is not None:
-        gpud.close()
-    folder = folders.target(arguments.to or "", kind)
-    wish: dict[str, Any] = {"do": "fetch", "url": arguments.source, "name": name, "folder": str(folder)}
-    wish |= {"sha256": arguments.sha256 or "", "force": arguments.force}
-    status = await brought(shown, wish, arguments, output)
+    try:
+        folder = folders.target(arguments.to or "", gpud.kind if gpud is not None else "")
+        ask: dict[str, Any] = {"do": "fetch", "url": arguments.source, "name": name, "folder": str(folder)}
+        ask |= {"sha256": arguments.sha256 or "", "force": arguments.force}
+        async with Puller() as puller:
+            status = await brought(shown, ask, puller, gpud, output)
+    finally:
+        if gpud is not None:
+            gpud.close()
     if not arguments.sha256 and not output.wants_json:
         output.note("gpudctl: nobody has vouched for its content: compare it, or give --sha256 the next time")
     return status

@@ -2,16 +2,19 @@
 
 import asyncio
 from argparse import Namespace
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpud.cli.arguments import Parser, whole
-from gpud.cli.exits import DONE, Usage
+from gpud.cli.exits import DONE, Usage, exit_status
 from gpud.cli.output import Output, plural, size, span
 from gpud.core.errors import GpudError
 
 if TYPE_CHECKING:
+    from gpud.cli.client import Gpud
     from gpud.cli.downloading.fits import Row
     from gpud.cli.downloading.following import Following
+    from gpud.cli.downloading.process import Puller
 
 DESCRIPTION = """\
 Download a model. hf:ORG/REPO names a repository of Hugging Face's: with :QUANTIZATION or /FILE behind it that one is
@@ -57,13 +60,28 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: Namespace, output: Output) -> int:
+    return told(lambda: pull(arguments, output), output)
+
+
+def told(work: Callable[[], int], output: Output) -> int:
+    """Its status. What is wrong is an object on a line, where those are wanted."""
+    from gpud.cli.downloading.shown import failed
+
+    try:
+        return work()
+    except GpudError as error:
+        failed(output, error)
+        return exit_status(error)
+
+
+def pull(arguments: Namespace, output: Output) -> int:
     kind, _, name = arguments.model.partition(":")
     if kind == "ollama":
         from gpud.cli.downloading import ollama
 
         return finished(ollama_model(ollama.checked_name(name), arguments, output))
     if kind == "hf":
-        return hub_model(parsed(name), arguments, output)
+        return finished(hub_model(parsed(name), arguments, output))
     raise Usage(
         f'pull: "{arguments.model[:200]}" says not from where',
         hint='write hf:ORG/REPO or ollama:NAME; "gpudctl fetch" downloads from a URL',
@@ -83,14 +101,13 @@ def parsed(name: str) -> Wish:
     return Wish(f"{parts[0]}/{parts[1]}", file or quantization)
 
 
-def finished(work: Any) -> int:
+def finished(work: Coroutine[Any, Any, int]) -> int:
     """Run it. Raises KeyboardInterrupt where it was interrupted."""
     import logging
 
     # The library of D-Bus tells of lost connections through logging; here they are no errors at all.
     logging.disable(logging.CRITICAL)
-    status: int = asyncio.run(work)
-    return status
+    return asyncio.run(work)
 
 
 # From Hugging Face ---------------------------------------------------------------------------------------------------
@@ -105,66 +122,50 @@ class Picture(NamedTuple):
     """Of the gpud that runs: ``system``, ``user``, or empty."""
 
 
-def hub_model(wish: Wish, arguments: Namespace, output: Output) -> int:
-    picture: list[Picture] = []
-
-    async def look() -> int:
-        picture.append(await looked(wish, arguments))
-        return DONE
-
-    finished(look())
-    (seen,) = picture
-    listing = seen.listing
-    if wants_safetensors(wish, seen):
-        return finished(snapshot(listing, seen.kind, arguments, output))
-    chosen = choose(wish, seen, arguments, output)
-    files, folder_name = [*chosen["files"]], ""
-    if arguments.mmproj:
-        if not listing["projectors"]:
-            raise GpudError(f'"{wish.repo}" has nothing that would let a model see images', hint="leave --mmproj out")
-        # Every repository calls it the same, so that both need a folder of their own to belong together.
-        files.append(listing["projectors"][0])
-        folder_name = wish.repo.partition("/")[2]
-    return finished(files_of(listing, files, folder_name, seen.kind, arguments, output))
-
-
-async def looked(wish: Wish, arguments: Namespace) -> Picture:
-    """Ask the hub what there is, and gpud what there is room for."""
-    import tempfile
-    from pathlib import Path
-
-    from gpud.cli.downloading import fits
+async def hub_model(wish: Wish, arguments: Namespace, output: Output) -> int:
     from gpud.cli.downloading.job import connected
     from gpud.cli.downloading.process import Puller
 
     gpud = await connected(arguments.bus)
     try:
-        devices = (await gpud.status())["Gpus"] if gpud is not None else []
-        kind = gpud.kind if gpud is not None else ""
+        async with Puller() as puller:
+            seen = await looked(puller, gpud, wish, arguments)
+            if wants_safetensors(wish, seen):
+                what, ask = snapshot(seen, arguments)
+            else:
+                what, ask = files_of(seen, choose(wish, seen, arguments, output), arguments)
+            return await brought(what, ask, puller, gpud, output)
     finally:
         if gpud is not None:
             gpud.close()
-    async with Puller() as puller:
-        wanted = "" if wish.wanted == SAFETENSORS else wish.wanted
-        ask = {"do": "list", "repo": wish.repo, "revision": arguments.revision or "main", "wanted": wanted}
-        told = await puller.answer(ask)
-        listing, meant = told["listing"], told["meant"]
-        whole_ones = [choice for choice in meant if not choice["missing"]]
+
+
+async def looked(puller: "Puller", gpud: "Gpud | None", wish: Wish, arguments: Namespace) -> Picture:
+    """Ask the hub what there is, and gpud what there is room for."""
+    import tempfile
+
+    from gpud.cli.downloading import fits
+
+    devices = (await gpud.status())["Gpus"] if gpud is not None else []
+    kind = gpud.kind if gpud is not None else ""
+    wanted = "" if wish.wanted == SAFETENSORS else wish.wanted
+    ask = {"do": "list", "repo": wish.repo, "revision": arguments.revision or "main", "wanted": wanted}
+    told = await puller.answer(ask)
+    listing, meant = told["listing"], told["meant"]
+    complete = [choice for choice in meant if not choice["missing"]]
+    with tempfile.TemporaryDirectory(prefix="gpud-pull-") as folder:
         header = None
-        with tempfile.TemporaryDirectory(prefix="gpud-pull-") as folder:
-            # Of one that is named nobody asks what it needs.
-            if len(meant) > 1 and whole_ones:
-                base = whole_ones[len(whole_ones) // 2]
-                header = await _header(puller, listing, base, folder)
-            gpus = _gpus(devices)
-            context = arguments.context or _usual_context(kind)
-            rows = await asyncio.to_thread(
-                fits.rows, meant, None if header is None else (base, str(Path(header))), context, gpus, devices
-            )
+        # Of one that is named nobody asks what it needs.
+        if len(meant) > 1 and complete:
+            base = complete[len(complete) // 2]
+            path = await _header(puller, listing, base, folder)
+            header = None if path is None else (base, path)
+        context = arguments.context or _usual_context(kind)
+        rows = await asyncio.to_thread(fits.rows, meant, header, context, _gpus(devices), devices)
     return Picture(listing, rows, kind)
 
 
-async def _header(puller: Any, listing: dict[str, Any], choice: dict[str, Any], folder: str) -> str | None:
+async def _header(puller: "Puller", listing: dict[str, Any], choice: dict[str, Any], folder: str) -> str | None:
     """The header of one of them, which says what all of them need; None where it cannot be had: sizes say enough."""
     ask = {"do": "header", "repo": listing["repo"], "commit": listing["commit"], "folder": folder}
     try:
@@ -263,7 +264,7 @@ def _asked(wish: Wish, seen: Picture, chosen: "Row | None", output: Output) -> d
     default = f" [{chosen.label}]" if chosen is not None else ""
     while True:
         try:
-            answer = input(f"which one?{default} ").strip() or (chosen.label if chosen is not None else "")
+            answer = _typed(f"which one?{default} ") or (chosen.label if chosen is not None else "")
         except EOFError:
             raise Usage("pull: none was chosen", hint=f"name one: hf:{wish.repo}:{example}") from None
         found = [row for row in seen.rows if answer.lower() in (row.label.lower(), row.choice["stem"].lower())]
@@ -272,10 +273,22 @@ def _asked(wish: Wish, seen: Picture, chosen: "Row | None", output: Output) -> d
         output.note(f'"{answer}" is none of them' if not found else f'"{answer}" is more than one: write its file')
 
 
+def _typed(question: str) -> str:
+    """What somebody types. Ctrl-C ends it at once: nothing else goes on meanwhile that would have to be canceled."""
+    import signal
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return input(question).strip()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _complete(row: "Row", wish: Wish) -> dict[str, Any]:
     if row.choice["missing"]:
+        missing = plural(row.choice["missing"], "part")
         raise GpudError(
-            f'"{wish.repo}" lacks {plural(row.choice["missing"], "part")} of "{row.choice["stem"]}": no engine could load it',
+            f'"{wish.repo}" lacks {missing} of "{row.choice["stem"]}": no engine could load it',
             hint="choose another one",
         )
     return row.choice
@@ -291,30 +304,32 @@ def _nothing(wish: Wish, listing: dict[str, Any]) -> GpudError:
     )
 
 
-async def files_of(
-    listing: dict[str, Any],
-    files: list[dict[str, Any]],
-    folder_name: str,
-    kind: str,
-    arguments: Namespace,
-    output: Output,
-) -> int:
+def files_of(seen: Picture, chosen: dict[str, Any], arguments: Namespace) -> tuple[str, dict[str, Any]]:
+    """What to call the download, and the wish: the files of a model, under their own names."""
     from gpud.cli.downloading import folders
 
-    folder = folders.target(arguments.to or "", kind)
-    if folder_name:
-        folder = folder / folder_name
-        await asyncio.to_thread(folder.mkdir, exist_ok=True)
-    wish = {**_about(listing, files, arguments), "do": "pull", "folder": str(folder)}
-    return await brought(f"hf:{listing['repo']}/{files[0]['path']}", wish, arguments, output)
+    listing, files = seen.listing, [*chosen["files"]]
+    folder = folders.target(arguments.to or "", seen.kind)
+    if arguments.mmproj:
+        if not listing["projectors"]:
+            raise GpudError(
+                f'"{listing["repo"]}" has nothing that would let a model see images', hint="leave --mmproj out"
+            )
+        files.append(listing["projectors"][0])
+        # Every repository calls it the same, so that both need a folder of their own to belong together.
+        folder = folder / listing["repo"].partition("/")[2]
+        folder.mkdir(exist_ok=True)
+    about = _about(listing, files, arguments)
+    return f"hf:{listing['repo']}/{files[0]['path']}", {**about, "do": "pull", "folder": str(folder)}
 
 
-async def snapshot(listing: dict[str, Any], kind: str, arguments: Namespace, output: Output) -> int:
+def snapshot(seen: Picture, arguments: Namespace) -> tuple[str, dict[str, Any]]:
+    """The same for a whole repository."""
     from gpud.cli.downloading import folders
 
-    folder = folders.cache(arguments.to or "", kind)
-    wish = {**_about(listing, listing["safetensors"], arguments), "do": "snapshot", "folder": folder}
-    return await brought(f"hf:{listing['repo']}", wish, arguments, output)
+    folder = folders.cache(arguments.to or "", seen.kind)
+    about = _about(seen.listing, seen.listing["safetensors"], arguments)
+    return f"hf:{seen.listing['repo']}", {**about, "do": "snapshot", "folder": folder}
 
 
 def _about(listing: dict[str, Any], files: list[dict[str, Any]], arguments: Namespace) -> dict[str, Any]:
@@ -325,22 +340,15 @@ def _about(listing: dict[str, Any], files: list[dict[str, Any]], arguments: Name
 # Bringing it ---------------------------------------------------------------------------------------------------------
 
 
-async def brought(what: str, wish: dict[str, Any], arguments: Namespace, output: Output) -> int:
+async def brought(what: str, ask: dict[str, Any], puller: "Puller", gpud: "Gpud | None", output: Output) -> int:
     """Have the process download it, shown to everybody; then have gpud look."""
     from gpud.cli.downloading.following import Following
-    from gpud.cli.downloading.job import Job, connected
-    from gpud.cli.downloading.process import Puller
+    from gpud.cli.downloading.job import Job
 
-    gpud = await connected(arguments.bus)
-    try:
-        job = Job(gpud, what)
-        following = Following(what, job, output)
-        async with Puller() as puller:
-            last = await following.run(puller.ask(wish))
-        await done(following, last.get("path", ""), job, output)
-    finally:
-        if gpud is not None:
-            gpud.close()
+    job = Job(gpud, what)
+    following = Following(what, job, output)
+    last = await following.run(puller.ask(ask))
+    await done(following, last.get("path", ""), job, output)
     return DONE
 
 

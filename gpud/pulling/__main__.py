@@ -27,27 +27,28 @@ QUIET_S = 0.25
 
 
 class Telling:
-    """Writes what happens. The files of one wish are told of as one download."""
+    """Writes what happens. The files of one wish are told of as one download. What moves is told at most once in
+    :data:`QUIET_S`, and then how far it is by then: also where nothing comes any more.
+    """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._told_at_s = float("-inf")
+        self._later: threading.Timer | None = None
+        self._latest: dict[str, object] = {}
         self._before_bytes = 0
         self._total_bytes: int | None = None
 
     def say(self, event: str, **values: object) -> None:
-        try:
-            sys.stdout.write(json.dumps({"event": event, **values}) + "\n")
-            sys.stdout.flush()
-        except OSError:
-            # Whoever wanted it is gone.
-            os._exit(1)
+        with self._lock:
+            self._tell_latest()
+            _write({"event": event, **values})
 
     def begin(self, total_bytes: int | None) -> None:
         self._before_bytes, self._total_bytes = 0, total_bytes
 
     def arrived(self, arrived: Arrived, name: str) -> None:
         self._before_bytes += arrived.size_bytes
-        self._told_at_s = float("-inf")
         self.say(
             "arrived",
             path=str(arrived.path),
@@ -69,17 +70,41 @@ class Telling:
         self._figures("joined", done_bytes, total_bytes)
 
     def waiting(self, wait_s: float, why: str) -> None:
-        self._told_at_s = float("-inf")
         self.say("waiting", seconds=wait_s, why=why)
 
     def _figures(self, stage: str, done_bytes: int, total_bytes: int | None) -> None:
-        now_s = time.monotonic()
-        is_last = done_bytes == total_bytes
-        if now_s - self._told_at_s < QUIET_S and not is_last:
-            return
-        self._told_at_s = now_s
         whole = total_bytes if self._total_bytes is None else self._total_bytes
-        self.say("progress", stage=stage, done=self._before_bytes + done_bytes, total=whole)
+        with self._lock:
+            self._latest = {"stage": stage, "done": self._before_bytes + done_bytes, "total": whole}
+            left_s = self._told_at_s + QUIET_S - time.monotonic()
+            if left_s <= 0:
+                self._tell_latest()
+            elif self._later is None:
+                self._later = threading.Timer(left_s, self._time_passed)
+                self._later.daemon = True
+                self._later.start()
+
+    def _time_passed(self) -> None:
+        with self._lock:
+            self._tell_latest()
+
+    def _tell_latest(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        if self._latest:
+            self._told_at_s = time.monotonic()
+            _write({"event": "progress", **self._latest})
+            self._latest = {}
+
+
+def _write(event: dict[str, object]) -> None:
+    try:
+        sys.stdout.write(json.dumps(event) + "\n")
+        sys.stdout.flush()
+    except OSError:
+        # Whoever wanted it is gone.
+        os._exit(1)
 
 
 class Worker:

@@ -50,7 +50,7 @@ def cut(after: int) -> Fault:
 
 @dataclass(frozen=True)
 class Seen:
-    """A request as it came."""
+    """A request as it came; the names of its headers as they are usually written."""
 
     method: str
     path: str
@@ -180,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.server.hub
         parts = urlsplit(self.path)
         path = unquote(parts.path)
-        hub.seen.append(Seen(self.command, path, dict(self.headers.items())))
+        hub.seen.append(Seen(self.command, path, {name.title(): value for name, value in self.headers.items()}))
         if (
             hub.token
             and self.headers.get("Authorization") != f"Bearer {hub.token}"

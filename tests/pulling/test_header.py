@@ -84,7 +84,7 @@ def test_a_header_without_end_is_not_read_for_ever(
 ) -> None:
     """After so many bytes it is none."""
     data = b"GGUF" + head + bytes(70 << 20)
-    with pytest.raises((DownloadFailed, Broken), match="longer than 64 MiB|broke off in the header"):
+    with pytest.raises((DownloadFailed, Broken), match=r"longer than 64 MiB|broke off in the header"):
         copied(hub, data, tmp_path / NAME)
     assert (tmp_path / NAME).stat().st_size <= header.LIMIT_BYTES + header.CHUNK_BYTES
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack, aclosing
 from typing import Any
 
 from gpud.cli.downloading.job import Job, called_off
-from gpud.cli.downloading.shown import amount, shown
+from gpud.cli.downloading.shown import amount, failed, shown
 from gpud.cli.output import Output
 from gpud.core.errors import Canceled, GpudError
 
@@ -34,7 +34,7 @@ class Following:
             last = await self._unless_called_off(events)
         except asyncio.CancelledError:
             await self._job.end("canceled", f"the download of {self.what} was interrupted")
-            self._output.error(self._interrupted())
+            failed(self._output, self._interrupted())
             raise
         except GpudError as problem:
             await self._job.end("failed", problem.message)

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gpud.cli.output import Output, size, span
+from gpud.core.errors import GpudError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -98,6 +99,15 @@ def line(output: Output, **values: object) -> None:
     """One object, on one line, and on its way at once."""
     output.text(json.dumps(values, ensure_ascii=False))
     output.flush()
+
+
+def failed(output: Output, error: GpudError) -> None:
+    """As every command tells of an error; where objects are wanted, on a line like all of them."""
+    if not output.wants_json:
+        output.error(error)
+        return
+    line(output, event="failed", error={"code": error.code, "message": error.message, "hint": error.hint})
+    output.note(f"gpudctl: {error.text}")
 
 
 class Lines:
