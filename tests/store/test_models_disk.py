@@ -230,6 +230,20 @@ def test_damage_found_when_it_is_let_go_costs_nothing_that_was_held(locked: Lock
     assert query(locked.path, "PRAGMA integrity_check") == [("ok",)]
 
 
+def test_ids_outlive_what_was_held_and_then_damaged(locked: Locked) -> None:
+    """Whoever still has an entry finds its model by the same number in the new file."""
+    registry = locked.registry
+    registry.take([entry("a")], 1)
+    locked.lock()
+    taken = registry.take([*registry.entries(), entry("b")], 2)
+    locked.let_go()
+    registry.used({2: (1, 3, None)})
+    taken = registry.entries()
+    spoil(locked.path, "model")
+    assert registry.take(taken, 4) == tuple(replace(one, last_scanned_us=4) for one in taken)
+    assert "was damaged" in locked.told[-1]
+
+
 def test_somebody_who_reads_holds_up_no_look(place: Place) -> None:
     """As long as they like: they see what was there when they began."""
     store = place.store()
