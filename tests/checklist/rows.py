@@ -38,6 +38,7 @@ REGISTRY = "tests/store/test_models.py::"
 GOLDEN = "tests/importing/test_importing_golden.py::"
 IMPORT = "tests/importing/test_importing_command.py::"
 OPTIONS = "tests/importing/test_importing_options.py::"
+STORES = "tests/catalog/test_finder_stores.py::"
 WEB_SERVICE = "tests/booted/test_http_service.py::"
 
 ROWS: dict[str, tuple[str, ...]] = {
@@ -387,6 +388,12 @@ ROWS: dict[str, tuple[str, ...]] = {
     "S3-03": (FLAGS + "test_flash_attention_has_a_value_or_is_a_switch",),
     "S3-04": (FLAGS + "test_a_new_build_gets_every_setting_by_its_own_name",),
     "S3-05": (CLIENTS + "test_prometheus_reads_what_was_done", METRICS + "test_promtool_finds_nothing"),
+    "S3-08": (
+        STORES + "test_a_model_in_the_hubs_cache_is_found_with_its_digest",
+        STORES + "test_the_current_revision_is_the_one_that_is_listed",
+        STORES + "test_without_a_current_revision_the_newest_counts",
+        "tests/catalog/test_finder_copies.py::test_one_model_everywhere_is_one_model",
+    ),
     "S3-11": (
         GOLDEN + "test_it_becomes_what_the_golden_file_has[docker-env]",
         OPTIONS + "test_what_the_image_takes_is_said_where_its_variables_say_nothing",
