@@ -361,18 +361,18 @@ async def done(following: "Following", folder: str, job: Any, output: Output) ->
     fresh = sum(one["bytes"] for one in following.arrived if not one["was_there"])
     took = span(time.monotonic() - following.began_s)
     await job.end("done", f"downloaded {following.what}: {size(fresh)} in {took}")
-    found = await job.scan()
+    names = await job.known_as([folder] if folder else [one["path"] for one in following.arrived])
     if output.wants_json:
         files = [{key: one[key] for key in ("path", "bytes", "sha256", "was_there")} for one in following.arrived]
-        line(output, event="done", what=following.what, path=folder or None, files=files, new=found.get("New", []))
+        line(output, event="done", what=following.what, path=folder or None, files=files, names=names)
         return
     if folder:
         total = sum(one["bytes"] for one in following.arrived)
         output.text(f"{folder}: {plural(len(following.arrived), 'file')}, {size(total)}" + _fresh(fresh, took))
     for one in following.arrived if not folder else ():
         output.text(f"{one['path']}: {size(one['bytes'])}" + _fresh(0 if one["was_there"] else one["bytes"], took))
-    for name in found.get("New", []):
-        output.text(f'gpud knows it as "{name}"; gpudctl load {name}')
+    for name in names:
+        output.text(f'gpud knows it as "{name}"')
 
 
 def _fresh(fresh_bytes: int, took: str) -> str:
@@ -398,12 +398,12 @@ async def ollama_model(name: str, arguments: Namespace, output: Output) -> int:
         following = Following(f"ollama:{name}", job, output)
         await following.run(ollama.pulled(door, name))
         await job.end("done", f"Ollama has downloaded {name}")
-        found = await job.scan()
+        names = await job.known_as([])
     finally:
         if gpud is not None:
             gpud.close()
     if output.wants_json:
-        line(output, event="done", what=f"ollama:{name}", path=None, files=[], new=found.get("New", []))
+        line(output, event="done", what=f"ollama:{name}", path=None, files=[], names=names)
     else:
         output.text(f'Ollama has "{name}"')
     return DONE

@@ -80,7 +80,7 @@ def test_a_model_comes_into_the_folder_at_which_gpud_looks(user: User, daemon: D
     """The daemon shows nothing more of it afterwards, and works as before."""
     done = user.gpudctl("pull", f"hf:{REPO}:q4_k_m")
     assert (done.returncode, done.stdout.partition(": ")[0]) == (0, str(user.folder / NAME)), done.stderr
-    assert "downloaded in" in done.stdout
+    assert "downloaded in" in done.stdout and 'gpud knows it as "tiny-Q4_K_M"' in done.stdout
     assert f"{WHAT}: downloading, 100%" in done.stderr
     assert (user.folder / NAME).read_bytes() == data
     assert os.listdir(user.folder) == [NAME]
@@ -125,7 +125,7 @@ def test_objects_for_programs(user: User, daemon: Daemon, data: bytes) -> None:
                 "was_there": False,
             }
         ],
-        "new": objects[-1]["new"],
+        "names": ["tiny-Q4_K_M"],
     }
 
 

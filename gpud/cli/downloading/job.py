@@ -1,6 +1,8 @@
 """A download as everybody sees it: a job of gpud's, which anybody who may can call off. Works as well without gpud."""
 
 import asyncio
+import os
+from collections.abc import Collection
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -95,16 +97,26 @@ class Job:
             async with asyncio.timeout(GOODBYE_S):
                 await self._gpud.call("EndDownload", "uss", number, result, text[:WHAT_CHARACTERS])
 
-    async def scan(self) -> dict[str, Any]:
-        """Have gpud look at what has come. What it found, as far as it says so."""
+    async def known_as(self, paths: Collection[str]) -> list[str]:
+        """Have gpud look at what has come, and say what it is called there. Nothing where it does not say."""
         if self._gpud is None:
-            return {}
+            return []
         try:
-            answer = await self._gpud.call("Scan")
+            # It may have seen it by itself meanwhile: what it says is new need not be what has come.
+            with suppress(GpudError):
+                await self._gpud.call("Scan")
+            (entries,) = await self._gpud.call("ListCatalog", "as", [])
         except GpudError:
-            # An older gpud, or one that may not be asked that: it looks by itself, some day.
-            return {}
-        return answer[0] if answer and isinstance(answer[0], dict) else {}
+            # An older gpud, or one that has gone: it looks by itself, some day.
+            return []
+        return _lying_at(entries, paths)
+
+
+def _lying_at(entries: list[dict[str, Any]], paths: Collection[str]) -> list[str]:
+    """The names of what lies at one of these places, by whatever way it is reached."""
+    wanted = {os.path.realpath(path) for path in paths}
+    places = ((entry["Id"], entry.get("Paths") or [entry["Path"]]) for entry in entries)
+    return sorted(name for name, there in places if wanted & {os.path.realpath(path) for path in there})
 
 
 def called_off(message: str) -> Canceled:
