@@ -95,11 +95,21 @@ def _umask() -> int:
 
 def find_store(named: str, *, asked: bool) -> str:
     """The store's folder in full; empty: there is none. Raises GpudError for one that was asked for and is none."""
-    candidates = [named] if named else STORES
-    for one in candidates:
+    closed = ""
+    for one in [named] if named else STORES:
         folder = os.path.abspath(os.path.expanduser(one))  # noqa: PTH100, PTH111 - links stay as they were written
-        if (Path(folder) / "manifests").is_dir():
-            return folder
+        try:
+            os.stat(f"{folder}/manifests/.")  # noqa: PTH116 - Path.is_dir() says no of what may not be looked at
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            closed = closed or f"{folder}: {error.strerror}"
+            continue
+        return folder
+    if closed:
+        raise GpudError(
+            f"cannot look into {closed}", hint="sudo gpudctl import ollama may; or name another with --models"
+        )
     if asked:
         raise GpudError(
             f'cannot import from "{named}": it has no folder "manifests", as a store of Ollama\'s has',

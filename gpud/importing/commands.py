@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from gpud.config.source import Where
 from gpud.importing.reading import unreadable
-from gpud.importing.report import names_secret
+from gpud.importing.secrets import names_secret
 
 
 class Program(StrEnum):
@@ -47,6 +47,8 @@ def split(text: str, where: Where, setting: str) -> list[str]:
         raise unreadable(where, f"{setting}: {error}") from None
 
 
+MOST_WORDS = 2000
+
 _PIECE = re.compile(r"""([^\s"'\\]+)|\\(.)|"((?:[^"\\]|\\.)*)"|'([^']*)'""", re.DOTALL)
 _BLANK = re.compile(r"\s+")
 
@@ -60,6 +62,8 @@ def words_of(text: str) -> list[str]:
         if blank := _BLANK.match(text, position):
             if word is not None:
                 words.append("".join(word))
+            if len(words) > MOST_WORDS:
+                raise ValueError(f"it has more than {MOST_WORDS:,} words, which no command has")
             word, position = None, blank.end()
             continue
         piece = _PIECE.match(text, position)

@@ -174,8 +174,9 @@ def _compose(made: Draft, node: Node, name: str) -> None:
             whole.where, "has no services and no environment, as a compose file has, and sets no variables"
         )
     ours = [(one, fields) for one, fields in services if _is_ours(fields)]
+    names = {one for one, _ in ours}
     for one, fields in services:
-        if not any(one == other for other, _ in ours):
+        if one not in names:
             made.leave(fields.where, fields.path, "nothing in it speaks of llama.cpp or Ollama")
     for _, fields in ours:
         _compose_service(made, fields, name if len(ours) == 1 else "")
@@ -230,10 +231,12 @@ def _filled(made: Draft, node: Scalar, setting: str) -> str:
 
 def _compose_service(made: Draft, fields: Fields, name: str) -> None:
     variables = _environment(fields)
-    made.given = replace(made.given, maps=_sorted((*made.given.maps, *_mounts(fields))))
+    given = made.given
+    made.given = replace(given, maps=_sorted((*given.maps, *_mounts(fields))))
     arguments = _arguments(fields, "command")
     where = fields.at("command") if arguments else fields.where
     path = _service(made, variables, arguments, where, fields.path, name)
+    made.given = given
     for where, text in _published(fields):
         outside, inside = text
         setting = f"{fields.name('ports')} {outside}:{inside}"

@@ -4,7 +4,8 @@ import re
 
 from gpud.config.kinds import DECIMAL
 from gpud.config.source import Node, Scalar, Table, Where
-from gpud.importing.report import Draft, names_secret, shown
+from gpud.importing.report import Draft, shown
+from gpud.importing.secrets import names_secret
 
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 

@@ -7,7 +7,8 @@ from gpud.config.forbidden import check_flag
 from gpud.config.kinds import Wrong
 from gpud.config.source import Where
 from gpud.importing.commands import is_value
-from gpud.importing.report import Draft, Path, names_secret, shown
+from gpud.importing.report import Draft, Path, shown
+from gpud.importing.secrets import names_secret
 from gpud.importing.values import put_path
 
 Put = Callable[[Draft, Path, str, Where, str], None]
@@ -94,7 +95,7 @@ _SIZE = _dropped(
 
 
 def _key(draft: Draft, _path: Path, value: str, where: Where, setting: str) -> None:
-    draft.hide(value)
+    draft.secrets.hide(value)
     draft.leave(where, setting, "gpud makes a key for every start", "gpudctl key add NAME makes one for clients")
 
 
@@ -166,7 +167,7 @@ def translate(
         try:
             check_flag(flag)
             if names_secret(flag):
-                draft.hide(value)
+                draft.secrets.hide(value)
                 raise Wrong("is a secret by its name, and secrets are never copied")
         except Wrong as wrong:
             draft.leave(where, f"{setting} {flag}", f"it {wrong}")

@@ -11,7 +11,8 @@ from gpud.config.forbidden import check_flag
 from gpud.config.kinds import Wrong
 from gpud.config.source import Where
 from gpud.importing.commands import is_value
-from gpud.importing.report import Draft, Path, names_secret, shown
+from gpud.importing.report import Draft, Path, shown
+from gpud.importing.secrets import names_secret
 from gpud.importing.values import path_of, put_gpu, put_path, stem, words
 
 ALL_LAYERS = 99
@@ -172,7 +173,7 @@ def _dropped(why: str, instead: str = "") -> _Handler:
 
 def _secret(why: str, instead: str) -> _Handler:
     def handle(parse: _Parse, flag: str, value: str) -> None:
-        parse.draft.hide(value)
+        parse.draft.secrets.hide(value)
         parse.leave(flag, why, instead)
 
     return handle
@@ -346,10 +347,10 @@ def _unknown(parse: _Parse, flag: str, given: list[str], index: int, *, has_valu
         return 1
     try:
         check_flag(flag)
-        if names_secret(flag) or parse.draft.holds_secret(value):
+        if names_secret(flag) or value in parse.draft.secrets:
             raise Wrong("is a secret by its name, and secrets are never copied")
     except Wrong as wrong:
-        parse.draft.hide(value if names_secret(flag) else "")
+        parse.draft.secrets.hide(value if names_secret(flag) else "")
         parse.leave(flag.partition("=")[0], f"it {wrong}")
         return count
     if flag in _RENAMED:

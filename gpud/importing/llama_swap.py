@@ -204,7 +204,7 @@ def _others(made: Draft, fields: Fields) -> None:
 def _keys_are_not_copied(made: Draft, fields: Fields, keys: Node) -> None:
     for node in keys.nodes if isinstance(keys, Items) else (keys,):
         if isinstance(node, Scalar) and "${" not in node.text:
-            made.hide(node.text)
+            made.secrets.hide(node.text)
     count = max(1, _count(keys))
     made.leave(
         fields.at("apiKeys"),

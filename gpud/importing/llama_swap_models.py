@@ -12,7 +12,8 @@ from gpud.importing.commands import Command, Program, split, understand, without
 from gpud.importing.fields import Fields
 from gpud.importing.macros import PORT, Macros, read_macros
 from gpud.importing.reading import unreadable
-from gpud.importing.report import Draft, Path, names_secret, shown
+from gpud.importing.report import Draft, Path, shown
+from gpud.importing.secrets import names_secret
 from gpud.importing.values import VISIBLE, Place, path_of, put_environment, put_gpu
 
 _SIZE_UNKNOWN = "gpud cannot find out what it needs, and 0 takes none of the budget"
@@ -168,7 +169,7 @@ class Models:
             text = "a secret stands in the middle of it, and secrets are never copied"
             draft.leave(where, setting, text, f'write the model "{path[1]}" by hand, and the secret into a file')
             return
-        words, secret = without_secrets(list(command.argv), draft.holds_secret)
+        words, secret = without_secrets(list(command.argv), draft.secrets.__contains__)
         for name in secret:
             draft.leave(
                 where,

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 
 from gpud.config.source import Entry, Items, Node, Scalar, Table, Where
 from gpud.importing.reading import unreadable
-from gpud.importing.report import Draft, names_secret
+from gpud.importing.report import Draft
+from gpud.importing.secrets import names_secret
 
 MAX_EXPANDED = 1 << 16
 """Characters that one value may have once its macros are filled in: a command line is shorter by far."""
 
-MAX_IN_ALL = 1 << 23
+MAX_IN_ALL = 1 << 20
 """Characters that all values of a file may have then."""
 
 MAX_DEPTH = 40
@@ -85,7 +86,7 @@ class Macros:
             hint = "give its variables with --environment FILE, or set it where gpudctl is run"
             raise unreadable(where, f"{setting}: the variable {name} is not set here; {hint}")
         if names_secret(name):
-            self.draft.hide(value)
+            self.draft.secrets.hide(value)
         return value
 
     def expand_node(self, node: Node, setting: str) -> Node:

@@ -217,7 +217,7 @@ def _server(made: Draft, fields: Fields) -> None:
         instead = "networking.firewall.allowedTCPPorts, once http.front asks its clients for keys"
         made.leave(fields.at("openFirewall"), fields.name("openFirewall"), text, instead)
     if fields.node("apiKey") is not None:
-        made.hide(fields.text("apiKey") or "")
+        made.secrets.hide(fields.text("apiKey") or "")
         text = "a secret, and secrets are never copied"
         made.leave(fields.at("apiKey"), fields.name("apiKey"), text, "gpudctl key add NAME makes one")
     fields.spare("metricsEndpoint", "gpud has metrics of its own, and those of the engine")

@@ -128,7 +128,7 @@ def _alerts(made: Draft, fields: Fields) -> None:
     fields.spare("notificationMethod", "the journal and D-Bus are always told, and a webhook where there is one")
     address = fields.text("webhookUrl")
     if address:
-        made.hide(address)
+        made.secrets.hide(address)
         why = "such an address is a secret, and secrets are never copied"
         instead = "write it as alerts.webhook, into a file of mode 0600 in gpud.d"
         made.leave(fields.at("webhookUrl"), fields.name("webhookUrl"), why, instead)

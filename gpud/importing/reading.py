@@ -40,6 +40,8 @@ def unreadable(where: Where, text: str) -> ConfigInvalid:
 
 def plain(text: str) -> str:
     """One line, and nothing in it that a terminal or a reader of YAML would obey."""
+    if text.isprintable():
+        return text
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
 
 

@@ -1,6 +1,6 @@
 """What an import makes: a configuration, where each part of it came from, and what became of everything else.
 
-Owns the rule that secrets go nowhere: neither into the configuration nor into a sentence.
+Secrets go nowhere: neither into the configuration nor into a sentence.
 """
 
 import re
@@ -12,12 +12,17 @@ from typing import Any
 from gpud.config.kinds import Wrong
 from gpud.config.schema import RESERVED_NAMES, check_model_name
 from gpud.config.source import Where
+from gpud.core.errors import GpudError
 from gpud.importing.reading import place, plain
+from gpud.importing.secrets import Secrets
 
 Path = tuple[str, ...]
 """The keys that lead to a value of the configuration."""
 
-SHORTEST_SECRET = 6
+MOST_ALIASES = 1000
+
+MOST_MODELS = 2000
+"""More than these are no configuration that somebody wrote."""
 
 
 class Fate(StrEnum):
@@ -84,18 +89,35 @@ class Report:
 
 
 class Draft:
-    """A configuration that is being put together."""
+    """A configuration that is being put together. What it costs grows with what is put, and no faster."""
 
     def __init__(self, kind: str, given: Given) -> None:
         self.kind = kind
         self.given = given
         self.config: dict[str, Any] = {}
         self.comments: dict[Path, Comment] = {}
-        self.notes: list[Note] = []
-        self._secrets: set[str] = set()
-        self._names: dict[str, str] = {}
+        self.secrets = Secrets(given.file)
+        self._notes: dict[int, Note] = {}
+        self._numbers: dict[Path, list[int]] = {}
+        self._next = 0
+        self._models: dict[str, str] = {}
+        self._counts: dict[str, int] = {}
         self._settings: dict[Path, str] = {}
         self._aliases: dict[str, str] = {}
+
+    @property
+    def notes(self) -> list[Note]:
+        return list(self._notes.values())
+
+    def _note(self, note: Note, path: Path = ()) -> None:
+        self._notes[self._next] = note
+        if path:
+            self._numbers.setdefault(path, []).append(self._next)
+        self._next += 1
+
+    def _forget_notes(self, path: Path) -> None:
+        for number in self._numbers.pop(path, ()):
+            self._notes.pop(number, None)
 
     # What was found -------------------------------------------------------------------------------------------------
 
@@ -112,41 +134,42 @@ class Draft:
     ) -> bool:
         """Set a key; what was there is replaced. False, and a note, where the value holds a secret."""
         key = ".".join(path)
-        if self.holds_secret(value):
+        if value in self.secrets:
             self.leave(where, setting, "it holds a secret, and secrets are never copied", f"write {key} yourself")
             return False
-        note = Note(
-            where, self.redact(setting), Fate.CHANGED if changed else Fate.CARRIED, self.redact(why), instead, key
-        )
         earlier = self.comments.get(path)
         if earlier and earlier.where and path[-1] != "aliases":
-            self.notes[:] = [one for one in self.notes if one.key != key]
+            self._forget_notes(path)
             if self.get(path) == value:
                 self.spare(earlier.where, earlier.setting, f"{setting} says the same")
             else:
                 self.leave(earlier.where, earlier.setting, f"{setting} sets {key}, too, and counts")
-        self.notes.append(note)
+        fate = Fate.CHANGED if changed else Fate.CARRIED
+        redact = self.secrets.redact
+        note = Note(where, redact(setting), fate, redact(why), redact(instead), key)
+        self._note(note, path)
         self._set(path, value)
         line = f", line {where.line}" if where.line else ""
         model = self._settings.get(path[:2], "")
         short = setting.replace(f"{model}.", "") if model else setting
         said = f"{short}{line}{f': {why}' if why else ''}{f'; {instead}' if instead and changed else ''}"
-        self.comments[path] = Comment(self.redact(said), where, note.setting)
+        self.comments[path] = Comment(redact(said), where, note.setting)
         return True
 
     def assume(self, path: Path, value: object, why: str) -> None:
         """Set a key that nobody asked for in so many words, unless it is set."""
         if self.get(path) is None:
             self._set(path, value)
-            self.comments[path] = Comment(self.redact(why))
+            self.comments[path] = Comment(self.secrets.redact(why))
 
     def leave(self, where: Where, setting: str, why: str, instead: str = "") -> None:
         """Say that something is not carried over."""
-        self.notes.append(Note(where, self.redact(setting), Fate.DROPPED, self.redact(why), self.redact(instead)))
+        redact = self.secrets.redact
+        self._note(Note(where, redact(setting), Fate.DROPPED, redact(why), redact(instead)))
 
     def spare(self, where: Where, setting: str, why: str) -> None:
         """Say that gpud needs no such setting."""
-        self.notes.append(Note(where, self.redact(setting), Fate.NEEDLESS, self.redact(why)))
+        self._note(Note(where, self.secrets.redact(setting), Fate.NEEDLESS, self.secrets.redact(why)))
 
     def get(self, path: Path) -> Any:
         found: Any = self.config
@@ -156,22 +179,23 @@ class Draft:
             found = found[key]
         return found
 
-    def remove(self, path: Path) -> None:
-        """Take a key out, with what is below it; maps that become empty go too, but for those of models."""
+    def discard(self, path: Path) -> None:
+        """Take a key out as if it had never been there: notes that say where something is would be lies. Maps that
+        become empty go too."""
+        for below in [path, *self._below(path, self.get(path))]:
+            self._forget_notes(below)
+            self.comments.pop(below, None)
         *above, last = path
         found = self.get(tuple(above)) if above else self.config
         if isinstance(found, dict):
             found.pop(last, None)
             if not found and above:
-                self.remove(tuple(above))
-        for known in [known for known in self.comments if known[: len(path)] == path]:
-            del self.comments[known]
+                self.discard(tuple(above))
 
-    def discard(self, path: Path) -> None:
-        """Take a key out as if it had never been there: notes that say where something is would be lies."""
-        gone = {".".join(known) for known in self.comments if known[: len(path)] == path}
-        self.notes[:] = [note for note in self.notes if note.key not in gone]
-        self.remove(path)
+    def _below(self, path: Path, value: object) -> Iterator[Path]:
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            yield (*path, key)
+            yield from self._below((*path, key), inner)
 
     def origin(self, path: Path) -> tuple[Where, str]:
         """Where a key came from, and what it was there."""
@@ -190,36 +214,38 @@ class Draft:
 
     def model(self, name: str, where: Where, setting: str) -> Path:
         """Where a model of this name is; each name is given once. A name that gpud does not allow is mended."""
-        mended = re.sub(r"[^A-Za-z0-9._:/@+-]+", "-", name).strip("-")[:120]
+        if len(self._counts) >= MOST_MODELS:
+            text = f"cannot import {self.given.file}: it has more than {MOST_MODELS:,} models"
+            raise GpudError(text, hint="import it in parts, and put them into gpud.d beside gpud.yaml")
+        path = ("models", self._free_name(name))
+        self._models.setdefault(name, path[1])
+        self._settings[path] = setting
+        self.config.setdefault("models", {})[path[1]] = {}
+        said = f"{setting}, line {where.line}" if where.line else setting
+        if path[1] != name:
+            why = f'its name is "{path[1]}" now: {_why_not(name)}'
+            said = f"{said}: {why}"
+            instead = "have its clients ask for that"
+            redact = self.secrets.redact
+            self._note(Note(where, redact(setting), Fate.CHANGED, redact(why), instead, ".".join(path)), path)
+        self.comments[path] = Comment(self.secrets.redact(said), where, self.secrets.redact(setting))
+        return path
+
+    def _free_name(self, name: str) -> str:
+        mended = re.sub(r"[^A-Za-z0-9._:/@+-]+", "-", name).strip("-")[:110]
         mended = re.sub(r"^[^A-Za-z0-9]+", "", mended) or "model"
         if mended in RESERVED_NAMES:
             mended += "-model"
-        free, count = mended, 1
-        while free in self._names:
-            count += 1
-            free = f"{mended}-{count}"
-        self._names[free] = name
-        path = ("models", free)
-        self._settings[path] = setting
-        self.config.setdefault("models", {})[free] = {}
-        line = f", line {where.line}" if where.line else ""
-        self.comments[path] = Comment(self.redact(f"{setting}{line}"), where, self.redact(setting))
-        if free != name:
-            note = Note(
-                where,
-                self.redact(setting),
-                Fate.CHANGED,
-                f'its name is "{free}" now: {_why_not(name)}',
-                "have its clients ask for that",
-                ".".join(path),
-            )
-            self.notes.append(note)
-            self.comments[path] = Comment(self.redact(f"{setting}{line}: {note.why}"), where, note.setting)
-        return path
+        free = mended
+        while free in self._counts:
+            self._counts[mended] += 1
+            free = f"{mended}-{self._counts[mended]}"
+        self._counts[free] = 1
+        return free
 
     def model_called(self, name: str) -> Path | None:
         """The model that was given under this name, or has it as an alias."""
-        owner = next((known for known, original in self._names.items() if original == name), self._aliases.get(name))
+        owner = self._models.get(name) or self._aliases.get(name)
         path = ("models", owner or "")
         return path if owner and self.get(path) is not None else None
 
@@ -229,73 +255,48 @@ class Draft:
         if name == owner or self._aliases.get(name) == owner:
             self.spare(where, setting, f'"{name}" is a name of that model already')
             return
+        known = self.get((*path, "aliases")) or []
         try:
             check_model_name(name)
+            if len(known) >= MOST_ALIASES:
+                raise Wrong(f"would be one of more than {MOST_ALIASES} of that model")
         except Wrong as wrong:
-            self.leave(where, f'{setting} "{name}"', f"it {wrong}", f"add another to {'.'.join(path)}.aliases")
+            self.leave(where, f"{setting} {shown(name)}", f"it {wrong}", f"add another to {'.'.join(path)}.aliases")
             return
-        if name in self._names or name in self._aliases:
-            other = name if name in self._names else self._aliases[name]
+        other = name if name in self._counts else self._aliases.get(name)
+        if other is not None:
             self.leave(where, f'{setting} "{name}"', f'the model "{other}" has that name', "choose another")
             return
         self._aliases[name] = owner
-        known = self.get((*path, "aliases")) or []
         self.put((*path, "aliases"), [*known, name], where, setting)
 
     def forget_aliases_of_names(self) -> None:
         """An alias that a model got before another model of that name came is given up."""
-        for name in [name for name in self._aliases if name in self._names]:
+        for name in [name for name in self._aliases if name in self._counts]:
             path = ("models", self._aliases.pop(name), "aliases")
             left = [one for one in self.get(path) or [] if one != name]
             where = self.origin(path)[0]
             if left:
                 self._set(path, left)
             else:
-                self.remove(path)
+                self.discard(path)
             self.leave(where, f'{".".join(path)}: "{name}"', "a model has that name", "choose another")
-
-    # Secrets --------------------------------------------------------------------------------------------------------
-
-    def hide(self, value: str) -> None:
-        """Never show this text, nor copy it. What is shorter than a secret can be may stand anywhere by chance."""
-        if len(value) >= SHORTEST_SECRET:
-            self._secrets.add(value)
 
     def forget_secrets(self) -> None:
         """What was put or said before it was known to be secret goes too."""
-        for path, value in list(self._leaves((), self.config)):
-            if self.holds_secret(value):
+        for path in list(self._below((), self.config)):
+            value = self.get(path)
+            if not isinstance(value, dict) and value in self.secrets:
                 where, setting = self.origin(path)
                 self.discard(path)
                 self.leave(where, setting, "it holds a secret, and secrets are never copied", "write it yourself")
-        self.notes[:] = [
-            replace(one, setting=self.redact(one.setting), why=self.redact(one.why), instead=self.redact(one.instead))
-            for one in self.notes
-        ]
-        self.comments.update({path: replace(one, text=self.redact(one.text)) for path, one in self.comments.items()})
-
-    def _leaves(self, path: Path, value: object) -> Iterator[tuple[Path, object]]:
-        if isinstance(value, dict) and value:
-            for key, inner in value.items():
-                yield from self._leaves((*path, key), inner)
-        else:
-            yield path, value
-
-    def holds_secret(self, value: object) -> bool:
-        if isinstance(value, str):
-            return any(secret in value for secret in self._secrets) or bool(re.search(r"//[^/@\s:]*:[^/@\s]+@", value))
-        if isinstance(value, Mapping):
-            return any(self.holds_secret(one) for pair in value.items() for one in pair)
-        if isinstance(value, (list, tuple)):
-            return any(self.holds_secret(one) for one in value)
-        return False
-
-    def redact(self, text: str) -> str:
-        """A sentence without what is secret, on one line."""
-        for secret in sorted(self._secrets, key=len, reverse=True):
-            text = text.replace(secret, "…")
-        text = re.sub(r"//[^/@\s]*@", "//…@", text)
-        return plain(text if len(text) <= 400 else f"{text[:399]}…")
+        redact = self.secrets.redact
+        for number, note in self._notes.items():
+            self._notes[number] = replace(
+                note, setting=redact(note.setting), why=redact(note.why), instead=redact(note.instead)
+            )
+        for path, comment in self.comments.items():
+            self.comments[path] = replace(comment, text=redact(comment.text), setting=redact(comment.setting))
 
 
 def _why_not(name: str) -> str:
@@ -309,13 +310,3 @@ def _why_not(name: str) -> str:
 def shown(text: str) -> str:
     """A value as a note quotes it: short."""
     return f'"{text if len(text) <= 60 else text[:57] + "…"}"'
-
-
-_SECRET_WORD = re.compile(
-    r"(?:keys?|token|secrets?|passwords?|passwd|passphrase|credentials?|webhook|apikeys?)(?![a-z])", re.IGNORECASE
-)
-
-
-def names_secret(name: str) -> bool:
-    """Whether a variable or a flag is secret by its name. Unlike in a mask, a number of tokens is none."""
-    return _SECRET_WORD.search(name) is not None

@@ -7,13 +7,13 @@ from gpud.config import parse
 from gpud.config.schema import MODEL
 from gpud.config.source import MAX_FILE_BYTES
 from gpud.core.errors import ConfigInvalid, GpudError
-from gpud.importing.report import Draft, Fate, Note, Path, Report
+from gpud.importing.report import Draft, Fate, Path, Report
 from gpud.importing.writing import write
 
 _NAME = "/gpud.yaml"
 """What the draft is called in messages that only this module reads; all paths in it are absolute."""
 
-MAX_ROUNDS = 20
+MAX_ROUNDS = 40
 """What is refused may be hidden behind what was refused before; but not so many times."""
 
 
@@ -23,17 +23,17 @@ def settle(draft: Draft, known_engines: Collection[str] | None = None) -> Report
     draft.forget_secrets()
     for _ in range(MAX_ROUNDS):
         text, paths = write(_ordered(draft), draft.comments, _header(draft))
-        try:
-            parse(text, _NAME, known_engines=known_engines, home=draft.given.home)
-        except ConfigInvalid as invalid:
-            _take_out(draft, invalid, paths)
-            continue
         if len(text.encode()) > MAX_FILE_BYTES:
             raise GpudError(
                 f"cannot import {draft.given.file}: the result is larger than {MAX_FILE_BYTES >> 20} MiB, the most "
                 "that gpud reads as one file",
                 hint="import it in parts, and put them into gpud.d beside gpud.yaml",
             )
+        try:
+            parse(text, _NAME, known_engines=known_engines, home=draft.given.home)
+        except ConfigInvalid as invalid:
+            _take_out(draft, invalid, paths)
+            continue
         notes = sorted(
             draft.notes, key=lambda note: (note.where.file != draft.given.file, note.where.file, note.where.line)
         )
@@ -72,6 +72,8 @@ def _header(draft: Draft) -> str:
 def _take_out(draft: Draft, invalid: ConfigInvalid, paths: dict[int, Path]) -> None:
     blamed: dict[Path, str] = {}
     for problem in invalid.problems:
+        if problem.startswith("… and "):
+            continue  # There are more; the next round has them.
         match = re.fullmatch(rf"{re.escape(_NAME)}:([0-9]+): (.*)", problem, re.DOTALL)
         path = paths.get(int(match[1])) if match else None
         if match is None or path is None or path == ("models",):
@@ -86,9 +88,7 @@ def _take_out(draft: Draft, invalid: ConfigInvalid, paths: dict[int, Path]) -> N
         where, setting = draft.origin(path)
         draft.discard(path)
         said = re.sub(rf"^{re.escape('.'.join(path))}(\[[0-9]+\])?: ", "", text)
-        draft.notes.append(
-            Note(where, setting, Fate.DROPPED, draft.redact(f"gpud does not take it: {said}"), _instead(path))
-        )
+        draft.leave(where, setting, f"gpud does not take it: {said}", _instead(path))
 
 
 def _instead(path: Path) -> str:

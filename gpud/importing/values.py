@@ -9,7 +9,8 @@ from gpud.config.forbidden import check_variable
 from gpud.config.kinds import Wrong
 from gpud.config.network import is_loopback, origin
 from gpud.config.source import Where
-from gpud.importing.report import Draft, Path, names_secret, shown
+from gpud.importing.report import Draft, Path, shown
+from gpud.importing.secrets import names_secret
 
 
 def words(text: str) -> frozenset[str]:
@@ -165,7 +166,7 @@ def put_environment(draft: Draft, path: Path, variables: Sequence[tuple[Where, s
     for where, name, value in variables:
         said = f"{setting} {name}".strip()
         if names_secret(name):
-            draft.hide(value)
+            draft.secrets.hide(value)
             draft.leave(
                 where,
                 said,

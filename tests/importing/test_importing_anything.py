@@ -15,7 +15,7 @@ from gpud.config import parse
 from gpud.config.source import Where
 from gpud.core.errors import ConfigInvalid, GpudError
 from gpud.importing import containers, llama_cpp_server, llama_swap, nixos
-from gpud.importing.report import Comment, Draft, Given
+from gpud.importing.report import Comment, Draft, Fate, Given
 from gpud.importing.settling import settle
 from gpud.importing.writing import write
 
@@ -232,7 +232,7 @@ def test_a_secret_that_is_known_late_is_taken_out() -> None:
     draft = Draft("test", known("input"))
     where = Where("input", 1, 1)
     draft.put(("defaults", "chat_template"), "xx hunter22 xx", where, "before", why="it is hunter22")
-    draft.hide("hunter22")
+    draft.secrets.hide("hunter22")
     report = settle(draft)
     assert "hunter22" not in report.text + repr(report.notes)
     assert [(note.setting, note.why) for note in report.notes] == [
@@ -255,3 +255,47 @@ def test_what_gpud_refuses_is_taken_out_and_said() -> None:
     assert 'has no "file"' in said["the model"]
     assert "engine" not in said
     assert "http.front listens on 127.0.0.1:9000 already" in said["port"]
+
+
+LLAMA = "llama-server --port ${PORT} -m /m/a.gguf"
+TOO_MUCH = [
+    ({"models": {f"m{n}": {"cmd": LLAMA} for n in range(3000)}}, "it has more than 2,000 models"),
+    ({"models": {}, "apiKeys": [f"sk-{n:08}" for n in range(1000)]}, "it has more than 256 keys, tokens and passwords"),
+    ({"models": {"m": {"cmd": LLAMA + " -c 4096" * 5000}}}, "models.m.cmd: it has more than 2,000 words"),
+    (
+        {"models": {f"{n}{'x' * 100}": {"cmd": f"{LLAMA} --grammar {'y' * 900}"} for n in range(1000)}},
+        "the result is larger than 1 MiB",
+    ),
+]
+
+
+@pytest.mark.parametrize(("document", "said"), TOO_MUCH, ids=[said for _, said in TOO_MUCH])
+def test_what_nobody_wrote_is_refused(document: Any, said: str) -> None:
+    """Before it costs anybody's patience."""
+    with pytest.raises(GpudError, match=said.replace(".", r"\.")):
+        settle(llama_swap.draft(json.dumps(document), known("input")))
+
+
+def test_more_mistakes_than_are_said_at_a_time_are_all_taken_out() -> None:
+    """gpud's reader says so many, and then that there are more."""
+    models = {f"m{n}": {"cmd": f"{LLAMA} -c 99999999"} for n in range(700)}
+    report = settle(llama_swap.draft(json.dumps({"models": models}), known("input")))
+    assert len(report.config["models"]) == 700
+    assert len(report.of(Fate.DROPPED)) == 700
+
+
+def test_many_aliases_cost_no_more_than_few() -> None:
+    """Up to a number that nobody needs."""
+    document = {"models": {"m": {"cmd": LLAMA, "aliases": [f"a{n}" for n in range(3000)]}}}
+    report = settle(llama_swap.draft(json.dumps(document), known("input")))
+    assert len(report.config["models"]["m"]["aliases"]) == 1000
+    assert len(report.of(Fate.DROPPED)) == 2000
+
+
+@pytest.mark.parametrize("key", ["log_level", "host"])
+def test_half_a_character_is_no_text(key: str) -> None:
+    """JSON can write one, and nobody can print it."""
+    text = json.dumps({"server": {key: "\ud800"}, "model_manager": {"default_model": "\ud800"}})
+    report = settle(llama_cpp_server.draft(text, known("input")))
+    (report.text + repr(report.notes)).encode()
+    assert report.of(Fate.DROPPED)
