@@ -32,6 +32,7 @@ SERVICE = "tests/booted/test_service.py::"
 CRASHES = "tests/booted/test_crashes.py::"
 SERVICES = "tests/checklist/test_services.py::"
 LOG = "tests/log/test_log.py::"
+PULL = "tests/pulling/test_pull.py::"
 ELSEWHERE = {
     "make run": "tests/test_run.py::test_it_prints_what_works",
     "make test": "it is what runs this",
@@ -54,6 +55,12 @@ ELSEWHERE = {
     "sudo gpudctl import llama-swap config.yaml --output /etc/gpud/gpud.d/50-old.yaml": (
         "tests/importing/test_importing_real.py::test_what_llama_swap_had_is_served"
     ),
+    "gpudctl pull hf:Qwen/Qwen3-8B-GGUF": PULL + "test_a_person_is_asked",
+    "gpudctl pull hf:Qwen/Qwen3-8B-GGUF:Q4_K_M": PULL + "test_a_model_comes_into_the_folder_at_which_gpud_looks",
+    "gpudctl pull hf:Qwen/Qwen3-8B": PULL + "test_a_repository_in_safetensors_goes_into_the_librarys_cache",
+    "gpudctl pull ollama:llama3.2:3b": PULL + "test_ollama_downloads",
+    "gpudctl fetch https://example.org/tiny-q8_0.gguf --sha256 "
+    "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08": PULL + "test_a_file_from_a_url",
     "gpudctl log pictures": "tests/cli/test_cli_offline.py::test_log_becomes_journalctl",
     "busctl monitor org.kernelcore.GpuD": "it does not end",
     "gdbus monitor --system -d org.kernelcore.GpuD": (

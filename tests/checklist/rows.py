@@ -19,6 +19,7 @@ OFFLINE = "tests/cli/test_cli_offline.py::"
 LINTERS = "tests/test_linters.py::"
 DOCS = "tests/test_docs.py::"
 METHODS = "tests/dbus/test_methods.py::"
+PULL = "tests/pulling/test_pull.py::"
 ADMIN = "tests/http/test_admin.py::"
 MANAGEMENT = "tests/http/test_management.py::"
 INFERENCE = "tests/http/test_inference.py::"
@@ -388,11 +389,20 @@ ROWS: dict[str, tuple[str, ...]] = {
     "S3-03": (FLAGS + "test_flash_attention_has_a_value_or_is_a_switch",),
     "S3-04": (FLAGS + "test_a_new_build_gets_every_setting_by_its_own_name",),
     "S3-05": (CLIENTS + "test_prometheus_reads_what_was_done", METRICS + "test_promtool_finds_nothing"),
+    "S3-06": (
+        PULL + "test_a_repository_in_safetensors_goes_into_the_librarys_cache",
+        PULL + "test_a_model_comes_into_the_folder_at_which_gpud_looks",
+    ),
+    "S3-07": (PULL + "test_all_parts_come_with_what_sees_images",),
     "S3-08": (
         STORES + "test_a_model_in_the_hubs_cache_is_found_with_its_digest",
         STORES + "test_the_current_revision_is_the_one_that_is_listed",
         STORES + "test_without_a_current_revision_the_newest_counts",
         "tests/catalog/test_finder_copies.py::test_one_model_everywhere_is_one_model",
+    ),
+    "S3-09": (
+        "tests/pulling/test_hub.py::test_the_library_finds_what_was_laid_out",
+        SHARING + "test_variables_of_the_engine_and_of_the_model_reach_the_child",
     ),
     "S3-11": (
         GOLDEN + "test_it_becomes_what_the_golden_file_has[docker-env]",
