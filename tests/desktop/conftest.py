@@ -61,6 +61,9 @@ def gpus(place: Place) -> Iterator[FakeGpus]:
         # What has failed stays so for as long as a person looks at it.
         place.configure(models, restart={"first": 60, "max": 60})
         yield made
+        for daemon in place.daemons:
+            if daemon.running:
+                daemon.stop()
 
 
 @pytest.fixture

@@ -41,7 +41,8 @@ globalThis.desk = {
     ours() { return this.all(global.stage).filter(actor => /Gpud/.test(actor.constructor.name)); },
     one(kind, root = global.stage) { return this.all(root).find(actor => actor.constructor.name === kind) ?? null; },
     texts(root) {
-        return this.all(root).filter(actor => actor.mapped && actor.clutter_text && actor.text).map(actor => actor.text);
+        const labels = this.all(root).filter(actor => actor.mapped && actor.clutter_text);
+        return labels.map(label => label.text).filter(text => text);
     },
     get widget() { return this.Main.extensionManager.lookup('UUID').stateObj?._widget; },
     get figures() { return this.widget?._service.status ? this.widget._figures : null; },

@@ -100,7 +100,7 @@ def test_it_shows_that_nothing_is_loaded(shell: GnomeShell, daemon: Daemon, phot
     shell.until("desk.icon.mapped && !desk.figure.visible", "the icon does not show")
     shell.open_menu()
     texts = shell.texts()
-    assert "Nothing loaded" in texts
+    assert "Nothing loaded · 0.0/6.0 GiB" in texts
     assert [text for text in texts if text in FAVOURITES] == FAVOURITES
     assert TOO_LARGE not in texts
     photo("idle", MENU)
@@ -115,7 +115,13 @@ def test_it_shows_a_loaded_model(
     shell.until("desk.figure.mapped && desk.figure.text === '75%'", "the figure is not 75%")
     shell.open_menu()
     texts = shell.texts()
-    for text in ("qwen3-8b", "4.0 GiB", "4.5 of 6.0 GiB used", "512 MiB of it by other programs"):
+    for text in (
+        "qwen3-8b · 4.5/6.0 GiB",
+        "qwen3-8b",
+        "4.0 GiB",
+        "4.5 of 6.0 GiB used",
+        "512 MiB of it by other programs",
+    ):
         assert text in texts
     assert shell.run("desk.icon.accessible_name") == "GPU, qwen3-8b, 75%"
     photo("loaded", MENU)
@@ -194,7 +200,7 @@ def test_the_button_itself_unloads_all_and_loads_the_first_favourite(shell: Gnom
 def test_the_gpu_is_given_away_and_taken_back(
     shell: GnomeShell, daemon: Daemon, photo: Callable[[str, str], None]
 ) -> None:
-    """The switch unloads everything, says for whom, and while it is on nothing is offered to load."""
+    """The switch unloads everything, says who it was, and while it is on nothing is offered to load."""
     loaded(shell, daemon, "gemma-3-1b")
     shell.open_menu()
     shell.click("desk.switch_")
@@ -207,6 +213,21 @@ def test_the_gpu_is_given_away_and_taken_back(
     shell.click("desk.switch_")
     shell.until("!desk.figures.yielded", "the GPU is not taken back")
     assert daemon.property("State") == "idle"
+
+
+def test_what_others_do_is_shown_and_not_answered(shell: GnomeShell, daemon: Daemon) -> None:
+    """Somebody else gives the GPU away and takes it back: the switch follows, and the widget asks for nothing."""
+    shell.open_menu()
+    for _ in range(3):
+        daemon.call("Yield", "ts", 0, "a game")
+        shell.until("desk.switch_.state", "the switch does not follow")
+        assert daemon.property("Yielded")["Why"] == ("s", "a game")
+        daemon.call("Resume")
+        shell.until("!desk.switch_.state", "the switch does not follow")
+        # Answered after whatever the widget may have asked for when its switch moved.
+        shell.run("desk.widget._service.refresh()")
+        shell.until("!desk.widget._service._line._asking", "gpud does not answer")
+        assert daemon.property("Yielded") == {}
 
 
 def test_a_refusal_is_a_notification(shell: GnomeShell, daemon: Daemon) -> None:

@@ -107,6 +107,18 @@ def test_what_other_programs_hold_is_told(figures: Figures) -> None:
     assert shown["devices"][0]["text"] == "4.0 of 10.0 GiB used"
 
 
+def test_the_headline_has_model_and_memory(figures: Figures) -> None:
+    """What the menu has on top: one line of what is loaded and how much of all GPUs is used."""
+    shown = figures.of(
+        State="active", Models=[model("llama3.2", "busy")], VramUsed=21 * GIB // 10, VramTotal=6 * GIB, Gpus=[]
+    )
+    assert shown["headline"] == "llama3.2 · 2.1/6.0 GiB"
+    assert (
+        figures.of(State="idle", Models=[], VramUsed=0, VramTotal=512 * MIB)["headline"] == "Nothing loaded · 0/512 MiB"
+    )
+    assert figures.of(State="unavailable", Models=[])["headline"] == "Not available"
+
+
 def test_an_unknown_use_is_not_zero(figures: Figures) -> None:
     """A GPU that does not say what is used is not shown as an empty one."""
     shown = figures.of(Models=[model("a", "ready")], Gpus=[gpu(None)])
@@ -211,6 +223,8 @@ def test_the_button_says_what_happens(figures: Figures, status: dict[str, object
         ("cpu-fallback", "A model runs on the processor instead of the GPU"),
         ("driver-mismatch", "restart the computer"),
         ("over-budget", "More memory is in use"),
+        ("gpu-unavailable", "The GPU does not answer"),
+        ("state-not-kept", "perhaps because a disk is full"),
         ("cuda-unavailable", "does not let programs compute"),
         ("backend-missing", "gpudctl doctor"),
         ("moonstruck", "(moonstruck)"),

@@ -1,7 +1,7 @@
 // What the widget shows, worked out from what gpud says of itself. Plain values in, plain values out: it touches neither
 // the bus nor the screen.
 
-import {_, fill, percent, plural, size, used} from './words.js';
+import {_, brief, fill, percent, plural, size, used} from './words.js';
 
 const MOST_CHOICES = 5;
 
@@ -31,6 +31,7 @@ export function figures(status, preferences) {
         level: present.length ? level : '',
         percent: told,
         subtitle,
+        headline: headlineOf(status, subtitle),
         accessible: [_('GPU'), subtitle, told, present.length ? levelWord(level) : ''].filter(part => part).join(', '),
         checked: present.some(model => model.State !== 'unloading'),
         note: noteOf(status),
@@ -78,10 +79,19 @@ function subtitleOf(status, present, away) {
     return present.length ? _('Unloading') : _('Nothing loaded');
 }
 
+/** llama3.2 · 2.1/6.0 GiB */
+function headlineOf(status, subtitle) {
+    return status.VramTotal ? `${subtitle} · ${brief(status.VramUsed ?? 0, status.VramTotal)}` : subtitle;
+}
+
 function noteOf(status) {
     switch (status.Degraded ?? '') {
     case '':
-        return status.State === 'unavailable' ? _('The GPU cannot be used: “gpudctl doctor” looks why.') : '';
+        return status.State === 'unavailable' ? _('The GPU does not answer: “gpudctl doctor” looks why.') : '';
+    case 'gpu-unavailable':
+        return _('The GPU does not answer: “gpudctl doctor” looks why.');
+    case 'state-not-kept':
+        return _('What gpud learns is not kept, perhaps because a disk is full: “gpudctl doctor” looks why.');
     case 'cuda-unavailable':
         return _('The driver does not let programs compute: “gpudctl doctor” looks why.');
     case 'cpu-fallback':

@@ -66,7 +66,8 @@ export class Panel {
         this._choices = new Rows(section(), id => new ChoiceRow(() => wishes.load(id)));
         menu.addMenuItem(new PopupSeparatorMenuItem());
         this._away = new PopupSwitchMenuItem(_('Give the GPU away'), false);
-        this._away.connect('toggled', (_item, on) => wishes.away(on));
+        // Some releases tell of what is set here as if it had been clicked.
+        this._away.connect('toggled', (_item, on) => this._showing || wishes.away(on));
         menu.addMenuItem(this._away);
         this._keeper = new PopupMenuItem('', {reactive: false, can_focus: false, style_class: 'gpud-dim'});
         menu.addMenuItem(this._keeper);
@@ -77,12 +78,16 @@ export class Panel {
         this._toggle.menu.open();
     }
 
-    /** @param {object} figures - as figures.js makes them; inBar: whether the top bar shows the icon */
-    show(figures, inBar) {
+    /**
+     * @param {object} figures - as figures.js makes them
+     * @param {boolean} switched - whether the switch for giving the GPU away is on
+     * @param {boolean} inBar - whether the top bar shows the icon
+     */
+    show(figures, switched, inBar) {
         this._toggle.set({visible: true, checked: figures.checked, gicon: this._icon(figures.icon)});
         this._toggle.accessible_name = figures.accessible;
         this._shell.name(this._toggle, _('GPU'), figures.subtitle);
-        this._toggle.menu.setHeader(this._icon(figures.icon), _('GPU'), figures.subtitle);
+        this._toggle.menu.setHeader(this._icon(figures.icon), _('GPU'), figures.headline);
 
         const {icon, figure} = this._indicator;
         icon.set({gicon: this._icon(figures.icon), visible: inBar});
@@ -103,7 +108,9 @@ export class Panel {
         this._endAll.visible = figures.several;
         this._choices.show(figures.yielded ? [] : figures.choices);
         this._choicesTitle.visible = !figures.yielded && figures.choices.length > 0;
-        this._away.setToggleState(figures.yielded);
+        this._showing = true;
+        this._away.setToggleState(switched);
+        this._showing = false;
         this._away.visible = figures.keeper === '';
         this._keeper.visible = figures.keeper !== '';
         this._keeper.label.text = fill(_('{program} keeps the GPU free'), {program: figures.keeper});

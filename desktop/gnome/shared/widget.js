@@ -20,6 +20,8 @@ export class Widget {
         this._settings = settings;
         /** What was asked for here and has not ended, by job: the sentence for its failure. */
         this._jobs = new Map();
+        /** How the GPU's switch was left, until gpud has answered. */
+        this._wished = null;
         this._panel = new Panel(shell, path, {
             press: () => this._press(),
             open: () => this._service.refresh(),
@@ -43,6 +45,7 @@ export class Widget {
         const {status} = this._service;
         if (!status) {
             this._jobs.clear();
+            this._wished = null;
             this._panel.hide();
             return;
         }
@@ -51,7 +54,8 @@ export class Widget {
             amber: this._settings.get_uint('amber'),
             red: this._settings.get_uint('red'),
         });
-        this._panel.show(this._figures, this._settings.get_boolean('show-indicator'));
+        const switched = this._wished ?? this._figures.yielded;
+        this._panel.show(this._figures, switched, this._settings.get_boolean('show-indicator'));
     }
 
     _press() {
@@ -76,14 +80,19 @@ export class Widget {
     }
 
     _giveAway(on) {
+        const answered = () => {
+            this._wished = null;
+        };
+        this._wished = on;
         if (on)
-            this._ask(_('Cannot give the GPU away'), 'Yield', ['ts', 0, WHY]);
+            this._ask(_('Cannot give the GPU away'), 'Yield', ['ts', 0, WHY], answered);
         else
-            this._ask(_('Cannot take the GPU back'), 'Resume', []);
+            this._ask(_('Cannot take the GPU back'), 'Resume', [], answered);
     }
 
-    _ask(failure, method, typed) {
+    _ask(failure, method, typed, answered = () => {}) {
         this._service.ask(method, typed, (error, values) => {
+            answered();
             if (error) {
                 const {name, text} = explain(error);
                 this._shell.notify(failure, [text, adviceOn(name)].filter(part => part).join('\n'));

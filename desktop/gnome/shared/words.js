@@ -42,6 +42,16 @@ export function used(usedBytes, totalBytes) {
     return fill(_('{used} of {total} GiB used'), {used: gib(usedBytes), total: gib(totalBytes)});
 }
 
+/** 4.2/6.0 GiB */
+export function brief(usedBytes, totalBytes) {
+    if (totalBytes < GIB) {
+        return fill(_('{used}/{total} MiB'), {
+            used: Math.round(usedBytes / MIB), total: Math.round(totalBytes / MIB),
+        });
+    }
+    return fill(_('{used}/{total} GiB'), {used: gib(usedBytes), total: gib(totalBytes)});
+}
+
 export function percent(number) {
     return fill(_('{number}%'), {number: Math.round(number)});
 }
