@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from gpud.config.source import Items, Node, Scalar, Table, Where
-from gpud.importing import llama_flags, ollama_variables
+from gpud.importing import llama_flags, llama_variables, ollama_variables
 from gpud.importing.commands import split
 from gpud.importing.fields import Fields
 from gpud.importing.reading import looks_like_variables, read_variables, read_yaml, top, unreadable
@@ -74,7 +74,7 @@ def _service(
     parts: list[llama_flags.Part] = [
         llama_flags.Part(at, _said(prefix, key), flags, single=True)
         for at, key, value in variables
-        if (flags := llama_flags.as_flags(key, value)) is not None
+        if (flags := llama_variables.as_flags(key, value)) is not None
     ]
     if arguments:
         parts.append(llama_flags.Part(where, _said(prefix, "command"), arguments))
@@ -93,6 +93,8 @@ def _service(
         llama_flags.translate(made, path, parts, contained=True, hub=hub)
         if of_the_image:
             _model_of_the_image(made, path, named, where, prefix)
+        if "-c" not in every and "--ctx-size" not in every:
+            llama_flags.mention_context(made, path, where, prefix or "the container")
         if not made.get((*path, "file")):
             made.leave(where, prefix or "the container", "it names no model", "write a file below its name")
             made.discard(path)
@@ -136,7 +138,7 @@ def _others(made: Draft, named: Mapping[str, tuple[Where, str, str]], path: Path
     environment: list[tuple[Where, str, str]] = []
     for key, (where, _, value) in named.items():
         said = _said(prefix, key)
-        if key in _OF_THE_IMAGE or key in UNRELATED or llama_flags.as_flags(key, value) is not None:
+        if key in _OF_THE_IMAGE or key in UNRELATED or llama_variables.as_flags(key, value) is not None:
             continue
         if key == "HOST":
             put_host(made, "front", value, where, said)

@@ -368,6 +368,9 @@ def _finish(parse: _Parse) -> None:
     if parse.overrides:
         parse.put("override_tensor", ",".join(parse.overrides), "--override-tensor")
     chosen = parse.later.get("devices") or parse.later.get("main_gpu")
+    if chosen is not None and "devices" in parse.later and "main_gpu" in parse.later:
+        other = parse.later["main_gpu"]
+        parse.draft.spare(other.where, other.setting, "the devices are named")
     if chosen is not None:
         named = re.sub(r"(?i)\b(CUDA|ROCm|HIP|Vulkan)(?=[0-9])", "", chosen.value)
         put_gpu(parse.draft, (*parse.path, "gpu"), named, chosen.where, chosen.setting)
@@ -379,6 +382,18 @@ def _finish(parse: _Parse) -> None:
         parse.draft.put(place, parse.extra, first, setting, why=why, changed=bool(why))
     if parse.draft.get((*parse.path, "file")) is None:
         _place_download(parse)
+        return
+    for what in ("url", "repository", "repository_file"):
+        if what in parse.later:
+            one = parse.later[what]
+            parse.draft.spare(one.where, one.setting, "the file is named")
+
+
+def mention_context(draft: Draft, path: Path, where: Where, setting: str) -> None:
+    """Say it where nothing is said of a context: the engine and gpud differ about what that means."""
+    if draft.get((*path, "context")) is None and draft.get(path) is not None:
+        why = "llama-server takes all that the model was trained with then, and gpud takes 4096 tokens"
+        draft.leave(where, f"{setting} without a context", why, f'write a context below "{path[1]}"')
 
 
 _EXPECTED = "gpud downloads nothing when a model is loaded: the file is expected here"
@@ -418,67 +433,3 @@ def name_in(arguments: Sequence[str]) -> str:
         if word in ("-hf", "-hfr", "--hf-repo"):
             return stem(arguments[index + 1].partition(":")[0])
     return ""
-
-
-# Variables ------------------------------------------------------------------------------------------------------------
-
-_BY_VARIABLE = {
-    "MODEL": "--model",
-    "MODEL_URL": "--model-url",
-    "HF_REPO": "--hf-repo",
-    "HF_FILE": "--hf-file",
-    "CTX_SIZE": "--ctx-size",
-    "N_GPU_LAYERS": "--gpu-layers",
-    "THREADS": "--threads",
-    "N_PARALLEL": "--parallel",
-    "BATCH": "--batch-size",
-    "UBATCH": "--ubatch-size",
-    "CACHE_TYPE_K": "--cache-type-k",
-    "CACHE_TYPE_V": "--cache-type-v",
-    "FLASH_ATTN": "--flash-attn",
-    "N_CPU_MOE": "--n-cpu-moe",
-    "OVERRIDE_TENSOR": "--override-tensor",
-    "MMPROJ": "--mmproj",
-    "MODEL_DRAFT": "--model-draft",
-    "SPEC_DRAFT_MODEL": "--model-draft",
-    "CHAT_TEMPLATE": "--chat-template",
-    "CHAT_TEMPLATE_FILE": "--chat-template-file",
-    "ALIAS": "--alias",
-    "DEVICE": "--device",
-    "MAIN_GPU": "--main-gpu",
-    "SPLIT_MODE": "--split-mode",
-    "TENSOR_SPLIT": "--tensor-split",
-    "FIT_CTX": "--fit-ctx",
-    "FIT_TARGET": "--fit-target",
-    "HOST": "--host",
-    "PORT": "--port",
-    "API_KEY": "--api-key",
-    "API_KEY_FILE": "--api-key-file",
-}
-_SWITCHES = {
-    "CONT_BATCHING": ("--cont-batching", "--no-cont-batching"),
-    "CPU_MOE": ("--cpu-moe", ""),
-    "EMBEDDINGS": ("--embeddings", ""),
-    "RERANKING": ("--reranking", ""),
-    "ENDPOINT_METRICS": ("--metrics", ""),
-    "ENDPOINT_SLOTS": ("--slots", "--no-slots"),
-    "ENDPOINT_PROPS": ("--props", ""),
-    "NO_WEBUI": ("--no-webui", ""),
-    "WEBUI": ("--webui", "--no-webui"),
-    "JINJA": ("--jinja", "--no-jinja"),
-    "OFFLINE": ("--offline", ""),
-}
-
-
-def as_flags(name: str, value: str) -> list[str] | None:
-    """The flags for which llama-server takes a variable; None for a variable that is none of these."""
-    if not name.startswith("LLAMA_ARG_"):
-        return ["--api-key", value] if name == "LLAMA_API_KEY" else None
-    short = name.removeprefix("LLAMA_ARG_")
-    if short in _BY_VARIABLE:
-        return [_BY_VARIABLE[short], value]
-    if short in _SWITCHES:
-        on, off = _SWITCHES[short]
-        flag = on if value.lower() in ("1", "true", "on", "enabled") else off
-        return [flag] if flag else []
-    return None

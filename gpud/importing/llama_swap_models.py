@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from gpud.config.network import is_loopback
 from gpud.config.source import Items, Scalar, Table, Where
-from gpud.importing import hub_flags, llama_flags
+from gpud.importing import hub_flags, llama_flags, llama_variables
 from gpud.importing.commands import Command, Program, split, understand, without_comments, without_secrets
 from gpud.importing.fields import Fields
 from gpud.importing.macros import PORT, Macros, read_macros
@@ -131,7 +131,7 @@ class Models:
         parts: list[llama_flags.Part] = []
         hub = llama_flags.HUB
         for at, name, value in variables:
-            as_flags = llama_flags.as_flags(name, value) if command.kind is Program.LLAMA_SERVER else None
+            as_flags = llama_variables.as_flags(name, value) if command.kind is Program.LLAMA_SERVER else None
             if as_flags is not None:
                 parts.append(llama_flags.Part(at, f"{fields.name('env')} {name}", as_flags, single=True))
             elif name in VISIBLE:
@@ -143,6 +143,8 @@ class Models:
         if command.kind is Program.LLAMA_SERVER:
             parts.append(llama_flags.Part(where, setting, command.arguments))
             llama_flags.translate(draft, path, parts, hub=hub)
+            if not any(word in ("-c", "--ctx-size") for part in parts for word in part.arguments):
+                llama_flags.mention_context(draft, path, where, setting)
         else:
             hub_flags.translate(draft, path, command.arguments, where, setting, _FLAGS[command.kind])
         put_environment(draft, (*path, "environment"), left, fields.name("env"))

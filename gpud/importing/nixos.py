@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gpud.config.source import Entry, Node, Table, Where
 from gpud.importing import llama_swap, nixos_offload, ollama_variables
 from gpud.importing.fields import Fields
-from gpud.importing.llama_flags import Part, translate
+from gpud.importing.llama_flags import Part, mention_context, translate
 from gpud.importing.reading import read_json, top, unreadable
 from gpud.importing.report import Draft, Given
 from gpud.importing.values import put_host, put_path, put_port, stem
@@ -251,6 +251,8 @@ def _one_model(made: Draft, fields: Fields, options: _Options, name: str, file_k
     if extra:
         parts.append(Part(fields.at("extraFlags"), fields.name("extraFlags"), extra))
     translate(made, path, parts)
+    if not options.defaults:
+        mention_context(made, path, where, fields.path)
     for key, value in options.defaults.items():
         made.assume((*path, key), value, f"the default of {fields.path}")
 

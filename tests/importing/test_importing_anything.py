@@ -286,7 +286,7 @@ def test_more_mistakes_than_are_said_at_a_time_are_all_taken_out() -> None:
 
 def test_many_aliases_cost_no_more_than_few() -> None:
     """Up to a number that nobody needs."""
-    document = {"models": {"m": {"cmd": LLAMA, "aliases": [f"a{n}" for n in range(3000)]}}}
+    document = {"models": {"m": {"cmd": f"{LLAMA} -c 4096", "aliases": [f"a{n}" for n in range(3000)]}}}
     report = settle(llama_swap.draft(json.dumps(document), known("input")))
     assert len(report.config["models"]["m"]["aliases"]) == 1000
     assert len(report.of(Fate.DROPPED)) == 2000

@@ -20,7 +20,7 @@ BOUND_S = 60
 SWAP = """\
 models:
   a:
-    cmd: llama-server --port ${PORT} -m /m/a.gguf
+    cmd: llama-server --port ${PORT} -m /m/a.gguf -c 4096
     name: The first
 """
 
@@ -68,9 +68,9 @@ def test_the_configuration_goes_to_standard_output_and_the_report_does_not(old: 
     done = gpudctl("import", "llama-swap", "config.yaml", where=old.parent)
     assert done.returncode == 0
     config = yaml.safe_load(done.stdout)
-    assert config["models"]["a"] == {"engine": "llama_server", "file": "/m/a.gguf"}
+    assert config["models"]["a"] == {"engine": "llama_server", "file": "/m/a.gguf", "context": 4096}
     assert "# cmd -m, line 3" in done.stdout
-    assert done.stderr.startswith("llama-swap, config.yaml: 1 model; settings: 2 carried over, 1 not needed by gpud")
+    assert done.stderr.startswith("llama-swap, config.yaml: 1 model; settings: 3 carried over, 1 not needed by gpud")
     assert "\nnot carried over:\n  config.yaml:4:5: models.a.name: " in done.stderr
 
 
@@ -87,7 +87,7 @@ def test_json_has_all_of_it(old: Path) -> None:
     data = json.loads(gpudctl("import", "llama-swap", "config.yaml", "--json", where=old.parent).stdout)
     assert data["models"] == ["a"]
     assert data["config"] == yaml.safe_load(data["yaml"])
-    assert data["counts"] == {"carried": 2, "needless": 1, "changed": 1, "dropped": 1}
+    assert data["counts"] == {"carried": 3, "needless": 1, "changed": 1, "dropped": 1}
     (name,) = [note for note in data["notes"] if note["fate"] == "dropped"]
     assert (name["file"], name["line"], name["column"], name["setting"]) == ("config.yaml", 4, 5, "models.a.name")
 

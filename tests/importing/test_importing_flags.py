@@ -15,7 +15,8 @@ from gpud.config.source import Where
 from gpud.core.errors import ConfigInvalid
 from gpud.importing import hub_flags
 from gpud.importing.commands import Program, split, understand, words_of
-from gpud.importing.llama_flags import Part, as_flags, translate
+from gpud.importing.llama_flags import Part, translate
+from gpud.importing.llama_variables import as_flags
 from gpud.importing.report import Draft, Fate
 from gpud.importing.settling import settle
 

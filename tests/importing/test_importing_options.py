@@ -110,7 +110,7 @@ def test_spans_of_systemd(span: str, seconds: int | None) -> None:
 
 
 def llama(file: str, program: str = "llama-server") -> dict[str, str]:
-    return {"cmd": f"{program} --port ${{PORT}} -m {file}"}
+    return {"cmd": f"{program} --port ${{PORT}} -m {file} -c 4096"}
 
 
 def test_the_program_that_most_models_had_is_the_engines() -> None:
@@ -129,6 +129,15 @@ def test_groups_pin_what_was_persistent_and_nothing_else() -> None:
     assert report.config["models"]["a"]["pinned"] is True
     assert "pinned" not in report.config["models"]["b"]
     assert [note.setting for note in report.of(Fate.DROPPED)] == ["groups.y.members nobody"]
+
+
+def test_a_context_that_nobody_named_is_spoken_of() -> None:
+    """llama-server and gpud differ about what that means, so that nobody is surprised."""
+    cmd = "llama-server --port ${PORT} -m /a.gguf"
+    said = [note.setting for note in swap({"models": {"a": {"cmd": cmd}}}).of(Fate.DROPPED)]
+    assert said == ["models.a.cmd without a context"]
+    env = {"cmd": cmd, "env": ["LLAMA_ARG_CTX_SIZE=512"]}
+    assert swap({"models": {"a": env}}).of(Fate.DROPPED) == ()
 
 
 @pytest.mark.parametrize(
