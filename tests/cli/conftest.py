@@ -23,7 +23,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealDaemon]:
 def gpud(daemon: RealDaemon) -> Iterator[RealDaemon]:
     """The daemon with nothing loaded, before and after."""
     yield daemon
-    daemon.place.gpudctl("unload", "--force")
+    daemon.empty()
 
 
 @pytest.fixture

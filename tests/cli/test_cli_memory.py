@@ -100,7 +100,7 @@ def quiet(machine: Machine) -> Iterator[Machine]:
     while machine.started:
         end(machine.started.pop())
     machine.place.gpudctl("resume")
-    machine.place.gpudctl("unload", "--force")
+    machine.gpud.empty()
 
 
 def said(process: "subprocess.Popen[str]", words: str) -> str:
