@@ -1,6 +1,7 @@
 """The daemon's command line. Parses arguments and nothing else."""
 
 import argparse
+import gc
 import signal
 import sys
 from collections.abc import Sequence
@@ -36,8 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # a traceback. There is nothing yet that would have to be ended in order.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # Imported here: --help and --version need nothing of it.
+    # Imported here: --help and --version need nothing of it. What is imported stays for good: looking through all of it
+    # for garbage, again and again while it grows, would take a tenth of the start.
+    thresholds = gc.get_threshold()
+    gc.set_threshold(10_000, 20, 50)
     from gpud import daemon
+
+    gc.freeze()
+    gc.set_threshold(*thresholds)
 
     if options.reap:
         return daemon.run_reaper(user=options.user)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from gpud import __version__, config, gpus, systemd
+from gpud.backends.listeners import program_at
 from gpud.catalog.finder import ModelFinder
 from gpud.catalog.kinds import quantization
 from gpud.catalog.reader import FileReader
@@ -114,6 +115,7 @@ class Daemon:
                 self._tell,
                 files=files,
                 quantization=quantization,
+                who_listens=program_at,
                 passed={name: self._fd_store.take_all(name) for name in APIS},
             )
             for number in STOP_SIGNALS:

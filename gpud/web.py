@@ -61,9 +61,12 @@ class Web:
         *,
         files: Files,
         quantization: Callable[[ModelFile], str],
+        who_listens: Callable[[int], str],
         passed: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
-        """``passed``: for doors by name, the sockets that gpud was started with; they replace host and port."""
+        """``passed``: for doors by name, the sockets that gpud was started with; they replace host and port.
+        ``who_listens`` as of Doors.
+        """
         self._passed = passed or {}
         self._lines = lines
         self._pool = Pool()
@@ -82,7 +85,9 @@ class Web:
             "management": Router((*management_routes(self._parts, v1), *v1)),
             "ollama": Router(self._ollama.routes()),
         }
-        self._doors = Doors(engine, routers, say=say, observe=self._seen, requests=self._requests)
+        self._doors = Doors(
+            engine, routers, say=say, observe=self._seen, requests=self._requests, who_listens=who_listens
+        )
 
     def _seen(self, seen: RequestSeen) -> None:
         """A request is over: it is counted, and told to those who listen."""
@@ -106,7 +111,10 @@ class Web:
         self._ollama.settings = OllamaSettings(attached="ollama" in attached)
         self._ollama.server = ollama if isinstance(ollama, OllamaServer) else None
         self._gateway.settings = GatewaySettings(
-            body_bytes=wanted.limits.body_bytes, heartbeat_s=wanted.heartbeat_s, default_model=wanted.default_model
+            body_bytes=wanted.limits.body_bytes,
+            heartbeat_s=wanted.heartbeat_s,
+            default_model=wanted.default_model,
+            stall_s=wanted.limits.answer_s,
         )
         openings = []
         for name, door in wanted.doors.items():

@@ -39,6 +39,18 @@ def listener(endpoint: Endpoint) -> int | None:
     return holder(everybody(), sockets_at(endpoint.port)) if is_local(endpoint) else None
 
 
+def program_at(port: int) -> str:
+    """Who listens at a TCP port, as ``nginx (process 12)``; empty where that cannot be seen."""
+    pid = holder(everybody(), sockets_at(port))
+    if pid is None:
+        return ""
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text("utf-8", "backslashreplace").strip()
+    except OSError:
+        return ""
+    return f"{name} (process {pid})"
+
+
 def stranger(endpoint: Endpoint, ours: Collection[int], since: int) -> int | None:
     """The process that listens in the stead of an engine of these processes, if it is certain that it is none of
     theirs.

@@ -38,6 +38,7 @@ CODES = {
     "model_not_found": "no-such-model",
     "model_not_loaded": "not-loaded",
     "model_already_loaded": "busy",
+    "model_in_use": "busy",
     "insufficient_vram": "budget-exceeded",
     "queue_full": "queue-full",
     "queue_timeout": "waited-too-long",

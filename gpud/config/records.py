@@ -80,7 +80,8 @@ class DoorLimits:
     """What one door grants its clients.
 
     ``header_s`` bounds a whole header; a body, or an answer that is being read, may pause for ``body_s`` or
-    ``write_s``; a connection waits ``idle_s`` for its next request.
+    ``write_s``; a connection waits ``idle_s`` for its next request. ``answer_s`` is how long an engine may be silent in
+    the middle of an answer.
     """
 
     header_bytes: int = 64 << 10
@@ -91,6 +92,7 @@ class DoorLimits:
     body_s: float = 30.0
     idle_s: float = 75.0
     write_s: float = 60.0
+    answer_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -890,7 +890,7 @@ HTTP_LIMITS = Section(
         Key(
             "connections_per_address",
             Whole(1, 65_536),
-            "Of these, those of one address, or of one user on a socket; this machine's addresses and root are exempt.",
+            "Of these, those of one address (of IPv6: of one /64), or of one user on a socket; this machine's addresses and root are exempt.",
             "512",
             also=("per_address", "connections_per_ip"),
         ),
@@ -917,6 +917,15 @@ HTTP_LIMITS = Section(
             "60",
             field="write_s",
             also=("send_timeout",),
+        ),
+        Key(
+            "answer_timeout",
+            Duration(1, 86400),
+            "How long an engine may say nothing in the middle of an answer that it has begun; before its first word it "
+            "may think as long as it likes.",
+            "600",
+            field="answer_s",
+            also=("stall_timeout", "proxy_read_timeout"),
         ),
     )
 )

@@ -11,6 +11,7 @@ from gpud.core.errors import BackendFailed, Busy, Canceled, GpudError, LimitsExc
 from gpud.core.events import JobEnded, Kind, LoadOptions, Notice, Outcome
 from gpud.core.facts import Caller, JobResult, ModelStatus, State
 from gpud.engine import Engine
+from gpud.http.shapes import HttpError
 
 JOBS_AT_ONCE = 64
 """So many loads and unloads of one caller may be under way. More than any client means to have."""
@@ -96,7 +97,7 @@ async def unload(engine: Engine, names: Iterable[str], caller: Caller, *, force:
             except NotLoaded:
                 continue
             except GpudError as error:
-                found.errors[name] = error
+                found.errors[name] = _told(error)
         ends = await asyncio.gather(*(engine.wait(job) for job in jobs.values()))
     finally:
         stop()
@@ -106,8 +107,13 @@ async def unload(engine: Engine, names: Iterable[str], caller: Caller, *, force:
             found.names.append(name)
             found.freed_bytes += freed.get(name, 0)
         else:
-            found.errors[name] = problem
+            found.errors[name] = _told(problem)
     return found
+
+
+def _told(error: GpudError) -> GpudError:
+    """Busy means here that somebody holds or uses the model, not that it is loaded in another way already."""
+    return HttpError(409, "model_in_use", error.message, hint=error.hint) if isinstance(error, Busy) else error
 
 
 def _problem(engine: Engine, name: str, ended: JobEnded) -> GpudError | None:

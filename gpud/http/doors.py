@@ -5,6 +5,7 @@ working.
 """
 
 import asyncio
+import errno
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ from gpud.http.work import in_task
 
 log = logging.getLogger(__name__)
 
-_WHAT_TO_DO = "What to do: see with ss -ltnp who listens there; stop it, or set http.{}.port and reload gpud"
+_SEE = "see with ss -ltnp who listens there and stop it"
 
 _NOBODY = Admitted(Caller("", NOBODY), frozenset())
 """Who asks, until that is known."""
@@ -189,6 +190,10 @@ def _by_nobody(_: RequestSeen) -> None:
     """Requests are not counted."""
 
 
+def _nobody_known(_port: int) -> str:
+    return ""
+
+
 def _no_route(request: Request, found: Match | NotAllowed | None) -> HttpError:
     if isinstance(found, NotAllowed):
         methods = ", ".join(found.allowed)
@@ -215,9 +220,12 @@ class Doors:
         say: Callable[[Notice], None],
         observe: Callable[[RequestSeen], None] = _by_nobody,
         requests: Requests | None = None,
+        who_listens: Callable[[int], str] = _nobody_known,
     ) -> None:
+        """``who_listens`` tells, in a thread, which program has a TCP port; empty where that cannot be seen."""
         self._engine = engine
         self._routers = routers
+        self._who_listens = who_listens
         self._say = say
         self._observe = observe
         self._requests = requests or Requests()
@@ -265,24 +273,32 @@ class Doors:
             try:
                 opened.append(await door.server.listen(address, door=opening.name, tls=opening.tls))
             except OSError as problem:
-                self._failed(opening, address, problem)
+                self._failed(opening, address, problem, await self._holder(address, problem))
         if opened:
             where = " and ".join(listening.describe() for listening in opened)
             self._say(
                 Notice(Kind.DOOR_OPENED, f"Listens on {where} (door {opening.name})", fields={"door": opening.name})
             )
 
-    def _failed(self, opening: Opening, address: Address, problem: OSError) -> None:
+    async def _holder(self, address: Address, problem: OSError) -> str:
+        """Who has an address that is taken, as far as that can be seen."""
+        if problem.errno != errno.EADDRINUSE or not isinstance(address, TcpAddress):
+            return ""
+        return await asyncio.to_thread(self._who_listens, address.port)
+
+    def _failed(self, opening: Opening, address: Address, problem: OSError, holder: str) -> None:
         where = _shown(address)
         # The layer names the address too.
         reason = (problem.strerror or str(problem)).removeprefix(f"cannot listen on {where}: ")
         self._say(
             Notice(
                 Kind.DOOR_FAILED,
-                f"Cannot listen on {where} (door {opening.name}): {reason}",
+                f"Cannot listen on {where} (door {opening.name}): {reason}" + (f", by {holder}" if holder else ""),
                 level=Level.ERROR,
                 fields={"door": opening.name, "address": where},
-                detail=(_WHAT_TO_DO.format(opening.name),),
+                detail=(
+                    f"What to do: {'stop it' if holder else _SEE}, or set http.{opening.name}.port and reload gpud",
+                ),
             )
         )
 

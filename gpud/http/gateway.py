@@ -18,7 +18,7 @@ from gpud.http.client import Pool
 from gpud.http.exchange import Exchange
 from gpud.http.fields import Refused, shown
 from gpud.http.message import Request
-from gpud.http.naming import Asked, read_body, resolved, without_own
+from gpud.http.naming import SLICE_BYTES, Asked, read_body, read_large, resolved, without_own
 from gpud.http.relaying import Call, Passage, RelaySettings
 from gpud.http.routing import Handler, Route
 from gpud.http.shapes import Api, HttpError
@@ -355,7 +355,8 @@ class _Held:
                 415, "unsupported_encoding", f"cannot read a body in {shown(coding)}", hint="send it uncompressed"
             )
         body = await self.body(request)
-        return body, read_body(body, request.headers.get("content-type"))
+        kind = request.headers.get("content-type")
+        return body, read_body(body, kind) if len(body) <= SLICE_BYTES else await read_large(body, kind)
 
     def _take(self, size: int) -> None:
         self._gateway.take_bytes(size)

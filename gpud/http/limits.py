@@ -32,7 +32,8 @@ class ServerLimits:
     """What a server grants its clients.
 
     ``connections`` in all; when there are as many, the one that has been idle for longest makes room for a new one, and
-    if none is idle the new one is told 503. ``per_peer`` counts those of one address, or of one user on a Unix socket;
+    if none is idle the new one is told 503. ``per_peer`` counts those of one address (of IPv6: of one /64), or of one
+    user on a Unix socket;
     loopback addresses are exempt, because everybody on the machine shares them, and so is root.
 
     ``header_s`` bounds a header from its first byte (or from the connection on) to its last. A body, and a reply that

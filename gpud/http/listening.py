@@ -194,6 +194,19 @@ def is_loopback(address: str) -> bool:
     return bool((mapped or ip).is_loopback)
 
 
+def network_of(address: str) -> str:
+    """Whose an address is: of IPv4 an address is one client's, of IPv6 a whole /64, which everybody has at least."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if not isinstance(ip, ipaddress.IPv6Address):
+        return address
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return str(ipaddress.ip_network((ip, 64), strict=False))
+
+
 class Listening:
     """One address that a server listens on. ``port`` is the real one."""
 

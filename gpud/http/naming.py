@@ -2,6 +2,7 @@
 taken apart further than that, and never changed but for the one value that an engine wants to be another.
 """
 
+import asyncio
 import re
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -19,7 +20,8 @@ PLACEHOLDERS = frozenset(("default", "local-model"))
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _KEY = re.compile(rb"[ \t\r\n]*+" + _STRING + rb"[ \t\r\n]*+:[ \t\r\n]*+", re.DOTALL)
 _AFTER = re.compile(rb"[ \t\r\n]*+(?:,|\}[ \t\r\n]*+\Z)")
-_ESCAPED_LETTER = re.compile(rb"\\u00[67]")
+_NAME = b'"model"'
+_ESCAPED_LETTERS = (rb"\u006", rb"\u007")
 _BOUNDARY = re.compile(r';\s*boundary=(?:"([^"]{1,200})"|([^\s;"]{1,200}))', re.IGNORECASE)
 _FIELD_NAME = re.compile(rb';\s*name="([^"]*)"', re.IGNORECASE)
 
@@ -36,9 +38,11 @@ class _Body(msgspec.Struct):
     stream: Any = None
 
 
-_NOTHING = Asked()
 _decode = msgspec.json.Decoder(_Body).decode
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+SLICE_BYTES = 1 << 20
+"""So much is looked through at once: about a millisecond."""
 
 MOST_FIELDS = 1000
 """No form that means something to an engine has as many; to read on for ever would stop everybody else."""
@@ -51,18 +55,49 @@ def read_body(body: bytes, content_type: str) -> Asked:
     return read_json(body)
 
 
+async def read_large(body: bytes, content_type: str) -> Asked:
+    """As :func:`read_body`, with the loop free now and then: of the 0.3 s that 100 MB of pictures take, 70 ms are left
+    in one piece.
+    """
+    if content_type[:19].lower() != "multipart/form-data":
+        found = _decoded(body)
+        for doubt in _doubts(body):
+            if doubt:
+                break
+            await asyncio.sleep(0)
+        else:
+            return Asked(found.model or "", found.stream is True)
+    return read_body(body, content_type)
+
+
 def read_json(body: bytes) -> Asked:
     """An object; nothing at all says nothing. Raises HttpError(400) also where it names two models."""
-    try:
-        found = _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
-        if not body.strip():
-            return _NOTHING
-        raise _unreadable(f"cannot read the body: {problem}", "send a JSON object") from None
-    # Which of two would be taken depends on the reader, and there are two of them: gpud and the engine.
-    if body.count(b'"model"') > 1 or _ESCAPED_LETTER.search(body) is not None:
+    found = _decoded(body)
+    if any(_doubts(body)):
         _model_span(body)
     return Asked(found.model or "", found.stream is True)
+
+
+def _decoded(body: bytes) -> "_Body":
+    try:
+        return _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+        if not body.strip():
+            return _Body()
+        raise _unreadable(f"cannot read the body: {problem}", "send a JSON object") from None
+
+
+def _doubts(body: bytes) -> Iterator[bool]:
+    """Slice by slice, whether the text so far may name the model twice, or in letters that are written as numbers.
+
+    Which of two would be taken depends on the reader, and there are two of them: gpud and the engine.
+    """
+    named = 0
+    for start in range(0, len(body), SLICE_BYTES):
+        end = start + SLICE_BYTES
+        # What begins in a slice is found in it, and in no other.
+        named += body.count(_NAME, start, end + len(_NAME) - 1)
+        yield named > 1 or any(body.find(each, start, end + len(each) - 1) >= 0 for each in _ESCAPED_LETTERS)
 
 
 def read_form(body: bytes, boundary: bytes) -> Asked:

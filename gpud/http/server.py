@@ -14,7 +14,7 @@ from email.utils import formatdate
 from gpud.http.connection import read_buffer
 from gpud.http.departures import Departures
 from gpud.http.limits import ServerLimits
-from gpud.http.listening import Address, Listening, Tls, open_sockets
+from gpud.http.listening import Address, Listening, Tls, network_of, open_sockets
 from gpud.http.message import Peer, Reply, Request
 from gpud.http.serving import NEVER, ServerConnection
 
@@ -158,7 +158,8 @@ class Server:
         if key:
             count = self._per_peer[key] = self._per_peer.get(key, 0) + 1
             if count > self.limits.per_peer:
-                return f"{peer.describe()} has {count} connections; {self.limits.per_peer} are allowed"
+                who = peer.describe() if peer.uid is not None else key
+                return f"{who} has {count} connections; {self.limits.per_peer} are allowed"
         if len(self._connections) > self.limits.connections:
             idle = [each for each in self._connections if each.is_idle and each is not connection]
             if not idle:
@@ -187,7 +188,7 @@ class Server:
     def _key(peer: Peer) -> str:
         if peer.uid is not None:
             return f"uid {peer.uid}" if peer.uid else ""
-        return "" if peer.is_loopback else peer.address
+        return "" if peer.is_loopback else network_of(peer.address)
 
     def expect(self, deadline: float) -> None:
         """A connection has a deadline: be there in time. One timer serves all of them."""

@@ -304,7 +304,7 @@ def test_unload_without_a_model_means_all(run: Run, tmp_path: Path) -> None:
             (error,) = told["errors"]
             assert error["model"] == "Beta-1B" and "is held by" in error["error"]
             status, kind, _ = (await found.front("POST /models/unload", {"model": "Beta-1B"})).error
-            assert (status, kind) == (409, "model_already_loaded")
+            assert (status, kind) == (409, "model_in_use")
             forced = (await found.front("POST /models/unload", {"model": "", "force": True})).value
             assert forced == {"success": True, "unloaded": ["Beta-1B"], "errors": [], "freed_mb": 1024}
 

@@ -55,7 +55,13 @@ class House:
         self.told: list[Notice] = []
         self.pool = Pool()
         self.metrics = Metrics(bench.engine)
-        self.doors = Doors(bench.engine, {"front": Router(ROUTES)}, say=self.told.append, observe=self.metrics.observe)
+        self.doors = Doors(
+            bench.engine,
+            {"front": Router(ROUTES)},
+            say=self.told.append,
+            observe=self.metrics.observe,
+            who_listens=lambda port: f"the test at {port}",
+        )
         self.path = str(root / "front.sock")
 
     async def open(self, *, keys: Keys | None = None, rules: Rules | None = None, port: int = 0) -> None:
@@ -171,7 +177,10 @@ def test_a_door_that_is_taken_is_told_and_tried_again_at_the_next_reload(play: C
             port = other.getsockname()[1]
             await house.doors.apply([Opening("front", (TcpAddress("127.0.0.1", port),))], None)
             assert [notice.kind for notice in house.told] == [Kind.DOOR_FAILED]
-            assert house.told[0].message == f"Cannot listen on 127.0.0.1:{port} (door front): Address already in use"
+            assert house.told[0].message == (
+                f"Cannot listen on 127.0.0.1:{port} (door front): Address already in use, by the test at {port}"
+            )
+            assert house.told[0].detail == ("What to do: stop it, or set http.front.port and reload gpud",)
             assert house.doors.closed == ("front",)
         await house.doors.apply([Opening("front", (TcpAddress("127.0.0.1", port),))], None)
         assert house.told[-1].kind is Kind.DOOR_OPENED

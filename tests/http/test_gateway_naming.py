@@ -1,5 +1,6 @@
 """Which model a body means, and the one value in it that may be replaced: whatever the body is like."""
 
+import asyncio
 import json
 import time
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpud.http.naming import MOST_FIELDS, read_body, read_json, with_model, without_own
+from gpud.http.naming import MOST_FIELDS, SLICE_BYTES, Asked, read_body, read_json, read_large, with_model, without_own
 from gpud.http.shapes import HttpError
 
 values: st.SearchStrategy[Any] = st.recursive(
@@ -72,6 +73,40 @@ def test_two_models_are_refused(before: dict[str, Any], after: dict[str, Any], o
         text = f"{first[:-1]},{key}:{json.dumps(other)}{',' + second if second else ''}}}"
         with pytest.raises(HttpError):
             read_json(text.encode())
+
+
+@pytest.mark.parametrize("second", [b'"model"', b'"mod\\u0065l"'])
+@pytest.mark.parametrize("before", range(-8, 2))
+def test_a_second_model_is_found_wherever_slices_meet(before: int, second: bytes) -> None:
+    """Also where it begins in one slice and ends in the next, by both readers."""
+    opening = b'{"model":"a","prompt":"'
+    filling = b"x" * (SLICE_BYTES + before - len(opening) - 2)
+    body = opening + filling + b'",' + second + b':"b"}'
+    for read in (lambda: read_json(body), lambda: asyncio.run(read_large(body, JSON))):
+        with pytest.raises(HttpError, match="more than once"):
+            read()
+
+
+def test_a_large_body_is_read_as_a_small_one_and_lets_others_go_on() -> None:
+    """The loop has a turn for each slice."""
+    body = b'{"stream":true,"model":"a","prompt":"' + b"x" * (5 * SLICE_BYTES) + b'"}'
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def scene() -> Asked:
+        other = asyncio.create_task(others())
+        found = await read_large(body, JSON)
+        other.cancel()
+        await asyncio.wait((other,))
+        return found
+
+    assert asyncio.run(scene()) == read_json(body) == Asked("a", stream=True)
+    assert turns >= 5
 
 
 def test_a_body_made_to_be_slow_is_not() -> None:

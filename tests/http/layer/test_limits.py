@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gpud.http.limits import ServerLimits
-from gpud.http.message import Reply, Request
+from gpud.http.message import Peer, Reply, Request
 from gpud.http.server import Server
 
 from .raw import connected, echo, serving, until
@@ -239,9 +239,31 @@ def test_no_more_connections_than_allowed(run: Run) -> None:
     run(scene())
 
 
+def test_the_addresses_of_one_network_are_one_client(run: Run) -> None:
+    """Of IPv6 everybody has a /64; what is IPv4 in truth is counted as that."""
+
+    async def scene() -> None:
+        async with serving(echo, ServerLimits(per_peer=1)) as (server, _):
+            first: Any = object()
+            second: Any = object()
+            for one, other, same in (
+                ("2001:db8:0:1::5", "2001:db8:0:1:ffff::9", True),
+                ("2001:db8:0:1::5", "2001:db8:0:2::5", False),
+                ("192.0.2.1", "192.0.2.2", False),
+                ("::ffff:192.0.2.1", "192.0.2.1", True),
+                ("fe80::1%eth0", "fe80::2%eth0", True),
+            ):
+                assert server.joined(first, Peer("test", one, 1)) == ""
+                assert bool(server.joined(second, Peer("test", other, 2))) is same
+                server.parted(second, Peer("test", other, 2))
+                server.parted(first, Peer("test", one, 1))
+            assert server._per_peer == {}
+
+    run(scene())
+
+
 def test_no_more_connections_of_one_user_than_allowed(run: Run, tmp_path: Any) -> None:
     """Counted by user on a Unix socket, but for root; loopback addresses are everybody's."""
-    from gpud.http.message import Peer
 
     async def scene() -> None:
         async with serving(echo, ServerLimits(per_peer=1)) as (server, port):
