@@ -176,6 +176,7 @@ def test_an_attached_engine_is_used_and_never_stopped(
     assert daemon.load("elsewhere").result == "done"
     daemon.kill9()
     assert process.poll() is None
+    place.configure({"elsewhere": {**attached, "idle_timeout": "5m"}, "spare": engine()})
     again = place.start()
     assert again.state("elsewhere") in ("ready", "unloaded")
     assert again.load("elsewhere").result == "done"
