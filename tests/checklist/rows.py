@@ -40,6 +40,7 @@ GOLDEN = "tests/importing/test_importing_golden.py::"
 IMPORT = "tests/importing/test_importing_command.py::"
 OPTIONS = "tests/importing/test_importing_options.py::"
 STORES = "tests/catalog/test_finder_stores.py::"
+GNOME = "tests/desktop/test_gnome.py::"
 WEB_SERVICE = "tests/booted/test_http_service.py::"
 
 ROWS: dict[str, tuple[str, ...]] = {
@@ -500,6 +501,12 @@ ROWS: dict[str, tuple[str, ...]] = {
         "tests/dbus/test_installed_files.py::test_the_bus_policy_opens_exactly_the_interfaces_that_the_object_has",
         "tests/dbus/test_installed_files.py::test_bus_activation_goes_through_systemd",
         SERVICE + "test_a_stranger_may_look_but_not_touch",
+    ),
+    "DC-11": (
+        GNOME + "test_it_shows_a_loaded_model",
+        GNOME + "test_it_turns_amber_and_red",
+        GNOME + "test_a_click_unloads_one_model",
+        "tests/gnome/test_gnome_sources.py::test_it_neither_blocks_nor_polls",
     ),
     "DC-12": (STORE + "test_the_top_level_is_as_people_expect_it",),
     "DC-13": (

@@ -22,7 +22,7 @@ from .tree import TOP, Tree, desktop_tree, wait_until
 SHELLS = {"43": ("desktop-12", "43"), "48": ("desktop", "45")}
 FAVOURITES = ["qwen3-8b", "gemma-3-1b", "phi-4-mini"]
 
-MENU = "420x640+860+0"
+MENU = "420x680+860+0"
 BAR = "420x60+860+0"
 
 
@@ -341,11 +341,13 @@ def test_the_preferences_change_the_widget(
     shell.click("desk.item('GPU settings')")
     shell.until("global.get_window_actors().length === 1 && !desk.settings.isOpen", "the window does not open")
     shell.until("global.display.focus_window !== null", "the window has no focus")
-    photo("preferences", "1280x800+0+0")
     shell.run("desk.press('Tab')")
-    shell.run("desk.press('space')")
     try:
+        shell.run("desk.press('space')")
         shell.until("!desk.icon.visible", "the switch does nothing")
+        shell.run("desk.press('space')")
+        shell.until("desk.icon.visible", "the switch does nothing when it is switched back")
+        photo("preferences", "700x620+290+110")
     finally:
         shell.run("global.get_window_actors().forEach(actor => actor.meta_window.delete(0))")
         shell.until("global.get_window_actors().length === 0", "the window does not close")

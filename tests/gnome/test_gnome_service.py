@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from daemon.harness import NAME, Place
 from dbus.private_bus import PrivateBus
-from jeepney import DBusAddress, new_method_call
+from jeepney import DBusAddress, HeaderFields, MessageFlag, MessageType, new_method_call
 from jeepney.io.blocking import open_dbus_connection
 
 from .gjs_programs import BOUND_S, Program
+
+MONITORING = DBusAddress("/org/freedesktop/DBus", "org.freedesktop.DBus", "org.freedesktop.DBus.Monitoring")
 
 
 def watcher(build: Path, release: str, *, system: str, session: str) -> Program:
@@ -78,6 +80,26 @@ def test_a_question_is_not_asked_of_a_daemon_that_died(program: Program, place: 
     assert program.wait(lambda said: "state" in said) == {"state": None}
     place.start()
     assert program.hear()["state"] == "idle"
+
+
+def test_only_a_click_may_open_a_dialog(program: Program, place: Place, bus: PrivateBus) -> None:
+    """What a person clicked may ask for a password; looking may not. Neither starts gpud."""
+    place.start()
+    program.wait(lambda said: said.get("state") == "idle")
+    with open_dbus_connection(bus.address) as monitor:
+        rules = [f"type='method_call',interface='{NAME}'"]
+        message = new_method_call(MONITORING, "BecomeMonitor", "asu", (rules, 0))
+        monitor.send_and_get_reply(message, timeout=BOUND_S)
+        program.say("refresh", [])
+        program.say("Load", ["s", "tiny"])
+        heard: dict[str, MessageFlag] = {}
+        while not {"Status", "Load"} <= set(heard):
+            header = monitor.receive(timeout=BOUND_S).header
+            if header.message_type is MessageType.method_call:
+                heard[header.fields[HeaderFields.member]] = header.flags
+    assert heard["Load"] == MessageFlag.no_auto_start | MessageFlag.allow_interactive_authorization
+    assert heard["Status"] == MessageFlag.no_auto_start
+    program.wait(lambda said: said.get("result") == "done")
 
 
 def test_the_users_own_daemon_serves_where_the_system_has_none(
