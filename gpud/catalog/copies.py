@@ -44,8 +44,8 @@ class Copies:
                 leaders[leader(index)] = leader(seen.setdefault(mark, index))
         alike: defaultdict[Hashable, list[int]] = defaultdict(list)
         for index, item in enumerate(items):
-            if leader(index) == index:
-                alike[item.format, len(item.files), item.size_bytes, bool(item.problem)].append(index)
+            if leader(index) == index and not item.problem:  # Of what is broken nobody knows what it was.
+                alike[item.format, len(item.files), item.size_bytes].append(index)
         for indexes in alike.values():
             if len(indexes) > 1 and any(id(items[index]) not in together for index in indexes):
                 for same in self._same(items, indexes):

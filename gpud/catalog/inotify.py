@@ -1,4 +1,4 @@
-"""The kernel's inotify and what it takes to use it: the calls, the events, which file systems it says nothing of."""
+"""The kernel's inotify and what it takes to use it: the calls, the events, of which file systems it says nothing."""
 
 import ctypes
 import os
@@ -87,7 +87,7 @@ class Inotify:
             at += length
 
     def remote(self, path: str) -> bool:
-        """Whether another machine may change what is there."""
+        """Whether another machine may change what is there. Waits for it, if it does not answer."""
         buffer = ctypes.create_string_buffer(512)
         if self._libc.statfs(os.fsencode(path), buffer) != 0:
             return False

@@ -104,6 +104,7 @@ class Walk:
         self._stop = stop
         self._enter = enter
         self._unreal = _unreal()
+        self._roots: set[str] = set()
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:
@@ -125,6 +126,7 @@ class Walk:
 
     def root(self, path: str) -> bool:
         """Whether the root is there and was not looked at yet."""
+        self._roots.add(path)
         self._enter(path)
         try:
             with os.scandir(path):
@@ -170,6 +172,8 @@ class Walk:
             return
         except OSError as problem:
             self.trouble(folder, unlisted(problem))
+            if folder in self._roots:
+                self.unreachable.append(folder)
 
     def folder(self, entry: os.DirEntry[str]) -> bool:
         """Whether it is a folder that is to be looked into, which each is once."""

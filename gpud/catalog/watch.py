@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 
-from gpud.catalog import inotify
+from gpud.catalog import inotify, mounts
 from gpud.catalog.content import DESCRIPTIONS, IGNORED_FOLDERS, PARTIAL_ENDINGS
 from gpud.catalog.inotify import Event, Inotify
 from gpud.core.catalogue import Roots
@@ -54,7 +54,14 @@ class Watch:
         """Roots that are not watched, or not wholly, as of the last whole look; and what there is to do about it."""
         self._noted: dict[str, str] = {}
         self._loop = asyncio.get_running_loop()
-        self._inotify: Inotify | None = Inotify()
+        mounted = mounts.read()
+        self._kernel = Inotify()
+        try:
+            self._mount_changes = mounts.Changes()
+        except OSError:
+            self._kernel.close()
+            raise
+        self._closed = False
         self._lock = Lock()
         self._tops = tuple(root.rstrip("/") or "/" for root in roots.all())
         self._manifests = tuple(f"{root.rstrip('/')}/manifests/" for root in roots.ollama)
@@ -65,9 +72,15 @@ class Watch:
         self._since = 0.0
         self._looking_again: asyncio.TimerHandle | None = None
         self._again_s = AGAIN_FIRST_S
-        self._loop.add_reader(self._inotify.fd, self._happened)
-        for top in self._tops:
-            self.enter(top)
+        self._loop.add_reader(self._kernel.fd, self._happened)
+        self._loop.add_reader(self._mount_changes.fd, self._mounted)
+        self._mounts = mounts.about(self._tops, mounted)
+        for given, top in zip(roots.all(), self._tops, strict=True):
+            # A server that does not answer must not be asked here: the loop would wait for it.
+            if mounts.is_remote(top, mounted):
+                self._noted[given] = ""
+            else:
+                self._add(top)
         self.unwatched = self._noted
 
     def close(self) -> None:
@@ -75,10 +88,12 @@ class Watch:
             for handle in (self._telling, self._looking_again):
                 if handle is not None:
                     handle.cancel()
-            if self._inotify is not None:
-                self._loop.remove_reader(self._inotify.fd)
-                self._inotify.close()
-                self._inotify = None
+            if not self._closed:
+                self._closed = True
+                self._loop.remove_reader(self._kernel.fd)
+                self._kernel.close()
+                self._loop.remove_reader(self._mount_changes.fd)
+                self._mount_changes.close()
 
     # For the thread that looks ---------------------------------------------------------------------------------------
 
@@ -90,14 +105,17 @@ class Watch:
     def enter(self, folder: str) -> None:
         """Watch this folder. One that is not there is waited for, if it is a root."""
         folder = folder.rstrip("/") or "/"
+        if self._kernel.remote(folder):  # It may take its time: nobody else may have to wait for it.
+            self._noted[self._top_of(folder)] = ""
+        else:
+            self._add(folder)
+
+    def _add(self, folder: str) -> None:
         with self._lock:
-            if self._inotify is None:
+            if self._closed:
                 return
             try:
-                if self._inotify.remote(folder):
-                    self._noted[self._top_of(folder)] = ""
-                    return
-                watch = self._inotify.add(folder, _MASK)
+                watch = self._kernel.add(folder, _MASK)
             except OSError as problem:
                 self._not_watched(folder, problem)
                 return
@@ -108,10 +126,10 @@ class Watch:
         """A look has seen everything: what it did not enter is watched no more."""
         with self._lock:
             self.unwatched = self._noted
-            if self._inotify is None:
+            if self._closed:
                 return
             for watch in (self._folders.keys() | self._awaited.keys()) - self._entered:
-                self._inotify.remove(watch)
+                self._kernel.remove(watch)
                 self._folders.pop(watch, None)
                 self._awaited.pop(watch, None)
 
@@ -137,17 +155,19 @@ class Watch:
 
     def _wait_for(self, root: str) -> None:
         """Watch the nearest folder above that is there for the next one on the way to the root."""
-        assert self._inotify is not None
         way = Path(root)
         for parent in way.parents:
             try:
-                watch = self._inotify.add(str(parent), _WAITING_MASK)
-            except OSError:
+                watch = self._kernel.add(str(parent), _WAITING_MASK)
+            except OSError as problem:
+                if problem.errno != errno.ENOENT:  # Whether it comes cannot be seen from here.
+                    self._noted[self._top_of(root)] = ""
+                    return
                 way = parent
                 continue
             self._entered.add(watch)
             self._awaited.setdefault(watch, set()).add(way.name)
-            if way.exists():  # It has come between the two calls, and nobody was told.
+            if way.is_dir():  # It has come between the two calls, and nobody was told.
                 self._loop.call_soon_threadsafe(self._notice)
             return
 
@@ -161,13 +181,20 @@ class Watch:
     # On the loop -----------------------------------------------------------------------------------------------------
 
     def _happened(self) -> None:
-        if self._inotify is None:
+        if self._closed:
             return
         matters = False
-        for event in self._inotify.read():
+        for event in self._kernel.read():
             matters = self._matters(event) or matters
         if matters:
             self._again_s = AGAIN_FIRST_S
+            self._notice()
+
+    def _mounted(self) -> None:
+        """A disk has come or gone: of that inotify says nothing."""
+        self._mount_changes.taken()
+        before, self._mounts = self._mounts, mounts.about(self._tops, mounts.read())
+        if self._mounts != before:
             self._notice()
 
     def _matters(self, event: Event) -> bool:
@@ -194,7 +221,7 @@ class Watch:
 
     def _notice(self) -> None:
         """Gather what happens together, and then tell."""
-        if self._inotify is None:
+        if self._closed:
             return
         now = self._loop.time()
         if self._telling is None:
@@ -208,7 +235,7 @@ class Watch:
         self.changed()
 
     def _arm(self) -> None:
-        if self._inotify is not None and self._looking_again is None:
+        if not self._closed and self._looking_again is None:
             self._looking_again = self._loop.call_later(self._again_s, self._again)
 
     def _again(self) -> None:

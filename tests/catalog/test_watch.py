@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from catalog import trees
-from gpud.catalog import inotify, watch
+from gpud.catalog import inotify, mounts, watch
 from gpud.catalog.finder import ModelFinder
 from gpud.catalog.inotify import Event
 from gpud.core.catalogue import Finding, Roots
@@ -401,6 +402,87 @@ def test_a_file_system_of_another_machine_is_not_watched() -> None:
     assert {0x6969, 0xFF534D42, 0xFE534D42, 0x65735546, 0x01021997, 0x00C36400} <= inotify.REMOTE
 
 
+MOUNTED = """\
+22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+30 22 0:40 / /mnt/nas rw shared:2 master:1 - nfs4 server:/models rw
+31 30 8:1 / /mnt/nas/disk rw - xfs /dev/sda1 rw
+32 22 0:41 / /mnt/with\\040space rw - fuse.sshfs host: rw
+33 22 8:2 / /mnt/windows rw - fuseblk /dev/sdb1 rw
+broken line
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "elsewhere"),
+    [
+        ("/", False),
+        ("/var/lib/ml-models", False),
+        ("/mnt/nas", True),
+        ("/mnt/nas/models", True),
+        ("/mnt/nasty", False),
+        ("/mnt/nas/disk/models", False),
+        ("/mnt/with space/x", True),
+        ("/mnt/windows", False),
+    ],
+)
+def test_what_is_mounted_from_elsewhere_is_known_without_asking_it(path: str, elsewhere: bool) -> None:
+    """The nearest mount decides. A server that does not answer would hold everybody up."""
+    assert mounts.is_remote(path, mounts.parsed(MOUNTED)) is elsewhere
+
+
+MOUNTING = """
+import asyncio, json, subprocess, sys
+from gpud.catalog.finder import ModelFinder
+from gpud.core.catalogue import Roots
+
+async def main():
+    finder, roots, told = ModelFinder(), Roots(folders=(sys.argv[1],)), asyncio.Event()
+    finder.watch(roots, told.set)
+    found = [len((await asyncio.to_thread(finder.scan, roots, {})).models)]
+    for command in (["mount", "-t", "tmpfs", "none", "/mnt"], ["mount", "--bind", sys.argv[2], sys.argv[1]],
+            ["umount", sys.argv[1]]):
+        await asyncio.to_thread(subprocess.run, command, check=True)
+        if "/mnt" not in command:  # That one is about no root, and is not told.
+            await asyncio.wait_for(told.wait(), 20)
+            told.clear()
+        found.append(len((await asyncio.to_thread(finder.scan, roots, {})).models))
+    finder.close()
+    print(json.dumps([found, told.is_set()]))
+
+asyncio.run(main())
+"""
+
+
+def test_a_disk_that_is_mounted_is_told(tmp_path: Path) -> None:
+    """And one that is unmounted; others are nobody's business. In a namespace of its own."""
+    (tmp_path / "models").mkdir()
+    trees.gguf(tmp_path / "disk" / "m.gguf")
+    command = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", MOUNTING]
+    done = subprocess.run(
+        [*command, str(tmp_path / "models"), str(tmp_path / "disk")], cwd=TOP, capture_output=True, text=True
+    )
+    if done.returncode != 0 and "unshare" in done.stderr:
+        pytest.skip(f"no user namespaces here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[0, 0, 1, 0], False]
+
+
+def test_a_file_in_place_of_a_root_is_not_looked_at_again_and_again(tmp_path: Path) -> None:
+    """It is no folder, and stays none until something happens."""
+    path = trees.gguf(tmp_path / "models")
+
+    async def work(told: Told) -> None:
+        await told.scan()
+        await asyncio.sleep(0)
+        assert timers() == [] and told.calls == 0
+        path.unlink()
+        trees.gguf(path / "m.gguf")
+        while not (await told.scan()).models:
+            await told.called()
+
+    watching(below(path), work)
+
+
 @pytest.mark.parametrize(
     ("name", "mask", "matters"),
     [
@@ -439,3 +521,23 @@ def test_events_are_read_as_the_kernel_writes_them(tmp_path: Path) -> None:
         assert list(kernel.read()) == []
     finally:
         kernel.close()
+
+
+def test_without_descriptors_nothing_is_watched_and_nothing_is_left_open(tmp_path: Path) -> None:
+    """Whichever of those that it takes is the one too many."""
+
+    async def run() -> None:
+        finder = ModelFinder()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(0)
+        os.close(free)
+        for more in range(3):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + more, hard))
+            try:
+                unwatched = finder.watch(below(tmp_path), lambda: None)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert unwatched == (str(tmp_path),), more
+        finder.close()
+
+    asyncio.run(run())
