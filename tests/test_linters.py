@@ -74,7 +74,7 @@ def units(tmp_path: Path) -> Path:
     for unit in (TOP / "units").rglob("*.service"):
         target = tmp_path / unit.relative_to(TOP / "units")
         target.parent.mkdir(exist_ok=True)
-        target.write_text(re.sub(r"/opt/gpud/bin/\w+", str(program), unit.read_text()))
+        target.write_text(re.sub(r"/opt/gpud/bin/[\w-]+", str(program), unit.read_text()))
     return tmp_path
 
 

@@ -36,7 +36,7 @@ class Notices:
             interface=SERVICE,
             member="Notify",
             signature="susssasa{sv}i",
-            body=["gpud", self._last, "gpud", title, text, [], hints, AS_THE_DESKTOP_LIKES],
+            body=["gpud", self._last, "org.kernelcore.gpud", title, text, [], hints, AS_THE_DESKTOP_LIKES],
         )
         try:
             (self._last,) = await client.call_anyone(self._bus, message, ANSWER_S)

@@ -205,6 +205,11 @@ class Plasma:
         part = self.part(name, role)
         self.tree.run(f"xdotool mousemove {part.x} {part.y} click 1")
 
+    def focus(self, part: Part) -> None:
+        """Give the keyboard to the window of a part, as the window manager does that is not here."""
+        where = f"xdotool mousemove {part.x} {part.y} getmouselocation --shell"
+        self.tree.run(f'eval "$({where})" && xdotool windowfocus --sync $WINDOW')
+
     def key(self, *keys: str) -> None:
         self.tree.run(f"xdotool key {' '.join(keys)}")
 

@@ -125,17 +125,29 @@ def test_a_click_loads_a_model(plasma: Plasma, daemon: Daemon) -> None:
 
 
 def test_the_keyboard_is_enough(plasma: Plasma, daemon: Daemon) -> None:
-    """Tab goes from part to part, the space bar presses it, Escape closes the popup."""
+    """Tab goes from part to part, Enter and the space bar press them, Escape closes the popup."""
     plasma.open()
-    for _ in range(20):
-        plasma.key("Tab")
-        focused = [part for part in plasma.see() if part.focused]
-        if any(part.name == "Load gemma-3-1b" for part in focused):
-            break
-    plasma.key("space")
+    plasma.focus(plasma.part("No model is loaded", "heading"))
+    tab_to(plasma, "Load gemma-3-1b")
+    plasma.key("Return")
     daemon.wait_state("gemma-3-1b", "ready")
+    plasma.part("Unload gemma-3-1b", "button")
+    tab_to(plasma, "Unload gemma-3-1b")
+    plasma.key("space")
+    daemon.wait_state("gemma-3-1b", "unloaded")
     plasma.key("Escape")
     plasma.wait(lambda parts: not any(part.role == "heading" for part in parts), "the popup does not close")
+
+
+def tab_to(plasma: Plasma, name: str) -> None:
+    """Press Tab until the part has the keyboard; there are fewer parts than this."""
+    met = []
+    for _ in range(20):
+        plasma.key("Tab")
+        met += [part.name for part in plasma.see() if part.focused]
+        if name in met:
+            return
+    raise AssertionError(f"{name!r} is not among {met}")
 
 
 def test_a_favourite_comes_first(plasma: Plasma, daemon: Daemon) -> None:
@@ -225,7 +237,7 @@ def test_nothing_runs_while_nothing_changes(plasma: Plasma, daemon: Daemon) -> N
     def waiting() -> list[str]:
         return [" ".join(process.cmdline()) for process in shell.processes() if process.name() == "busctl"]
 
-    wait_until(lambda: len(waiting()) == 2, lambda: str(waiting()))  # type: ignore[arg-type]
+    wait_until(lambda: len(waiting()) == 2, f"two processes that wait: {waiting()}")
     assert all(line.endswith("org.freedesktop.DBus.Properties PropertiesChanged") for line in waiting())
 
 

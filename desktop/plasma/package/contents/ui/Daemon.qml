@@ -3,8 +3,9 @@
  * it, and asks nothing while nothing changes.
  *
  * Plasma 6.3 can call over D-Bus and see names come and go, but hears no signals. So one "busctl wait" sleeps until gpud
- * says that something has changed, ends, and is started again. What changes in between is seen by one more look, a
- * moment after each change; while nothing changes there is no look, and no timer runs.
+ * says that something has changed, ends, and is started again. What changes before the next one hears is seen by one more
+ * look, when other programs that were started after it have long had their answers from the bus. While nothing changes
+ * there is no look, and there is no timer at all.
  */
 import QtQuick
 import org.kde.plasma.plasma5support as P5Support
@@ -60,6 +61,7 @@ Item {
         askAgain = false;
         jobs = {};
         deaf = false;
+        waiter.end();
         if (place === "")
             return;
         send("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "GetNameOwner", "(s)",
@@ -186,39 +188,53 @@ Item {
         id: waiter
 
         property int round: 0
+        property string current: ""
 
         engine: "executable"
 
-        function begin() {
+        function end() {
+            current = "";
+            // What it still says when it is ended is nobody's.
             for (const source of connectedSources.slice())
                 disconnectSource(source);
+        }
+
+        function begin() {
+            end();
             round += 1;
             // The same line twice would be taken for one that has run already.
             const option = round % 2 ? "--no-pager" : "--no-legend";
             const flag = daemon.place === "session" ? "--user" : "--system";
-            connectSource(`busctl ${flag} ${option} wait ${daemon.service} ${daemon.object}`
-                + " org.freedesktop.DBus.Properties PropertiesChanged");
+            current = `busctl ${flag} ${option} wait ${daemon.service} ${daemon.object}`
+                + " org.freedesktop.DBus.Properties PropertiesChanged";
+            connectSource(current);
+            const later = `busctl ${flag} ${option} call org.freedesktop.DBus /org/freedesktop/DBus org.freedesktop.DBus GetId`;
+            settler.connectSource(`${later} && ${later}`);
         }
 
         onNewData: (source, data) => {
-            disconnectSource(source);
-            if (daemon.owner === "")
+            if (source !== current)
                 return;
             if (data["exit code"] !== 0) {
+                end();
                 daemon.deaf = true;
                 return;
             }
             begin();
             daemon.refresh();
-            settled.restart();
         }
     }
 
-    Timer {
-        id: settled
-        // It runs once, after a change: by then the next "busctl wait" hears, and what it missed is seen.
-        interval: 1000
-        onTriggered: daemon.refresh()
+    P5Support.DataSource {
+        id: settler
+
+        engine: "executable"
+
+        // By now the "busctl wait" that was started before hears, and what it missed is seen.
+        onNewData: source => {
+            disconnectSource(source);
+            daemon.refresh();
+        }
     }
 
     P5Support.DataSource {

@@ -73,14 +73,16 @@ PlasmaExtras.Representation {
                 Layout.margins: Kirigami.Units.smallSpacing
                 visible: full.plasmoidItem.problem !== null
                 type: Kirigami.MessageType.Error
-                showCloseButton: true
+                actions: [
+                    Kirigami.Action {
+                        icon.source: Qt.resolvedUrl("../icons/close-symbolic.svg")
+                        text: i18nc("@action of a message that was read", "Close")
+                        onTriggered: full.plasmoidItem.problem = null
+                    }
+                ]
                 // The names of models are no markup.
                 text: full.plasmoidItem.problem === null ? ""
                     : escaped(i18nc("what went wrong: why, and what to do", "%1: %2", full.plasmoidItem.problem.title, full.plasmoidItem.problem.text))
-                onVisibleChanged: {
-                    if (!visible)
-                        full.plasmoidItem.problem = null;
-                }
 
                 function escaped(text) {
                     return text.replace(/&/g, "&amp;").replace(/</g, "&lt;");

@@ -25,7 +25,11 @@ RowLayout {
         icon.source: Qt.resolvedUrl(row.modelData.failed ? "../icons/failed-symbolic.svg" : "../icons/load-symbolic.svg")
         text: row.modelData.label
         Accessible.name: i18nc("%1 is the name of a model", "Load %1", row.modelData.label)
+        focusPolicy: Qt.StrongFocus
         onClicked: row.plasmoidItem.grant({"kind": "load", "model": row.modelData.name})
+
+        Keys.onReturnPressed: clicked()
+        Keys.onEnterPressed: clicked()
 
         PlasmaComponents.ToolTip.text: row.modelData.error
         PlasmaComponents.ToolTip.visible: row.modelData.error !== "" && (hovered || (activeFocus && visualFocus))
