@@ -36,7 +36,9 @@ ASK_S = 120.0
 """For the answer to a call for which polkit may ask a person for a password."""
 
 NEVER = float("inf")
-"""As a bound: wait for the answer for as long as the daemon lives. A wait for memory ends when the daemon says so."""
+"""As a bound: wait for the answer for as long as the daemon lives. A wait for memory, or for a look at disks, ends when
+the daemon says so.
+"""
 
 START_S = 30.0
 """For the bus to start the daemon; systemd itself gives up earlier when the unit cannot start."""
@@ -73,10 +75,16 @@ class Gpud:
 
     # Calls -----------------------------------------------------------------------------------------------------------
 
-    async def call(self, member: str, signature: str = "", *body: Any, asks: bool = False) -> list[Any]:
-        """Call a method of gpud's interface. ``asks``: polkit may have to ask the person at the terminal first."""
+    async def call(
+        self, member: str, signature: str = "", *body: Any, asks: bool = False, bounded: bool = True
+    ) -> list[Any]:
+        """Call a method of gpud's interface. ``asks``: polkit may have to ask the person at the terminal first. Not
+        ``bounded``: the answer takes as long as the disk does.
+        """
         flags = await self._flags(asks=asks)
         timeout_s = ASK_S if flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION else CALL_S
+        if not bounded:
+            timeout_s = NEVER
         return await _call(self._bus, _to_gpud(member, signature, list(body), flags), timeout_s)
 
     async def _flags(self, *, asks: bool) -> MessageFlag:

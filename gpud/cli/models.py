@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpud.cli.arguments import PRIORITIES, Parser
 from gpud.cli.exits import DONE, Usage
-from gpud.cli.output import Output, plural, since, size, span, table
+from gpud.cli.output import Output, plural, since, size, span, table, visible
 from gpud.cli.unload import LOADED
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ CONFIGURED = "default"
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("action", choices=tuple(ACTIONS), nargs="?", metavar="ACTION", help=", ".join(ACTIONS))
+    parser.add_argument("action", choices=NAMES, nargs="?", metavar="ACTION", help=", ".join(NAMES))
     parser.add_argument("model", metavar="MODEL", nargs="?", help="the name of a model, or one of its aliases")
     parser.add_argument("words", metavar="WORD", nargs="*", help="the priority, the tags, the aliases or the note")
     parser.add_argument("--loaded", action="store_true", help="only those that are loaded, being loaded or unloaded")
@@ -46,23 +46,48 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--yes", "-y", action="store_true", help="rm: do not ask")
 
 
+WITH_WORDS = ("list", "tag", "untag", "alias", "unalias", "note", "set-priority")
+"""The actions that take more than one name."""
+
+OPTIONS = {
+    "loaded": ("--loaded", ("", "list")),
+    "aliases": ("--aliases", ("",)),
+    "tag": ("--tag", ("list",)),
+    "all": ("--all", ("list",)),
+    "yes": ("--yes", ("rm",)),
+}
+"""With which actions each option means something; no action at all is empty."""
+
+
 def run(arguments: Namespace, output: Output) -> int:
     from gpud.cli import client
 
     action: str = arguments.action or ""
-    several = action in ("list", "tag", "untag", "alias", "unalias", "note", "set-priority")
+    _check(action, arguments)
+    if action == "rm":
+        from gpud.cli.removal import remove
+
+        return remove(arguments, output)
+    work = ACTIONS[action] if action else names
+    return client.run(lambda gpud: work(gpud, arguments, output), arguments.bus)
+
+
+def _check(action: str, arguments: Namespace) -> None:
+    """Raises Usage for words and options that do not go with the action."""
+    for key, (option, actions) in OPTIONS.items():
+        if getattr(arguments, key) and action not in actions:
+            where = " or ".join(f'"{" ".join(("gpudctl models", one)).rstrip()}"' for one in actions)
+            raise Usage(f"models: {option} does not go with {action or 'no action'}", hint=f"it belongs to {where}")
     if action and action not in ("list", "scan") and not arguments.model:
         raise Usage(f"models: {action} needs the name of a model", hint='"gpudctl models" lists the names')
     if action == "scan" and arguments.model:
         raise Usage("models: scan takes no name", hint="it looks for all models; leave the name out")
-    if arguments.words and not several:
+    if arguments.words and action not in WITH_WORDS:
         raise Usage(f'models: {action} takes one name, not "{arguments.words[0]}" too', hint="run it for each of them")
     if action in ("tag", "untag", "alias", "unalias") and not arguments.words:
         raise Usage(f"models: {action} needs one word at least", hint=f"gpudctl models {action} {arguments.model} WORD")
     if action == "set-priority" and (len(arguments.words) != 1 or arguments.words[0] not in (*PRIORITIES, CONFIGURED)):
         raise Usage("models: set-priority needs one priority", hint=f"one of {', '.join((*PRIORITIES, CONFIGURED))}")
-    work = ACTIONS[action] if action else names
-    return client.run(lambda gpud: work(gpud, arguments, output), arguments.bus)
 
 
 async def names(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
@@ -161,9 +186,9 @@ async def show(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
             (one["name"], ""),
             (one["state"] if one["state"] != "unloaded" else "", "green" if one["state"] in LOADED else "red"),
             (one["engine"], ""),
-            (one["architecture"], ""),
-            (one["quantization"], ""),
-            (one["parameters"], ""),
+            (visible(one["architecture"]), ""),
+            (visible(one["quantization"]), ""),
+            (visible(one["parameters"]), ""),
             (size(one["size_bytes"]) if one["size_bytes"] else "", ""),
             (size(one["estimate_bytes"]) if one["estimate_bytes"] else "", ""),
             (str(one["context_length"] or ""), ""),
@@ -175,7 +200,7 @@ async def show(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     output.text("\n".join(table(output, head, rows)))
     for one in found:
         if one["problem"]:
-            output.note(f'"{one["name"]}" cannot be loaded: {one["problem"]}')
+            output.note(f'"{one["name"]}" cannot be loaded: {visible(one["problem"])}')
     return DONE
 
 
@@ -188,28 +213,28 @@ async def info(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
         ("aliases", ", ".join(one["aliases"])),
         ("state", one["state"]),
         ("engine", one["engine"]),
-        ("files", "\n".join(one["paths"])),
+        ("files", "\n".join(map(visible, one["paths"]))),
         ("from", ", ".join(one["sources"])),
         ("format", one["format"]),
-        ("architecture", one["architecture"]),
-        ("quantization", one["quantization"]),
-        ("parameters", one["parameters"]),
+        ("architecture", visible(one["architecture"])),
+        ("quantization", visible(one["quantization"])),
+        ("parameters", visible(one["parameters"])),
         ("purpose", one["purpose"]),
         ("size", size(one["size_bytes"]) if one["size_bytes"] else ""),
         ("needs", size(one["estimate_bytes"]) if one["estimate_bytes"] else "not calculated yet"),
         ("context", _context(one)),
-        ("projector", one["mmproj"]),
+        ("projector", visible(one["mmproj"])),
         ("SHA-256", one["digest"]),
         ("priority", one["priority"] or "as configured"),
         ("tags", " ".join(one["tags"])),
-        ("notes", one["notes"]),
+        ("notes", "\n".join(map(visible, one["notes"].splitlines()))),
         (
             "used",
             f"{plural(one['usage_count'], 'time')}, {since(one['last_used_usec'])}" if one["usage_count"] else "never",
         ),
         ("last load", span(one["load_usec"] / 1e6) if one["load_usec"] else ""),
         ("configured", "in gpud.yaml" if one["configured"] else "no: it was found"),
-        ("problem", one["problem"]),
+        ("problem", visible(one["problem"])),
     )
     lines = [output.paint(one["name"], "bold")]
     for name, text in facts:
@@ -229,7 +254,7 @@ async def scan(gpud: "Gpud", _arguments: Namespace, output: Output) -> int:
     from gpud.cli.client import plain
     from gpud.cli.status import as_data
 
-    (result,) = await gpud.call("Scan", asks=True)
+    (result,) = await gpud.call("Scan", asks=True, bounded=False)
     found = plain(result)
     if output.wants_json:
         output.json(as_data(found))
@@ -243,7 +268,7 @@ async def scan(gpud: "Gpud", _arguments: Namespace, output: Output) -> int:
             more = found[f"{key}Count"] - len(found[key])
             output.text(f"{word}: {', '.join(found[key])}" + (f" and {more} more" if more else ""))
     for path, problem in found["Problems"]:
-        output.text(f"cannot be used: {path}: {problem}")
+        output.text(f"cannot be used: {visible(path)}: {visible(problem)}")
     if (more := found["ProblemCount"] - len(found["Problems"])) > 0:
         output.text(f"cannot be used: {more} more")
     return DONE
@@ -268,14 +293,13 @@ async def annotate(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
         else:
             missing = [word for word in words if word not in known[record]]
             if missing:
-                has = ", ".join(known[record]) or "none"
-                raise Usage(
-                    f'"{known["Id"]}" has no {key[:-1] if key == "tags" else "alias"} "{missing[0]}"',
-                    hint=f"it has {has}",
-                )
+                what = {"tags": "tag", "aliases": "alias"}[key]
+                given = f"given to it were {', '.join(known[record])}" if known[record] else "none was given to it"
+                raise Usage(f'"{known["Id"]}" was not given the {what} "{missing[0]}"', hint=given)
             kept = [word for word in known[record] if word not in words]
         value = Variant("as", kept)
-    await gpud.call("Annotate", "sa{sv}", known["Id"], {key: value}, asks=True)
+    # A look at the disks that is under way ends first.
+    await gpud.call("Annotate", "sa{sv}", known["Id"], {key: value}, asks=True, bounded=False)
     (one,) = await known_models(gpud, [known["Id"]])
     shown = one[key] if isinstance(one[key], str) else ", ".join(one[key])
     fallback = {"priority": "as configured", "notes": "none", "tags": "none", "aliases": "none"}[key]
@@ -284,16 +308,9 @@ async def annotate(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
 
 
 async def forget(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
-    await gpud.call("Forget", "s", arguments.model, asks=True)
+    await gpud.call("Forget", "s", arguments.model, asks=True, bounded=False)
     output.result(f'forgot "{arguments.model}"', {"forgotten": arguments.model})
     return DONE
-
-
-async def remove(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
-    from gpud.cli.removal import remove_model
-
-    (one,) = await known_models(gpud, [arguments.model])
-    return await remove_model(gpud, one, output, yes=arguments.yes)
 
 
 ACTIONS: dict[str, Callable[["Gpud", Namespace, Output], Awaitable[int]]] = {
@@ -306,6 +323,7 @@ ACTIONS: dict[str, Callable[["Gpud", Namespace, Output], Awaitable[int]]] = {
     "alias": annotate,
     "unalias": annotate,
     "note": annotate,
-    "rm": remove,
     "forget": forget,
 }
+NAMES = (*ACTIONS, "rm")
+"""The actions. What rm asks, it asks while nobody waits for the daemon."""

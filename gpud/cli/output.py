@@ -80,6 +80,11 @@ def one_line(text: str) -> str:
     return " / ".join(part.strip() for part in text.splitlines() if part.strip())
 
 
+def visible(text: str) -> str:
+    """What may be the name of a file, and so anything: what would move a terminal's cursor is written as its number."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 # Words ---------------------------------------------------------------------------------------------------------------
 
 

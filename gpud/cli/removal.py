@@ -1,18 +1,104 @@
-"""Deletes the files of a model: as the user who asks, after gpud has let go of it. Nothing else is touched."""
+"""``gpudctl models rm``: deletes the files of a model, as the user who asks and after gpud has let go of it.
 
+Nothing is deleted that another model has as well, that lies in another program's store, or that a link only leads to.
+"""
+
+import os
 import re
+import stat
 import sys
-from collections.abc import Iterator
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpud.cli.exits import DONE, FAILED, Usage
-from gpud.cli.output import Output, plural, size
+from gpud.cli.exits import DONE, FAILED, BusError, Usage
+from gpud.cli.output import Output, plural, size, visible
 from gpud.cli.unload import LOADED
 from gpud.core.errors import GpudError
 
 if TYPE_CHECKING:
     from gpud.cli.client import Gpud
+
+
+class Undeletable(GpudError):
+    """A file stays, whoever else may delete it."""
+
+    code = "access-denied"
+
+
+@dataclass(frozen=True, slots=True)
+class Doomed:
+    """What is deleted, links before what they lead to; and what could be expected to be, and stays, as sentences."""
+
+    files: tuple[Path, ...]
+    freed_bytes: int
+    stays: tuple[str, ...] = ()
+
+
+def remove(arguments: Namespace, output: Output) -> int:
+    """What is asked, is asked while nobody waits for the daemon."""
+    from gpud.cli import client
+
+    one, others = client.run(lambda gpud: _known(gpud, arguments.model), arguments.bus)
+    doomed = doomed_with(one, others)
+    check_deletable(doomed.files)
+    if not arguments.yes and not _agreed(one, doomed, output):
+        output.result("nothing was deleted", {"name": one["name"], "files": [], "freed_bytes": 0})
+        return FAILED
+    return client.run(lambda gpud: _remove(gpud, one, doomed, output), arguments.bus)
+
+
+async def _known(gpud: "Gpud", name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The model, and all others, with those that cannot be loaded."""
+    from gpud.cli.models import catalog, joined
+
+    (one,) = await catalog(gpud, [name])
+    others = [joined(other, {}) for other in await catalog(gpud, []) if other["Id"] != one["Id"]]
+    return joined(one, {}), others
+
+
+# What goes -----------------------------------------------------------------------------------------------------------
+
+
+def doomed_with(one: dict[str, Any], others: Collection[dict[str, Any]]) -> Doomed:
+    """Raises Usage for what is not ours to delete."""
+    name = one["name"]
+    if "ollama" in one["sources"]:
+        raise Usage(
+            f'"{name}" is in Ollama\'s store, and its layers may belong to other models, too',
+            hint='let Ollama remove it: "ollama list" shows what it is called there, "ollama rm NAME" removes it',
+        )
+    if one["format"] == "safetensors":
+        folders = ", ".join(map(visible, one["paths"]))
+        raise Usage(f'"{name}" is a whole folder', hint=f"see what else is in it, and remove it yourself: {folders}")
+    places = [path for path in one["paths"] if path.startswith("/")]
+    for path in places:
+        if re.search(r"\\x[0-9a-f]{2}", path):
+            # The bus carries text alone: another file may be called just like what it shows of this one.
+            raise Usage(
+                f'"{name}" has a file whose name is no text: {visible(path)}', hint="remove it yourself, and then scan"
+            )
+    links = [part for path in places for part in parts_of(Path(path))]
+    stays = []
+    if projector := one["mmproj"]:
+        users = [other["name"] for other in others if other["mmproj"] == projector]
+        if users:
+            stays.append(f'its projector stays, "{users[0]}" has it, too: {visible(projector)}')
+        elif projector.startswith("/") and "\\x" not in projector:
+            links.append(Path(projector))
+    links = [link for link in dict.fromkeys(links) if link.is_symlink() or link.exists()]
+    if not links:
+        raise Usage(
+            f'"{name}" has no file',
+            hint="it is only configured: take it out of gpud.yaml"
+            if one["configured"]
+            else "scan: gpudctl models scan",
+        )
+    files = tuple(dict.fromkeys((*links, *blobs_only_of(links))))
+    return Doomed(files, freed_by(files), tuple(stays))
 
 
 def parts_of(path: Path) -> list[Path]:
@@ -24,83 +110,121 @@ def parts_of(path: Path) -> list[Path]:
     return [path.with_name(f"{match[1]}-{number:05d}-of-{match[3]}{match[4]}") for number in range(1, count + 1)]
 
 
-def blobs_only_for(links: list[Path]) -> Iterator[Path]:
-    """What links of a hub cache lead to, where no other link of that repository leads there, too."""
+def blobs_only_of(links: Sequence[Path]) -> Iterator[Path]:
+    """What of a hub's cache these links lead to, and no other link of their repository."""
+    going = set(map(_place, links))
     for link in links:
-        if not link.is_symlink():
+        snapshots = next((parent for parent in link.parents if parent.name == "snapshots"), None)
+        if snapshots is None or not link.is_symlink():
             continue
         blob = link.resolve()
-        snapshots = next((parent for parent in link.parents if parent.name == "snapshots"), None)
-        if snapshots is None or blob.parent != snapshots.parent / "blobs":
+        if blob.parent != snapshots.parent.resolve() / "blobs" or not blob.exists():
             continue
-        others = (one for one in snapshots.rglob("*") if one.is_symlink() and one not in links)
-        if not any(one.resolve() == blob for one in others):
+        others = (other for other in snapshots.rglob("*") if other.is_symlink() and _place(other) not in going)
+        if not any(other.resolve() == blob for other in others):
             yield blob
 
 
-def files_of(one: dict[str, Any]) -> list[Path]:
-    """Everything that is deleted with a model. Raises Usage for what is another program's to delete."""
-    if "ollama" in one["sources"]:
-        raise Usage(
-            f'"{one["name"]}" is in Ollama\'s store, and its layers may belong to other models, too',
-            hint=f"let Ollama remove it: ollama rm {one['name']}",
-        )
-    if one["format"] == "safetensors":
-        folders = ", ".join(one["paths"])
-        raise Usage(
-            f'"{one["name"]}" is a whole folder', hint=f"see what else is in it, and remove it by hand: {folders}"
-        )
-    found: list[Path] = []
-    for path in one["paths"]:
-        parts = parts_of(Path(path))
-        found += [part for part in parts if part.is_symlink() or part.exists()]
-        found += blobs_only_for(parts)
-    if not found:
-        raise Usage(f'"{one["name"]}" has no file', hint="it is only configured: take it out of gpud.yaml")
-    return list(dict.fromkeys(found))
+def _place(link: Path) -> Path:
+    """One writing of where a link itself lies."""
+    return link.parent.resolve() / link.name
 
 
-async def remove_model(gpud: "Gpud", one: dict[str, Any], output: Output, *, yes: bool) -> int:
-    files = files_of(one)
-    freed = sum(file.lstat().st_size for file in files if not file.is_symlink())
-    if not yes:
-        if not sys.stdin.isatty():
-            raise Usage("models: rm deletes files, and nobody is there to be asked", hint="say --yes to do it without")
-        for file in files:
-            output.note(f"  {file}")
-        output.note(f'delete {plural(len(files), "file")} of "{one["name"]}", {size(freed)}? [y/N] ')
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            output.note("nothing was deleted")
-            return FAILED
-    await _let_go(gpud, one)
+def freed_by(files: Collection[Path]) -> int:
+    """What the disk has more without these: a file stays as long as it has a name."""
+    names: Counter[tuple[int, int]] = Counter()
+    found = {}
     for file in files:
+        mark = file.lstat()
+        if stat.S_ISREG(mark.st_mode):
+            names[mark.st_dev, mark.st_ino] += 1
+            found[mark.st_dev, mark.st_ino] = mark
+    return sum(mark.st_size for key, mark in found.items() if names[key] >= mark.st_nlink)
+
+
+def check_deletable(files: Collection[Path]) -> None:
+    """Raises Undeletable before the first is deleted, where one of them would stay."""
+    for file in files:
+        folder = file.parent
+        mark = folder.stat()
+        allowed = os.access(folder, os.W_OK | os.X_OK)
+        if allowed and mark.st_mode & stat.S_ISVTX:
+            allowed = os.geteuid() in (0, mark.st_uid, file.lstat().st_uid)
+        if not allowed:
+            raise Undeletable(
+                f"cannot delete {visible(str(file))}: you may not change what is in its folder, which belongs to "
+                f"{_user(mark.st_uid)}",
+                hint="nothing was deleted; run it as them, or with sudo",
+            )
+
+
+def _user(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+# How it goes ---------------------------------------------------------------------------------------------------------
+
+
+def _agreed(one: dict[str, Any], doomed: Doomed, output: Output) -> bool:
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise Usage("models: rm deletes files, and nobody is there to be asked", hint="say --yes to do it without")
+    for file in doomed.files:
+        output.note(f"  {visible(str(file))}")
+    for sentence in doomed.stays:
+        output.note(sentence)
+    question = f'delete {plural(len(doomed.files), "file")} of "{one["name"]}", {size(doomed.freed_bytes)}? [y/N] '
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+async def _remove(gpud: "Gpud", one: dict[str, Any], doomed: Doomed, output: Output) -> int:
+    name = one["name"]
+    await _let_go(gpud, name)
+    for count, file in enumerate(doomed.files):
         try:
-            file.unlink()
+            file.unlink(missing_ok=True)
         except OSError as problem:
-            raise GpudError(
-                f"cannot delete {file}: {problem.strerror}",
-                hint="its folder belongs to somebody else: run it as them, or with sudo",
+            raise Undeletable(
+                f"cannot delete {visible(str(file))}: {problem.strerror}",
+                hint=f"{count} of {plural(len(doomed.files), 'file')} were deleted before it" if count else "",
             ) from problem
-    await gpud.call("Scan", asks=True)
+    try:
+        await gpud.call("Scan", asks=True, bounded=False)
+    except GpudError as error:
+        # It is gone whatever becomes of this: gpud notices by itself, if later.
+        output.note(f"gpudctl: not looked at anew: {error.message}")
+    for sentence in doomed.stays:
+        output.note(sentence)
     if one["configured"]:
-        output.note(f'"{one["name"]}" is still configured: take it out of gpud.yaml')
+        output.note(f'"{name}" is still configured: take it out of gpud.yaml')
     output.result(
-        f'deleted "{one["name"]}": {plural(len(files), "file")}, {size(freed)}',
-        {"name": one["name"], "files": [str(file) for file in files], "freed_bytes": freed},
+        f'deleted "{name}": {plural(len(doomed.files), "file")}, {size(doomed.freed_bytes)}',
+        {"name": name, "files": [str(file) for file in doomed.files], "freed_bytes": doomed.freed_bytes},
     )
     return DONE
 
 
-async def _let_go(gpud: "Gpud", one: dict[str, Any]) -> None:
+async def _let_go(gpud: "Gpud", name: str) -> None:
     """Raises what keeps it loaded."""
-    if one["state"] not in LOADED:
-        return
     from gpud.cli import jobs
 
     await gpud.subscribe()
-    (job,) = await gpud.call("Unload", "s", one["name"], asks=True)
-    for ended in await jobs.finish(gpud, {job: one["name"]}):
+    state = next((record["State"] for record in await gpud.models() if record["Id"] == name), "")
+    if state not in LOADED:
+        return
+    try:
+        (job,) = await gpud.call("Unload", "s", name, asks=True)
+    except BusError as error:
+        if error.code == "not-loaded":
+            return
+        raise BusError(error.code, error.message, hint="nothing was deleted") from None
+    for ended in await jobs.finish(gpud, {job: name}):
         if not ended.done:
-            raise GpudError(
-                f'"{one["name"]}" is still in use: {ended.sentence("unloading")}', hint="nothing was deleted"
+            raise BusError(
+                "busy", f'"{name}" is still in use: {ended.sentence("unloading")}', hint="nothing was deleted"
             )

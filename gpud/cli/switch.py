@@ -4,7 +4,6 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from gpud.cli.arguments import Parser
-from gpud.cli.exits import DONE, FAILED
 from gpud.cli.output import Output
 from gpud.cli.unload import LOADED
 
@@ -34,7 +33,7 @@ def run(arguments: Namespace, output: Output) -> int:
 
 async def switch(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     from gpud.cli import jobs as waiting
-    from gpud.cli.load import report, start, wait_for
+    from gpud.cli.load import report, start, status_of, wait_for
     from gpud.cli.wait import find
     from gpud.core.errors import GpudError
 
@@ -55,16 +54,20 @@ async def switch(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
                 raise
             if error.code == "busy":
                 stayed.append(record["Id"])
-                output.error(error)
+                output.note(f"gpudctl: {error.message}")
     for one in await waiting.finish(gpud, leaving) if leaving else ():
         if not one.done:
             stayed.append(one.model)
             output.note(f"gpudctl: {one.sentence('unloading')}")
     ended = await wait_for(gpud, {await start(gpud, wanted, {}): wanted}, output)
     after = {record["Id"]: record for record in await gpud.models()}
+    done = all(one.done for one in ended)
     if output.wants_json:
         gone = [name for name in leaving.values() if name not in stayed]
-        output.json({"model": wanted, "loaded": all(one.done for one in ended), "unloaded": gone, "stayed": stayed})
+        output.json({"model": wanted, "loaded": done, "unloaded": gone, "stayed": stayed})
+        for one in ended:
+            if not one.done:
+                output.note(f"gpudctl: {one.sentence('loading')}")
     else:
         report(output, ended, after)
-    return DONE if all(one.done for one in ended) else FAILED
+    return max(status_of(one, after.get(one.model, {})) for one in ended)

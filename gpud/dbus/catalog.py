@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpud.core.catalogue import Entry, Scanned
-from gpud.core.errors import InvalidArguments
+from gpud.core.errors import InvalidArguments, NoSuchModel
 from gpud.dbus.dispatch import Handler, Reply, Request
 from gpud.dbus.engine_api import EngineApi
 from gpud.dbus.gate import Gate
@@ -45,10 +45,19 @@ class CatalogMethods:
             raise InvalidArguments(
                 f"{len(models)} names are more than the limit of {NAMES_MOST}", hint="ask several times, or for all"
             )
-        names = [self._engine.resolve(checked_model(name, empty="an empty list asks for all")) for name in models]
+        names = [await self._known(checked_model(name, empty="an empty list asks for all")) for name in models]
         await self._engine.keep_uses()
-        entries = await self._engine.library.entries(names or None, everything=not names)
+        entries = await self._engine.library.entries(names or None, everything=True)
         return Reply(([entry_record(entry) for entry in entries],))
+
+    async def _known(self, name: str) -> str:
+        """The name of a model, or of something that is there and cannot be loaded. Raises NoSuchModel."""
+        try:
+            return self._engine.resolve(name)
+        except NoSuchModel:
+            if not await self._engine.library.entries((name,), everything=True):
+                raise
+            return name
 
     async def scan(self, request: Request) -> Reply:
         caller = await self._gate.identify(request)

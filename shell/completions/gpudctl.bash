@@ -24,14 +24,14 @@ _gpudctl() {
     current=${current##*[[:space:]]}
     local -a _gpudctl_bus=()
     local everywhere='--user --system --json --no-color --help'
-    local commands='status ps top vram queue explain models pull fetch load unload wait run chat bench yield resume cancel reset log'
-    commands+=' budget estimate config import key reload doctor version'
+    local commands='status ps top vram queue explain models pull fetch load unload switch wait run chat bench yield resume cancel'
+    commands+=' reset log budget estimate config import key reload doctor version'
     # Words as the user sees them: COMP_WORDS is broken at colons.
     local line=${COMP_LINE:0:COMP_POINT}
     local -a words
     read -r -a words <<<"$line"
     [[ -n $current ]] && unset "words[$((${#words[@]} - 1))]"
-    local command='' previous='' action='' word
+    local command='' previous='' action='' object='' word
     for word in "${words[@]:1}"; do
         case $word in
             --user | --system) _gpudctl_bus=("$word") ;;
@@ -47,6 +47,8 @@ _gpudctl() {
                     command=$word
                 elif [[ -z $action ]]; then
                     action=$word
+                elif [[ -z $object ]]; then
+                    object=$word
                 fi
                 ;;
         esac
@@ -57,7 +59,7 @@ _gpudctl() {
         return
     fi
     case $previous in
-        --hold | --allow) _gpudctl_words "$(_gpudctl_ask models)" "$current" && return ;;
+        --hold | --allow | --keep) _gpudctl_words "$(_gpudctl_ask models)" "$current" && return ;;
         --may) _gpudctl_words 'use manage' "$current" && return ;;
         --state) _gpudctl_words 'ready unloaded' "$current" && return ;;
         --priority) _gpudctl_words 'low normal high critical' "$current" && return ;;
@@ -69,7 +71,7 @@ _gpudctl() {
         --gpus | --context | --ctx | --layers | --idle-timeout | --timeout | --wait | --for) return ;;
         --vram | --why | --rate | --since | --lines | -n) return ;;
         --engine) _gpudctl_words 'ollama llama_server' "$current" && return ;;
-        --map | --name | --prefix | --revision | --sha256) return ;;
+        --map | --name | --prefix | --revision | --sha256 | --tag) return ;;
         --to)
             mapfile -t COMPREPLY < <(compgen -d -- "$current")
             return
@@ -78,7 +80,8 @@ _gpudctl() {
     esac
     local options=''
     case $command in
-        models) options='--loaded --aliases' ;;
+        models) options='--loaded --aliases --tag --all --yes' ;;
+        switch) options='--keep' ;;
         explain) options='--lines' ;;
         pull) options='--to --mmproj --revision --context --yes --force --url --key-file' ;;
         fetch) options='--sha256 --to --name --force' ;;
@@ -106,7 +109,22 @@ _gpudctl() {
         return
     fi
     case $command in
-        status | explain | load | wait | reset | log | chat | bench) _gpudctl_words "$(_gpudctl_ask models)" "$current" ;;
+        models)
+            case $action in
+                '') _gpudctl_words 'list info scan set-priority tag untag alias unalias note rm forget' "$current" ;;
+                scan) ;;
+                set-priority)
+                    if [[ -z $object ]]; then
+                        _gpudctl_words "$(_gpudctl_ask models)" "$current"
+                    else
+                        _gpudctl_words 'low normal high critical default' "$current"
+                    fi
+                    ;;
+                list) _gpudctl_words "$(_gpudctl_ask models)" "$current" ;;
+                *) [[ -z $object ]] && _gpudctl_words "$(_gpudctl_ask models)" "$current" ;;
+            esac
+            ;;
+        status | explain | load | switch | wait | reset | log | chat | bench) _gpudctl_words "$(_gpudctl_ask models)" "$current" ;;
         unload) _gpudctl_words "$(_gpudctl_ask loaded)" "$current" ;;
         cancel) _gpudctl_words "$(_gpudctl_ask jobs)" "$current" ;;
         pull) _gpudctl_words 'hf: ollama:' "$current" ;;

@@ -19,6 +19,10 @@ function __gpudctl_is_action --description 'Whether the word behind the command 
     test (count $words) -ge 2; and test $words[2] = $argv[1]
 end
 
+function __gpudctl_count --description 'How many words there are, from the command on'
+    count (string match -v -- '-*' (commandline -opc)[2..-1])
+end
+
 function __gpudctl_ask --description 'Words that gpudctl knows'
     set -l bus (string match -r -- '^--(?:user|system)$' (commandline -opc))
     gpudctl $bus _complete $argv[1] 2>/dev/null
@@ -38,11 +42,12 @@ complete -c gpudctl -n 'not __gpudctl_command' -a top -d 'Watch models, memory, 
 complete -c gpudctl -n 'not __gpudctl_command' -a vram -d 'Show who holds the memory of each GPU'
 complete -c gpudctl -n 'not __gpudctl_command' -a queue -d 'Show who waits for memory'
 complete -c gpudctl -n 'not __gpudctl_command' -a explain -d 'Say what was decided about a model, and why'
-complete -c gpudctl -n 'not __gpudctl_command' -a models -d 'List the names of the models'
+complete -c gpudctl -n 'not __gpudctl_command' -a models -d 'Show what models there are, and say something about them'
 complete -c gpudctl -n 'not __gpudctl_command' -a pull -d 'Download a model from Hugging Face, or through Ollama'
 complete -c gpudctl -n 'not __gpudctl_command' -a fetch -d 'Download a model file from a URL'
 complete -c gpudctl -n 'not __gpudctl_command' -a load -d 'Load models and wait until they answer'
 complete -c gpudctl -n 'not __gpudctl_command' -a unload -d 'Unload models and give their memory back'
+complete -c gpudctl -n 'not __gpudctl_command' -a switch -d 'Load one model in place of those that are loaded'
 complete -c gpudctl -n 'not __gpudctl_command' -a wait -d 'Wait until a model is ready, or unloaded'
 complete -c gpudctl -n 'not __gpudctl_command' -a run -d 'Run a command with a model loaded or memory claimed'
 complete -c gpudctl -n 'not __gpudctl_command' -a chat -d 'Talk to a model'
@@ -61,12 +66,20 @@ complete -c gpudctl -n 'not __gpudctl_command' -a reload -d 'Have the configurat
 complete -c gpudctl -n 'not __gpudctl_command' -a doctor -d 'Look for what is wrong with this installation'
 complete -c gpudctl -n 'not __gpudctl_command' -a version -d 'Show the versions of gpudctl and of gpud'
 
-complete -c gpudctl -n '__gpudctl_is status explain load wait reset log budget' -a '(__gpudctl_ask models)' -d model
+complete -c gpudctl -n '__gpudctl_is status explain load switch wait reset log budget' -a '(__gpudctl_ask models)' -d model
 complete -c gpudctl -n '__gpudctl_is unload' -a '(__gpudctl_ask loaded)' -d model
 complete -c gpudctl -n '__gpudctl_is cancel' -a '(__gpudctl_ask jobs)' -d job
 
+complete -c gpudctl -n '__gpudctl_is models; and test (__gpudctl_count) -eq 1' -a 'list info scan set-priority tag untag alias unalias note rm forget'
+complete -c gpudctl -n '__gpudctl_is models; and test (__gpudctl_count) -eq 2; and not __gpudctl_is_action scan' -a '(__gpudctl_ask models)' -d model
+complete -c gpudctl -n '__gpudctl_is models; and test (__gpudctl_count) -gt 2; and __gpudctl_is_action list' -a '(__gpudctl_ask models)' -d model
+complete -c gpudctl -n '__gpudctl_is models; and test (__gpudctl_count) -eq 3; and __gpudctl_is_action set-priority' -a 'low normal high critical default'
 complete -c gpudctl -n '__gpudctl_is models' -l loaded -d 'Only those that are loaded'
 complete -c gpudctl -n '__gpudctl_is models' -l aliases -d 'Their aliases too'
+complete -c gpudctl -n '__gpudctl_is models' -l tag -x -d 'Only those that have this tag'
+complete -c gpudctl -n '__gpudctl_is models' -l all -d 'Also adapters, and what cannot be loaded'
+complete -c gpudctl -n '__gpudctl_is models' -s y -l yes -d 'Do not ask before files are deleted'
+complete -c gpudctl -n '__gpudctl_is switch' -l keep -x -a '(__gpudctl_ask models)' -d 'Leave this one loaded'
 
 complete -c gpudctl -n '__gpudctl_is load' -l context -x -d 'Tokens of context'
 complete -c gpudctl -n '__gpudctl_is load' -l idle-timeout -x -d 'Unload it after this long without a request'

@@ -80,6 +80,29 @@ def test_models_come_from_the_daemon(gpud: RealDaemon, words: object) -> None:
 
 
 @pytest.mark.parametrize("words", SHELLS)
+def test_what_can_be_done_with_models(gpud: RealDaemon, words: object) -> None:
+    """Actions, then names, then what the action takes."""
+    assert callable(words)
+    actions = {"list", "info", "scan", "set-priority", "tag", "untag", "alias", "unalias", "note", "rm", "forget"}
+    assert set(words(gpud.place, "gpudctl models ")) == actions
+    assert set(words(gpud.place, "gpudctl models set")) == {"set-priority"}
+    assert set(words(gpud.place, "gpudctl models info t")) == {"tiny"}
+    assert words(gpud.place, "gpudctl models scan ") == []
+    assert words(gpud.place, "gpudctl models note tiny ") == []
+    assert set(words(gpud.place, "gpudctl models list tiny b")) == {"big", "broken"}
+    assert set(words(gpud.place, "gpudctl models set-priority tiny ")) == {
+        "low",
+        "normal",
+        "high",
+        "critical",
+        "default",
+    }
+    assert "--yes" in words(gpud.place, "gpudctl models rm --")
+    assert set(words(gpud.place, "gpudctl switch --keep t")) == {"tiny"}
+    assert set(words(gpud.place, "gpudctl switch sl")) == {"slow"}
+
+
+@pytest.mark.parametrize("words", SHELLS)
 def test_commands_options_and_values(tmp_path: Path, words: object) -> None:
     """What does not come from the daemon is there without it, and nothing is said when it is not there."""
     assert callable(words)
@@ -147,6 +170,10 @@ def test_the_tabulator_in_zsh(gpud: RealDaemon) -> None:
             (b"gpudctl wait --state un\t", "unloaded"),
             (b"gpudctl config show idle.t\t", "idle.timeout"),
             (b"gpudctl load --no-ev\t", "--no-evict"),
+            (b"gpudctl models set\t", "set-priority"),
+            (b"gpudctl models info ti\t", "tiny"),
+            (b"gpudctl models set-priority tiny def\t", "default"),
+            (b"gpudctl models list tiny sma\t", "small"),
         ):
             os.write(fd, typed)
             seen_until(fd, completed)

@@ -90,7 +90,7 @@ def test_what_is_known_of_models_is_listed(run: Any, private_bus: PrivateBus, li
         engine = CatalogEngine()
         async with serving(private_bus.address, engine, library=library), peer(private_bus.address) as client:
             (one,) = map(plain, await client.call("ListCatalog", "as", ["small"]))
-            assert engine.kept_uses == 1 and engine.library.calls == [("entries", ["tiny"], False)]
+            assert engine.kept_uses == 1 and engine.library.calls == [("entries", ["tiny"], True)]
             expected = {
                 "Id": "tiny",
                 "Number": 7,

@@ -1,0 +1,470 @@
+"""gpudctl models and switch on bad input, and against a daemon that refuses or says little: nothing is done by half."""
+
+import json
+import os
+import pty
+import select
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_place import GPUDCTL, PATIENCE_S, Place, StubDaemon, error, model, reply
+from dbus_next.signature import Variant
+from test_cli_stub import with_stub
+
+OWN = "org.kernelcore.GpuD.Error"
+DENIED = "org.freedesktop.DBus.Error.AccessDenied"
+
+
+def entry(name: str, *paths: str, **values: Any) -> dict[str, Variant]:
+    """A record of ListCatalog."""
+    words = {"Aliases": [], "Paths": list(paths), "Sources": ["folder"], "Tags": []}
+    texts = dict.fromkeys(
+        ("Architecture", "Quantization", "Parameters", "Mmproj", "Digest", "Priority", "Notes", "Problem"), ""
+    )
+    texts |= {"Id": name, "Path": paths[0] if paths else f"custom:{name}", "Format": "gguf", "Purpose": "completion"}
+    numbers = dict.fromkeys(("Number", "SizeBytes", "EstimateBytes", "UsageCount", "LastUsedUSec", "LoadUSec"), 0)
+    numbers |= {"FirstSeenUSec": 0, "LastScannedUSec": 0}
+    record = {key: Variant("as", value) for key, value in words.items()}
+    record |= {key: Variant("s", value) for key, value in texts.items()}
+    record |= {key: Variant("t", value) for key, value in numbers.items()}
+    record |= {"TrainedContext": Variant("u", 0), "Parts": Variant("u", 1), "Configured": Variant("b", False)}
+    for key, value in values.items():
+        record[key] = Variant(record[key].signature, value)
+    return record
+
+
+def has(*entries: dict[str, Variant]) -> Callable[[Any], list[Any]]:
+    """ListCatalog of a daemon that has these."""
+
+    def answer(message: Any) -> list[Any]:
+        wanted = message.body[0]
+        found = [one for one in entries if not wanted or one["Id"].value in wanted]
+        if wanted and not found:
+            return error(f"{OWN}.NoSuchModel", f'there is no model "{wanted[0]}"')(message)
+        return reply("aa{sv}", found)(message)
+
+    return answer
+
+
+def scanned(message: Any) -> list[Any]:
+    return reply("a{sv}", {})(message)
+
+
+def catalog(stub: StubDaemon, *entries: dict[str, Variant], **states: str) -> None:
+    """A daemon with these models, unloaded but for those whose state is given."""
+    records = [model(one["Id"].value, State=states.get(one["Id"].value, "unloaded")) for one in entries]
+    stub.answers |= {"ListCatalog": has(*entries), "ListModels": reply("aa{sv}", records), "Scan": scanned}
+
+
+# Bad input -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("models lits", "invalid choice"),
+        ("models info", 'info needs the name of a model; "gpudctl models" lists the names'),
+        ("models info a b", 'info takes one name, not "b" too'),
+        ("models scan a", "scan takes no name"),
+        ("models tag a", "tag needs one word at least; gpudctl models tag a WORD"),
+        ("models unalias a", "unalias needs one word at least"),
+        ("models set-priority a", "one of low, normal, high, critical, default"),
+        ("models set-priority a urgent", "one of low, normal, high, critical, default"),
+        ("models set-priority a low high", "needs one priority"),
+        ("models note", "note needs the name"),
+        ("models rm", "rm needs the name"),
+        ("models rm a b", 'rm takes one name, not "b" too; run it for each of them'),
+        ("models forget a b", 'forget takes one name, not "b" too'),
+        ("models --tag x", '--tag does not go with no action; it belongs to "gpudctl models list"'),
+        ("models info a --all", '--all does not go with info; it belongs to "gpudctl models list"'),
+        ("models list --aliases", '--aliases does not go with list; it belongs to "gpudctl models"'),
+        ("models tag a b --loaded", '--loaded does not go with tag; it belongs to "gpudctl models" or "gpudctl models'),
+        ("models forget a --yes", '--yes does not go with forget; it belongs to "gpudctl models rm"'),
+        ("switch", "the following arguments are required: MODEL"),
+        ("switch a b", "unrecognized arguments: b"),
+        ("switch a --keep", "expected one argument"),
+    ],
+)
+def test_a_wrong_command_line_is_told_what_is_right(tmp_path: Path, line: str, what: str) -> None:
+    """Status 2, one line, and nobody is asked: here runs no bus at all."""
+    done = Place(tmp_path).gpudctl(*line.split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert what in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "line", ["models list", "models info a", "models scan", "models tag a b", "models rm a --yes", "switch a"]
+)
+def test_without_a_daemon_the_status_says_so(place: Place, line: str) -> None:
+    """Status 3, as of every command."""
+    assert place.gpudctl(*line.split()).returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "member"),
+    [
+        ("models scan", "Scan"),
+        ("models tag a b", "Annotate"),
+        ("models note a", "Annotate"),
+        ("models set-priority a low", "Annotate"),
+        ("models forget a", "Forget"),
+    ],
+)
+def test_what_is_not_allowed_is_refused(place: Place, line: str, member: str) -> None:
+    """Status 4, with the daemon's sentence."""
+
+    async def work(stub: StubDaemon) -> None:
+        catalog(stub, entry("a", "/m/a.gguf"))
+        stub.answers[member] = error(DENIED, "uid 1000 may not do that; ask an administrator")
+        done = await stub.gpudctl(place, *line.split())
+        assert done == (4, "", "gpudctl: uid 1000 may not do that; ask an administrator\n")
+
+    with_stub(place, work)
+
+
+# Seeing and saying ---------------------------------------------------------------------------------------------------
+
+
+def test_what_a_file_says_does_not_move_the_cursor(place: Place) -> None:
+    """Names and headers may hold anything: escapes are shown as such to people, and left as they are for programs."""
+    path = "/m/\x1b[2Jevil\n.gguf"
+
+    async def work(stub: StubDaemon) -> None:
+        catalog(stub, entry("evil", path, Architecture="ll\x1b[31mama", Problem="no\ttensors", Notes="one\ntwo\x07"))
+        for line in ("models list", "models info evil"):
+            status, out, err = await stub.gpudctl(place, *line.split())
+            assert status == 0 and "\x1b" not in out + err and "ll\\x1b[31mama" in out
+        assert "files         /m/\\x1b[2Jevil\\n.gguf\n" in out
+        assert "notes         one\n                two\\x07\n" in out
+        _, out, _ = await stub.gpudctl(place, "--json", "models", "list")
+        assert json.loads(out)[0]["path"] == path
+
+    with_stub(place, work)
+
+
+def test_nothing_to_list_says_how_to_come_by_a_model(place: Place) -> None:
+    """An empty list is no failure; for a program it is an empty list."""
+
+    async def work(stub: StubDaemon) -> None:
+        catalog(stub)
+        status, out, err = await stub.gpudctl(place, "models", "list")
+        assert (status, out) == (0, "no model is there\n") and "gpudctl pull" in err
+        assert await stub.gpudctl(place, "models", "list", "--json") == (0, "[]\n", "")
+        assert (await stub.gpudctl(place, "models", "list", "--tag", "x"))[:2] == (0, "no model is like that\n")
+
+    with_stub(place, work)
+
+
+def test_what_was_not_said_cannot_be_taken_back(place: Place) -> None:
+    """Status 2, with what was said; nothing is written."""
+
+    async def work(stub: StubDaemon) -> None:
+        catalog(stub, entry("a", "/m/a.gguf", Tags=["mine", "new"]))
+        status, _, err = await stub.gpudctl(place, "models", "untag", "a", "old")
+        assert (status, err) == (2, 'gpudctl: "a" was not given the tag "old"; given to it were mine, new\n')
+        status, _, err = await stub.gpudctl(place, "models", "unalias", "a", "b")
+        assert (status, err) == (2, 'gpudctl: "a" was not given the alias "b"; none was given to it\n')
+        assert "Annotate" not in stub.names()
+
+    with_stub(place, work)
+
+
+# Removing ------------------------------------------------------------------------------------------------------------
+
+
+def files(folder: Path, *names: str) -> list[Path]:
+    made = []
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * (2 << 20))
+        made.append(path)
+    return made
+
+
+def hub(root: Path, revision: str, name: str, blob: Path) -> Path:
+    """A link in a snapshot of a hub's cache."""
+    link = root / "snapshots" / revision / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(os.path.relpath(blob, link.parent))
+    return link
+
+
+def run_rm(place: Place, *entries: dict[str, Variant], words: tuple[str, ...] = ("a", "--yes")) -> tuple[int, str, str]:
+    """gpudctl models rm, against a daemon that has these."""
+    came: list[tuple[int, str, str]] = []
+
+    async def work(stub: StubDaemon) -> None:
+        catalog(stub, *entries)
+        came.append(await stub.gpudctl(place, "models", "rm", *words))
+
+    with_stub(place, work)
+    return came[0]
+
+
+def test_all_parts_go_and_their_projector(place: Place, tmp_path: Path) -> None:
+    """The daemon names the first part; what lies beside it stays. The JSON has each file, and the bytes."""
+    parts = files(tmp_path / "m", "a-00001-of-00002.gguf", "a-00002-of-00002.gguf", "a-mmproj.gguf")
+    (other,) = files(tmp_path / "m", "b.gguf")
+    status, out, err = run_rm(
+        place, entry("a", str(parts[0]), Parts=2, Mmproj=str(parts[2])), words=("a", "--yes", "--json")
+    )
+    assert (status, err) == (0, "")
+    assert json.loads(out) == {"name": "a", "files": [str(part) for part in parts], "freed_bytes": 6 << 20}
+    assert sorted((tmp_path / "m").iterdir()) == [other]
+
+
+def test_a_projector_that_another_model_has_stays(place: Place, tmp_path: Path) -> None:
+    """It is said whose it is, too."""
+    mine, projector = files(tmp_path / "m", "a.gguf", "mmproj.gguf")
+    both = {"Mmproj": str(projector)}
+    status, out, err = run_rm(place, entry("a", str(mine), **both), entry("b", "/m/b.gguf", **both))
+    assert (status, out) == (0, 'deleted "a": 1 file, 2 MiB\n')
+    assert err == f'its projector stays, "b" has it, too: {projector}\n'
+    assert projector.exists() and not mine.exists()
+
+
+def test_a_blob_goes_with_the_last_link_to_it(place: Place, tmp_path: Path) -> None:
+    """All links of the model go, through whichever folder they were found; a blob that a README shares stays."""
+    root = tmp_path / "hub" / "models--o--a"
+    shared, alone = files(root / "blobs", "1" * 64, "2" * 64)
+    first, second = hub(root, "rev1", "a.gguf", alone), hub(root, "rev2", "a.gguf", alone)
+    seen = tmp_path / "also"
+    seen.symlink_to(tmp_path / "hub")
+    other, keeper = hub(root, "rev1", "b.gguf", shared), hub(root, "rev2", "kept.gguf", shared)
+    status, out, err = run_rm(place, entry("a", str(first), str(seen / second.relative_to(tmp_path / "hub"))))
+    assert (status, out, err) == (0, 'deleted "a": 3 files, 2 MiB\n', "")
+    assert not alone.exists() and not first.is_symlink() and not second.is_symlink()
+    status, out, _ = run_rm(place, entry("a", str(other)))
+    assert (status, out) == (0, 'deleted "a": 1 file, 0 MiB\n')
+    assert shared.exists() and keeper.is_symlink()
+
+
+def test_a_link_goes_and_what_it_leads_to_stays(place: Place, tmp_path: Path) -> None:
+    """It may lie on a disk that others have, too; a hard link's bytes stay as long as one has them."""
+    (far,) = files(tmp_path / "far", "a.gguf")
+    (tmp_path / "m").mkdir()
+    link, hard = tmp_path / "m" / "a.gguf", tmp_path / "m" / "hard.gguf"
+    link.symlink_to(far)
+    hard.hardlink_to(far)
+    status, out, _ = run_rm(place, entry("a", str(link), str(hard)))
+    assert (status, out) == (0, 'deleted "a": 2 files, 0 MiB\n')
+    assert far.exists() and not link.is_symlink() and not hard.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"Sources": ["folder", "ollama"]}, "in Ollama's store"),
+        ({"Format": "safetensors"}, "is a whole folder"),
+    ],
+)
+def test_what_is_not_one_file_of_ours_is_left(place: Place, tmp_path: Path, given: dict[str, Any], what: str) -> None:
+    """Status 2, with who can remove it."""
+    (mine,) = files(tmp_path / "m", "a.gguf")
+    status, out, err = run_rm(place, entry("a", str(mine), **given))
+    assert (status, out) == (2, "") and what in err
+    assert mine.exists()
+
+
+def test_a_name_that_is_no_text_is_nobody_elses(place: Place, tmp_path: Path) -> None:
+    """What the bus shows of it may be the name of another file, which must not go in its place."""
+    (innocent,) = files(tmp_path / "m", "a\\xff.gguf")
+    status, _, err = run_rm(place, entry("a", str(innocent)))
+    assert status == 2 and "whose name is no text" in err
+    assert innocent.exists()
+
+
+def test_a_model_without_files_is_only_configured(place: Place, tmp_path: Path) -> None:
+    """What stands for its path is nothing on the disk of whoever runs the command."""
+    (lure,) = files(tmp_path, "custom:a")
+    place.environment["PWD"] = str(tmp_path)
+    command = [*GPUDCTL, "models", "rm", "a", "--yes"]
+
+    async def work(stub: StubDaemon) -> None:
+        import asyncio
+
+        catalog(stub, entry("a", "custom:a", Configured=True))
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=tmp_path, env=place.environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        _, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+        assert (process.returncode, err) == (
+            2,
+            b'gpudctl: "a" has no file; it is only configured: take it out of gpud.yaml\n',
+        )
+
+    with_stub(place, work)
+    assert lure.exists()
+
+
+def test_a_folder_that_is_not_ours_to_change_keeps_everything(place: Place, tmp_path: Path) -> None:
+    """Also what could have been deleted: nothing goes before everything can, and the model stays loaded."""
+    first, second = files(tmp_path / "mine", "a.gguf") + files(tmp_path / "theirs", "a.gguf")
+    (tmp_path / "theirs").chmod(0o555)
+    # Without its capabilities root is somebody like everybody.
+    powerless = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.geteuid() == 0 else []
+
+    async def work(stub: StubDaemon) -> None:
+        import asyncio
+
+        catalog(stub, entry("a", str(first), str(second)), a="ready")
+        command = [*powerless, *GPUDCTL, "models", "rm", "a", "--yes"]
+        process = await asyncio.create_subprocess_exec(
+            *command, env=place.environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        _, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+        assert process.returncode == 4
+        assert f"cannot delete {second}: you may not change what is in its folder, which belongs to".encode() in err
+        assert b"nothing was deleted" in err and "Unload" not in stub.names()
+
+    with_stub(place, work)
+    assert first.exists() and second.exists()
+
+
+def test_a_model_that_somebody_holds_keeps_its_files(place: Place, tmp_path: Path) -> None:
+    """Status 4, and who it is."""
+    (mine,) = files(tmp_path / "m", "a.gguf")
+
+    async def work(stub: StubDaemon) -> None:
+        catalog(stub, entry("a", str(mine)), a="ready")
+        stub.answers["Unload"] = error(f"{OWN}.Busy", '"a" is held by sam')
+        done = await stub.gpudctl(place, "models", "rm", "a", "--yes")
+        assert done == (4, "", 'gpudctl: "a" is held by sam; nothing was deleted\n')
+
+        def late(message: Any) -> list[Any]:
+            end = stub.signal("JobRemoved", "usss", 9, "a", "canceled", "")
+            return [*reply("u", 9)(message), end]
+
+        stub.answers["Unload"] = late
+        status, _, err = await stub.gpudctl(place, "models", "rm", "a", "--yes")
+        assert (status, err) == (
+            4,
+            'gpudctl: "a" is still in use: unloading "a" was canceled; nothing was deleted\n',
+        )
+
+    with_stub(place, work)
+    assert mine.exists()
+
+
+def test_a_scan_that_is_refused_does_not_undo_anything(place: Place, tmp_path: Path) -> None:
+    """The file is gone, which is what was wished; gpud notices by itself."""
+    (mine,) = files(tmp_path / "m", "a.gguf")
+
+    async def work(stub: StubDaemon) -> None:
+        catalog(stub, entry("a", str(mine), Configured=True))
+        stub.answers["Scan"] = error(DENIED, "uid 1000 may not")
+        status, out, err = await stub.gpudctl(place, "models", "rm", "a", "--yes")
+        assert (status, out) == (0, 'deleted "a": 1 file, 2 MiB\n')
+        assert err.splitlines() == [
+            "gpudctl: not looked at anew: uid 1000 may not",
+            '"a" is still configured: take it out of gpud.yaml',
+        ]
+
+    with_stub(place, work)
+    assert not mine.exists()
+
+
+def test_nobody_to_ask_is_no_yes(place: Place, tmp_path: Path) -> None:
+    """Without a terminal nothing is deleted unless the command line says so."""
+    (mine,) = files(tmp_path / "m", "a.gguf")
+    status, out, err = run_rm(place, entry("a", str(mine)), words=("a",))
+    assert (status, out) == (2, "") and "say --yes" in err
+    assert mine.exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "status", "stays"), [(b"y\n", 0, False), (b"\n", 1, True), (b"nope\n", 1, True), (b"\x03", 130, True)]
+)
+def test_a_person_is_asked(place: Place, tmp_path: Path, typed: bytes, status: int, stays: bool) -> None:
+    """With the files and the bytes; only a yes is one, and Ctrl-C ends the command at once."""
+    (mine,) = files(tmp_path / "m", "a.gguf")
+
+    async def work(stub: StubDaemon) -> None:
+        import asyncio
+
+        catalog(stub, entry("a", str(mine)))
+
+        def person() -> int:
+            child, terminal = pty.fork()
+            if child == 0:
+                os.execve(GPUDCTL[0], [*GPUDCTL, "models", "rm", "a"], place.environment | {"TERM": "dumb"})
+            seen = b""
+            while b"[y/N] " not in seen:
+                assert select.select([terminal], [], [], PATIENCE_S)[0], seen
+                seen += os.read(terminal, 4096)
+            assert str(mine).encode() in seen and b'delete 1 file of "a", 2 MiB?' in seen
+            os.write(terminal, typed)
+            try:
+                while os.read(terminal, 4096):
+                    pass
+            except OSError:
+                pass  # It has ended.
+            os.close(terminal)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+        assert await asyncio.wait_for(asyncio.to_thread(person), PATIENCE_S) == status
+
+    with_stub(place, work)
+    assert mine.exists() is stays
+
+
+# Switching -----------------------------------------------------------------------------------------------------------
+
+
+def switching(stub: StubDaemon, **refusals: str) -> None:
+    """a and b are loaded; each unload and load is done at once, but for those that are refused."""
+    numbers = iter(range(1, 100))
+
+    def job(message: Any) -> list[Any]:
+        name = message.body[0]
+        if name in refusals:
+            return error(f"{OWN}.{refusals[name]}", f'"{name}" is not for you')(message)
+        number = next(numbers)
+        return [*reply("u", number)(message), stub.signal("JobRemoved", "usss", number, name, "done", "")]
+
+    records = [model("a", State="ready"), model("b", State="busy"), model("c"), model("d", Aliases=["dee"])]
+    stub.answers |= {"ListModels": reply("aa{sv}", records), "Unload": job, "Load": job}
+
+
+def test_the_others_go_before_the_model_comes(place: Place) -> None:
+    """By its alias; what is to be kept is not asked to go."""
+
+    async def work(stub: StubDaemon) -> None:
+        switching(stub)
+        assert await stub.gpudctl(place, "switch", "dee", "--keep", "b") == (0, 'loaded "d"\n', "")
+        wishes = [(name, body) for name, body, _ in stub.calls if name in ("Load", "Unload")]
+        assert wishes == [("Unload", ["a"]), ("Load", ["d"])]
+
+    with_stub(place, work)
+
+
+def test_what_somebody_holds_stays_loaded(place: Place) -> None:
+    """It is said, and the model is loaded in spite of it, beside it; one JSON object tells all."""
+
+    async def work(stub: StubDaemon) -> None:
+        switching(stub, a="Busy", b="NotLoaded")
+        status, out, err = await stub.gpudctl(place, "switch", "--json", "c")
+        assert (status, err) == (0, 'gpudctl: "a" is not for you\n')
+        assert json.loads(out) == {"model": "c", "loaded": True, "unloaded": [], "stayed": ["a"]}
+
+    with_stub(place, work)
+
+
+def test_a_switch_that_is_refused_says_so(place: Place) -> None:
+    """By the statuses of load: there is no room, and the wish to unload is not allowed."""
+
+    async def work(stub: StubDaemon) -> None:
+        switching(stub, c="BudgetExceeded")
+        assert (await stub.gpudctl(place, "switch", "c"))[0] == 4
+        switching(stub, a="Yielded")
+        assert (await stub.gpudctl(place, "switch", "c"))[0] == 4
+        assert (await stub.gpudctl(place, "switch", "z"))[::2] == (
+            1,
+            'gpudctl: there is no model "z"; configured are a, b, c, d\n',
+        )
+
+    with_stub(place, work)
