@@ -48,6 +48,7 @@ COMMANDS = {
     "log": Command("log", "Show what the journal says, of all models or of one"),
     "budget": Command("budget", "Say whether a model fits, and what would make it fit"),
     "estimate": Command("estimate", "Say what a model file would take of each memory"),
+    "storage": Command("storage", "Look after the folders in which models are kept"),
     "config": Command("config", "Check the configuration, or show what is in effect"),
     "import": Command("importing", "Make a configuration of what another program was told"),
     "key": Command("key", "Make, list and revoke the API keys that let clients in"),

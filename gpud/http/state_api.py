@@ -3,6 +3,7 @@ giving the GPUs away. It changes nothing but the last.
 """
 
 import asyncio
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from gpud.http.state_shapes import (
     Services,
     Stats,
     Status,
+    Storage,
     YieldBody,
     Yielding,
 )
@@ -166,8 +168,20 @@ class State:
                 loaded_models=[self._loaded(one, snapshot) for one in loaded_first([one for _, one in seen(exchange)])],
                 pending_queue=queue_entries(exchange),
                 yielded=self._given(snapshot),
+                storage=await asyncio.to_thread(self._storage),
             )
         )
+
+    def _storage(self) -> Storage | None:
+        """For a thread: a disk may be slow."""
+        path = self._parts.settings.models_path
+        try:
+            disk = os.statvfs(path) if path else None
+        except OSError:
+            return None
+        if disk is None:
+            return None
+        return Storage(path, gb(disk.f_blocks * disk.f_frsize), gb(disk.f_bavail * disk.f_frsize))
 
     def _loaded(self, status: ModelStatus, snapshot: Snapshot) -> LoadedModel:
         parts = self._parts

@@ -75,6 +75,14 @@ class Given(msgspec.Struct):
     why: str
 
 
+class Storage(msgspec.Struct):
+    """The disk on which models are kept, in the numbers of df."""
+
+    path: str
+    total_gb: float | None
+    free_gb: float | None
+
+
 class Status(msgspec.Struct):
     timestamp: str
     version: str
@@ -85,6 +93,7 @@ class Status(msgspec.Struct):
     loaded_models: list[LoadedModel]
     pending_queue: list[QueueEntry]
     yielded: Given | None
+    storage: Storage | None
 
 
 class Stats(msgspec.Struct):

@@ -25,7 +25,7 @@ _gpudctl() {
     local -a _gpudctl_bus=()
     local everywhere='--user --system --json --no-color --help'
     local commands='status ps top vram queue explain models pull fetch load unload switch wait run chat bench yield resume cancel'
-    commands+=' reset log budget estimate config import key reload doctor version'
+    commands+=' reset log budget estimate storage config import key reload doctor version'
     # Words as the user sees them: COMP_WORDS is broken at colons.
     local line=${COMP_LINE:0:COMP_POINT}
     local -a words
@@ -100,6 +100,7 @@ _gpudctl() {
         import)
             options='--output --force --check --directory --environment --map --name --prefix --models --engine'
             ;;
+        storage) options='--base --root --depth --duplicates --link --dry-run --yes --least' ;;
         key) options='--allow --rate --priority --may --file' ;;
         doctor) options='--config' ;;
         version) options='--daemon' ;;
@@ -149,6 +150,7 @@ _gpudctl() {
                 mapfile -t COMPREPLY < <(compgen -f -- "$current")
             fi
             ;;
+        storage) [[ -z $action ]] && _gpudctl_words 'init ls du clean-cache check' "$current" ;;
         key) [[ -z $action ]] && _gpudctl_words 'add list revoke' "$current" ;;
         *) _gpudctl_words "$options" "$current" ;;
     esac

@@ -41,9 +41,30 @@ IMPORT = "tests/importing/test_importing_command.py::"
 OPTIONS = "tests/importing/test_importing_options.py::"
 STORES = "tests/catalog/test_finder_stores.py::"
 GNOME = "tests/desktop/test_gnome.py::"
+PLASMA = "tests/desktop/test_plasma.py::"
 WEB_SERVICE = "tests/booted/test_http_service.py::"
 
+STORAGE = "tests/cli/test_cli_storage.py::"
+
 ROWS: dict[str, tuple[str, ...]] = {
+    # Where models are kept
+    "S1-04": (
+        STORAGE + "test_the_folders_are_made_once",
+        STORAGE + "test_the_folders_are_those_of_the_system",
+    ),
+    "S1-28": (STORAGE + "test_shells_are_told_where_models_are",),
+    "S1-63": (
+        STORAGE + "test_what_is_there_is_shown_two_folders_deep",
+        STORAGE + "test_the_old_commands_are_there[ml-ls]",
+    ),
+    "S1-64": (STORAGE + "test_sizes_are_those_of_du", STORAGE + "test_the_old_commands_are_there[ml-du]"),
+    "S1-65": (
+        STORAGE + "test_only_the_cache_is_cleaned",
+        STORAGE + "test_a_cache_that_is_a_link_is_not_cleaned",
+        STORAGE + "test_the_old_commands_are_there[ml-clean-cache]",
+    ),
+    "S1-78": (STORAGE + "test_little_room_is_warned_of",),
+    "S1-79": ("tests/http/test_management.py::test_the_disk_with_the_models_is_told",),
     # One service, its engines, their settings
     "S0-01": (
         IDLE + "test_idle_ollama_models_are_unloaded_by_name",
@@ -507,6 +528,11 @@ ROWS: dict[str, tuple[str, ...]] = {
         GNOME + "test_it_turns_amber_and_red",
         GNOME + "test_a_click_unloads_one_model",
         "tests/gnome/test_gnome_sources.py::test_it_neither_blocks_nor_polls",
+        PLASMA + "test_the_panel_and_the_tray_show_what_is_loaded",
+        PLASMA + "test_a_full_gpu_is_amber_and_then_red",
+        PLASMA + "test_a_click_unloads_a_model",
+        "tests/plasma/test_plasma_sources.py::test_nothing_is_asked_by_the_clock",
+        "tests/tray/test_tray.py::test_a_click_unloads_a_model",
     ),
     "DC-12": (STORE + "test_the_top_level_is_as_people_expect_it",),
     "DC-13": (

@@ -826,3 +826,19 @@ def test_what_somebody_says_of_a_model_is_kept(run: Run, tmp_path: Path) -> None
                 assert (status, kind) == (400, "invalid_request") and word in message
 
     run(work())
+
+
+def test_the_disk_with_the_models_is_told(run: Run, tmp_path: Path) -> None:
+    """In the numbers of df; without a folder for models there is nothing to tell."""
+
+    async def work() -> None:
+        async with house(tmp_path, A) as (found, _):
+            assert (await found.ask("GET /status")).value["storage"] is None
+            found.parts.settings = replace(found.parts.settings, models_path=str(tmp_path))
+            told = (await found.ask("GET /status")).value["storage"]
+            df = ["df", "-B1", "--output=size,avail", str(tmp_path)]
+            size, free = subprocess.run(df, capture_output=True, text=True, check=True).stdout.split()[-2:]
+            assert told["path"] == str(tmp_path) and told["total_gb"] == round(int(size) / 1024**3, 2)
+            assert abs(told["free_gb"] - int(free) / 1024**3) < 1
+
+    run(work())

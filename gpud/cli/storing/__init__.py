@@ -1,0 +1,1 @@
+"""The place where models are kept: its folders, what they hold, what of it can go. For ``gpudctl storage``."""
