@@ -36,6 +36,8 @@ class ServerLimits:
     user on a Unix socket;
     loopback addresses are exempt, because everybody on the machine shares them, and so is root.
 
+    ``handshakes`` of TLS at once are made for each address that it listens on; who comes then waits to be accepted.
+
     ``header_s`` bounds a header from its first byte (or from the connection on) to its last. A body, and a reply that
     is being read, may take as long as they like while within every ``body_s`` or ``stall_s`` at least
     ``progress_bytes`` come through. ``idle_s`` is how long a connection is kept for a next request. After a refusal the
@@ -45,6 +47,7 @@ class ServerLimits:
     head: HeadLimits = HeadLimits()
     connections: int = 2048
     per_peer: int = 512
+    handshakes: int = 64
     header_s: float = 10.0
     body_s: float = 30.0
     stall_s: float = 60.0

@@ -11,9 +11,10 @@ import os
 import socket
 import stat
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from gpud.http.message import Peer
 
@@ -207,15 +208,19 @@ def network_of(address: str) -> str:
     return str(ipaddress.ip_network((ip, 64), strict=False))
 
 
+class Closes(Protocol):
+    """What accepts clients on a socket until it is closed."""
+
+    def close(self) -> None: ...
+
+
 class Listening:
     """One address that a server listens on. ``port`` is the real one."""
 
-    def __init__(
-        self, address: Address, door: str, servers: list[asyncio.Server], sockets: list[socket.socket]
-    ) -> None:
+    def __init__(self, address: Address, door: str, servers: Sequence[Closes], sockets: list[socket.socket]) -> None:
         self.address = address
         self.door = door
-        self._servers = servers
+        self._servers = tuple(servers)
         self._inode = _inode(address.path) if isinstance(address, UnixAddress) else None
         first = self._where = sockets[0].getsockname()
         self.port: int = first[1] if isinstance(first, tuple) else 0
@@ -232,7 +237,7 @@ class Listening:
         """Accept nobody else; connections that exist go on. A Unix socket is removed if its path is still ours."""
         for server in self._servers:
             server.close()
-        self._servers = []
+        self._servers = ()
         if isinstance(self.address, UnixAddress) and self._inode is not None:
             if _inode(self.address.path) == self._inode:
                 with contextlib.suppress(OSError):

@@ -13,6 +13,7 @@ from email.utils import formatdate
 
 from gpud.http.connection import read_buffer
 from gpud.http.departures import Departures
+from gpud.http.handshakes import TlsListener
 from gpud.http.limits import ServerLimits
 from gpud.http.listening import Address, Listening, Tls, network_of, open_sockets
 from gpud.http.message import Peer, Reply, Request
@@ -58,6 +59,7 @@ class Server:
         self.departures = Departures()
         self.buffer = read_buffer()
         self._listening: list[Listening] = []
+        self._encrypted: list[TlsListener] = []
         self._connections: set[ServerConnection] = set()
         self._per_peer: dict[str, int] = {}
         self._sweep: asyncio.TimerHandle | None = None
@@ -73,19 +75,19 @@ class Server:
         loop = asyncio.get_running_loop()
         context = await loop.run_in_executor(None, tls.context) if tls is not None else None
         sockets = await loop.run_in_executor(None, open_sockets, address)
-        servers: list[asyncio.Server] = []
-        handshake_s = self.limits.header_s if context is not None else None
+        servers: list[asyncio.Server | TlsListener] = []
         try:
             for each in sockets:
                 make = lambda: ServerConnection(self, door)  # noqa: E731
-                if each.family == socket.AF_UNIX:
-                    servers.append(
-                        await loop.create_unix_server(make, sock=each, ssl=context, ssl_handshake_timeout=handshake_s)
-                    )
+                if context is not None:
+                    limits = self.limits
+                    listener = TlsListener(each, make, context, handshake_s=limits.header_s, at_once=limits.handshakes)
+                    self._encrypted.append(listener)
+                    servers.append(listener)
+                elif each.family == socket.AF_UNIX:
+                    servers.append(await loop.create_unix_server(make, sock=each))
                 else:
-                    servers.append(
-                        await loop.create_server(make, sock=each, ssl=context, ssl_handshake_timeout=handshake_s)
-                    )
+                    servers.append(await loop.create_server(make, sock=each))
         except BaseException:
             for server in servers:
                 server.close()
@@ -135,6 +137,8 @@ class Server:
                 tasks.append(work.task)
         if tasks:
             await asyncio.wait(tasks)
+        await asyncio.gather(*(listener.ended() for listener in self._encrypted))
+        self._encrypted.clear()
         await self._emptied(None)
         if self._sweep is not None:
             self._sweep.cancel()

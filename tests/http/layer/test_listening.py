@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gpud.http.limits import ServerLimits
 from gpud.http.listening import Address, PassedSocket, TcpAddress, Tls, UnixAddress, is_loopback
 from gpud.http.message import Peer, Reply, Request
 from gpud.http.server import Server
@@ -231,6 +232,46 @@ def test_tls_is_served(certificate: Tls, run: Run) -> None:
             async with connected(listening.port) as plain:
                 await plain.send(GET)
                 assert b"HTTP" not in await plain.rest()
+        finally:
+            await server.close()
+
+    run(scene())
+
+
+def test_only_so_many_handshakes_are_made_at_once(certificate: Tls, run: Run) -> None:
+    """Who comes then waits until one is over, however that ended; the close of the server ends those that are under
+    way.
+    """
+
+    async def scene() -> None:
+        server = Server(echo, ServerLimits(handshakes=1))
+        listening = await server.listen(TcpAddress("127.0.0.1", 0), door="test", tls=certificate)
+        context = ssl.create_default_context(cafile=certificate.certificate)
+
+        async def ask() -> bytes:
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", listening.port, ssl=context, server_hostname="localhost"
+            )
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            writer.close()
+            await writer.wait_closed()
+            return head
+
+        try:
+            async with connected(listening.port) as silent:
+                await until(lambda: bool(server._encrypted[0]._handshakes))
+                second = asyncio.create_task(ask())
+                third = asyncio.create_task(ask())
+                async with connected(listening.port):
+                    # Connected, as the kernel has it: the loop has had its turns for the two before.
+                    assert len(server._encrypted[0]._handshakes) == 1
+                    assert not (second.done() or third.done() or server.connections)
+                silent.leave()
+                assert [(await each)[:12] for each in (second, third)] == [b"HTTP/1.1 200"] * 2
+            async with connected(listening.port):
+                await until(lambda: bool(server._encrypted[0]._handshakes))
+                await server.close()
         finally:
             await server.close()
 
