@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Where models are kept, for programs that ask the environment. For sh and all like it; harmless when read twice.
 # What is set already stays as it is.
 

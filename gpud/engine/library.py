@@ -118,12 +118,17 @@ class Library:
             self.begin()
 
     def begin(self) -> None:
-        """Watch from now on, and look at everything once where that is wanted."""
+        """Watch from now on, and look at everything once, unless that is not wanted: then the roots alone are watched,
+        for what lies below them is known only after a look.
+        """
         self._begun = True
-        unwatched = self._finder.watch(self._shelf.roots, self._changed)
-        self._arm(unwatched)
-        if self._shelf.on_start or unwatched:
+        self._watch()
+        if self._shelf.on_start:
             self._changed()
+
+    def _watch(self) -> None:
+        """Only after a look is known what cannot be watched: the kernel gives so many watches and no more."""
+        self._arm(self._finder.watch(self._shelf.roots, self._changed))
 
     async def close(self) -> None:
         """A look that is under way ends; what was counted of uses is kept."""
@@ -152,7 +157,7 @@ class Library:
         # What was configured since the last look is not in the registry yet.
         missing = here.keys() - {entry.name for entry in listed}
         listed += [
-            _unseen(here[name], configured=name in self._shelf.configured)
+            unseen(here[name], configured=name in self._shelf.configured)
             for name in sorted(missing)
             if names is None or name in names
         ]
@@ -272,7 +277,7 @@ class Library:
 
     def _time_to_look(self) -> None:
         # What could not be watched may be watched by now: a folder that has appeared, another limit.
-        self._arm(self._finder.watch(self._shelf.roots, self._changed))
+        self._watch()
         self._changed()
 
     async def _scan_after(self, other: asyncio.Task[Scanned]) -> Scanned:
@@ -293,6 +298,8 @@ class Library:
             if self._running is asyncio.current_task():
                 self._running = None
         self._report(scanned)
+        if self._begun:
+            self._watch()
         if self._sizing is None or self._sizing.done():
             self._sizing = asyncio.create_task(self._size_all())
         return scanned
@@ -348,7 +355,7 @@ class Library:
         seen = {entry.name for entry in entries}
         for name, model in shelf.configured.items():
             if name not in seen:
-                unseen = _unseen(model, configured=True)
+                unseen = unseen(model, configured=True)
                 entries.append(
                     replace(past[name], found=unseen.found, present=True, configured=True) if name in past else unseen
                 )
@@ -389,7 +396,7 @@ class Library:
             # Whoever writes a model down that was found already means that one.
             past = by_name.get(name) or by_path.get(model.settings.file)
             if past is None or past.name in shelf.configured.keys() - {name} or past.id in new:
-                past = _unseen(model, configured=True)
+                past = unseen(model, configured=True)
             if past.name != name or not past.present or not past.id:
                 new[past.id or -len(new) - 1] = replace(past, name=name, present=True, configured=True)
         if new:
@@ -503,7 +510,7 @@ def _annotated(model: Model, entry: Entry, others: tuple[str, ...]) -> Model:
     )
 
 
-def _unseen(model: Model, *, configured: bool) -> Entry:
+def unseen(model: Model, *, configured: bool) -> Entry:
     """A model that nobody has looked at: its engine's own business, a file that is not there, or is another's too."""
     place = Place(f"{model.engine}:{model.name}", Source.CONFIGURATION, model.name)
     found = Found((place,), Format.OTHER, stamp="", size_bytes=0, ollama_name=model.settings.ollama_name)
