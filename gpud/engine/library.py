@@ -355,9 +355,9 @@ class Library:
         seen = {entry.name for entry in entries}
         for name, model in shelf.configured.items():
             if name not in seen:
-                unseen = unseen(model, configured=True)
+                own = unseen(model, configured=True)
                 entries.append(
-                    replace(past[name], found=unseen.found, present=True, configured=True) if name in past else unseen
+                    replace(past[name], found=own.found, present=True, configured=True) if name in past else own
                 )
         return finding, self._registry.take(entries, at_us)
 
