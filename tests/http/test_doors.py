@@ -12,7 +12,7 @@ from engine.parts import Bench
 from gpud.core.errors import NoSuchModel
 from gpud.core.events import Kind, Notice
 from gpud.core.facts import Endpoint, Model
-from gpud.core.keys import ApiKey, Right
+from gpud.core.keys import ApiKey, Rate, Right
 from gpud.http.access import Rules
 from gpud.http.client import Pool
 from gpud.http.doors import Doors, Opening
@@ -163,6 +163,32 @@ def test_a_key_is_needed_over_tcp_once_there_are_keys(play: Callable[[Scene], No
         assert await ask("GET", "/open") == 200
         assert await ask("GET", "/hello", bearer) == 200
         assert await ask("POST", "/change", bearer) == 403
+
+    play(scene)
+
+
+def test_a_kept_connection_is_let_in_by_the_rules_of_now(play: Callable[[Scene], None]) -> None:
+    """The same request on the same connection: what was found out about it holds no longer than the rules do."""
+
+    async def scene(house: House) -> None:
+        port = free_port()
+        endpoint = Endpoint(host="127.0.0.1", port=port)
+
+        async def ask() -> int:
+            async with house.pool.request(endpoint, "GET", "/hello") as response:
+                await response.read(1 << 20)
+                return response.status
+
+        await house.open(port=port)
+        assert [await ask(), await ask()] == [200, 200]
+        await house.open(rules=Rules(rate_without_key=Rate(2, 3600.0)), port=port)
+        assert [await ask(), await ask(), await ask()] == [200, 200, 429]
+        key = ApiKey("alice", hashlib.sha256(b"k").digest(), ("*",), None, None, frozenset({Right.USE}))
+        await house.open(keys=Keys([key]), rules=Rules(without_key=frozenset()), port=port)
+        assert await ask() == 401
+        await house.open(port=port)
+        assert await ask() == 200
+        assert house.pool.connections == 1
 
     play(scene)
 
