@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from gpud.cli.client import Gpud
 
 DESCRIPTION = """\
-Give up a load, an unload or a download that is going on. "gpudctl status" shows the jobs and their numbers. Your own jobs need no
-permission, those of other users do."""
+Give up a load, an unload or a download that is going on. "gpudctl status" shows the jobs and their numbers. Your own
+jobs need no permission, those of other users do."""
 
 EXAMPLES = ("gpudctl cancel 7",)
 

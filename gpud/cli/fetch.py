@@ -38,13 +38,13 @@ def checksum(text: str) -> str:
 
 
 def run(arguments: Namespace, output: Output) -> int:
-    from gpud.cli.pull import told
+    from gpud.cli.downloading.bringing import told
 
     return told(lambda: checked(arguments, output), output)
 
 
 def checked(arguments: Namespace, output: Output) -> int:
-    from gpud.cli.pull import finished
+    from gpud.cli.downloading.bringing import finished
 
     host, name, shown = read(arguments)
     if urlsplit(arguments.source).scheme == "http" and not arguments.sha256 and not is_here(host):
@@ -82,9 +82,9 @@ def is_here(host: str) -> bool:
 
 async def fetch(name: str, shown: str, arguments: Namespace, output: Output) -> int:
     from gpud.cli.downloading import folders
+    from gpud.cli.downloading.bringing import brought
     from gpud.cli.downloading.job import connected
     from gpud.cli.downloading.process import Puller
-    from gpud.cli.pull import brought
 
     gpud = await connected(arguments.bus)
     try:

@@ -2,18 +2,16 @@
 
 import asyncio
 from argparse import Namespace
-from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpud.cli.arguments import Parser, whole
-from gpud.cli.exits import DONE, Usage, exit_status
-from gpud.cli.output import Output, plural, size, span
+from gpud.cli.exits import DONE, Usage
+from gpud.cli.output import Output, plural, size
 from gpud.core.errors import GpudError
 
 if TYPE_CHECKING:
     from gpud.cli.client import Gpud
     from gpud.cli.downloading.fits import Row
-    from gpud.cli.downloading.following import Following
     from gpud.cli.downloading.process import Puller
 
 DESCRIPTION = """\
@@ -60,21 +58,14 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: Namespace, output: Output) -> int:
+    from gpud.cli.downloading.bringing import told
+
     return told(lambda: pull(arguments, output), output)
 
 
-def told(work: Callable[[], int], output: Output) -> int:
-    """Its status. What is wrong is an object on a line, where those are wanted."""
-    from gpud.cli.downloading.shown import failed
-
-    try:
-        return work()
-    except GpudError as error:
-        failed(output, error)
-        return exit_status(error)
-
-
 def pull(arguments: Namespace, output: Output) -> int:
+    from gpud.cli.downloading.bringing import finished
+
     kind, _, name = arguments.model.partition(":")
     if kind == "ollama":
         from gpud.cli.downloading import ollama
@@ -101,15 +92,6 @@ def parsed(name: str) -> Wish:
     return Wish(f"{parts[0]}/{parts[1]}", file or quantization)
 
 
-def finished(work: Coroutine[Any, Any, int]) -> int:
-    """Run it. Raises KeyboardInterrupt where it was interrupted."""
-    import logging
-
-    # The library of D-Bus tells of lost connections through logging; here they are no errors at all.
-    logging.disable(logging.CRITICAL)
-    return asyncio.run(work)
-
-
 # From Hugging Face ---------------------------------------------------------------------------------------------------
 
 
@@ -123,6 +105,7 @@ class Picture(NamedTuple):
 
 
 async def hub_model(wish: Wish, arguments: Namespace, output: Output) -> int:
+    from gpud.cli.downloading.bringing import brought
     from gpud.cli.downloading.job import connected
     from gpud.cli.downloading.process import Puller
 
@@ -335,48 +318,6 @@ def snapshot(seen: Picture, arguments: Namespace) -> tuple[str, dict[str, Any]]:
 def _about(listing: dict[str, Any], files: list[dict[str, Any]], arguments: Namespace) -> dict[str, Any]:
     about = {name: listing[name] for name in ("repo", "revision", "commit")}
     return {**about, "files": files, "force": arguments.force}
-
-
-# Bringing it ---------------------------------------------------------------------------------------------------------
-
-
-async def brought(what: str, ask: dict[str, Any], puller: "Puller", gpud: "Gpud | None", output: Output) -> int:
-    """Have the process download it, shown to everybody; then have gpud look."""
-    from gpud.cli.downloading.following import Following
-    from gpud.cli.downloading.job import Job
-
-    job = Job(gpud, what)
-    following = Following(what, job, output)
-    last = await following.run(puller.ask(ask))
-    await done(following, last.get("path", ""), job, output)
-    return DONE
-
-
-async def done(following: "Following", folder: str, job: Any, output: Output) -> None:
-    """Say what has come. ``folder`` is where a whole repository lies; else each file is named."""
-    import time
-
-    from gpud.cli.downloading.shown import line
-
-    fresh = sum(one["bytes"] for one in following.arrived if not one["was_there"])
-    took = span(time.monotonic() - following.began_s)
-    await job.end("done", f"downloaded {following.what}: {size(fresh)} in {took}")
-    names = await job.known_as([folder] if folder else [one["path"] for one in following.arrived])
-    if output.wants_json:
-        files = [{key: one[key] for key in ("path", "bytes", "sha256", "was_there")} for one in following.arrived]
-        line(output, event="done", what=following.what, path=folder or None, files=files, names=names)
-        return
-    if folder:
-        total = sum(one["bytes"] for one in following.arrived)
-        output.text(f"{folder}: {plural(len(following.arrived), 'file')}, {size(total)}" + _fresh(fresh, took))
-    for one in following.arrived if not folder else ():
-        output.text(f"{one['path']}: {size(one['bytes'])}" + _fresh(0 if one["was_there"] else one["bytes"], took))
-    for name in names:
-        output.text(f'gpud knows it as "{name}"')
-
-
-def _fresh(fresh_bytes: int, took: str) -> str:
-    return f", downloaded in {took}" if fresh_bytes else ", was there already"
 
 
 # Through Ollama ------------------------------------------------------------------------------------------------------

@@ -104,6 +104,11 @@ class Hub:
         host = "localhost" if self._scheme == "https" else "127.0.0.1"
         return f"{self._scheme}://{host}:{self._server.server_address[1]}"
 
+    def reset(self) -> None:
+        """As it was made: for tests that share one."""
+        self.repositories, self.extra_siblings, self.faults = {}, [], {}
+        self.api_faults, self.seen, self.token = [], [], ""
+
     def add(self, repo: str, path: str, data: bytes, *, lfs: bool = True) -> Entry:
         entry = Entry(data, lfs)
         self.repositories.setdefault(repo, {})[path] = entry
@@ -255,8 +260,6 @@ class _Handler(BaseHTTPRequestHandler):
         self._start(status, {name: value for name, value in headers.items() if name not in fault.without})
         if fault.after is None:
             self.wfile.write(body)
-            if "Content-Length" in fault.without or fault.body is not None:
-                self.close_connection = True
             return
         self.wfile.write(body[: fault.after])
         self.wfile.flush()
@@ -267,7 +270,6 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault.reset:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close_connection = True
 
     def _say(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self._start(status, {"Content-Length": str(len(body)), **headers})
@@ -278,6 +280,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
+        # Nobody keeps a connection, and with it a thread here, beyond its test.
+        self.send_header("Connection", "close")
         self.end_headers()
 
 

@@ -5,8 +5,10 @@ The library knows where the hub is from when it is loaded: each question is aske
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,12 @@ BOUND_S = 60
 REPO = "org/repo"
 
 
-@pytest.fixture
-def ask(hub: Hub, tmp_path: Path) -> Any:
-    """One question, answered before the process is let go: its input stays open until then."""
+class Asked:
+    """The process that gpudctl starts, asked from its first question to its last."""
 
-    def question(wish: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
-        variables = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_ENDPOINT": hub.url, "LANG": "C.UTF-8"}
-        process = subprocess.Popen(
+    def __init__(self, hub: Hub, home: Path, **environment: str) -> None:
+        variables = {"PATH": os.environ["PATH"], "HOME": str(home), "HF_ENDPOINT": hub.url, "LANG": "C.UTF-8"}
+        self._process = subprocess.Popen(
             [sys.executable, "-m", "gpud.pulling"],
             env=variables | environment,
             cwd=TOP,
@@ -33,20 +34,58 @@ def ask(hub: Hub, tmp_path: Path) -> Any:
             stdout=subprocess.PIPE,
             text=True,
         )
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            process.stdin.write(json.dumps(wish) + "\n")
-            process.stdin.flush()
-            events = []
-            for line in process.stdout:
-                events.append(json.loads(line))
-                if events[-1]["event"] in ("finished", "failed"):
-                    break
-            return events
-        finally:
-            process.stdin.close()
-            process.wait(BOUND_S)
-            process.stdout.close()
+
+    def ask(self, wish: dict[str, Any]) -> list[dict[str, Any]]:
+        """All that is told of one wish."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(wish) + "\n")
+        self._process.stdin.flush()
+        events: list[dict[str, Any]] = []
+        for line in self._process.stdout:
+            events.append(json.loads(line))
+            if events[-1]["event"] in ("finished", "failed"):
+                break
+        return events
+
+    def __enter__(self) -> "Asked":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(BOUND_S)
+        self._process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Asked, Path]]:
+    """Loading the library takes longer than most questions: one process answers those of a module."""
+    home = tmp_path_factory.mktemp("home")
+    with Hub() as hub, Asked(hub, home) as asked:
+        yield hub, asked, home
+
+
+@pytest.fixture
+def hub(shared: tuple[Hub, Asked, Path]) -> Hub:
+    shared[0].reset()
+    return shared[0]
+
+
+@pytest.fixture
+def home(shared: tuple[Hub, Asked, Path]) -> Iterator[Path]:
+    yield shared[2]
+    shutil.rmtree(shared[2] / ".cache", ignore_errors=True)
+
+
+@pytest.fixture
+def ask(shared: tuple[Hub, Asked, Path], home: Path) -> Any:
+    """One question; with an environment of its own it has a process of its own."""
+
+    def question(wish: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
+        if not environment:
+            return shared[1].ask(wish)
+        with Asked(shared[0], home, **environment) as asked:
+            return asked.ask(wish)
 
     return question
 
@@ -184,13 +223,13 @@ def with_safetensors(hub: Hub) -> dict[str, bytes]:
     return content
 
 
-def test_a_whole_repository_is_laid_out_as_the_library_does(hub: Hub, ask: Any, tmp_path: Path) -> None:
+def test_a_whole_repository_is_laid_out_as_the_library_does(hub: Hub, ask: Any, home: Path) -> None:
     """Its cache has the version with links to each content, by the library's own hand; each content came once."""
     content = with_safetensors(hub)
     listing = ask(listing_of())[-1]["listing"]
     hub.seen.clear()
     last = ask(snapshot(listing))[-1]
-    folder = tmp_path / ".cache" / "huggingface" / "hub" / "models--org--repo" / "snapshots" / COMMIT
+    folder = home / ".cache" / "huggingface" / "hub" / "models--org--repo" / "snapshots" / COMMIT
     assert last == {"event": "finished", "path": str(folder)}
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == content
     assert all(path.is_symlink() for path in folder.iterdir())
@@ -199,12 +238,12 @@ def test_a_whole_repository_is_laid_out_as_the_library_does(hub: Hub, ask: Any, 
     assert sorted(fetched) == sorted(f"/{REPO}/resolve/{COMMIT}/{path}" for path in content)
 
 
-def test_the_library_finds_what_was_laid_out(hub: Hub, ask: Any, tmp_path: Path) -> None:
+def test_the_library_finds_what_was_laid_out(hub: Hub, ask: Any, home: Path) -> None:
     """An engine that asks it for the repository gets it without the network."""
     with_safetensors(hub)
     path = ask(snapshot(ask(listing_of())[-1]["listing"]))[-1]["path"]
     program = "import huggingface_hub as h; print(h.snapshot_download('org/repo', allow_patterns=['*.json', 'model*']))"
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": hub.url}
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": hub.url}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == path
 

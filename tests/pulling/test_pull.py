@@ -532,7 +532,7 @@ def test_ollama_downloads(user: User, daemon: Daemon) -> None:
         layer("bb", 50, 200),
         {},
         layer("bb", 200, 200),
-        {"status": "verifying sha256 digest"},
+        {"status": "verifying \x1b[2Jsha256 digest"},
         {"status": "success"},
     )
     with ollama(*told) as (url, asked, going_on), user.running("pull", "ollama:llama3.2:3b", "--url", url) as running:
@@ -542,7 +542,7 @@ def test_ollama_downloads(user: User, daemon: Daemon) -> None:
         going_on.set()
         assert running.end() == 0
         assert running.text("out") == 'Ollama has "llama3.2:3b"\n'
-        assert "verifying sha256 digest" in running.text()
+        assert "verifying  [2Jsha256 digest" in running.text()
         assert asked[0].startswith(b"POST /api/pull HTTP/1.1")
         assert json.loads(asked[0].partition(b"\r\n\r\n")[2]) == {"model": "llama3.2:3b", "stream": True}
     assert daemon.wait_job(shown["Id"]).result == "done"

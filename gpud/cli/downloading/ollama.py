@@ -14,6 +14,7 @@ from gpud.core.errors import GpudError
 
 DEFAULT_URL = "http://127.0.0.1:11434"
 NAME_CHARACTERS = 256
+STATUS_CHARACTERS = 200
 
 
 def checked_name(name: str) -> str:
@@ -49,8 +50,13 @@ async def pulled(door: Door, name: str) -> AsyncGenerator[dict[str, Any], None]:
                 yield {"event": "finished"}
                 return
             elif status:
-                yield {"event": "said", "text": status}
+                yield {"event": "said", "text": printable(status)}
     raise GpudError(f'Ollama said nothing of the end of its download of "{name}"', hint="run the same command again")
+
+
+def printable(text: str) -> str:
+    """Without anything that a terminal would obey: what Ollama says comes from elsewhere in part."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:STATUS_CHARACTERS])
 
 
 async def _told(door: Door, name: str) -> AsyncGenerator[dict[str, Any], None]:
