@@ -18,6 +18,7 @@ MODELS = {"qwen3-8b": 4 * GIB, "gemma-3-1b": GIB, "phi-4-mini": 3 * GIB}
 
 TOO_LARGE = "llama-4-maverick"
 BROKEN = "broken"
+SLOW = "slow"
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +59,7 @@ def gpus(place: Place) -> Iterator[FakeGpus]:
             models[name] = engine(mark, size=f"{size_bytes // GIB}GiB")
         models[TOO_LARGE] = engine(size="100GiB")
         models[BROKEN] = engine("--exit-at-once", "1", size="1GiB")
+        models[SLOW] = engine("--ready-after", "600", size="4GiB")
         # What has failed stays so for as long as a person looks at it.
         place.configure(models, restart={"first": 60, "max": 60})
         yield made

@@ -140,6 +140,16 @@ class GnomeShell:
     def close(self) -> None:
         self._bus.close()
 
+    def rest(self) -> None:
+        """Until what is on the screen stays as it is: another program's window tells nobody when it is complete."""
+        pictures: list[bytes] = [b""]
+
+        def rests() -> bool:
+            pictures.append(self.screenshot("rest").read_bytes())
+            return pictures[-1] == pictures[-2]
+
+        wait_until(rests, "the screen does not come to rest")
+
     def picture(self, name: str, crop: str) -> Path:
         """What is on the screen, cut to what matters ("640x480+10+0"), with the fewer colours of a small file."""
         # The shell warns of being driven by scripts; a person's does not.
@@ -246,9 +256,10 @@ class GnomeShell:
         self.run(f"{self.NOTIFICATIONS}.forEach(notification => notification.destroy())")
 
     def notification(self) -> tuple[str, str]:
-        """The title and the text of the one that is there, or is about to come."""
-        self.until(f"{self.NOTIFICATIONS}.length === 1", "there is no notification, or more than one")
-        title, text = self.run(f"{self.NOTIFICATIONS}.map(it => [it.title, it.body ?? it.bannerBodyText])[0]")
+        """The title and the text of the one about a failure that is there, or is about to come."""
+        failures = f"{self.NOTIFICATIONS}.filter(it => it.title.startsWith('Cannot '))"
+        self.until(f"{failures}.length === 1", "there is no notification, or more than one")
+        title, text = self.run(f"{failures}.map(it => [it.title, it.body ?? it.bannerBodyText])[0]")
         return str(title), str(text)
 
     def set(self, key: str, kind: str, value: object) -> None:

@@ -15,7 +15,7 @@ from fake_nvml.gpu import MIB, FakeGpus
 from jeepney import DBusAddress, new_method_call
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
-from .conftest import BROKEN, TOO_LARGE
+from .conftest import BROKEN, SLOW, TOO_LARGE
 from .gnome_shell import GnomeShell
 from .tree import TOP, Tree, desktop_tree, wait_until
 
@@ -174,6 +174,45 @@ def test_a_key_unloads_too(shell: GnomeShell, daemon: Daemon) -> None:
     shell.open_menu()
     shell.run("desk.named('Unload gemma-3-1b').grab_key_focus(); desk.press('Return')")
     daemon.wait_state("gemma-3-1b", "unloaded")
+
+
+def test_a_click_stops_a_load(shell: GnomeShell, daemon: Daemon) -> None:
+    """The same button, while the model still loads; nobody is told of what was stopped on purpose."""
+    shell.set("favourites", "strv", [SLOW])
+    shell.open_menu()
+    shell.click(f"desk.named('Load {SLOW}')")
+    shell.until("desk.figures.models[0]?.text.startsWith('loading')", "it does not show that it loads")
+    shell.open_menu()
+    shell.click(f"desk.named('Stop loading {SLOW}')")
+    daemon.wait_state(SLOW, "unloaded")
+    shell.until("!desk.figures.models.length", "the row does not go")
+    assert shell.run(f"{shell.NOTIFICATIONS}.filter(it => it.title.startsWith('Cannot ')).length") == 0
+
+
+def test_a_click_gives_up_a_wait(shell: GnomeShell, daemon: Daemon) -> None:
+    """A model that waits for the memory of one that loads is shown, and its button ends that; the other goes on."""
+    daemon.ask_load(SLOW)
+    daemon.wait_state(SLOW, "loading")
+    shell.open_menu()
+    shell.click("desk.named('Load phi-4-mini')")
+    shell.until("desk.figures.models.some(model => model.text === 'waits for memory')", "it does not wait")
+    shell.open_menu()
+    shell.click("desk.named('Stop waiting for phi-4-mini')")
+    daemon.wait_state("phi-4-mini", "unloaded")
+    assert daemon.state(SLOW) == "loading"
+
+
+def test_what_somebody_holds_is_not_unloaded(shell: GnomeShell, daemon: Daemon) -> None:
+    """The refusal says who holds it."""
+    loaded(shell, daemon, "gemma-3-1b")
+    cookie = daemon.call("Hold", "sss", "gemma-3-1b", "a long answer", "a test")
+    shell.open_menu()
+    shell.click("desk.named('Unload gemma-3-1b')")
+    title, text = shell.notification()
+    assert title == "Cannot unload gemma-3-1b"
+    assert "a test" in text
+    assert daemon.state("gemma-3-1b") == "ready"
+    daemon.call("Release", "u", cookie)
 
 
 def test_a_click_loads_a_favourite(shell: GnomeShell, daemon: Daemon) -> None:
@@ -341,10 +380,13 @@ def test_the_preferences_change_the_widget(
     shell.click("desk.item('GPU settings')")
     shell.until("global.get_window_actors().length === 1 && !desk.settings.isOpen", "the window does not open")
     shell.until("global.display.focus_window !== null", "the window has no focus")
+    shell.rest()
     shell.run("desk.press('Tab')")
+    shell.rest()
     try:
         shell.run("desk.press('space')")
         shell.until("!desk.icon.visible", "the switch does nothing")
+        shell.rest()
         shell.run("desk.press('space')")
         shell.until("desk.icon.visible", "the switch does nothing when it is switched back")
         photo("preferences", "700x620+290+110")

@@ -16,6 +16,8 @@ load('service').then(({Service, explain}) => {
         if (method === 'close') {
             service.close();
             say({closed: true});
+        } else if (method === 'explain') {
+            say(explain(new Gio.IOErrorEnum({code: Gio.IOErrorEnum[typed[0]], message: typed[1]})));
         } else if (method === 'refresh') {
             service.refresh();
         } else {

@@ -161,6 +161,14 @@ def test_favourites_come_in_their_order(figures: Figures) -> None:
     assert [choice["id"] for choice in shown["choices"]] == ["b", "a"]
 
 
+def test_no_more_favourites_than_fit_the_screen(figures: Figures) -> None:
+    """The first ten that are not loaded."""
+    names = [f"m{number:02}" for number in range(14)]
+    models = [model(name, "ready" if name == "m00" else "unloaded") for name in names]
+    shown = figures.of(Models=models, Gpus=[], favourites=tuple(names))
+    assert [choice["id"] for choice in shown["choices"]] == names[1:11]
+
+
 def test_without_favourites_the_last_used_come_first(figures: Figures) -> None:
     """Five at most, then by name, with what they need where that is known."""
     models = [model(name) for name in "fedcba"] + [model("z", LastUsedUSec=9, VramEstimate=3 * GIB)]

@@ -69,6 +69,14 @@ def test_a_refusal_arrives_as_the_daemon_said_it(program: Program, place: Place)
     assert "GDBus.Error" not in refusal["text"]
 
 
+def test_a_daemon_that_says_nothing_has_a_name_too(program: Program) -> None:
+    """The library gives up by itself, without a name from the bus: it is the same as no reply."""
+    program.say("explain", ["TIMED_OUT", "Timeout was reached"])
+    assert program.hear() == {"name": "org.freedesktop.DBus.Error.NoReply", "text": "Timeout was reached"}
+    program.say("explain", ["CLOSED", "The connection is closed"])
+    assert program.hear() == {"name": "", "text": "The connection is closed"}
+
+
 def test_a_question_is_not_asked_of_a_daemon_that_died(program: Program, place: Place) -> None:
     """An answer that never comes is waited for by nobody, and the next daemon is asked afresh."""
     daemon = place.start()

@@ -3,7 +3,9 @@
 
 import {_, brief, fill, percent, plural, size, used} from './words.js';
 
-const MOST_CHOICES = 5;
+/** A menu that is longer than the screen cannot be scrolled. */
+const MOST_FAVOURITES = 10;
+const MOST_USED = 5;
 
 /** States in which a model has, or is about to have, an engine. */
 const PRESENT = ['ready', 'busy', 'loading', 'queued', 'unloading'];
@@ -169,8 +171,9 @@ function choicesOf(models, favourites) {
     const idle = models.filter(model => !PRESENT.includes(model.State));
     const chosen = favourites.length
         ? favourites.map(name => idle.find(model => model.Id === name)).filter(model => model)
+            .slice(0, MOST_FAVOURITES)
         : [...idle].sort((a, b) => (b.LastUsedUSec ?? 0) - (a.LastUsedUSec ?? 0) || compare(nameOf(a), nameOf(b)))
-            .slice(0, MOST_CHOICES);
+            .slice(0, MOST_USED);
     return chosen.map(model => {
         const bytes = model.NeedBytes || model.VramEstimate || 0;
         const name = nameOf(model);

@@ -165,7 +165,8 @@ export class Service {
 
 /** What a person should read of an error: gpud's own sentence where it has one, and its name for programs. */
 export function explain(error) {
-    const name = Gio.DBusError.get_remote_error(error) ?? '';
+    const silent = error.matches(Gio.IOErrorEnum, Gio.IOErrorEnum.TIMED_OUT);
+    const name = Gio.DBusError.get_remote_error(error) ?? (silent ? 'org.freedesktop.DBus.Error.NoReply' : '');
     Gio.DBusError.strip_remote_error(error);
     return {name, text: error.message};
 }

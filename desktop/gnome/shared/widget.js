@@ -122,8 +122,6 @@ function adviceOn(error) {
     case 'InteractiveAuthorizationRequired':
         return _('An administrator can allow it by a rule: /usr/share/doc/gpud/50-gpud.rules is an example.');
     case 'NoReply':
-    case 'Timeout':
-    case 'TimedOut':
         return _('gpud does not answer: “systemctl status gpud” tells how it is.');
     default:
         return '';
