@@ -24,6 +24,7 @@ from gpud.http.doors import Doors, Opening
 from gpud.http.feed import Feed
 from gpud.http.gateway import Gateway, GatewaySettings
 from gpud.http.keys import Keys
+from gpud.http.known_models import KnownModels
 from gpud.http.limits import HeadLimits, ServerLimits
 from gpud.http.lines import Lines
 from gpud.http.listening import Address, PassedSocket, TcpAddress, Tls, UnixAddress
@@ -70,15 +71,16 @@ class Web:
         self._passed = passed or {}
         self._lines = lines
         self._pool = Pool()
-        self._gateway = Gateway(engine, self._pool)
+        known = KnownModels(engine, files, quantization)
+        self._gateway = Gateway(engine, self._pool, known=known)
         self._metrics = Metrics(engine)
         self._feed = Feed(engine, lines=lines)
         self._requests = Requests()
         for listener in (self._lines.listen, self._metrics.listen):
             engine.subscribe(listener, touched=False)
         engine.subscribe(self._feed.listen)
-        self._parts = Parts(engine, self._pool, self._feed, lines, self._metrics, files, quantization)
-        self._ollama = OllamaFront(engine, self._pool, self._gateway, files=files, quantization=quantization)
+        self._parts = Parts(engine, self._pool, self._feed, lines, self._metrics, files, known)
+        self._ollama = OllamaFront(engine, self._pool, self._gateway, known=known)
         v1 = (*self._gateway.v1_routes(), *self._requests.routes())
         routers = {
             "front": Router((*self._gateway.routes(), *self._requests.routes(), *admin_routes(self._parts))),

@@ -5,10 +5,8 @@ It decides which model that is and how patient the client is; it never takes par
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Any
 
 from gpud.core.errors import NoSuchModel, NotLoaded
 from gpud.core.events import LoadOptions
@@ -17,7 +15,9 @@ from gpud.engine import Engine
 from gpud.http.client import Pool
 from gpud.http.exchange import Exchange
 from gpud.http.fields import Refused, shown
+from gpud.http.known_models import KnownModels
 from gpud.http.message import Request
+from gpud.http.model_list import for_anthropic, for_llama, for_openai
 from gpud.http.naming import SLICE_BYTES, Asked, read_body, read_large, resolved, without_own
 from gpud.http.relaying import Call, Passage, RelaySettings
 from gpud.http.routing import Handler, Route
@@ -53,12 +53,15 @@ class GatewaySettings:
 class Gateway:
     """The routes, and what they share. ``settings`` may be replaced at any time; the next request has the new ones."""
 
-    def __init__(self, engine: Engine, pool: Pool, settings: GatewaySettings | None = None) -> None:
+    def __init__(
+        self, engine: Engine, pool: Pool, settings: GatewaySettings | None = None, *, known: KnownModels | None = None
+    ) -> None:
         self._engine = engine
         self._pool = pool
+        self._known = known or KnownModels(engine)
         self.settings = settings or GatewaySettings()
         self._held_bytes = 0
-        self._created = int(time.time())
+        self._began_s = time.time()
 
     @property
     def settings(self) -> GatewaySettings:
@@ -241,11 +244,14 @@ class Gateway:
 
     async def _models(self, exchange: Exchange) -> None:
         found = self._allowed(exchange)
+        known = await self._known.of([status.model for status in found])
         if "anthropic-version" in exchange.request.headers:
-            await exchange.answer(self._for_anthropic(found))
+            data = [for_anthropic(one, self._began_s) for one in known]
+            first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+            await exchange.answer({"data": data, "has_more": False, "first_id": first, "last_id": last})
             return
-        data = [self._entry(status) for status in found]
-        await exchange.answer({"object": "list", "data": data, "models": [_for_llama(status) for status in found]})
+        data = [for_openai(status, one, self._began_s) for status, one in zip(found, known, strict=True)]
+        await exchange.answer({"object": "list", "data": data, "models": [for_llama(one) for one in known]})
 
     async def _model(self, exchange: Exchange) -> None:
         default = self._settings.default_model
@@ -253,43 +259,14 @@ class Gateway:
         status = next((one for one in self._allowed(exchange) if one.model.name == name), None)
         if status is None:
             raise NoSuchModel(f'there is no model "{exchange.parameters["id"]}"', hint="GET /v1/models lists them")
+        (known,) = await self._known.of([status.model])
         anthropic = "anthropic-version" in exchange.request.headers
-        await exchange.answer(self._anthropic_entry(status) if anthropic else self._entry(status))
+        told = for_anthropic(known, self._began_s) if anthropic else for_openai(status, known, self._began_s)
+        await exchange.answer(told)
 
     def _allowed(self, exchange: Exchange) -> list[ModelStatus]:
         allowed = exchange.allowed_models
         return [one for one in self._engine.snapshot().models if allowed is None or one.model.name in allowed]
-
-    def _entry(self, status: ModelStatus) -> dict[str, Any]:
-        """One model for the clients of OpenAI, llama-server and llama-swap."""
-        model = status.model
-        size = status.need_bytes or model.size_bytes
-        failed = {"failed": True, "error": status.error} if status.error else {}
-        progress = {} if status.progress is None else {"progress": status.progress}
-        return {
-            "id": model.name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "local",
-            "aliases": list(model.aliases),
-            "loaded": status.state in (State.READY, State.DRAINING),
-            "state": status.state.value,
-            "status": {"value": _word(status), **progress, **failed},
-            "size": size,
-            "context": model.settings.context,
-            "engine": model.engine,
-            "meta": {"size": size, "n_ctx": model.settings.context},
-        }
-
-    def _for_anthropic(self, found: Sequence[ModelStatus]) -> dict[str, Any]:
-        data = [self._anthropic_entry(status) for status in found]
-        first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-        return {"data": data, "has_more": False, "first_id": first, "last_id": last}
-
-    def _anthropic_entry(self, status: ModelStatus) -> dict[str, Any]:
-        created = datetime.fromtimestamp(self._created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        name = status.model.name
-        return {"type": "model", "id": name, "display_name": name, "created_at": created}
 
     # Bodies ----------------------------------------------------------------------------------------------------------
 
@@ -388,41 +365,3 @@ def _target(exchange: Exchange, path: str = "") -> str:
     query = without_own(exchange.request.raw_query)
     path = path or exchange.request.raw_path
     return f"{path}?{query}" if query else path
-
-
-def _word(status: ModelStatus) -> str:
-    """A state in llama-server's words."""
-    match status.state:
-        case State.READY:
-            return "loaded"
-        case State.LOADING:
-            return "loading"
-        case State.DRAINING | State.STOPPING | State.KILLING:
-            return "unloading"
-        case _:
-            return "loading" if status.waiting else "unloaded"
-
-
-def _for_llama(status: ModelStatus) -> dict[str, Any]:
-    """One model as llama-server lists it a second time, for the clients of Ollama."""
-    name = status.model.name
-    return {
-        "name": name,
-        "model": name,
-        "modified_at": "",
-        "size": str(status.need_bytes or ""),
-        "digest": "",
-        "type": "model",
-        "description": "",
-        "tags": [""],
-        "capabilities": ["embedding" if status.model.settings.embeddings else "completion"],
-        "parameters": "",
-        "details": {
-            "parent_model": "",
-            "format": "gguf" if status.model.settings.file.endswith(".gguf") else "",
-            "family": "",
-            "families": [""],
-            "parameter_size": "",
-            "quantization_level": "",
-        },
-    }

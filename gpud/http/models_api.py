@@ -1,21 +1,18 @@
 """What the management API tells of models: the list, one of them, and the backends that serve them.
 
-What a model's file says is read in a thread, and only while somebody asks. It never changes anything.
+What is known of a model is asked of the registry, and only while somebody asks.
 """
 
-import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 
-from gpud.core.catalogue import Entry, Purpose, Scanned
-from gpud.core.errors import BackendFailed
+from gpud.core.catalogue import Scanned
 from gpud.core.facts import Model, ModelStatus, State
-from gpud.core.modelfile import ModelFile
 from gpud.http.exchange import Exchange
 from gpud.http.feed_events import state_word, timestamp
+from gpud.http.known_models import Known, format_of
 from gpud.http.own import (
     KNOWN_BACKENDS,
     Name,
@@ -121,15 +118,6 @@ class ScanAnswer(msgspec.Struct):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
-    """What a model's file says that nobody has looked at yet; ``problem`` is why it says nothing."""
-
-    file: ModelFile | None = None
-    quantization: str = ""
-    problem: str = ""
-
-
 # The routes ----------------------------------------------------------------------------------------------------------
 
 
@@ -213,34 +201,15 @@ class Models:
         await exchange.answer(await self._info_of(exchange, name))
 
     async def infos(self, found: Sequence[tuple[int, ModelStatus]]) -> list[ModelInfo]:
-        engine = self._parts.engine
-        await engine.keep_uses()
-        wanted = [one.model.name for _, one in found]
-        known = {entry.name: entry for entry in await engine.library.entries(wanted)}
-        unread = [one.model for _, one in found if not known[one.model.name].found.stamp]
-        read = await asyncio.to_thread(self._read, unread) if unread else {}
-        nothing = Read()
-        return [self._info(id_, one, known[one.model.name], read.get(one.model.name, nothing)) for id_, one in found]
+        await self._parts.engine.keep_uses()
+        known = await self._parts.known.of([one.model for _, one in found])
+        return [self._info(id_, one, facts) for (id_, one), facts in zip(found, known, strict=True)]
 
-    def _read(self, models: Sequence[Model]) -> dict[str, Read]:
-        """For a thread: what files say that were configured since the last look for models."""
-        found = {}
-        for model in models:
-            if not model.settings.file or format_of(model) != "gguf":
-                continue
-            try:
-                file = self._parts.files.read(model.settings.file)
-                found[model.name] = Read(file, self._parts.quantization(file))
-            except BackendFailed as problem:
-                found[model.name] = Read(problem=problem.text)
-        return found
-
-    def _info(self, id_: int, status: ModelStatus, entry: Entry, read: Read) -> ModelInfo:
-        model, file, found = status.model, read.file, entry.found
+    def _info(self, id_: int, status: ModelStatus, known: Known) -> ModelInfo:
+        model, entry, found = status.model, known.entry, known.entry.found
         engines = [model.engine, *(other.engine for other in model.alternatives)]
-        size_bytes = file.size_bytes if file is not None else found.size_bytes or None
         looked_at = timestamp(entry.last_scanned_us / 1e6) if found.stamp else None
-        if file is not None:
+        if known.file is not None:
             looked_at = self._parts.now()
         estimate_bytes = status.need_bytes or model.size_bytes or entry.estimate_bytes
         return ModelInfo(
@@ -249,23 +218,23 @@ class Models:
             aliases=list(model.aliases),
             path=shown(model.settings.file) or None,
             paths=[shown(place.path) for place in found.places] if found.stamp else [],
-            format=format_of(model),
-            purpose=_purpose(model, found.purpose),
-            size_gb=gb(size_bytes),
+            format=known.format,
+            purpose=known.purpose.value,
+            size_gb=gb(known.size_bytes or None),
             vram_estimate_gb=gb(estimate_bytes),
-            architecture=found.architecture or (None if file is None else file.architecture),
-            quantization=found.quantization or read.quantization or None,
-            parameter_count=found.parameters or (None if file is None else parameters_of(file)),
-            context_length=model.settings.context or found.trained_context or _trained_context(file),
+            architecture=known.architecture or None,
+            quantization=known.quantization or None,
+            parameter_count=known.parameters or None,
+            context_length=model.settings.context or known.trained_context,
             compatible_backends=list(dict.fromkeys(backend_name(engine) for engine in engines)),
             last_scanned=looked_at,
             last_used=None if entry.last_used_us is None else timestamp(entry.last_used_us / 1e6),
             usage_count=entry.usage_count,
             priority=model.priority.name.lower(),
-            tags=list(dict.fromkeys((*entry.tags, *_tags(model, entry, file)))),
-            notes=entry.notes or found.problem or read.problem or None,
+            tags=list(dict.fromkeys((*entry.tags, *_tags(known)))),
+            notes=entry.notes or found.problem or known.problem or None,
             configured=entry.configured,
-            size_bytes=size_bytes,
+            size_bytes=known.size_bytes or None,
             estimate_bytes=estimate_bytes,
             load_seconds=status.load_seconds or entry.load_s,
             state=state_word(status.state),
@@ -352,56 +321,17 @@ def shown(path: str) -> str:
 # What a model is -----------------------------------------------------------------------------------------------------
 
 
-def format_of(model: Model) -> str:
-    if model.engine == "ollama":
-        return "ollama"
-    if model.settings.file.endswith(".gguf"):
-        return "gguf"
-    return "safetensors" if model.engine in ("vllm", "tgi") else "other"
-
-
 def serves(model: Model, engines: Sequence[str]) -> bool:
     return any(one.engine in engines for one in (model, *model.alternatives))
 
 
-def parameters_of(file: ModelFile) -> str | None:
-    """As people say it (``8.0B``): what the file says of itself, else counted."""
-    label = file.values.get("general.size_label")
-    if isinstance(label, str) and label:
-        return label
-    count = 0
-    for tensor in file.tensors:
-        size = 1
-        for dimension in tensor.shape:
-            size *= dimension
-        count += size
-    for unit, letter in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "K")):
-        if count >= unit:
-            return f"{count / unit:.1f}{letter}"
-    return str(count) if count else None
-
-
-def _trained_context(file: ModelFile | None) -> int | None:
-    value = None if file is None else file.values.get(f"{file.architecture}.context_length")
-    return value if isinstance(value, int) else None
-
-
-def _purpose(model: Model, found: Purpose) -> str:
-    """As it is loaded: the configuration may have an embedding made of any model."""
-    if model.settings.embeddings:
-        return Purpose.EMBEDDING.value
-    return Purpose.RERANKING.value if model.settings.reranking else found.value
-
-
-def _tags(model: Model, entry: Entry, file: ModelFile | None) -> list[str]:
+def _tags(known: Known) -> list[str]:
     """What it is good for, as far as the configuration and its file say."""
-    settings = model.settings
-    tags = [_purpose(model, entry.found.purpose)]
-    if settings.mmproj:
+    tags = [known.purpose.value]
+    if known.model.settings.mmproj:
         tags.append("vision")
-    template = file.values.get("tokenizer.chat_template") if file is not None else None
-    if entry.found.tools or (isinstance(template, str) and "tools" in template):
+    if known.tools:
         tags.append("tools")
-    if model.pinned:
+    if known.model.pinned:
         tags.append("pinned")
     return tags

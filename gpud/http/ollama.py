@@ -5,22 +5,20 @@ do is passed on to it.
 """
 
 import asyncio
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from gpud.core.facts import ModelStatus
-from gpud.core.modelfile import ModelFile
-from gpud.core.ports import Files
 from gpud.engine import Engine
 from gpud.http.client import Pool
 from gpud.http.exchange import Exchange
 from gpud.http.gateway import Gateway
+from gpud.http.known_models import KnownModels
 from gpud.http.ollama_asking import Asking, OllamaSettings
 from gpud.http.ollama_models import (
-    Library,
+    About,
     is_loaded,
     is_ollamas,
     listed_name,
@@ -54,15 +52,14 @@ class OllamaFront:
         pool: Pool,
         gateway: Gateway,
         *,
-        files: Files | None = None,
-        quantization: Callable[[ModelFile], str] | None = None,
+        known: KnownModels | None = None,
         server: OllamaServer | None = None,
         settings: OllamaSettings | None = None,
     ) -> None:
         self._engine = engine
         self._pool = pool
         self._gateway = gateway
-        self._library = Library(files, quantization)
+        self._known = known or KnownModels(engine)
         self._original = Original(engine, pool, server)
         self._asking = Asking(engine, pool, gateway, self._original, settings or OllamaSettings())
 
@@ -121,11 +118,11 @@ class OllamaFront:
     async def _tags(self, exchange: Exchange) -> None:
         """Those of the configuration, then what else Ollama has, which nobody can use before it is configured."""
         statuses = self._visible(exchange)
-        abouts, stored = await asyncio.gather(
-            self._library.describe([status.model for status in statuses]), self._original.tags()
+        known, stored = await asyncio.gather(
+            self._known.of([status.model for status in statuses]), self._original.tags()
         )
         found = []
-        for about in abouts:
+        for about in map(About, known):
             entry = stored.pop(ollamas_own_name(ollama_name(about.model)), None) if is_ollamas(about.model) else None
             name = listed_name(about.model.name)
             found.append(about.tag() if entry is None else entry | {"name": name, "model": name})
@@ -137,10 +134,10 @@ class OllamaFront:
         statuses = [status for status in self._visible(exchange) if is_loaded(status)]
         has_ollamas = any(status.model.engine == OLLAMA for status in statuses)
         stored = await self._original.tags() if has_ollamas else {}
-        abouts = await self._library.describe([status.model for status in statuses])
+        known = await self._known.of([status.model for status in statuses])
         snapshot, now = self._engine.snapshot(), datetime.now(UTC)
         told = []
-        for status, about in zip(statuses, abouts, strict=True):
+        for status, about in zip(statuses, map(About, known), strict=True):
             entry = stored.get(ollamas_own_name(ollama_name(status.model))) if status.model.engine == OLLAMA else None
             own = {} if entry is None else {name: entry[name] for name in ("digest", "details") if name in entry}
             told.append(running(status, about, snapshot, now) | own)
@@ -156,8 +153,8 @@ class OllamaFront:
             if told is not None:
                 await exchange.answer(told)
                 return
-        (about,) = await self._library.describe([status.model])
-        await exchange.answer(about.show())
+        (known,) = await self._known.of([status.model], heads=True)
+        await exchange.answer(About(known).show())
 
     async def _shown_by_ollama(self, name: str, *, verbose: bool) -> Any:
         """In its own words; None where it does not know, or does not run and nobody starts it for that."""

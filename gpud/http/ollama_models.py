@@ -1,31 +1,26 @@
 """The models as Ollama's clients see them: by which names they go, what is told of their files, how long they stay.
 
-It reads model files through what it was handed, asks no engine, and changes nothing.
+It asks no engine, and changes nothing.
 """
 
-import asyncio
 import hashlib
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from math import prod
 from typing import Any
 
-from gpud.core.errors import GpudError, NoSuchModel
+from gpud.core.catalogue import Purpose
+from gpud.core.errors import NoSuchModel
 from gpud.core.facts import HOST, Model, ModelStatus, Snapshot, State
-from gpud.core.modelfile import ModelFile
-from gpud.core.ports import Files
 from gpud.engine import Engine
 from gpud.http.exchange import Exchange
+from gpud.http.known_models import Known
 from gpud.http.naming import PLACEHOLDERS, resolved
 from gpud.http.ollama_passage import OLLAMA
 from gpud.http.shapes import HttpError
 
 LATEST = ":latest"
 """The tag that Ollama's clients add to a name without one."""
-
-LOOK_S = 5.0
-"""How long a look at the model files may take: after it they are listed without what is in them."""
 
 FOR_EVER = timedelta(days=36500)
 """When a model goes that stays until it is told to go: the ollama command calls this Forever."""
@@ -94,70 +89,37 @@ def _find(engine: Engine, name: str, exchange: Exchange, default: str) -> str:
     raise HttpError(404, "model_not_found", f"model '{name[:200]}' not found", hint=missing.hint) from None
 
 
-# Files ---------------------------------------------------------------------------------------------------------------
-
-
-class Library:
-    """What is told of models beside their state. ``quantization`` says how the model of a file is quantized."""
-
-    def __init__(self, files: Files | None = None, quantization: Callable[[ModelFile], str] | None = None) -> None:
-        self._files = files
-        self._quantization = quantization
-
-    async def describe(self, models: list[Model]) -> list["About"]:
-        """What there is to say of each. Files that do not answer are left out of it."""
-        try:
-            return await asyncio.wait_for(asyncio.to_thread(self._look, models), LOOK_S)
-        except TimeoutError:
-            return [About(model, None, None, "") for model in models]
-
-    def _look(self, models: list[Model]) -> list["About"]:
-        return [self._about(model) for model in models]
-
-    def _about(self, model: Model) -> "About":
-        path = model.settings.file
-        if not path:
-            return About(model, None, None, "")
-        try:
-            mark = os.stat(path)  # noqa: PTH116 - a path is not wanted
-        except OSError:
-            return About(model, None, None, "")
-        file: ModelFile | None = None
-        if self._files is not None:
-            try:
-                file = self._files.read(path)
-            except GpudError:
-                file = None
-        quantization = self._quantization(file) if file is not None and self._quantization is not None else ""
-        return About(model, mark, file, quantization)
+# What is known of them ----------------------------------------------------------------------------------------------
 
 
 class About:
-    """One model, with what its file says; ``mark`` and ``file`` are None where there is none, or it cannot be read."""
+    """One model, as Ollama tells of it. With its file's head it is told all; without it what the registry knows."""
 
-    def __init__(self, model: Model, mark: os.stat_result | None, file: ModelFile | None, quantization: str) -> None:
-        self.model = model
-        self.mark = mark
-        self.file = file
-        self.quantization = quantization
+    def __init__(self, known: Known) -> None:
+        self.known = known
+        self.model = known.model
+        self.file = known.file
 
     @property
     def size_bytes(self) -> int:
-        if self.file is not None:
-            return self.file.size_bytes
-        return self.mark.st_size if self.mark is not None else self.model.size_bytes or 0
+        return self.known.size_bytes or self.model.size_bytes or 0
 
     @property
     def digest(self) -> str:
-        """What changes with the model, as Ollama's digest does; it is no hash of the weights, which would be read."""
-        mark = self.mark
+        """Its SHA-256 where a store has it; else what changes with the model, as Ollama's does: to hash the weights
+        they would have to be read.
+        """
+        found = self.known.entry.found
+        if found.digest:
+            return found.digest
         facts = (self.model.name, self.model.engine, self.model.settings.file)
-        stamp = (0, 0) if mark is None else (mark.st_size, mark.st_mtime_ns)
-        return hashlib.sha256(repr((*facts, *stamp)).encode()).hexdigest()
+        stamp = (self.known.size_bytes, self.known.modified_s)
+        return hashlib.sha256(repr((*facts, *stamp)).encode("utf-8", "surrogateescape")).hexdigest()
 
     @property
     def modified_at(self) -> str:
-        return rfc3339(NEVER if self.mark is None else datetime.fromtimestamp(self.mark.st_mtime, UTC))
+        modified_s = self.known.modified_s
+        return rfc3339(NEVER if modified_s is None else datetime.fromtimestamp(modified_s, UTC))
 
     def value(self, name: str) -> Any:
         """One entry of the file's metadata, of those that its architecture has."""
@@ -168,37 +130,32 @@ class About:
         return sum(prod(tensor.shape) for tensor in self.file.tensors) if self.file is not None else 0
 
     def details(self) -> dict[str, Any]:
-        file = self.file
-        lengths = {name: self.value(name) for name in ("context_length", "embedding_length")}
+        known = self.known
+        lengths = {"context_length": known.trained_context, "embedding_length": self.value("embedding_length")}
+        counted = human_number(self.parameters) if self.parameters else known.parameters
         return {
             "parent_model": "",
-            "format": "gguf" if file is not None else "",
-            "family": file.architecture if file is not None else "",
-            "families": [file.architecture] if file is not None else None,
-            "parameter_size": human_number(self.parameters) if self.parameters else "",
-            "quantization_level": self.quantization,
+            "format": known.format if known.format in ("gguf", "safetensors") else "",
+            "family": known.architecture,
+            "families": [known.architecture] if known.architecture else None,
+            "parameter_size": known.entry.found.parameters or counted,
+            "quantization_level": known.quantization,
         } | {name: number for name, number in lengths.items() if isinstance(number, int)}
 
-    @property
-    def template(self) -> str:
-        text = self.file.values.get("tokenizer.chat_template") if self.file is not None else None
-        return text if isinstance(text, str) else ""
-
     def capabilities(self) -> list[str]:
-        settings = self.model.settings
-        if settings.embeddings:
+        if self.known.purpose is Purpose.EMBEDDING:
             return ["embedding"]
-        if settings.reranking:
+        if self.known.purpose is not Purpose.COMPLETION:
             return []
         found = ["completion"]
-        template = self.template
-        if "tools" in template or "tool_calls" in template:
+        if self.known.tools:
             found.append("tools")
         values: Mapping[str, Any] = self.file.values if self.file is not None else {}
         if any(f"tokenizer.ggml.{name}_token_id" in values for name in ("fim_pre", "prefix")):
             found.append("insert")
-        if settings.mmproj:
+        if self.model.settings.mmproj:
             found.append("vision")
+        template = self.known.template
         if "enable_thinking" in template or "<think>" in template or "reasoning_content" in template:
             found.append("thinking")
         return found
@@ -270,7 +227,7 @@ def running(status: ModelStatus, about: About, snapshot: Snapshot, now: datetime
         "details": about.details(),
         "expires_at": rfc3339(_expires(status, snapshot, now)),
         "size_vram": on_gpu,
-        "context_length": status.model.settings.context or about.value("context_length") or 0,
+        "context_length": status.model.settings.context or about.known.trained_context or 0,
     }
 
 

@@ -15,7 +15,6 @@ import msgspec
 from gpud.core.errors import InvalidArguments, NoSuchModel
 from gpud.core.facts import ModelStatus, Priority, Snapshot
 from gpud.core.keys import EVERYTHING
-from gpud.core.modelfile import ModelFile
 from gpud.core.ports import Files
 from gpud.engine import Engine
 from gpud.http.client import Pool
@@ -23,6 +22,7 @@ from gpud.http.engine_texts import EngineTexts
 from gpud.http.exchange import SMALL_BODY_BYTES, Exchange
 from gpud.http.feed import Feed
 from gpud.http.feed_events import timestamp
+from gpud.http.known_models import KnownModels
 from gpud.http.lines import Lines
 from gpud.http.metrics import Metrics
 from gpud.http.naming import resolved
@@ -69,7 +69,7 @@ class OwnSettings:
 
 @dataclass(slots=True)
 class Parts:
-    """``quantization`` says how the model of a file is quantized. ``settings`` may be replaced at any time."""
+    """``settings`` may be replaced at any time."""
 
     engine: Engine
     pool: Pool
@@ -77,7 +77,7 @@ class Parts:
     lines: Lines
     metrics: Metrics
     files: Files
-    quantization: Callable[[ModelFile], str]
+    known: KnownModels
     settings: OwnSettings = field(default_factory=OwnSettings)
     clock: Callable[[], float] = time.time
     began_s: float = field(default_factory=time.monotonic)

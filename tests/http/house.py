@@ -24,6 +24,7 @@ from gpud.http.client import Pool
 from gpud.http.doors import Doors, Opening
 from gpud.http.feed import Feed
 from gpud.http.keys import Keys
+from gpud.http.known_models import KnownModels
 from gpud.http.lines import Lines
 from gpud.http.listening import UnixAddress
 from gpud.http.management import management_routes
@@ -66,9 +67,8 @@ class House:
         self.feed = Feed(engine, lines=self.lines)
         self.metrics = Metrics(engine)
         self.pool = Pool()
-        self.parts = Parts(
-            engine, self.pool, self.feed, self.lines, self.metrics, files, quantization, settings=settings
-        )
+        known = KnownModels(engine, files, quantization)
+        self.parts = Parts(engine, self.pool, self.feed, self.lines, self.metrics, files, known, settings=settings)
         self.keys = keys
         self.notices: list[Notice] = []
         self.routes = {"front": admin_routes(self.parts), "management": management_routes(self.parts)}

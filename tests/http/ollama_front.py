@@ -31,6 +31,7 @@ from gpud.http.doors import Doors, Opening
 from gpud.http.exchange import Exchange
 from gpud.http.gateway import Gateway, GatewaySettings
 from gpud.http.keys import Keys
+from gpud.http.known_models import KnownModels
 from gpud.http.listening import Address, TcpAddress, UnixAddress
 from gpud.http.ollama import OllamaFront
 from gpud.http.routing import Handler, Router
@@ -118,7 +119,9 @@ class OllamaDoor:
         )
         self.pool = Pool()
         self.gateway = Gateway(self.engine, self.pool, GatewaySettings(first_s=0.05, heartbeat_s=0.05))
-        self.front = OllamaFront(self.engine, self.pool, self.gateway, files=files, quantization=quantization)
+        self.front = OllamaFront(
+            self.engine, self.pool, self.gateway, known=KnownModels(self.engine, files, quantization)
+        )
         if can_serve:
             self.front.server = self.ollama
         routes = (replace(route, handler=self._noting(route.handler)) for route in self.front.routes())
