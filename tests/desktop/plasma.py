@@ -1,5 +1,5 @@
-"""A Plasma desktop, headless: the real shell on an X server without a screen, with the widget as it is installed, in the
-panel and in the system tray. Its parts are found by the names that a screen reader says, clicked with a pointer,
+"""A Plasma desktop, headless: the real shell on an X server without a screen, with the widget as it is installed, in
+the panel and in the system tray. Its parts are found by the names that a screen reader says, clicked with a pointer,
 and photographed.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .tree import START_S, TOP, Program, Tree, session_bus, wait_until
+from .tree import COMMAND_S, START_S, TOP, Program, Tree, session_bus, wait_until
 
 WIDGET = "org.kernelcore.gpud"
 WIDGETS = f"/usr/share/plasma/plasmoids/{WIDGET}"
@@ -79,6 +79,23 @@ shownItems={WIDGET}
 """
 
 
+ONLY_A_TRAY = """\
+[Containments][1]
+formfactor=2
+immutability=1
+lastScreen=0
+location=4
+plugin=org.kde.panel
+
+[Containments][1][Applets][3]
+immutability=1
+plugin=org.kde.plasma.systemtray
+
+[Containments][1][General]
+AppletOrder=3
+"""
+
+
 @dataclass(frozen=True)
 class Part:
     """Something on the screen."""
@@ -97,9 +114,10 @@ class Part:
 
 
 class Plasma:
-    """The session of one person. ``system_bus`` is the address of what is the system bus inside."""
+    """The session of one person. ``system_bus`` is the address of what is the system bus inside; ``applets`` are the
+    person's panels, by default with the widget in one, and in its tray."""
 
-    def __init__(self, tree: Tree, system_bus: str) -> None:
+    def __init__(self, tree: Tree, system_bus: str, applets: str = APPLETS) -> None:
         self.tree = tree
         tree.environment |= ENVIRONMENT | {"DBUS_SYSTEM_BUS_ADDRESS": system_bus}
         built = tree.shared / "widget"
@@ -109,10 +127,11 @@ class Plasma:
         self.session_bus = session_bus(tree)
         tree.start("xvfb.log", "Xvfb", DISPLAY, "-screen", "0", f"{WIDTH}x{HEIGHT}x24")
         wait_until(lambda: "1000" in tree.run("xdotool getdisplaygeometry || true"), "the X server did not start")
-        (tree.shared / "applets").write_text(APPLETS)
+        (tree.shared / "applets").write_text(applets)
         (tree.shared / "kdeglobals").write_text("[KDE]\nAnimationDurationFactor=0\n")
         tree.run(f"cp {tree.shared}/kdeglobals /root/.config/")
         self.shell: Program | None = None
+        self._eyes: subprocess.Popen[str] | None = None
 
     # The shell -------------------------------------------------------------------------------------------------------
 
@@ -125,6 +144,7 @@ class Plasma:
 
     def stop(self) -> None:
         """kill -9, and of what it has started."""
+        self.close_eyes()
         if self.shell is not None:
             self.shell.stop()
             self.shell = None
@@ -139,9 +159,25 @@ class Plasma:
     # Eyes ------------------------------------------------------------------------------------------------------------
 
     def see(self) -> list[Part]:
-        said = self.tree.run(f"python3 {self.tree.shared}/plasma_eyes.py 2>/dev/null || true")
-        found = [json.loads(line) for line in said.splitlines() if line.startswith("[")]
-        return [Part(*values) for values in found if len(values) == 7]
+        if self._eyes is None:
+            self._eyes = subprocess.Popen(
+                self.tree.command("python3", f"{self.tree.shared}/plasma_eyes.py"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+        assert self._eyes.stdin is not None
+        assert self._eyes.stdout is not None
+        self._eyes.stdin.write("look\n")
+        self._eyes.stdin.flush()
+        return [Part(*json.loads(line)) for line in iter(self._eyes.stdout.readline, "\n")]
+
+    def close_eyes(self) -> None:
+        """A shell that has been killed leaves memories of it."""
+        if self._eyes is not None:
+            eyes, self._eyes = self._eyes, None
+            eyes.communicate(timeout=COMMAND_S)
 
     def wait(self, condition: Callable[[list[Part]], Any], what: str) -> Any:
         """Until it is true of what is on the screen; what it returned."""
@@ -209,6 +245,10 @@ class Plasma:
         """Give the keyboard to the window of a part, as the window manager does that is not here."""
         where = f"xdotool mousemove {part.x} {part.y} getmouselocation --shell"
         self.tree.run(f'eval "$({where})" && xdotool windowfocus --sync $WINDOW')
+
+    def windows(self) -> int:
+        """How many the shell has; a menu is one more, and the only thing here that no screen reader is told of."""
+        return len(self.tree.run("xdotool search --onlyvisible --class plasmashell || true").split())
 
     def key(self, *keys: str) -> None:
         self.tree.run(f"xdotool key {' '.join(keys)}")

@@ -1,8 +1,10 @@
 """What is on a Plasma desktop, as a screen reader finds it: one JSON list a line, of role, name, description, the place
-of its middle, and whether it has the keyboard. Run inside of the desktop's session.
+of its middle, and whether it has the keyboard and is checked. Run inside of the desktop's session: it looks once for
+each line that comes in, and ends each look with an empty line.
 """
 
 import json
+import sys
 from typing import Any
 
 import gi
@@ -30,6 +32,11 @@ def walk(part: Any, depth: int) -> None:
 
 
 Atspi.init()
-desktop = Atspi.get_desktop(0)
-for index in range(desktop.get_child_count()):
-    walk(desktop.get_child_at_index(index), 0)
+for _ in sys.stdin:
+    # What it knows from before may have gone.
+    GLib.MainContext.default().iteration(False)
+    desktop = Atspi.get_desktop(0)
+    desktop.clear_cache()
+    for index in range(desktop.get_child_count()):
+        walk(desktop.get_child_at_index(index), 0)
+    print(flush=True)

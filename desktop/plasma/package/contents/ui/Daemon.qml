@@ -48,10 +48,14 @@ Item {
     property var jobs: ({})
     property var unanswered: []
 
+    /** Tells the programs that were started from each other, and from those of another widget. */
+    readonly property string tag: Math.random().toString(36).slice(2)
+    property int runs: 0
+
     visible: false
 
     onPlaceChanged: reconsider()
-    Component.onCompleted: reconsider()
+    Component.onDestruction: unanswered.forEach(other => other.reply.finished.disconnect(other.finish))
 
     function reconsider() {
         life += 1;
@@ -74,6 +78,15 @@ Item {
         });
     }
 
+    /**
+     * A command line that was never there before: of one that was, the engine hands out what it said the last time.
+     */
+    function busctl(words) {
+        runs += 1;
+        const flag = place === "session" ? "--user" : "--system";
+        return `env GPUD_RUN=${tag}-${runs} busctl ${flag} ${words}`;
+    }
+
     /** Look now, or once more after the look that is under way. */
     function refresh() {
         if (owner === "")
@@ -85,6 +98,10 @@ Item {
         asking = true;
         send(owner, object, service, "Status", "", [], reply => {
             asking = false;
+            if (reply.isError && reply.error.name === "org.freedesktop.DBus.Error.ServiceUnknown") {
+                reconsider(); // Another one has its name.
+                return;
+            }
             if (!reply.isError) {
                 status = Figures.plain(reply.value);
                 seeToJobs();
@@ -159,7 +176,7 @@ Item {
             "service": name, "path": path, "iface": iface, "member": member, "signature": signature, "arguments": values
         });
         const finish = () => {
-            unanswered = unanswered.filter(other => other !== reply);
+            unanswered = unanswered.filter(other => other.reply !== reply);
             if (asked === life)
                 done(reply);
         };
@@ -168,7 +185,7 @@ Item {
             return;
         }
         // Kept until it is answered: nothing else holds on to it, and what nobody holds is collected.
-        unanswered.push(reply);
+        unanswered.push({"reply": reply, "finish": finish});
         reply.finished.connect(finish);
     }
 
@@ -187,7 +204,6 @@ Item {
     P5Support.DataSource {
         id: waiter
 
-        property int round: 0
         property string current: ""
 
         engine: "executable"
@@ -201,15 +217,11 @@ Item {
 
         function begin() {
             end();
-            round += 1;
-            // The same line twice would be taken for one that has run already.
-            const option = round % 2 ? "--no-pager" : "--no-legend";
-            const flag = daemon.place === "session" ? "--user" : "--system";
-            current = `busctl ${flag} ${option} wait ${daemon.service} ${daemon.object}`
-                + " org.freedesktop.DBus.Properties PropertiesChanged";
+            current = daemon.busctl(`wait ${daemon.service} ${daemon.object} org.freedesktop.DBus.Properties PropertiesChanged`);
             connectSource(current);
-            const later = `busctl ${flag} ${option} call org.freedesktop.DBus /org/freedesktop/DBus org.freedesktop.DBus GetId`;
-            settler.connectSource(`${later} && ${later}`);
+            const bus = "org.freedesktop.DBus";
+            const later = () => daemon.busctl(`call ${bus} /org/freedesktop/DBus ${bus} GetId`);
+            settler.connectSource(`${later()} && ${later()}`);
         }
 
         onNewData: (source, data) => {
@@ -246,13 +258,10 @@ Item {
 
         /** Once more, and this time a person may be asked for a password; Plasma's own calls do not allow that. */
         function ask(wish, member, signature, values) {
-            const flag = daemon.place === "session" ? "--user" : "--system";
             const words = [daemon.owner, daemon.object, daemon.service, member];
             if (signature !== "")
                 words.push(signature, ...values);
-            const line = `busctl ${flag} --auto-start=no --timeout=120 call ` + words.map(Figures.quoted).join(" ");
-            if (line in wishes)
-                return; // It is being asked.
+            const line = daemon.busctl("--auto-start=no --timeout=120 call " + words.map(Figures.quoted).join(" "));
             wishes[line] = wish;
             connectSource(line);
         }
