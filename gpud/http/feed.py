@@ -12,7 +12,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 
-from gpud.core.events import Alert, ClaimGranted, ClaimOver, JobEnded, Level, ModelChanged, Notice, Outcome, Touched
+from gpud.core.events import (
+    Alert,
+    CatalogueChanged,
+    ClaimGranted,
+    ClaimOver,
+    JobEnded,
+    Level,
+    ModelChanged,
+    Notice,
+    Outcome,
+    Touched,
+)
 from gpud.core.facts import JobKind, Snapshot, State
 from gpud.engine import Engine
 from gpud.http import feed_events
@@ -178,6 +189,8 @@ class Feed:
                     self._emit(Type.JOB, feed_events.job(outcome))
                 case Alert():
                     self._emit(Type.ALERT, feed_events.alert(outcome))
+                case CatalogueChanged():
+                    self._emit(Type.CATALOG, feed_events.catalog(outcome, len(self._engine.library.models)))
                 case ClaimGranted() | ClaimOver():
                     self._emit(Type.CLAIM, feed_events.claim(outcome))
                 case _:

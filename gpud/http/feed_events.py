@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from gpud.core.events import Alert, ClaimGranted, ClaimOver, JobEnded, Notice
+from gpud.core.events import Alert, CatalogueChanged, ClaimGranted, ClaimOver, JobEnded, Notice
 from gpud.core.facts import GpuStatus, JobKind, JobStatus, ModelStatus, QueueStatus, Snapshot, State
 from gpud.http.lines import Line
 from gpud.http.redaction import redacted
@@ -29,10 +29,14 @@ class Type(StrEnum):
     DOWNLOAD = "download"
     JOB = "job"
     CLAIM = "claim"
+    CATALOG = "catalog"
     NOTICE = "notice"
     LOG = "log"
     REQUEST = "request"
 
+
+NAMED = 100
+"""Of the models that have come, gone or changed together so many of each are named; the counts are of all."""
 
 USUAL = frozenset(Type) - {Type.REQUEST}
 """What comes to those who name no types."""
@@ -244,6 +248,14 @@ def claim(told: ClaimGranted | ClaimOver) -> Body:
         "error_code": told.error.code,
         "hint": told.error.hint,
     }
+
+
+def catalog(told: CatalogueChanged, models: int) -> Body:
+    """``models`` is how many there are now."""
+    body: dict[str, object] = {"models": models}
+    for key, names in (("new", told.new), ("gone", told.gone), ("changed", told.changed)):
+        body |= {key: list(names[:NAMED]), f"{key}_count": len(names)}
+    return body
 
 
 def notice(told: Notice) -> Body:

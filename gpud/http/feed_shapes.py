@@ -81,7 +81,7 @@ def _llama_swap(event: Event, feed: "Feed") -> Iterator[bytes]:
                 lines = feed.lines.tail(limit=HISTORY_LINES, origin=origin)
                 yield _swap_log(source, "".join(f"{line.shown(named=True)}\n" for line in lines))
         yield _swap_models(feed)
-    elif event.type is Type.MODEL_STATE:
+    elif event.type in (Type.MODEL_STATE, Type.CATALOG):
         yield _swap_models(feed)
     elif event.type is Type.NOTICE:
         yield _swap_log("proxy", f"{event.body['message']}\n")
@@ -125,6 +125,7 @@ _WISHES = {
     "model_load_progress": "model_events",
     "model_loaded": "model_events",
     "model_unloaded": "model_events",
+    "models_changed": "model_events",
     "backend_status": "backend_status",
     "inference_complete": "inference_events",
 }
@@ -145,7 +146,7 @@ def management_kinds(wishes: frozenset[str]) -> frozenset[Type]:
     if "vram_updates" in wishes:
         kinds.add(Type.VRAM)
     if "model_events" in wishes:
-        kinds |= {Type.MODEL_STATE, Type.PROGRESS}
+        kinds |= {Type.MODEL_STATE, Type.PROGRESS, Type.CATALOG}
     if "backend_status" in wishes:
         kinds.add(Type.MODEL_STATE)
     if "inference_events" in wishes:
@@ -178,6 +179,8 @@ def _named(event: Event, feed: "Feed") -> Iterator[tuple[str, Body]]:
             yield "model_load_progress", _progress(body, feed)
         case Type.MODEL_STATE:
             yield from _model(body)
+        case Type.CATALOG:
+            yield "models_changed", body
         case Type.NOTICE:
             yield from _notice(body)
         case Type.REQUEST:

@@ -11,7 +11,7 @@ import pytest
 from engine.parts import GIB, Bench
 
 from gpud.core.errors import BackendFailed, BudgetExceeded
-from gpud.core.events import Alert, ClaimOver, Kind, Level, ModelChanged, Notice, Touched
+from gpud.core.events import Alert, CatalogueChanged, ClaimOver, Kind, Level, ModelChanged, Notice, Touched
 from gpud.core.facts import Caller, JobResult, Model, State
 from gpud.core.ports import Stream
 from gpud.engine import Engine
@@ -707,6 +707,29 @@ def test_a_download_is_told_while_it_goes_on_and_at_its_end(run: Run) -> None:
                 assert (ended["type"], ended["job"], ended["kind"]) == ("job", job, "download")
                 assert (ended["result"], ended["message"]) == ("done", "downloaded 1000 bytes")
                 assert feed.picture().body["downloads"] == []
+            feed.close()
+
+    run(work())
+
+
+def test_other_models_are_told_in_every_shape(run: Run) -> None:
+    """What has come, gone and changed, a hundred names of each; clients of llama-swap get the list anew."""
+
+    async def work() -> None:
+        async with Bench(A, B) as bench:
+            feed = fed(bench.engine)
+            subscriptions = {shape: feed.subscribe(kinds=(Type.CATALOG,), shape=shape) for shape in Shape}
+            new = tuple(f"m{number}" for number in range(150))
+            feed.listen((CatalogueChanged(new, (), ("a",)),))
+            for shape in (Shape.EVENTS, Shape.JSON, Shape.MANAGEMENT):
+                said = json.loads((await text(subscriptions[shape])).rpartition("data: ")[2])
+                assert said["type"] == ("models_changed" if shape is Shape.MANAGEMENT else "catalog")
+                assert (said["new"], said["new_count"]) == (list(new[:100]), 150)
+                assert (said["gone"], said["gone_count"], said["changed"], said["models"]) == ([], 0, ["a"], 2)
+            kind, models = await swapped(subscriptions[Shape.LLAMA_SWAP])
+            assert kind == "modelStatus" and [one["id"] for one in models] == ["a", "b"]
+            for subscription in subscriptions.values():
+                subscription.close()
             feed.close()
 
     run(work())
