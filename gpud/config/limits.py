@@ -2,7 +2,7 @@
 
 from gpud.config.given import Given
 from gpud.config.kinds import Percent, Reading, percent_text
-from gpud.core.facts import BudgetLimits, EvictionLimits, EvictionPolicy, Limits, QueueLimits
+from gpud.core.facts import BudgetLimits, EvictionLimits, EvictionPolicy, Limits, QueueLimits, SessionLimits
 
 
 def limits(top: Given, reading: Reading) -> Limits:
@@ -27,6 +27,7 @@ def limits(top: Given, reading: Reading) -> Limits:
         shutdown_drain_s=top["shutdown_drain"],
         queue=_queue(top.section("queue"), reading),
         eviction=_eviction(top.section("eviction"), reading),
+        sessions=SessionLimits(**top.section("sessions").fields()),
         watch_s=gpu["watch"],
         alert_percent=gpu["alert_percent"] or None,
         external_busy_bytes=None if busy_mib is None else busy_mib << 20,

@@ -27,6 +27,7 @@ from gpud.config.schema import (
     REGISTRY,
     RESTART,
     ROOT,
+    SESSIONS,
     STOP,
 )
 from gpud.config.sections import HUB, Key, Section
@@ -154,6 +155,7 @@ def _data(config: Config, *, secrets: bool) -> dict[str, object]:
         "shutdown_drain": _written(top["shutdown_drain"], limits.shutdown_drain_s),
         "logging": _of_record(LOGGING, config.logging, "", secrets=secrets),
         "http": _http(config.http),
+        "sessions": _of_record(SESSIONS, limits.sessions, "", secrets=secrets),
         "bus": _of_record(BUS, config.bus, "", secrets=secrets),
     }
 

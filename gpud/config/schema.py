@@ -1003,6 +1003,25 @@ HTTP = Section(
     )
 )
 
+SESSIONS = Section(
+    (
+        Key(
+            "unload_on_exit",
+            Flag(),
+            "When a shell that has registered ends, unload what nobody else has used.",
+            "true",
+            also=("unload_on_shell_exit", "unloadOnShellExit"),
+        ),
+        Key(
+            "grace",
+            Duration(0, 86400),
+            "How long after its end that happens; whoever uses a model meanwhile keeps it.",
+            "5",
+            field="grace_s",
+        ),
+    )
+)
+
 BUS = Section(
     (
         Key("jobs", Whole(1, 10_000), "Jobs that one caller may have.", "16"),
@@ -1056,6 +1075,7 @@ ROOT = Section(
             "Where gpud listens, and who may come in.",
             also=("server",),
         ),
+        Key("sessions", SESSIONS, "What happens when a shell or a login session ends.", also=("session", "shells")),
         Key("bus", BUS, "What one caller on D-Bus may have at the same time."),
     )
 )

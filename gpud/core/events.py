@@ -18,6 +18,7 @@ from gpud.core.facts import (
     Limits,
     Model,
     Priority,
+    Session,
     State,
 )
 from gpud.core.quote import Offer, Quote, Share
@@ -124,10 +125,31 @@ class ResumeAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionBegan:
+    """A shell has registered, or a login session is going to hold something."""
+
+    session: Session
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEnded:
+    session: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UsersRestored:
+    """By model, the sessions (and ``""`` for everybody else) that used it, as an earlier daemon had noted."""
+
+    users: Mapping[str, frozenset[str]]
+
+
+@dataclass(frozen=True, slots=True)
 class UseBegan:
-    """A request is about to be sent to a ready engine."""
+    """A request is about to be sent to a ready engine. ``by`` is the session whose request it is."""
 
     model: str
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +326,9 @@ Event = (
     | ClaimDropped
     | YieldAsked
     | ResumeAsked
+    | SessionBegan
+    | SessionEnded
+    | UsersRestored
     | UseBegan
     | UseEnded
     | Progressed
@@ -437,6 +462,7 @@ class Kind(StrEnum):
     DOOR_OPENED = "door-opened"
     DOOR_FAILED = "door-failed"
     IDLE = "idle"
+    SESSION_ENDED = "session-ended"
     ENGINE_CRASHED = "engine-crashed"
     ENGINE_GIVEN_UP = "engine-given-up"
     ENGINE_KILLED = "engine-killed"
@@ -555,6 +581,11 @@ class Touched:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionsChanged:
+    """A session began or ended, or a model has another user than before."""
+
+
+@dataclass(frozen=True, slots=True)
 class CatalogueChanged:
     """Other models can be asked for than before, or something is said otherwise about them. All are names."""
 
@@ -563,6 +594,17 @@ class CatalogueChanged:
     changed: tuple[str, ...] = ()
 
 
-Outcome = Notice | ModelChanged | JobEnded | HoldEnded | ClaimGranted | ClaimOver | Alert | CatalogueChanged | Touched
+Outcome = (
+    Notice
+    | ModelChanged
+    | JobEnded
+    | HoldEnded
+    | ClaimGranted
+    | ClaimOver
+    | Alert
+    | SessionsChanged
+    | CatalogueChanged
+    | Touched
+)
 Work = Launch | CancelLaunch | Stop | AskBusy | Sample | ReleaseGpus | Learn | Warm
 Action = Work | Finish | Outcome

@@ -190,6 +190,14 @@ class EvictionLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """When a session ends, what only it has used is unloaded ``grace_s`` later, if ``unload_on_exit``."""
+
+    unload_on_exit: bool = True
+    grace_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """The numbers that the scheduler obeys; all of them come from the configuration.
 
@@ -208,6 +216,7 @@ class Limits:
     shutdown_drain_s: float = 20.0
     queue: QueueLimits = field(default_factory=QueueLimits)
     eviction: EvictionLimits = field(default_factory=EvictionLimits)
+    sessions: SessionLimits = field(default_factory=SessionLimits)
     watch_s: float = 10.0
     alert_percent: float | None = 90.0
     external_busy_bytes: int | None = None
@@ -292,7 +301,8 @@ class Exit:
 class Caller:
     """Who asks. ``label`` is how the caller appears in messages; ``owner`` is what its holds and jobs are counted on.
 
-    ``party`` is whom the queue is fair to: a session, an API key; empty means the user.
+    ``party`` is whom the queue is fair to: an API key, an address; empty means the user. ``session`` is the id of the
+    session whose use of a model this is; empty: of none, or nobody knows.
     """
 
     owner: str
@@ -300,11 +310,31 @@ class Caller:
     pid: int = 0
     label: str = ""
     party: str = ""
+    session: str = ""
 
     @property
     def stands_for(self) -> str:
         """Whom the queue is fair to."""
         return self.party or f"uid {self.uid}"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Somebody at work: a shell that has registered, or a login session that holds something. It ends with the process
+    ``pid``. ``label`` is how it appears in messages, ``login`` what logind calls the login session that it is in.
+    """
+
+    id: str
+    uid: int
+    pid: int
+    label: str
+    terminal: str = ""
+    login: str = ""
+
+    @property
+    def owner(self) -> str:
+        """Whom the holds of this session belong to."""
+        return f"session:{self.id}"
 
 
 # What is told to the outside -----------------------------------------------------------------------------------------
@@ -410,6 +440,16 @@ class QueueStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionStatus:
+    """One session with what it has used of what is loaded or on its way; ``alone`` are those that nobody else has."""
+
+    session: Session
+    since_s: float
+    used: tuple[str, ...]
+    alone: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class YieldStatus:
     """The GPUs are given away: nothing is loaded until ``until_s`` (None: until somebody resumes)."""
 
@@ -480,3 +520,4 @@ class Snapshot:
     claims: tuple[ClaimStatus, ...] = ()
     queue: tuple[QueueStatus, ...] = ()
     yielded: YieldStatus | None = None
+    sessions: tuple[SessionStatus, ...] = ()

@@ -84,6 +84,8 @@ class Instance:
     ``outgrew``: it took more than it had been promised and was ended for that; ``growth`` is how much more it is
     promised now; ``first_need_bytes`` what was promised before any of it was seen. ``for_request``: a request had it
     loaded. ``expects_bytes`` is what the last quote asks for.
+    ``users`` are the sessions that have used it since it came, with ``""`` for everybody else; when the last of them
+    has ended, it goes at ``leave_at_s``.
     """
 
     model: Model
@@ -128,6 +130,8 @@ class Instance:
     failure: Failure | None = None
     load_jobs: list[Job] = field(default_factory=list)
     unload_jobs: list[Job] = field(default_factory=list)
+    users: set[str] = field(default_factory=set)
+    leave_at_s: float | None = None
 
     @property
     def waiting(self) -> bool:
@@ -237,11 +241,18 @@ class Instance:
         return self.state is State.DRAINING and not unheard
 
     def unload_at(self, *, held: bool) -> float | None:
-        """When it goes for idleness, or None when it does not."""
-        timeout_s = self.idle_for_s
-        if self.state is not State.READY or self.in_flight or held or self.model.pinned or timeout_s <= 0:
+        """When it goes by itself, for idleness or because those who used it have left, or None when it does not."""
+        if self.state is not State.READY or self.in_flight or held or self.model.pinned:
             return None
-        return self.idle_since() + timeout_s
+        timeout_s = self.idle_for_s
+        idle_at = self.idle_since() + timeout_s if timeout_s > 0 else None
+        if self.leave_at_s is None:
+            return idle_at
+        return self.leave_at_s if idle_at is None else min(idle_at, self.leave_at_s)
+
+    def is_left(self, now: float) -> bool:
+        """Whether all who used it have left, and the grace is over."""
+        return self.leave_at_s is not None and self.leave_at_s <= now
 
     @property
     def idle_for_s(self) -> float:

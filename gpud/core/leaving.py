@@ -265,6 +265,9 @@ class Leaving:
         instance.force = instance.stale = instance.asking = False
         instance.attempts = 0
         instance.in_flight = 0
+        # Whoever has asked for it since goes on being its user.
+        instance.users = {job.caller.session for job in instance.load_jobs}
+        instance.leave_at_s = None
         self._out.end_unload_jobs(instance, freed_bytes if was_loaded else 0)
         if instance.waiting:
             self._table.enqueue(instance)
@@ -281,10 +284,11 @@ class Leaving:
         if instance.state is not State.COLD:
             self._table.move(instance, Trigger.FORGIVEN, reason)
 
-    def use_began(self, name: str) -> None:
+    def use_began(self, name: str, by: str) -> None:
         instance = self._table.find(name)
         if instance.state is not State.READY:
             raise NotLoaded(f'"{name}" is {instance.state}, not ready')
+        self._table.used(instance, by)
         instance.in_flight += 1
         instance.last_used_s = self._table.now
         instance.usage.note(self._table.now)
@@ -343,15 +347,17 @@ class Leaving:
         at = instance.unload_at(held=self._holds.held(instance.model.name, "unload"))
         if at is None or at > self._table.now:
             return
-        idle_s = self._table.now - instance.idle_since()
-        self._out.tell(
-            Kind.IDLE,
-            f'"{instance.model.name}" has been idle for {idle_s:.0f} s and is unloaded',
-            instance,
-            idle_seconds=round(idle_s),
-        )
-        instance.draining_for = "idle"
-        self._table.move(instance, Trigger.DRAIN, "idle")
+        why = "session" if instance.is_left(self._table.now) else "idle"
+        if why == "idle":
+            idle_s = self._table.now - instance.idle_since()
+            self._out.tell(
+                Kind.IDLE,
+                f'"{instance.model.name}" has been idle for {idle_s:.0f} s and is unloaded',
+                instance,
+                idle_seconds=round(idle_s),
+            )
+        instance.draining_for = why
+        self._table.move(instance, Trigger.DRAIN, why)
         self.drained(instance)
 
     def drain_over(self, instance: Instance) -> None:
@@ -387,6 +393,7 @@ def _why(instance: Instance) -> str:
         "give-way": "other programs needed its memory",
         "yield": "the GPUs are given away",
         "idle": "it was idle",
+        "session": "the sessions that used it have ended",
         "config": "its configuration has changed",
         "shutdown": "gpud is shutting down",
     }.get(instance.draining_for, instance.reason)

@@ -98,6 +98,7 @@ class Loading:
             engines=event.options.engines,
         )
         instance.usage.note(self._table.now)
+        self._table.used(instance, event.caller.session)
         if instance.state is State.READY:
             instance.last_used_s = self._table.now
             self._out.serve(instance, job, f'"{event.model}" is already loaded', self._table.now)
@@ -393,6 +394,9 @@ class Loading:
                 event.shares, context=event.context, layers=event.layers, reduced=text, engine=event.engine
             )
         instance.settled = False
+        # Nobody knows who used it; it may be said later.
+        instance.users = {""}
+        instance.leave_at_s = None
         instance.ready_since_s = instance.last_used_s = self._table.now
         instance.idle_timeout_s = self._table.idle_override_s
         self._table.move(instance, Trigger.ADOPT, "adopt")

@@ -28,6 +28,7 @@ from gpud.core.facts import (
     Model,
     ModelStatus,
     QueueStatus,
+    SessionStatus,
     State,
     YieldStatus,
 )
@@ -38,6 +39,7 @@ from gpud.core.loading import Loading
 from gpud.core.memory import Memory
 from gpud.core.pressure import Pressure
 from gpud.core.quote import Quote
+from gpud.core.sessions import Sessions
 from gpud.core.table import Table
 from gpud.core.verdict import Evicts, Granted, Refused, Waits, Wish
 from gpud.core.yielding import Yielding
@@ -55,6 +57,7 @@ class Scheduler:
         self._admitting = Admitting(self._table, self._loading, self._leaving, self._claiming)
         self._memory = Memory(self._table, self._loading, Pressure(self._table, self._leaving), self._admitting)
         self._foresight = Foresight(self._table)
+        self._sessions = Sessions(self._table, self._leaving)
         self._books = self._table.books
         self._holds = self._table.holds
         self._out = self._table.out
@@ -65,8 +68,8 @@ class Scheduler:
         self._table.now = now
         self._out.take()
         match event:
-            case events.UseBegan(name):
-                self._leaving.use_began(name)
+            case events.UseBegan(name, by):
+                self._leaving.use_began(name, by)
                 return self._after_use()
             case events.UseEnded(name):
                 self._leaving.use_ended(name)
@@ -89,6 +92,12 @@ class Scheduler:
                 self._yielding.asked(event)
             case events.ResumeAsked():
                 self._yielding.resumed(event)
+            case events.SessionBegan(session):
+                self._sessions.began(session)
+            case events.SessionEnded(session_id, reason):
+                self._session_ended(session_id, reason)
+            case events.UsersRestored(users):
+                self._sessions.restored(users)
             case events.Progressed():
                 self._loading.progressed(event)
             case events.Sized():
@@ -134,7 +143,7 @@ class Scheduler:
 
     def next_deadline(self) -> float | None:
         """When ``TimePassed`` is wanted next; None while nothing waits for the time."""
-        deadlines = self._admitting.deadlines()
+        deadlines = [*self._admitting.deadlines(), *self._sessions.deadlines()]
         yielded, limits = self._table.yielded, self._table.limits
         if yielded is not None and yielded.until_s is not None:
             deadlines.append(yielded.until_s)
@@ -178,6 +187,13 @@ class Scheduler:
 
     def yield_status(self) -> YieldStatus | None:
         return self._table.yielded
+
+    def session_statuses(self) -> tuple[SessionStatus, ...]:
+        return self._sessions.statuses()
+
+    def users(self) -> Mapping[str, frozenset[str]]:
+        """By model, the sessions that used it, with ``""`` for everybody else; of those that are loaded or wanted."""
+        return self._sessions.users()
 
     def given_away(self) -> str:
         """Why nothing is loaded on the GPUs now, or nothing."""
@@ -240,6 +256,7 @@ class Scheduler:
 
     def _time_passed(self) -> None:
         self._yielding.time_passed()
+        self._sessions.time_passed()
         self._admitting.time_passed()
         watch_s = self._table.limits.watch_s
         if watch_s > 0 and self._table.now >= self._table.looked_s + watch_s and self._table.with_engine():
@@ -261,9 +278,17 @@ class Scheduler:
             elif instance.drain_can_end and (instance.drain_until_s or self._table.now + 1) <= self._table.now:
                 self._leaving.drain_over(instance)
 
+    def _session_ended(self, session_id: str, reason: str) -> None:
+        session = self._sessions.ended(session_id, reason)
+        if session is None:
+            return
+        for hold in self._holds.all():
+            if hold.caller.owner == session.owner:
+                self._hold_dropped(hold.cookie, f"its session has ended: {reason}")
+
     def _hold_asked(self, event: events.HoldAsked) -> None:
         if event.model:
-            self._table.find(event.model)
+            self._table.used(self._table.find(event.model), event.caller.session)
         self._holds.add(
             HoldStatus(
                 event.cookie, event.model, event.caller, event.reason, event.application, event.what, self._table.now
@@ -296,6 +321,8 @@ class Scheduler:
         self._table.idle_override_s = None
         for instance in self._table.instances.values():
             instance.idle_timeout_s = None
+            if not event.limits.sessions.unload_on_exit:
+                instance.leave_at_s = None
         self._take_models(event.models, event.changed, forgive=True)
 
     def _take_models(self, models: Mapping[str, Model], others: Collection[str], *, forgive: bool) -> None:

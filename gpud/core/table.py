@@ -6,7 +6,7 @@ from gpud.core import events, queue
 from gpud.core.books import Books
 from gpud.core.claims import Claim, Claims
 from gpud.core.errors import NoSuchModel
-from gpud.core.facts import Limits, Model, State, YieldStatus
+from gpud.core.facts import Limits, Model, Session, State, YieldStatus
 from gpud.core.holds import Holds
 from gpud.core.instance import Instance
 from gpud.core.lifecycle import Trigger
@@ -25,8 +25,8 @@ class Table:
     """Everything that the scheduler knows. Only its parts write here, while they handle one event at ``now``.
 
     ``look``: somebody waits for memory, and the devices are to be looked at after this event. ``gpus_held``: drivers
-    may be open since a look that was allowed to wake them. ``yielded``: the GPUs are given away. ``alerts`` are the
-    devices that are nearly full, ``giving_way`` those of which it was told that others need what busy models hold.
+    may be open since a look that was allowed to wake them. ``yielded``: the GPUs are given away. ``sessions``: those that
+    live, with when they began. ``alerts`` are the devices that are nearly full, ``giving_way`` those of which it was told that others need what busy models hold.
     """
 
     def __init__(self, models: Mapping[str, Model], limits: Limits) -> None:
@@ -38,6 +38,7 @@ class Table:
         self.holds = Holds()
         self.claims = Claims()
         self.yielded: YieldStatus | None = None
+        self.sessions: dict[str, tuple[Session, float]] = {}
         self.alerts: set[str] = set()
         self.giving_way: set[str] = set()
         self.looked_s = 0.0
@@ -77,6 +78,15 @@ class Table:
         limits = self.limits
         hasty_s = max(LOOK_S, limits.memory_wait_s)
         return self.now + (limits.queue.timeout_s if wait_s is None else wait_s or hasty_s)
+
+    def used(self, instance: Instance, session: str) -> None:
+        """By this session, or by somebody who is in none that is known. The end of others is no reason to go then."""
+        instance.leave_at_s = None
+        user = session if session in self.sessions else ""
+        if user not in instance.users:
+            instance.users.add(user)
+            if self.sessions:
+                self.out.add(events.SessionsChanged())
 
     def find(self, name: str) -> Instance:
         instance = self.instances.get(name)

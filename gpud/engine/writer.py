@@ -27,6 +27,7 @@ from gpud.core.facts import (
     Limits,
     Model,
     Priority,
+    Session,
     Snapshot,
     State,
 )
@@ -247,6 +248,22 @@ class Engine:
                 self._post(events.HoldDropped(hold.cookie, "its holder has gone"))
         self._downloads.release(owner)
 
+    def session_began(self, session: Session) -> None:
+        """From now on what its callers use, and what is held for it, counts as its own."""
+        self._post(events.SessionBegan(session))
+
+    def session_ended(self, session_id: str, reason: str) -> None:
+        """What it held is held no longer, and what only it used goes. Nothing happens when it has ended already."""
+        self._post(events.SessionEnded(session_id, reason))
+
+    def users(self) -> Mapping[str, frozenset[str]]:
+        """By model, the sessions that used it, with ``""`` for everybody else."""
+        return self._scheduler.users()
+
+    def restore_users(self, users: Mapping[str, frozenset[str]]) -> None:
+        """What :meth:`users` of an earlier daemon said. Its engines are taken over and its sessions known by then."""
+        self._post(events.UsersRestored(users))
+
     def held_by_others(self, model: str, owner: str) -> bool:
         return self._scheduler.held_by_others(self.resolve(model), owner)
 
@@ -271,18 +288,18 @@ class Engine:
         """
         return _Use(self, model if model in self._work.models else self.resolve(model), caller, options)
 
-    def use_now(self, name: str) -> Running | None:
+    def use_now(self, name: str, by: str = "") -> Running | None:
         """The engine, with this use of it counted; None where it is not ready, and :meth:`begin_use` has to wait."""
         running = self._work.running.get(name)
         if running is None or self._scheduler.state_of(name) is not State.READY:
             return None
-        self._post(events.UseBegan(name))
+        self._post(events.UseBegan(name, by))
         return running
 
     async def begin_use(self, name: str, caller: Caller, options: LoadOptions | None) -> Running:
         """The engine, with this use of it counted."""
         while True:
-            running = self.use_now(name)
+            running = self.use_now(name, caller.session)
             if running is not None:
                 return running
             job = self.load(name, caller, replace(options or LoadOptions(), use=True))
@@ -636,6 +653,7 @@ class Engine:
             claims=self._scheduler.claim_statuses(),
             queue=self._scheduler.queue_statuses(),
             yielded=self._scheduler.yield_status(),
+            sessions=self._scheduler.session_statuses(),
         )
 
 
@@ -652,7 +670,8 @@ class _Use(AbstractAsyncContextManager[Endpoint]):
 
     async def __aenter__(self) -> Endpoint:
         engine, name = self._engine, self._name
-        self._running = engine.use_now(name) or await engine.begin_use(name, self._caller, self._options)
+        caller = self._caller
+        self._running = engine.use_now(name, caller.session) or await engine.begin_use(name, caller, self._options)
         return self._running.runner.endpoint
 
     async def __aexit__(
