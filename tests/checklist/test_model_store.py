@@ -9,8 +9,8 @@ from daemon.harness import TOP
 
 from gpud.backends import names
 from gpud.config import load, render
-from gpud.engines import engine_options
 from gpud.directories import Directories
+from gpud.engines import engine_options
 
 
 def of_ollama(tmp_path: Path, text: str, *, service: bool) -> str:

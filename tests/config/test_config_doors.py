@@ -175,7 +175,8 @@ def test_numbers_are_read() -> None:
     """Sizes, times, rates."""
     found = http(
         "limits: {header: 8KiB, body: 1GiB, connections: 10, connections_per_address: 2, header_timeout: 1, "
-        "body_timeout: 2, idle_timeout: 3, write_timeout: 4, answer_timeout: 5}, rate: 60/min, rate_without_key: 5 / s, heartbeat: never"
+        "body_timeout: 2, idle_timeout: 3, write_timeout: 4, answer_timeout: 5}, "
+        "rate: 60/min, rate_without_key: 5 / s, heartbeat: never"
     )
     assert found.limits == config.DoorLimits(8 << 10, 1 << 30, 10, 2, 1, 2, 3, 4, 5)
     assert (found.rate, found.rate_without_key, found.heartbeat_s) == (Rate(60, 60.0), Rate(5, 1.0), 0.0)
