@@ -75,7 +75,7 @@ class Loading:
             change("/switch", self._switch, "Unload a backend's models and load another", SwitchBody, SwitchAnswer),
             change("/schedule", self._schedule, "Queue a load; answers at once", LoadBody, Scheduled),
             look("/queue", self._queue, "Who waits for memory, in the order of service", Queue),
-            look("/jobs", self._jobs, "Loads and unloads under way", list[JobInfo]),
+            look("/jobs", self._jobs, "Loads, unloads and downloads under way", list[JobInfo]),
             look("/jobs/{id}", self._job, "One job, also after its end; ?wait=true waits for that", JobInfo),
             change("/jobs/{id}", self._cancel, "Call a job off", None, JobInfo, "DELETE"),
         )

@@ -140,7 +140,10 @@ class JobError(msgspec.Struct):
 
 
 class JobInfo(msgspec.Struct):
-    """``state`` is ``running`` until it is ``done``, ``failed``, ``canceled``, ``timeout`` or ``superseded``."""
+    """``state`` is ``running`` until it is ``done``, ``failed``, ``canceled``, ``timeout`` or ``superseded``.
+
+    ``kind`` is ``load``, ``unload`` or ``download``; of a download, ``model`` is what is downloaded.
+    """
 
     id: int
     kind: str

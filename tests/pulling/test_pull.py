@@ -17,7 +17,7 @@ import tiny_model
 from daemon.harness import Daemon, Place, engine, plain, settle
 
 from .hub_server import Fault, Hub, cut
-from .user import User
+from .user import Running, User
 
 REPO = "org/tiny-GGUF"
 NAME = "tiny-Q4_K_M.gguf"
@@ -63,8 +63,9 @@ def jobs(daemon: Daemon) -> list[dict[str, Any]]:
     return [plain(job) for job in daemon.status()["Jobs"]]
 
 
-def wait_job_seen(daemon: Daemon) -> dict[str, Any]:
-    """The download as everybody sees it, once all that the hub has sent is told of."""
+def wait_job_seen(daemon: Daemon, running: Running) -> dict[str, Any]:
+    """The download as everybody sees it, once something of it has come."""
+    running.until("downloading", "out" if "--json" in running.process.args else "err")
     settle(lambda: bool(jobs(daemon)) and jobs(daemon)[0].get("Bytes", 0) > 0, "a download is shown")
     return jobs(daemon)[0]
 
@@ -93,7 +94,7 @@ def test_a_model_comes_into_the_folder_at_which_gpud_looks(user: User, daemon: D
 def test_everybody_sees_it_as_a_job(user: User, daemon: Daemon, held: threading.Event, data: bytes) -> None:
     """How far it is, in Status, by command, and at its end by signal."""
     with user.running("pull", f"hf:{REPO}:Q4_K_M") as running:
-        shown = wait_job_seen(daemon)
+        shown = wait_job_seen(daemon, running)
         assert (shown["Kind"], shown["Model"], shown["Stage"]) == ("download", WHAT, "downloading")
         assert shown["TotalBytes"] == len(data) and 0 <= shown["Bytes"] <= KEPT
         text = user.gpudctl("status").stdout
@@ -182,7 +183,7 @@ def check_resumed(user: User, hub: Hub, data: bytes) -> None:
 def test_somebody_cancels_it(user: User, daemon: Daemon, held: threading.Event, hub: Hub, data: bytes) -> None:
     """From anywhere, by its number: its process ends, and what has come is kept."""
     with user.running("pull", f"hf:{REPO}:Q4_K_M") as running:
-        job = wait_job_seen(daemon)["Id"]
+        job = wait_job_seen(daemon, running)["Id"]
         assert user.gpudctl("cancel", str(job)).returncode == 0
         assert running.end() == 1
         assert f'the download of "{WHAT}" was canceled; what has come is kept' in running.text()
@@ -195,7 +196,7 @@ def test_somebody_cancels_it(user: User, daemon: Daemon, held: threading.Event, 
 def test_ctrl_c(user: User, daemon: Daemon, held: threading.Event, hub: Hub, data: bytes) -> None:
     """It says what is kept and how to go on; the job is canceled, and not failed."""
     with user.running("pull", f"hf:{REPO}:Q4_K_M") as running:
-        job = wait_job_seen(daemon)["Id"]
+        job = wait_job_seen(daemon, running)["Id"]
         puller = running.puller()
         running.interrupt()
         assert running.end() == 130
@@ -210,7 +211,7 @@ def test_ctrl_c(user: User, daemon: Daemon, held: threading.Event, hub: Hub, dat
 def test_kill_9_of_the_command(user: User, daemon: Daemon, held: threading.Event, hub: Hub, data: bytes) -> None:
     """Its job fails, the process that downloads ends with it, and the next command goes on."""
     with user.running("pull", f"hf:{REPO}:Q4_K_M") as running:
-        job = wait_job_seen(daemon)["Id"]
+        job = wait_job_seen(daemon, running)["Id"]
         puller = running.puller()
         running.kill9()
         ended = daemon.wait_job(job)
@@ -227,7 +228,7 @@ def test_kill_9_of_the_process_that_downloads(
 ) -> None:
     """The command says so, and the job fails with its words."""
     with user.running("pull", f"hf:{REPO}:Q4_K_M") as running:
-        job = wait_job_seen(daemon)["Id"]
+        job = wait_job_seen(daemon, running)["Id"]
         os.kill(running.puller(), signal.SIGKILL)
         assert running.end() == 1
         assert "the process that downloads was ended by signal 9; what has come is kept" in running.text()
@@ -239,7 +240,7 @@ def test_kill_9_of_the_process_that_downloads(
 def test_the_daemon_ends_meanwhile(user: User, daemon: Daemon, held: threading.Event, data: bytes) -> None:
     """The download is the user's own: it goes on."""
     with user.running("pull", f"hf:{REPO}:Q4_K_M") as running:
-        wait_job_seen(daemon)
+        wait_job_seen(daemon, running)
         assert daemon.stop() == 0
         held.set()
         assert running.end() == 0
@@ -249,7 +250,7 @@ def test_the_daemon_ends_meanwhile(user: User, daemon: Daemon, held: threading.E
 def test_two_of_them_download_it_once(user: User, daemon: Daemon, held: threading.Event, hub: Hub, data: bytes) -> None:
     """The second shows how far the first is, and ends with it; there is one job, and one request."""
     with user.running("pull", f"hf:{REPO}:Q4_K_M") as first:
-        wait_job_seen(daemon)
+        wait_job_seen(daemon, first)
         with user.running("pull", f"hf:{REPO}:Q4_K_M") as second:
             second.until("downloaded by another process, ")
             assert len(jobs(daemon)) == 1
@@ -287,7 +288,7 @@ def test_the_token_is_shown_to_the_hub_alone(user: User, daemon: Daemon, hub: Hu
     secret = "hf_Zk3vN0qT8sLw5yXhB2cRf7uJm1aEgDo4Pi"
     hub.token = secret
     with user.running("--json", "pull", f"hf:{REPO}:Q4_K_M", HF_TOKEN=secret) as running:
-        shown = wait_job_seen(daemon)
+        shown = wait_job_seen(daemon, running)
         lines = [Path(f"/proc/{pid}/cmdline").read_text() for pid in (running.process.pid, running.puller())]
         kept = [path.read_bytes().decode("latin1") for path in user.folder.iterdir()]
         held.set()
@@ -536,6 +537,7 @@ def test_ollama_downloads(user: User, daemon: Daemon) -> None:
         {"status": "success"},
     )
     with ollama(*told) as (url, asked, going_on), user.running("pull", "ollama:llama3.2:3b", "--url", url) as running:
+        running.until("downloading")
         settle(lambda: bool(jobs(daemon)) and jobs(daemon)[0]["TotalBytes"] == 1200, "both layers are shown")
         shown = jobs(daemon)[0]
         assert (shown["Model"], shown["Bytes"]) == ("ollama:llama3.2:3b", 1050)
@@ -552,6 +554,7 @@ def test_ollama_is_called_off(user: User, daemon: Daemon) -> None:
     """Its connection ends, by which it knows."""
     told = ollama(layer("aa", 100, 1000), {})
     with told as (url, _, _), user.running("pull", "ollama:llama3.2", "--url", url) as running:
+        running.until("downloading")
         settle(lambda: bool(jobs(daemon)), "it is shown")
         assert user.gpudctl("cancel", str(jobs(daemon)[0]["Id"])).returncode == 0
         assert running.end() == 1
