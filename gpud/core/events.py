@@ -72,7 +72,9 @@ class CancelAsked:
 
 @dataclass(frozen=True, slots=True)
 class HoldAsked:
-    """``model`` empty: an inhibitor. ``what`` is drawn from ``unload`` and ``evict``."""
+    """``model`` empty: an inhibitor. ``what`` is drawn from ``unload``, ``evict``, ``load`` (the GPUs are given away)
+    and ``game`` (the same, and loads do meanwhile what is configured).
+    """
 
     cookie: int
     model: str
@@ -312,6 +314,39 @@ class IdleTimeoutSet:
 
 
 @dataclass(frozen=True, slots=True)
+class PowerSeen:
+    """The machine runs on its battery from now on, or does so no longer."""
+
+    on_battery: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SuspendAsked:
+    """The machine is about to sleep, or to shut down: every engine that would not survive it is gone within
+    ``within_s``, by force if need be.
+
+    ``keep``: what survives a sleep stays loaded; ``lost`` says by vendor why a GPU's memory does not.
+    """
+
+    within_s: float
+    shutdown: bool = False
+    keep: bool = False
+    lost: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WokeUp:
+    """The machine is awake again, or does not sleep after all. ``restore``: what was unloaded for it comes back.
+
+    ``problem`` says why the GPUs cannot be used: what needs them stays away until another one comes without.
+    """
+
+    restore: bool = True
+    problem: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ShutdownAsked:
     """gpud ends: drain within the bound, then stop every engine. A second one does not wait any longer."""
 
@@ -346,6 +381,9 @@ Event = (
     | LookAsked
     | BudgetSet
     | IdleTimeoutSet
+    | PowerSeen
+    | SuspendAsked
+    | WokeUp
     | ShutdownAsked
 )
 
@@ -457,6 +495,8 @@ class Kind(StrEnum):
     CLAIM_ENDED = "claim-ended"
     YIELDED = "yielded"
     RESUMED = "resumed"
+    SUSPENDING = "suspending"
+    WOKE_UP = "woke-up"
     VRAM_HIGH = "vram-high"
     VRAM_NORMAL = "vram-normal"
     DOOR_OPENED = "door-opened"

@@ -197,13 +197,22 @@ class SessionLimits:
     grace_s: float = 5.0
 
 
+class LoadsMeanwhile(StrEnum):
+    """What becomes of a load while a game has the GPUs."""
+
+    WAIT = "wait"
+    CPU = "cpu"
+    REFUSE = "refuse"
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The numbers that the scheduler obeys; all of them come from the configuration.
 
     Every ``watch_s`` the devices are looked at while something is loaded; 0: only when something happens. An alert is
     given at ``alert_percent`` of a device, None: never. Nothing is loaded on a GPU of which other programs hold
-    ``external_busy_bytes``.
+    ``external_busy_bytes``. ``loads_during_game`` are those for a GPU. On battery a model may be idle for
+    ``battery_idle_s`` at most; None: as long as otherwise.
     """
 
     gpu: BudgetLimits = field(default_factory=lambda: BudgetLimits(reserve_bytes=256 << 20))
@@ -220,6 +229,8 @@ class Limits:
     watch_s: float = 10.0
     alert_percent: float | None = 90.0
     external_busy_bytes: int | None = None
+    loads_during_game: LoadsMeanwhile = LoadsMeanwhile.WAIT
+    battery_idle_s: float | None = None
 
 
 # What is measured ----------------------------------------------------------------------------------------------------
@@ -457,6 +468,17 @@ class YieldStatus:
     why: str
     since_s: float
     until_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Suspension:
+    """The machine is about to sleep, or sleeps; with ``shutdown`` it goes down. Engines are to be gone by
+    ``until_s``.
+    """
+
+    shutdown: bool
+    since_s: float
+    until_s: float
 
 
 class JobKind(StrEnum):

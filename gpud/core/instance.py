@@ -83,7 +83,9 @@ class Instance:
     engine has said that it works. ``offer`` is how it was loaded; ``used`` what it was measured to hold, by device.
     ``outgrew``: it took more than it had been promised and was ended for that; ``growth`` is how much more it is
     promised now; ``first_need_bytes`` what was promised before any of it was seen. ``for_request``: a request had it
-    loaded. ``expects_bytes`` is what the last quote asks for.
+    loaded. ``expects_bytes`` is what the last quote asks for. ``off_gpu``: this time on the processor, a game has the
+    GPUs; ``kept_off``: it waits until they are taken back. ``battery_idle_s``: on battery, the longest that it may be
+    idle. ``stop_s`` is how long its engine took to end the last time.
     ``users`` are the sessions that have used it since it came, with ``""`` for everybody else; when the last of them
     has ended, it goes at ``leave_at_s``.
     """
@@ -112,6 +114,11 @@ class Instance:
     ready_since_s: float | None = None
     idle_timeout_s: float | None = None
     load_seconds: float | None = None
+    off_gpu: bool = False
+    kept_off: bool = False
+    battery_idle_s: float | None = None
+    stopping_since_s: float | None = None
+    stop_s: float | None = None
     stage: str = ""
     progress: float | None = None
     attempts: int = 0
@@ -211,6 +218,10 @@ class Instance:
 
     def launchable(self) -> Model:
         """The model with what the caller of this one load asked for: as it was started, or as it would be now."""
+        found = self._launchable()
+        return without_gpu(found) if self.off_gpu else found
+
+    def _launchable(self) -> Model:
         if self.state.has_engine() and self.offer is not None:
             return as_offered(self.model, self.offer, self.context)
         if self.state.has_engine():
@@ -237,7 +248,12 @@ class Instance:
         """It drains, and its bound holds. However short that is, an engine that is not known to be busy is heard first;
         only the end of gpud itself waits no longer than it said.
         """
-        unheard = self.asking and not self.in_flight and not self.told_busy and self.draining_for != "shutdown"
+        unheard = (
+            self.asking
+            and not self.in_flight
+            and not self.told_busy
+            and self.draining_for not in ("shutdown", "suspend")
+        )
         return self.state is State.DRAINING and not unheard
 
     def unload_at(self, *, held: bool) -> float | None:
@@ -258,8 +274,13 @@ class Instance:
     def idle_for_s(self) -> float:
         """How long it may be idle; 0: for ever."""
         timeout_s = self.model.idle_timeout_s if self.idle_timeout_s is None else self.idle_timeout_s
-        if timeout_s != AUTO_IDLE:
-            return timeout_s
+        if timeout_s == AUTO_IDLE:
+            timeout_s = self._idle_that_pays()
+        if timeout_s > 0 and self.battery_idle_s is not None:
+            return min(timeout_s, self.battery_idle_s)
+        return timeout_s
+
+    def _idle_that_pays(self) -> float:
         reload_s = self.reload_s or 0.0
         return min(MOST_AUTO_IDLE_S, max(LEAST_AUTO_IDLE_S, AUTO_IDLE_PER_LOAD_SECOND * reload_s))
 
@@ -315,6 +336,13 @@ def as_wished(model: Model, engines: Collection[str], context: int | None) -> Mo
         ways = [replace(way, settings=replace(way.settings, context=context)) for way in ways]
     first, *others = ways
     return replace(first, alternatives=tuple(others))
+
+
+def without_gpu(model: Model) -> Model:
+    """The model and its other ways, all of them in the machine's own memory."""
+    settings = model.settings if model.settings.layers is None else replace(model.settings, layers="0")
+    others = tuple(without_gpu(other) for other in model.alternatives)
+    return replace(model, gpu=HOST, settings=settings, alternatives=others)
 
 
 def as_offered(model: Model, offer: Offer, context: int | None) -> Model:

@@ -91,7 +91,7 @@ class Leaving:
         elif instance.state is State.READY:
             self.drain(instance, "user", instance.model.stop.drain_s)
         elif instance.state is State.DRAINING:
-            if instance.draining_for not in ("shutdown", "yield"):
+            if instance.draining_for not in ("shutdown", "suspend", "yield"):
                 instance.draining_for = instance.reason = "user"
             if event.force:
                 self.drained(instance)
@@ -121,6 +121,7 @@ class Leaving:
 
     def drained(self, instance: Instance) -> None:
         instance.drain_until_s = None
+        instance.stopping_since_s = self._table.now
         self._table.move(instance, Trigger.DRAINED, instance.reason)
         self._out.add(events.Stop(instance.model.name, instance.generation))
 
@@ -240,6 +241,9 @@ class Leaving:
         used_bytes = instance.used_bytes
         freed_bytes = instance.need_bytes if used_bytes is None else used_bytes
         self._books.expect_back(instance, self._table.now)
+        if instance.stopping_since_s is not None:
+            instance.stop_s = self._table.now - instance.stopping_since_s
+            instance.stopping_since_s = None
         was_loaded = instance.ready_since_s is not None
         self._table.move(instance, Trigger.GONE, instance.reason)
         if was_loaded:
@@ -256,6 +260,7 @@ class Leaving:
         instance.context = None
         instance.engines = ()
         instance.for_request = False
+        instance.off_gpu = False
         instance.settled = False
         instance.ready_since_s = None
         instance.stage, instance.progress = "", None
@@ -366,11 +371,16 @@ class Leaving:
         """
         name, bound_s = instance.model.name, instance.model.stop.drain_s
         busy = f"{instance.in_flight} requests in flight" if instance.in_flight else "its engine says that it is busy"
-        if instance.draining_for == "shutdown":
+        if instance.draining_for in ("shutdown", "suspend"):
+            suspended = self._table.suspended
+            if suspended is not None:
+                waited_s = self._table.now - suspended.since_s
+                why = "the machine is about to " + ("shut down" if suspended.shutdown else "sleep")
+            else:
+                waited_s, why = self._table.limits.shutdown_drain_s, "gpud is shutting down"
             self._out.tell(
                 Kind.STILL_BUSY,
-                f'"{name}" is still busy ({busy}) after {self._table.limits.shutdown_drain_s:g} s and is stopped: '
-                "gpud is shutting down",
+                f'"{name}" is still busy ({busy}) after {waited_s:.3g} s and is stopped: {why}',
                 instance,
                 level=Level.WARNING,
             )
@@ -396,4 +406,5 @@ def _why(instance: Instance) -> str:
         "session": "the sessions that used it have ended",
         "config": "its configuration has changed",
         "shutdown": "gpud is shutting down",
+        "suspend": "the machine is about to sleep",
     }.get(instance.draining_for, instance.reason)

@@ -16,6 +16,7 @@ from gpud.core.instance import Failure, Instance, Job
 from gpud.core.leaving import Leaving
 from gpud.core.lifecycle import Trigger
 from gpud.core.quote import Offer, Share, Source
+from gpud.core.suspending import Sleeping
 from gpud.core.table import Table
 from gpud.core.verdict import Granted
 from gpud.core.yielding import Yielding
@@ -41,16 +42,17 @@ _SOURCES = {
 class Loading:
     """Everything on the way from cold to ready."""
 
-    def __init__(self, table: Table, leaving: Leaving, yielding: Yielding) -> None:
+    def __init__(self, table: Table, leaving: Leaving, yielding: Yielding, sleeping: Sleeping) -> None:
         self._table = table
         self._leaving = leaving
         self._yielding = yielding
+        self._sleeping = sleeping
         self._books = table.books
         self._out = table.out
 
     def load_asked(self, event: events.LoadAsked) -> None:
         """
-        1. gpud is ending, or the GPUs are given away: refused.
+        1. gpud is ending, the machine sleeps, or the GPUs are given away: refused.
         2. It failed too often: refused until somebody clears it.
         3. It is loaded or loading with another context: refused.
         4. It is ready: done at once.
@@ -63,6 +65,7 @@ class Loading:
         instance = self._table.find(event.model)
         if instance.removed:
             raise NoSuchModel(f'cannot load "{event.model}": it is no longer configured and is being unloaded')
+        self._sleeping.check(instance)
         self._yielding.check(instance.model)
         if instance.state is State.FAILED and instance.attempts >= self._table.limits.backoff_attempts:
             failure = instance.failure or Failure("it failed")

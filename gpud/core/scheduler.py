@@ -30,6 +30,7 @@ from gpud.core.facts import (
     QueueStatus,
     SessionStatus,
     State,
+    Suspension,
     YieldStatus,
 )
 from gpud.core.foresight import Foresight
@@ -40,9 +41,10 @@ from gpud.core.memory import Memory
 from gpud.core.pressure import Pressure
 from gpud.core.quote import Quote
 from gpud.core.sessions import Sessions
+from gpud.core.suspending import Sleeping
 from gpud.core.table import Table
 from gpud.core.verdict import Evicts, Granted, Refused, Waits, Wish
-from gpud.core.yielding import Yielding
+from gpud.core.yielding import GIVES_AWAY, Yielding
 
 
 class Scheduler:
@@ -52,7 +54,8 @@ class Scheduler:
         self._table = Table(models, limits)
         self._leaving = Leaving(self._table)
         self._yielding = Yielding(self._table, self._leaving)
-        self._loading = Loading(self._table, self._leaving, self._yielding)
+        self._sleeping = Sleeping(self._table, self._leaving, self._yielding)
+        self._loading = Loading(self._table, self._leaving, self._yielding, self._sleeping)
         self._claiming = Claiming(self._table)
         self._admitting = Admitting(self._table, self._loading, self._leaving, self._claiming)
         self._memory = Memory(self._table, self._loading, Pressure(self._table, self._leaving), self._admitting)
@@ -62,6 +65,7 @@ class Scheduler:
         self._holds = self._table.holds
         self._out = self._table.out
         self._finished = False
+        self._on_battery = False
 
     def handle(self, event: events.Event, now: float) -> tuple[Action, ...]:
         """Take one event. A wish that cannot be granted is raised as GpudError and changes nothing."""
@@ -78,6 +82,7 @@ class Scheduler:
                 self._loading.load_asked(event)
             case events.UnloadAsked():
                 self._leaving.unload_asked(event)
+                self._sleeping.sent_away(event.model)
             case events.CancelAsked(job):
                 self._cancel_asked(job)
             case events.HoldAsked():
@@ -134,6 +139,14 @@ class Scheduler:
                 for instance in self._table.instances.values():
                     instance.idle_timeout_s = idle_timeout_s
                 self._out.touch()
+            case events.PowerSeen(on_battery):
+                self._on_battery = on_battery
+                self._apply_power()
+                self._out.touch()
+            case events.SuspendAsked():
+                self._sleeping.asked(event)
+            case events.WokeUp():
+                self._sleeping.woke_up(event)
             case events.ShutdownAsked():
                 self._shutdown_asked()
             case _:
@@ -143,7 +156,7 @@ class Scheduler:
 
     def next_deadline(self) -> float | None:
         """When ``TimePassed`` is wanted next; None while nothing waits for the time."""
-        deadlines = [*self._admitting.deadlines(), *self._sessions.deadlines()]
+        deadlines = [*self._sleeping.deadlines(), *self._admitting.deadlines(), *self._sessions.deadlines()]
         yielded, limits = self._table.yielded, self._table.limits
         if yielded is not None and yielded.until_s is not None:
             deadlines.append(yielded.until_s)
@@ -194,6 +207,17 @@ class Scheduler:
     def users(self) -> Mapping[str, frozenset[str]]:
         """By model, the sessions that used it, with ``""`` for everybody else; of those that are loaded or wanted."""
         return self._sessions.users()
+
+    def suspended(self) -> Suspension | None:
+        return self._table.suspended
+
+    def left_before_sleep(self) -> int:
+        """How many engines have still to go before the machine may sleep or shut down."""
+        return self._sleeping.left()
+
+    def gpu_problem(self) -> str:
+        """Why no GPU can be used since the machine woke up, or nothing."""
+        return self._sleeping.problem
 
     def given_away(self) -> str:
         """Why nothing is loaded on the GPUs now, or nothing."""
@@ -256,6 +280,7 @@ class Scheduler:
 
     def _time_passed(self) -> None:
         self._yielding.time_passed()
+        self._sleeping.time_passed()
         self._sessions.time_passed()
         self._admitting.time_passed()
         watch_s = self._table.limits.watch_s
@@ -286,6 +311,12 @@ class Scheduler:
             if hold.caller.owner == session.owner:
                 self._hold_dropped(hold.cookie, f"its session has ended: {reason}")
 
+    def _apply_power(self) -> None:
+        """On battery nobody is idle for longer than is configured for that."""
+        idle_s = self._table.limits.battery_idle_s if self._on_battery else None
+        for instance in self._table.instances.values():
+            instance.battery_idle_s = idle_s
+
     def _hold_asked(self, event: events.HoldAsked) -> None:
         if event.model:
             self._table.used(self._table.find(event.model), event.caller.session)
@@ -294,7 +325,7 @@ class Scheduler:
                 event.cookie, event.model, event.caller, event.reason, event.application, event.what, self._table.now
             )
         )
-        if "load" in event.what:
+        if event.what & GIVES_AWAY:
             self._yielding.inhibited()
         self._out.touch()
 
@@ -306,7 +337,7 @@ class Scheduler:
         instance = self._table.instances.get(hold.model)
         if instance is not None and instance.state is State.READY:
             instance.last_used_s = self._table.now
-        if "load" in hold.what:
+        if hold.what & GIVES_AWAY:
             self._yielding.inhibition_over()
         if self._table.waiting():
             # What it held may go now, if somebody needs the memory.
@@ -352,6 +383,7 @@ class Scheduler:
         for name, model in models.items():
             if name not in self._table.instances:
                 self._table.instances[name] = Instance(model)
+        self._apply_power()
         self._table.look = True
         self._out.touch()
 
@@ -402,6 +434,7 @@ class Scheduler:
         """
         if self._table.look:
             self._table.look = False
+            self._yielding.place()
             if self._table.somebody_could_be_served():
                 self._table.sample()
         engines = bool(self._table.with_engine())

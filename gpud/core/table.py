@@ -6,7 +6,7 @@ from gpud.core import events, queue
 from gpud.core.books import Books
 from gpud.core.claims import Claim, Claims
 from gpud.core.errors import NoSuchModel
-from gpud.core.facts import Limits, Model, Session, State, YieldStatus
+from gpud.core.facts import Limits, Model, Session, State, Suspension, YieldStatus
 from gpud.core.holds import Holds
 from gpud.core.instance import Instance
 from gpud.core.lifecycle import Trigger
@@ -25,8 +25,9 @@ class Table:
     """Everything that the scheduler knows. Only its parts write here, while they handle one event at ``now``.
 
     ``look``: somebody waits for memory, and the devices are to be looked at after this event. ``gpus_held``: drivers
-    may be open since a look that was allowed to wake them. ``yielded``: the GPUs are given away. ``sessions``: those that
-    live, with when they began. ``alerts`` are the devices that are nearly full, ``giving_way`` those of which it was told that others need what busy models hold.
+    may be open since a look that was allowed to wake them. ``yielded``: the GPUs are given away. ``suspended``: the
+    machine is about to sleep. ``sessions``: those that live, with when they began. ``alerts`` are the devices that are
+    nearly full, ``giving_way`` those of which it was told that others need what busy models hold.
     """
 
     def __init__(self, models: Mapping[str, Model], limits: Limits) -> None:
@@ -38,6 +39,7 @@ class Table:
         self.holds = Holds()
         self.claims = Claims()
         self.yielded: YieldStatus | None = None
+        self.suspended: Suspension | None = None
         self.sessions: dict[str, tuple[Session, float]] = {}
         self.alerts: set[str] = set()
         self.giving_way: set[str] = set()
@@ -126,6 +128,8 @@ class Table:
 
     def may_start(self, instance: Instance) -> bool:
         """Whether nothing but memory is missing."""
+        if self.suspended is not None or instance.kept_off:
+            return False
         return instance.state in (State.COLD, State.FAILED) or (
             instance.state is State.BACKOFF and (instance.retry_at_s or 0.0) <= self.now
         )

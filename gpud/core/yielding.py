@@ -3,16 +3,22 @@
 from gpud.core import events
 from gpud.core.errors import Yielded
 from gpud.core.events import Kind, Notice
-from gpud.core.facts import HOST, JobResult, Model, State, YieldStatus
+from gpud.core.facts import HOST, JobResult, LoadsMeanwhile, Model, State, YieldStatus
+from gpud.core.instance import Instance
 from gpud.core.leaving import Leaving
 from gpud.core.spans import span
 from gpud.core.table import Table
 
+GIVES_AWAY = frozenset({"load", "game"})
+"""What of the things that can be inhibited leaves the GPUs to others."""
+
 
 class Yielding:
-    """Gives the GPUs away for a time, for as long as somebody inhibits loading, or until somebody resumes.
+    """Gives the GPUs away for a time, for as long as somebody inhibits loading or plays a game, or until somebody
+    resumes.
 
-    What was pinned or waited for by nobody but gpud itself comes back afterwards.
+    What was pinned or held, or waited for by nobody but gpud itself, comes back afterwards. During a game loads wait,
+    or do without a GPU, or are refused, as configured; else they are refused.
     """
 
     def __init__(self, table: Table, leaving: Leaving) -> None:
@@ -61,6 +67,33 @@ class Yielding:
 
     def reason(self) -> str:
         """Why nothing is loaded on the GPUs, or nothing."""
+        return self._strict_reason() or self._game()
+
+    def place(self) -> None:
+        """Of those who wait, say who waits until the GPUs are taken back, and who does without them this time."""
+        reason, strict = self.reason(), self._strict_reason()
+        on_processor = bool(reason) and not strict and self._meanwhile() is LoadsMeanwhile.CPU
+        for entry in self._table.waiting():
+            if not isinstance(entry, Instance) or entry.state.has_engine() or entry.ticket is None:
+                continue
+            concerned = bool(reason) and self.concerns(entry.model)
+            entry.off_gpu = concerned and on_processor
+            entry.kept_off = concerned and not on_processor
+            if entry.kept_off:
+                entry.ticket.waits_for = f"waiting until the GPUs are taken back: {reason}"
+
+    def _meanwhile(self) -> LoadsMeanwhile:
+        return self._table.limits.loads_during_game
+
+    def _game(self) -> str:
+        for hold in self._table.holds.all():
+            if "game" in hold.what:
+                who = hold.application or hold.caller.label or hold.caller.owner
+                return f"{who} has them ({hold.reason or 'no reason given'})"
+        return ""
+
+    def _strict_reason(self) -> str:
+        """The same, where somebody wants it and not just a game."""
         yielded = self._table.yielded
         if yielded is not None:
             who = yielded.caller.label or yielded.caller.owner
@@ -74,30 +107,50 @@ class Yielding:
 
     def check(self, model: Model) -> None:
         """Raises Yielded for a model that would go where nothing is loaded now."""
-        reason = self.reason()
-        if reason and self._concerns(model):
+        reason, strict = self.reason(), self._strict_reason()
+        if not reason or not self.concerns(model):
+            return
+        if strict:
             raise Yielded(
                 f'cannot load "{model.name}": the GPUs are given away, {reason}',
                 hint="wait, or take them back with gpudctl resume",
             )
+        if self._meanwhile() is LoadsMeanwhile.REFUSE:
+            raise Yielded(
+                f'cannot load "{model.name}": the GPUs are given away, {reason}',
+                hint="wait until it has ended, or set give_way.loads to wait or cpu",
+            )
 
-    def _concerns(self, model: Model) -> bool:
+    def keeps_off(self, model: Model) -> bool:
+        """Whether nothing may be loaded now where this model would go."""
+        return bool(self.reason()) and self.concerns(model)
+
+    def remember(self, name: str) -> None:
+        """It is to be loaded as soon as the GPUs are taken back."""
+        self._back[name] = None
+
+    def concerns(self, model: Model) -> bool:
         """Without a GPU it is the machine's memory that is given away."""
-        if all(sample.is_host for sample in self._table.books.samples):
+        if self._without_gpu():
             return True
         return model.gpu != HOST and model.settings.layers != "0"
 
+    def _without_gpu(self) -> bool:
+        return all(sample.is_host for sample in self._table.books.samples)
+
     def _empty(self) -> None:
-        no_gpu = all(sample.is_host for sample in self._table.books.samples)
+        no_gpu = self._without_gpu()
+        refused = bool(self._strict_reason()) or self._meanwhile() is LoadsMeanwhile.REFUSE
         for instance in list(self._table.instances.values()):
             model = instance.model
             there = no_gpu or any(share.device != HOST for share in instance.shares)
-            if not (there if instance.shares else self._concerns(model)):
+            if not (there if instance.shares else self.concerns(model)):
                 continue
-            if instance.wanted or (instance.model.pinned and instance.state in (State.LOADING, State.READY)):
+            dear = instance.model.pinned or self._table.holds.count(model.name)
+            if instance.wanted or (dear and instance.state in (State.LOADING, State.READY)):
                 self._back[model.name] = None
             instance.wanted = False
-            if instance.waiting or instance.load_jobs:
+            if refused and (instance.waiting or instance.load_jobs):
                 error = Yielded(
                     f'cannot load "{model.name}": the GPUs are given away, {self.reason()}', hint="see gpudctl resume"
                 )
@@ -105,9 +158,11 @@ class Yielding:
                 self._out.end_load_jobs(instance, JobResult.FAILED, error.text, error)
             if instance.state is State.LOADING:
                 self._leaving.cancel_launch(instance, "user", "the GPUs are given away")
+                if instance.load_jobs:
+                    self._table.enqueue(instance)
             elif instance.state is State.READY:
                 self._leaving.drain(instance, "yield", None)
-            elif instance.state is State.DRAINING and instance.draining_for != "shutdown":
+            elif instance.state is State.DRAINING and instance.draining_for not in ("shutdown", "suspend"):
                 # It does not stay for being busy, nor for who wanted it to go: it answers and goes.
                 self._leaving.go_on_draining(instance, "yield", None)
         self._table.look = True

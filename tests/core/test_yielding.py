@@ -1,13 +1,15 @@
 """The GPUs are given away, for a time, until somebody resumes, or for as long as somebody forbids loading."""
 
+from dataclasses import replace
+
 import pytest
 
 from gpud.core import events
 from gpud.core.errors import Yielded
 from gpud.core.events import Kind
-from gpud.core.facts import HOST, EngineSettings, JobResult, State
+from gpud.core.facts import HOST, EngineSettings, JobResult, LoadsMeanwhile, State
 
-from .world import ALICE, BOB, GIB, World, model
+from .world import ALICE, BOB, GIB, GPU, World, model
 
 
 def world(*names: str, size: int = 2 * GIB, **more: object) -> World:
@@ -243,3 +245,138 @@ def test_giving_away_twice_has_the_last_word() -> None:
     give_away(w, for_s=10.0)
     w.pass_time(11)
     assert w.scheduler.yield_status() is None
+
+
+def play(w: World, cookie: int = 7) -> None:
+    w.post(events.HoldAsked(cookie, "", BOB, "GameMode says so", "steam_app_70", frozenset(("game",))))
+    w.settle()
+
+
+def end_game(w: World, cookie: int = 7) -> None:
+    w.post(events.HoldDropped(cookie, "its process has ended"))
+    w.settle()
+
+
+def gaming(loads: LoadsMeanwhile, *names: str) -> World:
+    w = world(*names)
+    w.configure(limits=replace(w.limits, loads_during_game=loads))
+    return w
+
+
+def test_a_game_has_the_gpus_and_loads_wait_for_its_end() -> None:
+    """What is idle goes at once; who wants something meanwhile is told what it waits for, and then served."""
+    w = gaming(LoadsMeanwhile.WAIT, "a", "b")
+    w.load("a")
+    w.settle()
+    play(w)
+    assert w.engines == {}
+    job = w.load("b")
+    w.settle()
+    assert w.engines == {}
+    reason = "waiting until the GPUs are taken back: steam_app_70 has them (GameMode says so)"
+    assert w.queue()[0].waits_for == reason
+    end_game(w)
+    assert w.result(job) is JobResult.DONE
+    assert w.state("b") is State.READY
+    assert w.state("a") is State.COLD
+
+
+def test_who_waits_for_the_end_of_a_game_does_not_wait_for_ever() -> None:
+    """No longer than anybody in the queue, and the reason is told."""
+    w = gaming(LoadsMeanwhile.WAIT, "a")
+    play(w)
+    job = w.load("a")
+    w.settle()
+    w.pass_time(w.limits.queue.timeout_s + 1)
+    assert w.result(job) is JobResult.TIMEOUT
+    assert "steam_app_70 has them" in w.jobs[job].message
+
+
+def test_during_a_game_loads_do_without_a_gpu_where_that_is_configured() -> None:
+    """They come up on the processor; after the game the next load has the GPU again."""
+    w = gaming(LoadsMeanwhile.CPU, "a")
+    play(w)
+    job = w.load("a")
+    w.settle()
+    assert w.result(job) is JobResult.DONE
+    launch = w.last_launch("a")
+    assert [share.device for share in launch.shares] == [HOST]
+    assert launch.model.gpu == HOST
+    end_game(w)
+    assert w.state("a") is State.READY
+    w.unload("a")
+    w.settle()
+    w.load("a")
+    w.settle()
+    assert w.last_launch("a").shares[0].device == GPU
+
+
+def test_a_load_under_way_is_begun_anew_without_a_gpu_when_a_game_starts() -> None:
+    """Whoever waits for it gets it, on the processor."""
+    w = gaming(LoadsMeanwhile.CPU, "a")
+    w.load_s = {"a": 30.0}
+    job = w.load("a")
+    w.settle()
+    assert w.state("a") is State.LOADING
+    play(w)
+    w.pass_time(40)
+    assert w.result(job) is JobResult.DONE
+    assert w.last_launch("a").shares[0].device == HOST
+
+
+def test_during_a_game_loads_are_refused_where_that_is_configured() -> None:
+    """With the game's name, and what to do."""
+    w = gaming(LoadsMeanwhile.REFUSE, "a")
+    play(w)
+    with pytest.raises(Yielded, match="steam_app_70 has them") as caught:
+        w.load("a")
+    assert caught.value.hint == "wait until it has ended, or set give_way.loads to wait or cpu"
+
+
+def test_who_gives_the_gpus_away_has_loads_refused_even_during_a_game() -> None:
+    """The stricter wish holds, until only the game is left."""
+    w = gaming(LoadsMeanwhile.WAIT, "a")
+    play(w)
+    give_away(w)
+    with pytest.raises(Yielded, match="alice has asked for them"):
+        w.load("a")
+    resume(w)
+    assert w.notices(Kind.YIELDED)[-1].message.startswith("The GPUs stay given away: steam_app_70 has them")
+    job = w.load("a")
+    w.settle()
+    end_game(w)
+    assert w.result(job) is JobResult.DONE
+
+
+def test_what_somebody_holds_comes_back_after_a_game() -> None:
+    """Its holder lives, and was promised that it stays."""
+    w = gaming(LoadsMeanwhile.WAIT, "a", "b")
+    w.load("a")
+    w.load("b")
+    w.settle()
+    w.post(events.HoldAsked(1, "a", BOB, "", "app", frozenset(("unload", "evict"))))
+    play(w)
+    assert w.engines == {}
+    end_game(w)
+    assert w.state("a") is State.READY
+    assert w.state("b") is State.COLD
+
+
+def test_on_battery_models_are_idle_for_less_long() -> None:
+    """As soon as the machine runs on its battery, and as before when it no longer does; never stays never."""
+    w = world("a", "b")
+    w.configure(model("b", idle_timeout_s=0.0), limits=replace(w.limits, battery_idle_s=60.0))
+    w.load("a")
+    w.load("b")
+    w.settle()
+    w.post(events.PowerSeen(True))
+    w.pass_time(50)
+    assert w.state("a") is State.READY
+    w.post(events.PowerSeen(False))
+    w.pass_time(100)
+    assert w.state("a") is State.READY
+    w.post(events.PowerSeen(True))
+    w.pass_time(1)
+    assert w.state("a") is State.COLD
+    w.pass_time(10_000)
+    assert w.state("b") is State.READY

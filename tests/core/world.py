@@ -38,6 +38,9 @@ CAROL = Caller("carol", 1002, label="carol")
 GPU = "GPU-0"
 GPU1 = "GPU-1"
 HOST_BYTES = 16 * GIB
+BOUNDED = ("shutdown", "suspend")
+"""Why an answer may be cut: the machine, or gpud itself, waits no longer."""
+
 WORK = (events.Launch, events.CancelLaunch, events.Stop, events.AskBusy, events.Sample)
 
 
@@ -435,7 +438,7 @@ class World:
                 case events.Launch(model, shares=shares) if self.scheduler.given_away():
                     off_gpu = self.gpus and all(share.device == HOST for share in shares)
                     assert off_gpu, f"{model.name} is loaded although the GPUs are given away"
-                case events.ModelChanged(name, State.DRAINING, State.STOPPING, reason) if reason != "shutdown":
+                case events.ModelChanged(name, State.DRAINING, State.STOPPING, reason) if reason not in BOUNDED:
                     busy = self.status(name).in_flight
                     assert not busy or name in self.forced, f"an answer of {name} is cut ({reason})"
                 case events.ModelChanged(name, State.READY, State.DRAINING, "budget"):

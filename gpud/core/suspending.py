@@ -1,0 +1,228 @@
+"""The machine sleeps or goes down: what would not survive that goes first, in time, and comes back when it is awake."""
+
+from gpud.core import events
+from gpud.core.errors import GpuUnavailable, ShuttingDown, Suspending
+from gpud.core.events import Kind, Level, Notice
+from gpud.core.facts import JobResult, State, Suspension
+from gpud.core.instance import Instance
+from gpud.core.leaving import Leaving
+from gpud.core.lifecycle import Trigger
+from gpud.core.table import Table
+from gpud.core.yielding import Yielding
+
+KILL_TAKES_S = 0.5
+"""Between the kill and the end of an engine: its memory, of which there may be much, is given back by the kernel."""
+
+UNMEASURED_STOP_S = 1.0
+"""How long an engine is taken to need to end of itself that has not been seen to."""
+
+LEAST_SHARE_FOR_ANSWERS = 0.5
+"""However long an engine has needed to end: answers have half of the time, and the kill comes at its end anyway."""
+
+WHY = {True: "shutdown", False: "suspend"}
+
+
+class Sleeping:
+    """Empties the machine within a bound, refuses what comes meanwhile, and has it back afterwards.
+
+    ``problem`` says why no GPU can be used since the machine woke up.
+    """
+
+    def __init__(self, table: Table, leaving: Leaving, yielding: Yielding) -> None:
+        self._table = table
+        self._leaving = leaving
+        self._yielding = yielding
+        self._out = table.out
+        self._back: dict[str, None] = {}
+        self._keeps: set[str] = set()
+        self._kill_at_s: float | None = None
+        self.problem = ""
+        self._hint = ""
+
+    def asked(self, event: events.SuspendAsked) -> None:
+        """A second one, without a waking between, only sets the bound anew."""
+        now = self._table.now
+        self._table.suspended = Suspension(event.shutdown, now, now + event.within_s)
+        spare_s = min(KILL_TAKES_S, event.within_s / 4)
+        self._kill_at_s = now + event.within_s - spare_s
+        self._keeps = set()
+        lost: dict[str, None] = {}
+        going = 0
+        for instance in list(self._table.instances.values()):
+            stays, why_not = self._survives(instance, event)
+            if stays:
+                self._keeps.add(instance.model.name)
+            elif instance.state.has_engine():
+                going += 1
+                if why_not:
+                    lost[why_not] = None
+            self._remember(instance)
+            self._refuse_waiting(instance)
+            if not stays:
+                self._send_away(instance, event, self._kill_at_s - now)
+        what = "shut down" if event.shutdown else "sleep"
+        text = f"The machine is about to {what}: "
+        text += f"{_models(going)} to be unloaded within {event.within_s:.1f} s" if going else "nothing has to go"
+        if self._keeps and any(self._table.instances[name].state.has_engine() for name in self._keeps):
+            text += f", {len(self._kept_engines())} kept"
+        if lost:
+            text += f"; not kept, because {'; '.join(lost)}"
+        self._out.add(Notice(Kind.SUSPENDING, text, fields={"within_seconds": event.within_s, "models": going}))
+        self._out.touch()
+
+    def woke_up(self, event: events.WokeUp) -> None:
+        """Also when nobody had said that it would sleep, and once more when the GPUs can be used after all."""
+        was, self._table.suspended = self._table.suspended, None
+        self._kill_at_s = None
+        self._keeps = set()
+        had_problem, self.problem, self._hint = self.problem, event.problem, event.hint
+        if not event.restore:
+            self._back.clear()
+        back = [self._table.instances[name] for name in self._back if name in self._table.instances]
+        # Those that somebody holds come first, then as they were configured.
+        back.sort(key=lambda instance: not (self._table.holds.count(instance.model.name) or instance.model.pinned))
+        for instance in self._table.instances.values():
+            draining = instance.state is State.DRAINING and instance.draining_for in WHY.values()
+            if draining and not instance.unload_jobs and not self._table.closing:
+                self._leaving.resume(instance)
+        restored = [instance.model.name for instance in back if self._bring_back(instance)]
+        if event.problem:
+            if not had_problem:
+                self._out.add(
+                    Notice(
+                        Kind.GPU_PROBLEM,
+                        f"{event.problem[:1].upper()}{event.problem[1:]}",
+                        level=Level.ERROR,
+                        fields={"hint": event.hint},
+                    )
+                )
+        elif had_problem or was is not None:
+            text = "The GPUs can be used again" if had_problem else "The machine is awake"
+            if restored:
+                text += f"; {', '.join(restored)} {'is' if len(restored) == 1 else 'are'} loaded again"
+            self._out.add(Notice(Kind.WOKE_UP, text, fields={"models": len(restored)}))
+        self._table.look = True
+        self._out.touch()
+
+    def sent_away(self, name: str) -> None:
+        """Somebody has it unloaded: it does not come back by itself. Empty: everything."""
+        if name:
+            self._back.pop(name, None)
+        else:
+            self._back.clear()
+
+    def check(self, instance: Instance) -> None:
+        """Raises why it cannot be loaded now: the machine sleeps or goes down, or has not found its GPU again."""
+        name, suspended = instance.model.name, self._table.suspended
+        if suspended is not None and instance.state is not State.READY:
+            raise self._refusal(name, suspended)
+        if self.problem and self._yielding.concerns(instance.model) and instance.state is not State.READY:
+            raise GpuUnavailable(f'cannot load "{name}": {self.problem}', hint=self._hint)
+
+    def deadlines(self) -> list[float]:
+        return [] if self._kill_at_s is None or not self._engines() else [self._kill_at_s]
+
+    def time_passed(self) -> None:
+        """The time is nearly over: who has not gone is killed."""
+        if self._kill_at_s is None or self._table.now < self._kill_at_s:
+            return
+        self._kill_at_s = None
+        for instance in self._engines():
+            if instance.state is State.READY:
+                # It was taken back meanwhile, or came up in spite of all.
+                self._leaving.drain(instance, self._why(), 0.0)
+            if instance.state is State.LOADING:
+                self._leaving.cancel_launch(instance, self._why(), "the machine cannot wait for it", kill=True)
+            if instance.state is State.DRAINING:
+                self._leaving.drained(instance)
+            if instance.state is not State.STOPPING:
+                continue
+            self._table.move(instance, Trigger.GRACE_OVER, self._why())
+            self._out.tell(
+                Kind.ENGINE_KILLED,
+                f'The engine of "{instance.model.name}" has not ended and is killed: the machine cannot wait longer',
+                instance,
+                level=Level.WARNING,
+            )
+            self._out.add(events.Stop(instance.model.name, instance.generation, kill=True))
+
+    def left(self) -> int:
+        """How many engines have still to go before the machine may sleep."""
+        return len(self._engines()) if self._table.suspended is not None else 0
+
+    # The parts
+
+    def _engines(self) -> list[Instance]:
+        return [instance for instance in self._table.with_engine() if instance.model.name not in self._keeps]
+
+    def _kept_engines(self) -> list[str]:
+        return [name for name in self._keeps if self._table.instances[name].state.has_engine()]
+
+    def _survives(self, instance: Instance, event: events.SuspendAsked) -> tuple[bool, str]:
+        """Whether it may stay, and why not, if that was wished."""
+        if not event.keep or event.shutdown or instance.state is not State.READY:
+            return False, ""
+        held = {share.device for share in instance.shares}
+        for sample in self._table.books.samples:
+            if sample.uuid in held and sample.vendor in event.lost:
+                return False, event.lost[sample.vendor]
+        return True, ""
+
+    def _remember(self, instance: Instance) -> None:
+        """What is there, or on its way, was to be there; what somebody has sent away was not."""
+        there = instance.state in (State.LOADING, State.READY) and not instance.stale and not instance.removed
+        if instance.model.name not in self._keeps and (there or instance.wanted):
+            self._back[instance.model.name] = None
+
+    def _refuse_waiting(self, instance: Instance) -> None:
+        suspended = self._table.suspended
+        instance.wanted = False
+        if suspended is not None and (instance.waiting or instance.load_jobs):
+            error = self._refusal(instance.model.name, suspended)
+            instance.leave_queue()
+            self._out.end_load_jobs(instance, JobResult.FAILED, error.text, error)
+
+    def _send_away(self, instance: Instance, event: events.SuspendAsked, within_s: float) -> None:
+        why = WHY[event.shutdown]
+        stop_s = UNMEASURED_STOP_S if instance.stop_s is None else instance.stop_s
+        answers_s = max(within_s * LEAST_SHARE_FOR_ANSWERS, within_s - stop_s)
+        if instance.state is State.LOADING:
+            self._leaving.cancel_launch(instance, why, "the machine cannot wait for it")
+        elif instance.state is State.READY:
+            self._leaving.drain(instance, why, answers_s)
+        elif instance.state is State.DRAINING:
+            self._leaving.go_on_draining(instance, why, answers_s)
+
+    def _bring_back(self, instance: Instance) -> bool:
+        name = instance.model.name
+        if self._table.closing or (self.problem and self._yielding.concerns(instance.model)):
+            return False
+        del self._back[name]
+        if instance.state in (State.LOADING, State.READY, State.FAILED) or instance.removed:
+            return False
+        if self._yielding.keeps_off(instance.model):
+            self._yielding.remember(name)
+            return False
+        instance.wanted = True
+        self._table.enqueue(instance)
+        return True
+
+    def _why(self) -> str:
+        suspended = self._table.suspended
+        return WHY[suspended is not None and suspended.shutdown]
+
+    def _refusal(self, name: str, suspended: Suspension) -> Suspending | ShuttingDown:
+        left_s = suspended.until_s - self._table.now
+        if suspended.shutdown:
+            return ShuttingDown(
+                f'cannot load "{name}": the machine is shutting down', hint="load it after the next start"
+            )
+        if left_s > 0:
+            when = f"is about to sleep, within {left_s:.1f} s"
+        else:
+            when = "sleeps, or has just woken up and looks whether its GPUs work"
+        return Suspending(f'cannot load "{name}": the machine {when}', hint="ask again once the machine is awake")
+
+
+def _models(count: int) -> str:
+    return "1 model has" if count == 1 else f"{count} models have"

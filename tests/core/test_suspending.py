@@ -1,0 +1,356 @@
+"""The machine sleeps: whatever would not survive that is gone in time, and comes back when it is awake."""
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpud.core import events
+from gpud.core.errors import GpuUnavailable, ShuttingDown, Suspending
+from gpud.core.events import Action, Kind
+from gpud.core.facts import HOST, JobResult, State
+
+from .world import ALICE, BOB, GIB, World, model
+
+WITHIN_S = 4.0
+
+
+@dataclass
+class Machine(World):
+    """Engines in ``stubborn`` end only when they are killed."""
+
+    stubborn: set[str] = field(default_factory=set)
+    killed: list[str] = field(default_factory=list)
+
+    def do(self, action: Action) -> None:
+        if isinstance(action, events.Stop):
+            if action.kill:
+                self.killed.append(action.model)
+            elif action.model in self.stubborn:
+                self.pending.remove(action)
+                return
+        super().do(action)
+
+
+def machine(*names: str, **more: object) -> Machine:
+    return Machine({name: model(name) for name in names}, dict.fromkeys(names, 2 * GIB), **more)  # type: ignore[arg-type]
+
+
+def sleep(w: Machine, **how: object) -> None:
+    w.post(events.SuspendAsked(WITHIN_S, **how))  # type: ignore[arg-type]
+    w.settle()
+
+
+def wake(w: Machine, **how: object) -> None:
+    w.post(events.WokeUp(**how))  # type: ignore[arg-type]
+    w.settle()
+
+
+def loaded(*names: str, **more: object) -> Machine:
+    w = machine(*names, **more)
+    for name in names:
+        w.load(name)
+    w.settle()
+    return w
+
+
+def test_what_is_loaded_goes_and_comes_back() -> None:
+    """Idle models go at once, and are loaded again by themselves when the machine is awake."""
+    w = loaded("a", "b")
+    sleep(w)
+    assert w.engines == {}
+    assert w.scheduler.left_before_sleep() == 0
+    assert w.scheduler.next_deadline() is None
+    assert w.notices(Kind.SUSPENDING)[0].message == (
+        "The machine is about to sleep: 2 models have to be unloaded within 4.0 s"
+    )
+    changed = [a for a in w.told if isinstance(a, events.ModelChanged) and a.new is State.DRAINING]
+    assert {change.reason for change in changed} == {"suspend"}
+    wake(w)
+    assert {w.state("a"), w.state("b")} == {State.READY}
+    assert w.notices(Kind.WOKE_UP)[0].message == "The machine is awake; a, b are loaded again"
+
+
+def test_new_loads_are_refused_with_what_to_do() -> None:
+    """Until the machine is awake, and the sentence says until when it is emptied."""
+    w = machine("a")
+    sleep(w)
+    with pytest.raises(Suspending) as caught:
+        w.load("a")
+    assert caught.value.message == 'cannot load "a": the machine is about to sleep, within 4.0 s'
+    assert caught.value.hint == "ask again once the machine is awake"
+    w.now += 60
+    with pytest.raises(Suspending, match="looks whether its GPUs work"):
+        w.load("a")
+    wake(w)
+    w.load("a")
+    w.settle()
+    assert w.state("a") is State.READY
+
+
+def test_a_running_answer_has_what_time_there_is() -> None:
+    """It ends by itself where it can; the model is unloaded right after it."""
+    w = machine("a")
+    w.load("a", use=True)
+    w.settle()
+    sleep(w)
+    w.pass_time(2.0)
+    assert w.state("a") is State.DRAINING
+    w.post(events.UseEnded("a"))
+    w.settle()
+    assert w.state("a") is State.COLD
+    assert w.killed == []
+
+
+def test_a_long_answer_is_cut_so_that_its_engine_can_end() -> None:
+    """By the time that an engine takes to end there is no more waiting."""
+    w = machine("a")
+    w.load("a", use=True)
+    w.settle()
+    sleep(w)
+    w.pass_time(2.6)
+    assert w.state("a") is State.COLD
+    text = w.notices(Kind.STILL_BUSY)[0].message
+    assert text == '"a" is still busy (1 requests in flight) after 2.5 s and is stopped: the machine is about to sleep'
+
+
+def test_the_time_that_an_engine_took_to_end_is_kept_free_for_it() -> None:
+    """What was measured the last time is what an answer does not get."""
+    w = machine("a", stubborn={"a"})
+    w.load("a")
+    w.settle()
+    w.unload("a")
+    w.settle()
+    w.pass_time(1.5)
+    w.end("a")
+    w.settle()
+    w.stubborn.clear()
+    w.load("a", use=True)
+    w.settle()
+    sleep(w)
+    w.pass_time(1.9)
+    assert w.state("a") is State.DRAINING
+    w.pass_time(0.2)
+    assert w.state("a") is State.COLD
+
+
+def test_an_engine_that_does_not_end_is_killed_within_the_time() -> None:
+    """Told with its name; the machine does not wait for it."""
+    w = loaded("a", stubborn={"a"})
+    sleep(w)
+    assert w.state("a") is State.STOPPING
+    w.pass_time(WITHIN_S)
+    assert w.killed == ["a"]
+    assert w.engines == {}
+    assert "has not ended and is killed: the machine cannot wait longer" in w.notices(Kind.ENGINE_KILLED)[0].message
+
+
+def test_a_load_under_way_is_called_off_and_taken_up_again() -> None:
+    """Who waits for it is told why, and it is there after the sleep."""
+    w = machine("a", load_s={"a": 30.0})
+    job = w.load("a")
+    w.settle()
+    assert w.state("a") is State.LOADING
+    sleep(w)
+    assert w.state("a") is State.COLD
+    assert w.result(job) is JobResult.FAILED
+    assert "the machine is about to sleep" in w.jobs[job].message
+    wake(w)
+    assert w.state("a") is State.LOADING
+
+
+def test_who_waits_for_memory_is_told_and_waits_no_longer() -> None:
+    """Nothing of the queue is served while the machine sleeps."""
+    w = machine("a", "b", "c", "d", "e")
+    for name in "abcd":
+        w.load(name, use=True)
+    w.settle()
+    job = w.load("e")
+    w.settle()
+    assert w.queue()
+    sleep(w)
+    assert w.result(job) is JobResult.FAILED
+    assert w.queue() == ()
+
+
+def test_a_second_warning_only_sets_the_time_anew() -> None:
+    """PrepareForSleep may come twice; what was loaded before the first one comes back."""
+    w = loaded("a")
+    sleep(w)
+    sleep(w)
+    wake(w)
+    assert w.state("a") is State.READY
+
+
+def test_waking_up_without_having_been_told_of_the_sleep_changes_nothing() -> None:
+    """gpud was started in between."""
+    w = loaded("a")
+    wake(w)
+    assert w.state("a") is State.READY
+    assert w.notices(Kind.WOKE_UP) == []
+
+
+def test_a_sleep_that_is_called_off_finds_what_still_answers() -> None:
+    """It stays as it is."""
+    w = machine("a")
+    w.load("a", use=True)
+    w.settle()
+    sleep(w)
+    wake(w)
+    assert w.state("a") is State.READY
+    assert w.status("a").in_flight == 1
+
+
+def test_nothing_comes_back_where_that_is_not_wanted() -> None:
+    """An option; asked for, it is loaded all the same."""
+    w = loaded("a")
+    sleep(w)
+    wake(w, restore=False)
+    assert w.state("a") is State.COLD
+    w.load("a")
+    w.settle()
+    assert w.state("a") is State.READY
+
+
+def test_what_is_held_comes_back_first() -> None:
+    """Somebody waits for it; of the others nobody knows."""
+    w = loaded("a", "b", "c")
+    w.post(events.HoldAsked(1, "c", BOB, "", "app", frozenset(("unload", "evict"))))
+    sleep(w)
+    before = len(w.launches())
+    wake(w)
+    assert w.launches()[before:] == ["c", "a", "b"]
+
+
+def test_what_survives_a_sleep_is_kept_where_that_is_wished() -> None:
+    """Its driver keeps its memory; it still answers, and no other is loaded."""
+    w = loaded("a")
+    sleep(w, keep=True)
+    assert w.state("a") is State.READY
+    assert w.scheduler.left_before_sleep() == 0
+    w.post(events.UseBegan("a"))
+    w.post(events.UseEnded("a"))
+    assert w.notices(Kind.SUSPENDING)[0].message == "The machine is about to sleep: nothing has to go, 1 kept"
+    wake(w)
+    assert w.state("a") is State.READY
+    assert w.launches() == ["a"]
+
+
+def test_what_a_driver_does_not_preserve_goes_and_that_is_said() -> None:
+    """On a GPU whose memory does not survive; what is in the machine's own memory stays."""
+    w = Machine({"a": model("a"), "h": model("h", gpu=HOST)}, {"a": 2 * GIB, "h": GIB})
+    w.load("a")
+    w.load("h")
+    w.settle()
+    sleep(w, keep=True, lost={"nvidia": "NVIDIA's driver is not set to preserve memory"})
+    assert w.state("a") is State.COLD
+    assert w.state("h") is State.READY
+    text = w.notices(Kind.SUSPENDING)[0].message
+    assert text.endswith("1 kept; not kept, because NVIDIA's driver is not set to preserve memory")
+
+
+def test_a_gpu_that_did_not_wake_up_is_said_and_what_needs_none_goes_on() -> None:
+    """Once; when it can be used again, what was loaded comes back."""
+    w = Machine({"a": model("a"), "h": model("h", gpu=HOST)}, {"a": 2 * GIB, "h": GIB})
+    w.load("a")
+    w.load("h")
+    w.settle()
+    sleep(w)
+    wake(w, problem="the GPUs do not answer since the machine woke up", hint="reload nvidia_uvm")
+    wake(w, problem="the GPUs do not answer since the machine woke up", hint="reload nvidia_uvm")
+    assert w.state("h") is State.READY
+    assert w.state("a") is State.COLD
+    with pytest.raises(GpuUnavailable) as caught:
+        w.load("a")
+    assert caught.value.hint == "reload nvidia_uvm"
+    assert len(w.notices(Kind.GPU_PROBLEM)) == 1
+    assert w.scheduler.gpu_problem() == "the GPUs do not answer since the machine woke up"
+    wake(w)
+    assert w.state("a") is State.READY
+    assert w.notices(Kind.WOKE_UP)[-1].message == "The GPUs can be used again; a is loaded again"
+
+
+def test_what_comes_back_waits_for_gpus_that_are_given_away() -> None:
+    """Somebody took them before the sleep, and has them after it."""
+    w = loaded("a")
+    sleep(w)
+    w.post(events.YieldAsked(ALICE, "a game"))
+    wake(w)
+    assert w.state("a") is State.COLD
+    w.post(events.ResumeAsked(ALICE))
+    w.settle()
+    assert w.state("a") is State.READY
+
+
+def test_a_machine_that_shuts_down_loses_all_and_says_so() -> None:
+    """Nothing is kept; a shutdown that is called off brings it back."""
+    w = loaded("a")
+    sleep(w, shutdown=True, keep=True)
+    assert w.engines == {}
+    with pytest.raises(ShuttingDown, match="the machine is shutting down"):
+        w.load("a")
+    wake(w)
+    assert w.state("a") is State.READY
+
+
+def test_a_crashed_engine_does_not_come_back_into_a_sleep() -> None:
+    """Its back-off ends while the machine is about to sleep; it comes back afterwards."""
+    w = loaded("a")
+    w.end("a", code=1)
+    w.settle()
+    assert w.state("a") is State.BACKOFF
+    sleep(w)
+    w.pass_time(30)
+    assert w.engines == {}
+    wake(w)
+    assert w.state("a") is State.READY
+
+
+def test_unload_while_the_machine_goes_to_sleep_joins() -> None:
+    """Whoever asks for it hears that it is gone, and it does not come back."""
+    w = machine("a")
+    w.load("a", use=True)
+    w.settle()
+    sleep(w)
+    job = w.unload("a")
+    w.post(events.UseEnded("a"))
+    w.settle()
+    assert w.result(job) is JobResult.DONE
+    wake(w)
+    assert w.state("a") is State.COLD
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    used=st.sets(st.sampled_from("abcd")),
+    slow=st.sets(st.sampled_from("abcd")),
+    stubborn=st.sets(st.sampled_from("abcd")),
+    busy=st.sets(st.sampled_from("abcd")),
+    within_s=st.floats(0.2, 60),
+    wait_s=st.floats(0, 3),
+    keep=st.booleans(),
+)
+def test_whatever_runs_is_gone_within_the_time(
+    used: set[str], slow: set[str], stubborn: set[str], busy: set[str], within_s: float, wait_s: float, keep: bool
+) -> None:
+    """Idle, busy, loading, busy past gpud, deaf to TERM: no engine lives past the bound, and none is started."""
+    w = machine("a", "b", "c", "d", stubborn=stubborn, busy=busy, load_s=dict.fromkeys(slow, 100.0))
+    for name in "abcd":
+        w.load(name, use=name in used)
+    w.settle()
+    w.pass_time(wait_s)
+    lost = {"nvidia": "it forgets"} if keep else {}
+    w.post(events.SuspendAsked(within_s, keep=keep, lost=lost))
+    started = len(w.launches())
+    w.settle()
+    w.pass_time(within_s)
+    assert w.engines == {}
+    assert w.scheduler.left_before_sleep() == 0
+    assert len(w.launches()) == started
+    w.pass_time(1000)
+    assert w.scheduler.next_deadline() is None
+    w.load_s = {}
+    wake(w)
+    w.settle()
+    assert {w.state(name) for name in "abcd"} == {State.READY}
