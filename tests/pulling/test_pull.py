@@ -490,7 +490,10 @@ def ollama(*lines: dict[str, Any], status: int = 200) -> Iterator[tuple[str, lis
 
     def serve() -> None:
         with server.accept()[0] as client:
-            asked.append(client.recv(65536))
+            request = b""
+            while not request.endswith(b"}"):
+                request += client.recv(65536)
+            asked.append(request)
             client.sendall(
                 b"HTTP/1.1 %d OK\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n\r\n" % status
             )
