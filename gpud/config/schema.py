@@ -890,7 +890,8 @@ HTTP_LIMITS = Section(
         Key(
             "connections_per_address",
             Whole(1, 65_536),
-            "Of these, those of one address (of IPv6: of one /64), or of one user on a socket; this machine's addresses and root are exempt.",
+            "Of these, those of one address (of IPv6: of one /64), or of one user on a socket; this machine's "
+            "addresses and root are exempt.",
             "512",
             also=("per_address", "connections_per_ip"),
         ),

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import random
 import re
 import signal
@@ -298,7 +299,8 @@ def test_a_port_that_is_taken_is_told_and_tried_again(place: Place, doors: Doors
         daemon = place.start()
         said = daemon.wait_log(rf"Cannot listen on 127\.0\.0\.1:{doors.front.port} \(door front\)")
         assert "in use" in said
-        daemon.wait_log(r"ss -ltnp.*http\.front\.port")
+        assert f"(process {os.getpid()})" in said, "who has it"
+        daemon.wait_log(r"What to do: stop it, or set http\.front\.port")
         assert doors.management.ask("/health").status == 200
         daemon.reload()
         daemon.wait_log(rf"Cannot listen on 127\.0\.0\.1:{doors.front.port} \(door front\)", count=2)
