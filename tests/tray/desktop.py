@@ -111,9 +111,9 @@ class Desktop:
 
     # What comes in ---------------------------------------------------------------------------------------------------
 
-    def wait(self, condition: Callable[[], Any], what: str) -> Any:
+    def wait(self, condition: Callable[[], Any], what: str, bound_s: float = BOUND_S) -> Any:
         """Until it is true, looking again after each message."""
-        deadline = time.monotonic() + BOUND_S
+        deadline = time.monotonic() + bound_s
         while True:
             while self._messages:
                 self._take(self._messages.popleft())

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from daemon.harness import Place, engine, place_at, settle
 from dbus.private_bus import PrivateBus
+from jeepney import HeaderFields, Message, new_error, new_method_return
 
 from .desktop import WATCHER, Desktop, Program
 
@@ -256,3 +257,55 @@ def test_what_it_cannot_start_with_is_said(
     assert found == status
     assert said.splitlines()[-1].startswith(f"gpud-tray: {words}")
     assert "Traceback" not in said
+
+
+class Refusing(Desktop):
+    """A tray and a gpud in one, which refuses whatever is wanted of it, and remembers with which flags it was asked."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self.flags: dict[str, int] = {}
+
+    def _answer(self, message: Message, member: str) -> None:
+        if message.header.fields.get(HeaderFields.interface) != "org.kernelcore.GpuD":
+            super()._answer(message, member)
+            return
+        self.flags[member] = int(message.header.flags)
+        if member == "Status":
+            status = {"State": ("s", "idle"), "Models": ("aa{sv}", [{"Id": ("s", "one"), "State": ("s", "unloaded")}])}
+            self._connection.send(new_method_return(message, "a{sv}", (status,)))
+        else:
+            text = "giving the GPUs away is for administrators; ask one"
+            self._connection.send(new_error(message, "org.freedesktop.DBus.Error.AccessDenied", "s", (text,)))
+
+
+NO_AUTO_START, MAY_ASK_THE_PERSON = 2, 4
+
+
+def test_only_a_click_may_ask_for_a_password(bus: PrivateBus, start_tray: Start) -> None:
+    """What a person wants may open polkit's dialog, what the tray looks at may not, and nothing starts gpud."""
+    desktop = Refusing(bus.address)
+    try:
+        desktop.own()
+        desktop.own("org.kernelcore.GpuD")
+        start_tray()
+        desktop.click("Give the GPUs away")
+        title, text = desktop.wait(lambda: desktop.notifications and desktop.notifications[-1], "a notification")
+    finally:
+        desktop.close()
+    assert (title, text) == ("The GPUs could not be given away", "giving the GPUs away is for administrators; ask one")
+    assert desktop.flags == {"Status": NO_AUTO_START, "Yield": NO_AUTO_START | MAY_ASK_THE_PERSON}
+
+
+def test_an_answer_that_is_no_answer_does_no_harm(bus: PrivateBus, start_tray: Start) -> None:
+    """A gpud of another time may leave out whatever it likes."""
+    desktop = Refusing(bus.address)
+    try:
+        desktop.own()
+        desktop.own("org.kernelcore.GpuD")
+        start_tray()
+        text = desktop.wait_tooltip("No model is loaded")
+        assert "How full the GPU is, is not known" in text
+        assert desktop.line("Load").labels() == ["one"]
+    finally:
+        desktop.close()
