@@ -158,11 +158,11 @@ def test_a_reload_cuts_no_answer(machine: Machine, tester: str) -> None:
 
 
 def test_the_database_is_gpuds_alone(machine: Machine) -> None:
-    """It is in the state directory, with what SQLite keeps beside it, and nobody else reads it."""
+    """It is in the state directory, with what SQLite keeps beside it; its group may read it, nobody else."""
     machine.load("tiny")
     found = machine.run("cd /var/lib/gpud && stat -c '%n %a %U %G' registry.db*").out.splitlines()
-    assert found[0] == "registry.db 600 gpud gpud"
-    assert all(line.endswith(" 600 gpud gpud") for line in found)
+    assert found[0] == "registry.db 640 gpud gpud"
+    assert all(line.endswith(" 640 gpud gpud") for line in found)
     assert machine.run("stat -c '%a %U %G' /var/lib/gpud").out == "750 gpud gpud"
     assert machine.run("head -c 15 /var/lib/gpud/registry.db").out == "SQLite format 3"
 
