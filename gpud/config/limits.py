@@ -2,7 +2,15 @@
 
 from gpud.config.given import Given
 from gpud.config.kinds import Percent, Reading, percent_text
-from gpud.core.facts import BudgetLimits, EvictionLimits, EvictionPolicy, Limits, QueueLimits, SessionLimits
+from gpud.core.facts import (
+    BudgetLimits,
+    EvictionLimits,
+    EvictionPolicy,
+    Limits,
+    LoadsMeanwhile,
+    QueueLimits,
+    SessionLimits,
+)
 
 
 def limits(top: Given, reading: Reading) -> Limits:
@@ -31,6 +39,8 @@ def limits(top: Given, reading: Reading) -> Limits:
         watch_s=gpu["watch"],
         alert_percent=gpu["alert_percent"] or None,
         external_busy_bytes=None if busy_mib is None else busy_mib << 20,
+        loads_during_game=LoadsMeanwhile(top.section("give_way")["loads"]),
+        battery_idle_s=top.section("idle")["timeout_on_battery"],
     )
 
 

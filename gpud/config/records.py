@@ -57,6 +57,32 @@ class PrefetchConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class IdleConfig:
+    """When everything goes that nobody holds: all sessions have been idle for so long (None: never), one is locked, the
+    last user has logged out.
+    """
+
+    sessions_idle: float | None = None
+    locked: bool = False
+    logged_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SuspendConfig:
+    """What becomes of loaded models when the machine sleeps: ``unload`` or ``keep``."""
+
+    policy: str = "unload"
+    restore: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class GiveWayConfig:
+    """``programs`` are patterns of the names of those that have the GPUs while they run."""
+
+    programs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Door:
     """Where one door listens: on each of ``hosts`` with ``port``, and on a Unix socket where it has a path."""
 
@@ -176,6 +202,9 @@ class Config:
     base_directory: str = "/var/lib/ml-models"
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
     prefetch: PrefetchConfig = field(default_factory=PrefetchConfig)
+    idle: IdleConfig = IdleConfig()
+    suspend: SuspendConfig = SuspendConfig()
+    give_way: GiveWayConfig = GiveWayConfig()
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     http: HttpConfig = field(default_factory=HttpConfig)
     bus: BusConfig = field(default_factory=BusConfig)

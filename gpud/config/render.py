@@ -18,8 +18,10 @@ from gpud.config.schema import (
     BUS,
     ENGINE,
     EVICTION,
+    GIVE_WAY,
     GPU,
     HTTP,
+    IDLE,
     LOGGING,
     MODEL,
     PREFETCH,
@@ -29,6 +31,7 @@ from gpud.config.schema import (
     ROOT,
     SESSIONS,
     STOP,
+    SUSPEND,
 )
 from gpud.config.sections import HUB, Key, Section
 from gpud.config.source import Scalar, Where, is_secret
@@ -130,12 +133,19 @@ def _data(config: Config, *, secrets: bool) -> dict[str, object]:
         "alert_percent": limits.alert_percent or 0.0,
     }
     eviction = replace(limits.eviction, above_percent=limits.eviction.above_percent or 0.0)
+    idle: dict[str, object] = {
+        "timeout": config.idle_timeout_s,
+        "timeout_on_battery": limits.battery_idle_s,
+        "sessions_idle": config.idle.sessions_idle,
+        "locked": config.idle.locked,
+        "logged_out": config.idle.logged_out,
+    }
     top = {key.name: key for key in ROOT.keys}
     return {
         "models": {name: _model(model, secrets=secrets) for name, model in config.models.items()}
         | {name: _override(said, secrets=secrets) for name, said in config.overrides.items()},
         "engines": {name: _of_record(ENGINE, engine, name, secrets=secrets) for name, engine in config.engines.items()},
-        "idle": {"timeout": _written(_key(ROOT, "idle", "timeout"), config.idle_timeout_s)},
+        "idle": {key.name: _written(key, idle[key.name]) for key in IDLE.keys if idle[key.name] is not None},
         "storage": {"base_directory": config.base_directory},
         "registry": {
             key.name: _written(key, value)
@@ -149,6 +159,9 @@ def _data(config: Config, *, secrets: bool) -> dict[str, object]:
         "scheduler": {"backend_order": list(config.backend_order)},
         "alerts": _of_record(ALERTS, config.alerts, "", secrets=secrets),
         "prefetch": _of_record(PREFETCH, config.prefetch, "", secrets=secrets),
+        "suspend": _of_record(SUSPEND, config.suspend, "", secrets=secrets),
+        "give_way": _of_record(GIVE_WAY, config.give_way, "", secrets=secrets)
+        | {"loads": str(limits.loads_during_game)},
         "stop": _of_record(STOP, config.stop, "", secrets=secrets),
         "restart": {key.name: _written(key, restart[key.name]) for key in RESTART.keys},
         "memory_wait": _written(top["memory_wait"], limits.memory_wait_s),

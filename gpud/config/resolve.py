@@ -14,9 +14,12 @@ from gpud.config.records import (
     BusConfig,
     Config,
     EngineConfig,
+    GiveWayConfig,
+    IdleConfig,
     LoggingConfig,
     PrefetchConfig,
     RegistryConfig,
+    SuspendConfig,
 )
 from gpud.config.schema import ENGINE, MODEL, ROOT
 from gpud.config.sections import OLLAMA, Values
@@ -54,6 +57,9 @@ def build(root: Node, reading: Reading, *, complete: bool, sources: tuple[str, .
         base_directory=top.section("storage")["base_directory"],
         alerts=AlertsConfig(**top.section("alerts").fields()),
         prefetch=PrefetchConfig(**top.section("prefetch").fields()),
+        idle=_idle(top.section("idle")),
+        suspend=SuspendConfig(**top.section("suspend").fields()),
+        give_way=GiveWayConfig(tuple(top.section("give_way")["programs"] or ())),
         logging=LoggingConfig(**top.section("logging").fields()),
         http=http(
             top.section("http"), _names(top.section("models").values, models), reading, more_are_found=registry.enable
@@ -62,6 +68,10 @@ def build(root: Node, reading: Reading, *, complete: bool, sources: tuple[str, .
         sources=sources,
     )
     return None if reading.problems else config
+
+
+def _idle(idle: Given) -> IdleConfig:
+    return IdleConfig(idle["sessions_idle"], idle["locked"], idle["logged_out"])
 
 
 def _names(given: Values, models: Mapping[str, Model]) -> list[str]:

@@ -62,6 +62,11 @@ def check_path_pattern(text: str) -> None:
         raise Wrong("is not below a folder; patterns are about paths as they are below it, like qwen/*")
 
 
+def check_program_pattern(text: str) -> None:
+    if not text.strip() or "/" in text:
+        raise Wrong("is not the name of a program without its folder, like steam_app_* or blender")
+
+
 def check_probe_field(text: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", text):
         raise Wrong("is not the name of a field (a-z, 0-9, _, -; dots reach inside)")
@@ -589,6 +594,62 @@ IDLE = Section(
             "300",
             also=("idle_timeout", "seconds", "after"),
         ),
+        Key(
+            "timeout_on_battery",
+            Duration(1),
+            "On battery no model stays longer without a request; one that is never unloaded stays.",
+            absent="as long as otherwise",
+            also=("battery", "on_battery_timeout"),
+            example="60",
+        ),
+        Key(
+            "sessions_idle",
+            Duration(0.1, 86400),
+            "Unload everything that nobody holds when all login sessions have been idle for this long, by logind.",
+            absent="sessions do not matter",
+            example="600",
+        ),
+        Key("locked", Flag(), "Unload everything that nobody holds when a session is locked.", "false"),
+        Key(
+            "logged_out",
+            Flag(),
+            "Unload everything that nobody holds when the last user has logged out.",
+            "false",
+        ),
+    )
+)
+
+SUSPEND = Section(
+    (
+        Key(
+            "policy",
+            Choice(("unload", "keep")),
+            "What becomes of loaded models when the machine sleeps. keep: they stay where their memory survives it, "
+            "which on NVIDIA needs a setting of its driver.",
+            "unload",
+            also=("models", "mode"),
+        ),
+        Key("restore", Flag(), "Load again what was unloaded for the sleep.", "true", also=("resume", "reload")),
+    )
+)
+
+GIVE_WAY = Section(
+    (
+        Key(
+            "programs",
+            Texts("a list of names of programs, like steam_app_* or blender", check_program_pattern),
+            "Programs that have the GPUs for as long as they run.",
+            absent="none",
+            also=("games", "processes"),
+            example="[steam_app_*, blender]",
+        ),
+        Key(
+            "loads",
+            Choice(("wait", "cpu", "refuse")),
+            "What becomes of a load for a GPU while a game has it: it waits, runs on the processor this time, or is "
+            "refused.",
+            "wait",
+        ),
     )
 )
 
@@ -1060,6 +1121,8 @@ ROOT = Section(
         Key("scheduler", SCHEDULER, "Which engine serves a model that several could serve."),
         Key("alerts", ALERTS, "Who is told that a GPU is nearly full.", also=("alert", "notifications")),
         Key("prefetch", PREFETCH, "What is done ahead of time.", also=("warm",)),
+        Key("suspend", SUSPEND, "The machine sleeps.", also=("sleep",)),
+        Key("give_way", GIVE_WAY, "Games, and others to which the GPUs are left.", also=("gamemode", "yield")),
         Key("stop", STOP, "How engines are stopped."),
         Key("restart", RESTART, "What happens after an engine crashed.", also=("backoff",)),
         Key(

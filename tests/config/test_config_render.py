@@ -43,7 +43,7 @@ def test_an_unknown_key_names_the_nearest(parsed: config.Config) -> None:
     """And what there is at that place."""
     with pytest.raises(InvalidArguments, match=r'cannot show "timeuot".*in "idle"; did you mean "timeout"') as caught:
         config.render(parsed, "idle.timeuot")
-    assert caught.value.hint == "there are: timeout"
+    assert caught.value.hint == "there are: timeout locked logged_out"
     with pytest.raises(InvalidArguments) as caught:
         config.render(parsed, "idle.timeout.more")
     assert caught.value.hint == '"idle.timeout" has no keys below it'

@@ -15,6 +15,7 @@ from gpud.core.facts import (
     EvictionPolicy,
     HttpCall,
     Limits,
+    LoadsMeanwhile,
     Model,
     Priority,
     QueueLimits,
@@ -266,6 +267,25 @@ def test_a_turn_comes_before_the_end_of_the_wait() -> None:
     """Who shortens the wait need not think of the turn."""
     assert config.parse("queue: {timeout: 3}", "x").limits.queue == QueueLimits(timeout_s=3, turn_s=3)
     assert config.parse("queue: {timeout: 3, turn: null}", "x").limits.queue.turn_s == 3
+
+
+def test_what_happens_when_the_machine_sleeps_or_a_game_runs() -> None:
+    """Each as it is written, and as it is without a word."""
+    text = "idle: {timeout_on_battery: 1m, sessions_idle: 10m, locked: true, logged_out: true}\n"
+    text += "suspend: {policy: keep, restore: false}\ngive_way: {programs: [doom, steam_app_*], loads: cpu}"
+    parsed = config.parse(text, "x")
+    assert parsed.limits.battery_idle_s == 60
+    assert parsed.idle == config.IdleConfig(600, locked=True, logged_out=True)
+    assert parsed.suspend == config.SuspendConfig("keep", restore=False)
+    assert parsed.give_way.programs == ("doom", "steam_app_*")
+    assert parsed.limits.loads_during_game is LoadsMeanwhile.CPU
+    plain = config.parse("{}", "x")
+    assert (plain.limits.battery_idle_s, plain.limits.loads_during_game) == (None, LoadsMeanwhile.WAIT)
+    assert plain.idle == config.IdleConfig()
+    assert plain.suspend == config.SuspendConfig("unload", restore=True)
+    with pytest.raises(ConfigInvalid, match="is not the name of a program without its folder"):
+        config.parse("give_way: {programs: [/usr/bin/doom]}", "x")
+    assert config.parse(config.to_yaml(parsed), "x").limits == parsed.limits
 
 
 def test_alerts_and_prefetching() -> None:
