@@ -445,3 +445,25 @@ class OutputSink(Protocol):
     """Where a child's lines go: the journal, or stderr."""
 
     def line(self, *, model: str, engine: str, stream: Stream, pid: int, text: str) -> None: ...
+
+
+# Programs of others --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OtherProgram:
+    """A process that is none of gpud's; ``start_time`` as in :class:`ChildRecord`."""
+
+    pid: int
+    name: str
+    start_time: int = 0
+
+
+class Programs(Protocol):
+    """Knows to which programs the GPUs are left."""
+
+    def look(self) -> Sequence[OtherProgram]:
+        """Those that run now. Blocks for some milliseconds."""
+
+    async def ended(self, program: OtherProgram) -> None:
+        """Returns when it has ended; nothing is asked meanwhile."""

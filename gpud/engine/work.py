@@ -7,7 +7,7 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, assert_never
@@ -61,6 +61,10 @@ class Say(Protocol):
     """Tells everybody something that happened outside the scheduler."""
 
     def __call__(self, kind: Kind, message: str, model: str = "", level: Level = Level.INFO) -> None: ...
+
+
+Refuses = Callable[[str], tuple[str, str] | None]
+"""Asked about an engine before a load: why it is not to be started now and what to do, or None where it may be."""
 
 
 @dataclass(slots=True)
@@ -117,6 +121,9 @@ class Work:
         launcher: Launcher,
         files: Files,
         warmer: Warmer | None = None,
+        refuses: Refuses | None = None,
+        clock: Callable[[], float] | None = None,
+        look_first: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.models = dict(models)
         self.backends = backends
@@ -141,6 +148,9 @@ class Work:
         self._checks = Checks(CHECK_S)
         self._sizer = Sizer(files, store)
         self._warmer = warmer
+        self._refuses = refuses
+        self._now = clock or self._loop.time
+        self._look_first = look_first
 
     def begin(self, action: events.Work) -> None:
         """Begin to carry out one action; what comes of it is posted."""
@@ -352,6 +362,8 @@ class Work:
     async def _sample(self, action: events.Sample) -> None:
         if action.delay_s:
             await asyncio.sleep(action.delay_s)
+        if self._look_first is not None:
+            await self._look_first()
         quotes: dict[str, Quote] = {}
         unfit: dict[str, events.Unfit] = {}
         if action.check and not self._samples:
@@ -369,7 +381,7 @@ class Work:
             {**own, **{f"claim {claim}": pids for claim, pids in claimed.items()}}, wake=action.wake
         )
         self._samples = samples
-        self.looked_at_s = self._loop.time()
+        self.looked_at_s = self._now()
         for problem in self._gpus.problems:
             if problem not in self._gpu_problems:
                 self._say(Kind.GPU_PROBLEM, problem, level=Level.WARNING)
@@ -420,6 +432,9 @@ class Work:
         backend = self.backends.get(model.engine)
         if backend is None:
             return events.Unfit(f'the engine "{model.engine}" is not available')
+        if self._refuses is not None and (refused := self._refuses(model.engine)) is not None:
+            why, hint = refused
+            return events.Unfit(f'cannot load "{model.name}": {why}', hint, "engine-stopped")
         try:
             ground = await self._checks.ask(model.name, partial(self._sizer.ground, backend, model, machine))
             standing = await self._standing(backend, model)

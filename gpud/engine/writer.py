@@ -32,13 +32,15 @@ from gpud.core.facts import (
     State,
 )
 from gpud.core.instance import as_offered
-from gpud.core.ports import Backend, Files, Gpus, Launcher, Store, Warmer
+from gpud.core.ports import Backend, Files, Gpus, Launcher, Programs, Store, Warmer
 from gpud.core.quote import Offer, Quote
 from gpud.core.scheduler import Scheduler
+from gpud.engine.clock import Clock, machine_slept_s
 from gpud.engine.downloads import Downloads
 from gpud.engine.history import History
 from gpud.engine.library import Library, Shelf
-from gpud.engine.work import Running, Work
+from gpud.engine.programs import GivesWay
+from gpud.engine.work import Refuses, Running, Work
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,9 @@ class Engine:
         version: str,
         warmer: Warmer | None = None,
         reload: Callable[[], Awaitable[None]] | None = None,
+        refuses: Refuses | None = None,
+        programs: Programs | None = None,
+        slept: Callable[[], float] = machine_slept_s,
     ) -> None:
         self._store = store
         self._version = version
@@ -79,7 +84,10 @@ class Engine:
         self._idle_timeout_s = idle_timeout_s
         self._loop = asyncio.get_running_loop()
         self._shelf = shelf
+        self._clock = Clock(self._loop.time, slept)
         self._scheduler = Scheduler(shelf.configured, limits)
+        self._gives_way = GivesWay(programs, self._leave_to, lambda cookie: self._drop(cookie, "it has ended"))
+        self._emptied: list[asyncio.Future[None]] = []
         self._work = Work(
             post=self._post,
             say=self._say,
@@ -91,11 +99,14 @@ class Engine:
             launcher=launcher,
             files=files,
             warmer=warmer,
+            refuses=refuses,
+            clock=self._clock.now,
+            look_first=self._gives_way.look,
         )
         self._history = History(store)
         self.library = library
         library.serve(self._put, self._tell, self._need_of)
-        self._downloads = Downloads(self._downloads_changed, self._loop.time)
+        self._downloads = Downloads(self._downloads_changed, self._clock.now)
         self._claims = itertools.count(1)
         self._claimants: dict[int, asyncio.Future[None]] = {}
         self._listeners: list[Listener] = []
@@ -115,14 +126,14 @@ class Engine:
         """Everything visible, put together once for each change."""
         if self._snapshot is None:
             self._snapshot = self._look_at_everything()
-        return replace(self._snapshot, now_s=self._loop.time())
+        return replace(self._snapshot, now_s=self._clock.now())
 
     def is_fresh(self) -> bool:
         """Whether the figures may be shown as they are. With nothing loaded a new look wakes nothing, and takes up a
         driver that was let go only where no GPU can be kept from its sleep by that.
         """
         looked_at_s = self._work.looked_at_s
-        return looked_at_s is not None and self._loop.time() - looked_at_s < FRESH_S
+        return looked_at_s is not None and self._clock.now() - looked_at_s < FRESH_S
 
     @property
     def looked_at_s(self) -> float | None:
@@ -413,6 +424,34 @@ class Engine:
     def resume(self, caller: Caller) -> None:
         self._post(events.ResumeAsked(caller))
 
+    # The machine sleeps, and runs on its battery ---------------------------------------------------------------------
+
+    async def suspend(
+        self, within_s: float, *, shutdown: bool = False, keep: bool = False, lost: Mapping[str, str] | None = None
+    ) -> None:
+        """The machine is about to sleep, or to shut down: have everything gone within this time that would not survive
+        it, and load nothing more. Returns when it is gone, which may be at once.
+        """
+        emptied: asyncio.Future[None] = self._loop.create_future()
+        self._post(events.SuspendAsked(within_s, shutdown, keep, lost or {}))
+        if self._scheduler.left_before_sleep():
+            self._emptied.append(emptied)
+            await emptied
+
+    def woke_up(self, *, restore: bool = True, problem: str = "", hint: str = "") -> None:
+        """The machine is awake. ``problem``: its GPUs cannot be used; called again without one, they can."""
+        self._post(events.WokeUp(restore, problem, hint))
+
+    def power_seen(self, *, on_battery: bool) -> None:
+        self._post(events.PowerSeen(on_battery))
+
+    def _leave_to(self, caller: Caller, why: str) -> int:
+        return self._hold("", caller, why, caller.label, frozenset({"game"}))
+
+    def _drop(self, cookie: int, why: str) -> None:
+        if not self._finished.is_set():
+            self._post(events.HoldDropped(cookie, why))
+
     # Reasons ---------------------------------------------------------------------------------------------------------
 
     async def explain(self, model: str, limit: int = 20) -> tuple[Logged, ...]:
@@ -470,6 +509,7 @@ class Engine:
     async def close(self) -> None:
         """After :meth:`finished`: let go of everything."""
         await self.keep_uses()
+        await self._gives_way.close()
         await self.library.close()
         await self._history.close()
         for timer in (self._timer, self._uses_timer):
@@ -509,12 +549,12 @@ class Engine:
 
     async def keep_uses(self) -> None:
         """Have the registry remember how often each model was used until now."""
-        await self.library.count(self._scheduler.uses(), self._loop.time())
+        await self.library.count(self._scheduler.uses(), self._clock.now())
 
     # The writer ------------------------------------------------------------------------------------------------------
 
     def _post(self, event: Event) -> None:
-        actions = self._scheduler.handle(event, self._loop.time())
+        actions = self._scheduler.handle(event, self._clock.now())
         self._snapshot = None
         if len(actions) == 1 and isinstance(actions[0], events.Touched):
             match event:
@@ -537,6 +577,11 @@ class Engine:
             else:
                 self._work.begin(action)
         self._rearm()
+        if self._emptied and not self._scheduler.left_before_sleep():
+            waiting, self._emptied = self._emptied, []
+            for future in waiting:
+                if not future.done():
+                    future.set_result(None)
         told = tuple(outcomes)
         if told:
             self._tell(told)
@@ -592,16 +637,16 @@ class Engine:
         deadline = self._scheduler.next_deadline()
         if self._timer is not None:
             # One that comes too early finds nothing to do and is set anew: cheaper than setting it for every request.
-            if deadline is not None and self._timer.when() <= deadline:
+            if deadline is not None and self._timer.when() <= self._clock.on_loop(deadline):
                 return
             self._timer.cancel()
             self._timer = None
         if deadline is not None:
-            self._timer = self._loop.call_at(deadline, self._time_passed)
+            self._timer = self._loop.call_at(self._clock.on_loop(deadline), self._time_passed)
 
     def _rearm_for(self, deadline: float | None) -> None:
         """This one is new, every other as it was."""
-        if deadline is not None and (self._timer is None or self._timer.when() > deadline):
+        if deadline is not None and (self._timer is None or self._timer.when() > self._clock.on_loop(deadline)):
             self._rearm()
 
     def _time_passed(self) -> None:
@@ -621,14 +666,16 @@ class Engine:
                 pids = tuple(sorted(self._scheduler.pids_of(status.model.name) or running.runner.pids()))
                 models.append(replace(status, endpoint=running.runner.endpoint, pids=pids))
         gpus = self._scheduler.gpu_statuses()
-        if any(gpu.sample.health for gpu in gpus):
+        if self._scheduler.gpu_problem() or any(gpu.sample.health for gpu in gpus):
             degraded = "gpu-unavailable"
         elif self._store.problem:
             degraded = "state-not-kept"
         else:
             degraded = ""
         states = {model.state for model in models}
-        if State.LOADING in states:
+        if self._scheduler.suspended() is not None:
+            state = "suspending"
+        elif State.LOADING in states:
             state = "loading"
         elif states & {State.DRAINING, State.STOPPING, State.KILLING}:
             state = "unloading"

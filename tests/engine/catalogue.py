@@ -11,9 +11,10 @@ from gpud.engine.library import Library, Shelf
 ROOTS = Roots(folders=("/models",))
 
 
-def found(name: str, folder: str = "/models", *, stamp: str = "1", size_bytes: int = 1 << 30, **more: object) -> Found:
+def found(name: str, folder: str = "/models", *, stamp: str = "", size_bytes: int = 1 << 30, **more: object) -> Found:
     place = Place(f"{folder}/{name}.gguf", Source.FOLDER, name)
-    return replace(Found((place,), Format.GGUF, stamp, size_bytes, architecture="llama"), **more)  # type: ignore[arg-type]
+    made = Found((place,), Format.GGUF, stamp or f"first of {place.path}", size_bytes, architecture="llama")
+    return replace(made, **more)  # type: ignore[arg-type]
 
 
 class Shelves:

@@ -10,7 +10,7 @@ from gpud.core.facts import HOST, Endpoint, Exit, GpuProcess, GpuSample, Limits,
 from gpud.core.learning import Measured, Residual
 from gpud.core.modelfile import ModelFile
 from gpud.core.plan import Plan
-from gpud.core.ports import Child, ChildRecord, Command, LineReader, LoadOrder, Progress, Runner, RunnerRecord
+from gpud.core.ports import Child, ChildRecord, Command, LineReader, LoadOrder, Programs, Progress, Runner, RunnerRecord
 from gpud.core.quote import Estimate
 from gpud.engine import Engine
 from gpud.engine.library import Library, Shelf
@@ -266,6 +266,8 @@ class Bench:
         store: MemoryStore | None = None,
         library: Library | None = None,
         shelf: Shelf | None = None,
+        programs: Programs | None = None,
+        slept: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.backend = FakeBackend()
         self.gpus = OneGpu()
@@ -286,6 +288,8 @@ class Bench:
             launcher=self.launcher,
             files=self.files,
             version="0",
+            programs=programs,
+            slept=slept,
         )
 
     async def __aenter__(self) -> "Bench":
