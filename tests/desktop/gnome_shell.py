@@ -154,6 +154,7 @@ class GnomeShell:
         """What is on the screen, cut to what matters ("640x480+10+0"), with the fewer colours of a small file."""
         # The shell warns of being driven by scripts; a person's does not.
         self.run("desk.Main.panel.statusArea.quickSettings._unsafeMode?.hide()")
+        self.rest()
         taken = self.screenshot(name)
         self.tree.run(f"convert {taken} -crop {crop} +repage -strip -colors 128 {taken}")
         return taken

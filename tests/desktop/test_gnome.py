@@ -22,6 +22,12 @@ from .tree import TOP, Tree, desktop_tree, wait_until
 SHELLS = {"43": ("desktop-12", "43"), "48": ("desktop", "45")}
 FAVOURITES = ["qwen3-8b", "gemma-3-1b", "phi-4-mini"]
 
+DOCUMENTED = {
+    "43": ("loaded",),
+    "48": ("loaded", "idle", "amber", "red", "several", "given-away", "preferences"),
+}
+"""The pictures of each shell that docs/desktop.md shows."""
+
 MENU = "420x680+860+0"
 BAR = "420x60+860+0"
 
@@ -68,7 +74,7 @@ def photo(shell: GnomeShell, version: str) -> Callable[[str, str], None]:
     """``photo("idle", MENU)``: with PICTURES in the environment, the screenshot becomes one of docs/images."""
 
     def take(name: str, crop: str) -> None:
-        if not os.environ.get("PICTURES"):
+        if not os.environ.get("PICTURES") or name not in DOCUMENTED[version]:
             assert shell.screenshot(name).stat().st_size > 0
             return
         taken = shell.picture(name, crop)
@@ -100,7 +106,7 @@ def test_it_shows_that_nothing_is_loaded(shell: GnomeShell, daemon: Daemon, phot
     shell.until("desk.icon.mapped && !desk.figure.visible", "the icon does not show")
     shell.open_menu()
     texts = shell.texts()
-    assert "Nothing loaded · 0.0/6.0 GiB" in texts
+    assert any(text.startswith("Nothing loaded") for text in texts)
     assert [text for text in texts if text in FAVOURITES] == FAVOURITES
     assert TOO_LARGE not in texts
     photo("idle", MENU)

@@ -109,13 +109,14 @@ def test_what_other_programs_hold_is_told(figures: Figures) -> None:
 
 def test_the_headline_has_model_and_memory(figures: Figures) -> None:
     """What the menu has on top: one line of what is loaded and how much of all GPUs is used."""
-    shown = figures.of(
-        State="active", Models=[model("llama3.2", "busy")], VramUsed=21 * GIB // 10, VramTotal=6 * GIB, Gpus=[]
-    )
+    busy = [model("llama3.2", "busy")]
+    shown = figures.of(State="active", Models=busy, Gpus=[gpu(21 * GIB // 10, 6 * GIB)])
     assert shown["headline"] == "llama3.2 · 2.1/6.0 GiB"
-    assert (
-        figures.of(State="idle", Models=[], VramUsed=0, VramTotal=512 * MIB)["headline"] == "Nothing loaded · 0/512 MiB"
-    )
+    two = [gpu(GIB, 6 * GIB), gpu(2 * GIB, 6 * GIB, Uuid="GPU-2"), gpu(9 * GIB, Uuid="host")]
+    assert figures.of(State="active", Models=busy, Gpus=two)["headline"] == "llama3.2 · 3.0/12.0 GiB"
+    small = figures.of(State="idle", Models=[], Gpus=[gpu(0, 512 * MIB)])
+    assert small["headline"] == "Nothing loaded · 0/512 MiB"
+    assert figures.of(State="idle", Models=[], Gpus=[gpu(None)])["headline"] == "Nothing loaded"
     assert figures.of(State="unavailable", Models=[])["headline"] == "Not available"
 
 
@@ -124,6 +125,8 @@ def test_an_unknown_use_is_not_zero(figures: Figures) -> None:
     shown = figures.of(Models=[model("a", "ready")], Gpus=[gpu(None)])
     assert shown["devices"][0]["text"] == "10.0 GiB, use unknown"
     assert shown["percent"] == ""
+    asleep = figures.of(Models=[], Gpus=[gpu(None)])
+    assert asleep["devices"][0]["text"] == "10.0 GiB, not measured while nothing is loaded"
 
 
 @pytest.mark.parametrize(

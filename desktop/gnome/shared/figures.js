@@ -22,7 +22,7 @@ export function figures(status, preferences) {
     const keeper = (status.Holds ?? []).find(hold => hold.What.split(':').includes('load'));
     const yielded = Object.keys(status.Yielded ?? {}).length > 0;
     const away = yielded || keeper !== undefined || status.State === 'yielded';
-    const devices = devicesOf(status, preferences);
+    const devices = devicesOf(status, preferences, present.length > 0);
     const fullest = devices.reduce((most, device) => Math.max(most, device.percent), 0);
     const level = levelOf(fullest, preferences);
     // While nothing is loaded gpud lets the driver sleep: a figure in the top bar would be an old one.
@@ -33,7 +33,7 @@ export function figures(status, preferences) {
         level: present.length ? level : '',
         percent: told,
         subtitle,
-        headline: headlineOf(status, subtitle),
+        headline: headlineOf(devices, subtitle),
         accessible: [_('GPU'), subtitle, told, present.length ? levelWord(level) : ''].filter(part => part).join(', '),
         checked: present.some(model => model.State !== 'unloading'),
         note: noteOf(status),
@@ -82,8 +82,11 @@ function subtitleOf(status, present, away) {
 }
 
 /** llama3.2 · 2.1/6.0 GiB */
-function headlineOf(status, subtitle) {
-    return status.VramTotal ? `${subtitle} · ${brief(status.VramUsed ?? 0, status.VramTotal)}` : subtitle;
+function headlineOf(devices, subtitle) {
+    if (!devices.length || devices.some(device => device.usedBytes === null))
+        return subtitle;
+    const sum = key => devices.reduce((bytes, device) => bytes + device[key], 0);
+    return `${subtitle} · ${brief(sum('usedBytes'), sum('totalBytes'))}`;
 }
 
 function noteOf(status) {
@@ -121,7 +124,7 @@ function levelWord(level) {
     return level === 'amber' ? _('filling up') : '';
 }
 
-function devicesOf(status, preferences) {
+function devicesOf(status, preferences, measured) {
     const all = (status.Gpus ?? []).filter(gpu => gpu.VramTotal > 0);
     const gpus = all.filter(gpu => gpu.Uuid !== 'host');
     return (gpus.length ? gpus : all).map(gpu => {
@@ -129,9 +132,9 @@ function devicesOf(status, preferences) {
         const share = known ? 100 * gpu.VramUsed / gpu.VramTotal : 0;
         const level = levelOf(share, preferences);
         const name = gpu.Uuid === 'host' ? _('Main memory') : gpu.Name;
-        const text = known
-            ? used(gpu.VramUsed, gpu.VramTotal)
-            : fill(_('{size}, use unknown'), {size: size(gpu.VramTotal)});
+        // A driver that gpud has let go for want of models is not asked: that would wake the GPU.
+        const unknown = measured ? _('{size}, use unknown') : _('{size}, not measured while nothing is loaded');
+        const text = known ? used(gpu.VramUsed, gpu.VramTotal) : fill(unknown, {size: size(gpu.VramTotal)});
         const others = gpu.VramForeign
             ? fill(_('{size} of it by other programs'), {size: size(gpu.VramForeign)}) : '';
         return {
@@ -140,6 +143,8 @@ function devicesOf(status, preferences) {
             text,
             others,
             percent: share,
+            usedBytes: known ? gpu.VramUsed : null,
+            totalBytes: gpu.VramTotal,
             level,
             accessible: [name, text, others, levelWord(level)].filter(part => part).join(', '),
         };
