@@ -49,6 +49,9 @@ def place(bus: PrivateBus) -> Iterator[Place]:
     with place_at(bus.address) as made:
         made.configure({"tiny": engine(), "spare": engine()})
         yield made
+        for daemon in made.daemons:
+            if daemon.running:
+                daemon.stop()
 
 
 @pytest.fixture
