@@ -10,6 +10,7 @@ export WHEELS ?=
 export EXTRAS ?= embedded
 export GNOME ?= auto
 export PLASMA ?= auto
+export FACADES ?=
 ARGS ?=
 # The tests wait for processes half of the time: one worker more than there are processors.
 WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
@@ -37,7 +38,7 @@ check: setup ## run the linters and the import rules only
 	@tools/packages test
 	@.venv/bin/python -m pytest -q tests/test_linters.py tests/test_architecture.py
 
-install: ## install to /opt/gpud and into the system, as root (DESTDIR=, WHEELS=, EXTRAS=, GNOME=, PLASMA=: see tools/install)
+install: ## install to /opt/gpud and into the system, as root (DESTDIR=, WHEELS=, EXTRAS=, GNOME=, PLASMA=, FACADES=: see tools/install)
 	@tools/install install
 
 uninstall: ## take all of that away; configuration, models and state stay

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from gpud import __version__, config, gpus, systemd
@@ -25,6 +26,7 @@ from gpud.directories import AlreadyRunning, Directories, alone
 from gpud.engine import Engine
 from gpud.engine.library import Library, Shelf
 from gpud.engines import Engines, KnownEngines
+from gpud.facades import Facades
 from gpud.http.lines import Lines, TeeSink
 from gpud.log import Journal, set_level, setup
 from gpud.pagecache import PageCache
@@ -67,6 +69,7 @@ class Daemon:
         self._status = ""
         self._reloads: set[asyncio.Task[None]] = set()
         self._reloading = asyncio.Lock()
+        self._opening = asyncio.Lock()
         self._watchdog: asyncio.TimerHandle | None = None
         self._started = False
         self._stop_asked = False
@@ -84,10 +87,12 @@ class Daemon:
             )
             self._fd_store = systemd.SystemdFdStore()
             lines, files = Lines(), FileReader()
+            self._facades = Facades(self._directories.runtime / "facades", self._journal, self._doors_changed)
+            self._facades.prepare()
             self._launcher = ProcessLauncher(
                 runtime_dir=self._directories.runtime,
                 fd_store=self._fd_store,
-                sink=TeeSink(self._journal, lines),
+                sink=TeeSink(self._facades, lines),
                 cgroup=enter_delegated_cgroup(),
                 lines_per_second=self._config.logging.engine_lines_per_second,
             )
@@ -105,8 +110,10 @@ class Daemon:
                 warmer=PageCache(may=self._may_read_ahead),
                 version=__version__,
                 reload=self.reload,
+                refuses=self._facades.refuses,
             )
             self._engine.subscribe(self._listen, touched=False)
+            self._engine.subscribe(self._facades.listen, touched=False)
             self._webhook = Webhook(self._config.alerts.webhook)
             self._engine.subscribe(self._webhook.listen, touched=False)
             self._web = Web(
@@ -157,7 +164,8 @@ class Daemon:
             raise
         except BusUnavailable as problem:
             log.error("%s", problem)
-        await self._web.apply(self._config, self._keys, self._engines.ollama())
+        self._facades.begin(self._engine)
+        await self._apply_doors()
         serving = asyncio.create_task(_keep_serving(service))
         self._ready()
         self._engine.library.begin()
@@ -178,11 +186,13 @@ class Daemon:
         await self._engine.close()
         await self._webhook.close()
         await self._launcher.close()
+        await self._facades.close()
 
     def _tell(self, notice: Notice) -> None:
         """Tell what the daemon itself has to say, to everybody who listens."""
         self._journal.notice(notice)
         self._web.notice(notice)
+        self._facades.notice(notice)
 
     def _ready(self) -> None:
         self._tell(
@@ -260,11 +270,23 @@ class Daemon:
         await self._engine.apply(
             shelf=self._shelf(), limits=new.limits, idle_timeout_s=new.idle_timeout_s, backends=made
         )
-        await self._web.apply(new, keys, made.ollama())
+        await self._apply_doors()
         text = f"The configuration was reloaded: {_models(new)} in {', '.join(new.sources)}"
         if restart:
             text += "; its section bus takes effect after a restart of gpud"
         self._tell(Notice(Kind.CONFIG_RELOADED, text, fields={"models": len(new.models)}))
+
+    async def _apply_doors(self) -> None:
+        """The doors as configured, but for the one that somebody has stopped."""
+        http = self._config.http
+        if "management" in self._facades.closed_doors():
+            http = replace(http, management=replace(http.management, enable=False))
+        async with self._opening:
+            await self._web.apply(replace(self._config, http=http), self._keys, self._engines.ollama())
+
+    async def _doors_changed(self) -> None:
+        if not self._stop_asked:
+            await self._apply_doors()
 
     def _shelf(self) -> Shelf:
         return shelf(self._config, self._engines.here, os.environ, user=self._user)

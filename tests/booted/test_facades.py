@@ -1,0 +1,225 @@
+"""Units with old names on a real Debian: their status, their journal, and what stopping and starting them does."""
+
+from collections.abc import Iterator
+
+import pytest
+from booted_machine import Machine
+
+pytestmark = pytest.mark.booted
+
+NAMES = "llamacpp llamacpp-turbo ollama ollama-gpu-idle-monitor ml-offload-api ml-vram-monitor"
+ALIVE = "curl --silent --fail --output /dev/null http://127.0.0.1:9000/health"
+FRONT = "curl --silent --fail --output /dev/null http://127.0.0.1:8080/health"
+
+
+@pytest.fixture(scope="module")
+def with_names(installed: Machine) -> Machine:
+    """The machine after ``make install FACADES=1``, which puts the units there and enables none."""
+    installed.run("make --directory=/src install WHEELS=/wheels FACADES=1", timeout_s=300)
+    assert "enabled" not in installed.run(f"systemctl is-enabled {NAMES}", check=False).out.split()
+    installed.run("systemctl restart gpud")
+    return installed
+
+
+@pytest.fixture
+def facades(with_names: Machine, machine: Machine) -> Iterator[Machine]:
+    """gpud running with nothing loaded, no unit with an old name started, and none refused."""
+    yield machine
+    machine.run(f"systemctl stop {NAMES}; systemctl reset-failed {NAMES}", check=False)
+    machine.run("rm -f /run/gpud/facades/*.stopped /run/gpud/facades/*.again")
+    assert with_names is machine
+    groups = "/sys/fs/cgroup/system.slice/gpud.service/engine-*/cgroup.procs"
+    machine.run("gpudctl unload --all --force", check=False)
+    machine.wait("the end of every engine", f"! cat {groups} 2>/dev/null | grep -q .")
+
+
+def engine_of(machine: Machine, model: str) -> int:
+    return int(machine.run(f"pgrep --uid gpud --full 'alias {model} '").out)
+
+
+def status_becomes(machine: Machine, unit: str, pattern: str) -> None:
+    machine.wait(f"the status of {unit}", f"systemctl show --value --property=StatusText {unit} | grep -qE '{pattern}'")
+
+
+def test_the_status_names_model_and_memory(facades: Machine) -> None:
+    """``systemctl status llamacpp`` is active, and says which model is ready and how much it takes."""
+    facades.run("systemctl start llamacpp")
+    status_becomes(facades, "llamacpp", "^nothing loaded$")
+    facades.load("tiny")
+    status_becomes(facades, "llamacpp", "^ready: tiny [0-9]+ MiB$")
+    shown = facades.run("systemctl --no-pager status llamacpp").out
+    assert "Active: active (running)" in shown
+    assert 'Status: "ready: tiny ' in shown
+    facades.run("gpudctl unload tiny")
+    status_becomes(facades, "llamacpp", "^nothing loaded$")
+
+
+def test_the_journal_has_the_lines_of_that_engine(facades: Machine) -> None:
+    """By unit and by identifier: the engine's own lines, and what gpud says of its models; none of other engines."""
+    facades.run("systemctl start llamacpp ollama")
+    began = facades.now()
+    facades.load("tiny")
+    for how in ("-xeu llamacpp", "-t llamacpp", "--unit=llamacpp"):
+        facades.wait("the engine's lines", f"journalctl --no-pager {how} --since={began} | grep -q llama_context")
+        facades.wait("gpud's words", f"""journalctl --no-pager {how} --since={began} | grep -q '"tiny" is ready'""")
+    assert "llama" not in facades.run(f"journalctl --no-pager --quiet --unit=ollama --since={began}").out
+    # gpud's own journal has them, too, with their fields.
+    assert facades.entries(f"--unit=gpud GPUD_MODEL=tiny GPUD_ENGINE=embedded --since={began}")
+
+
+def test_a_restart_loads_the_same_models_with_new_processes(facades: Machine) -> None:
+    """The engine's processes are new ones, the old ones were gone before, and no other engine was touched."""
+    facades.run("systemctl start llamacpp")
+    facades.load("tiny", "small", "stubborn")
+    before = {model: engine_of(facades, model) for model in ("tiny", "small")}
+    others = {pid for pid, group in facades.engines().items() if "stubborn" in group}
+    began = facades.now()
+    facades.run("systemctl restart llamacpp")
+    for model, pid in before.items():
+        facades.run(f"gpudctl wait {model}")
+        assert engine_of(facades, model) != pid
+    assert {pid for pid, group in facades.engines().items() if "stubborn" in group} == others
+    assert facades.states()["stubborn"] == "ready"
+    kinds = [
+        entry["GPUD_KIND"]
+        for entry in facades.entries(f"--unit=gpud --since={began}")
+        if entry.get("GPUD_KIND") in ("model-unloaded", "load-started", "model-loaded")
+    ]
+    assert kinds[:2] == ["model-unloaded", "model-unloaded"]
+    assert sorted(kinds[2:]) == ["load-started", "load-started", "model-loaded", "model-loaded"]
+
+
+def test_a_stop_unloads_and_refuses_until_a_start(facades: Machine) -> None:
+    """Also over a restart of gpud; the refusal names the unit and what to do. Other engines are loaded as ever."""
+    facades.run("systemctl start llamacpp")
+    facades.load("tiny")
+    facades.run("systemctl stop llamacpp")
+    assert facades.states()["tiny"] == "unloaded"
+    for _ in range(2):
+        refused = facades.run("gpudctl load tiny", check=False)
+        assert refused.code != 0
+        assert '"llamacpp.service" was stopped' in refused.err
+        assert "systemctl start llamacpp" in refused.err
+        facades.load("stubborn")
+        facades.run("systemctl restart gpud")
+    facades.run("systemctl start llamacpp")
+    facades.run("gpudctl wait tiny")
+    assert facades.states() == {"tiny": "ready", "small": "unloaded", "stubborn": "unloaded"}
+
+
+def test_a_stop_without_gpud_is_heeded_later(facades: Machine) -> None:
+    """Stopping does not wait for a gpud that is not there, nor start it, and the next one refuses."""
+    facades.run("systemctl start llamacpp && systemctl stop gpud")
+    status_becomes(facades, "llamacpp", "^gpud does not run: systemctl start gpud$")
+    facades.run("systemctl stop llamacpp")
+    assert facades.show("gpud", "ActiveState") == "inactive"
+    facades.run("systemctl start gpud")
+    assert facades.run("gpudctl load tiny", check=False).code != 0
+    facades.run("systemctl start llamacpp")
+    facades.load("tiny")
+
+
+def test_it_outlives_a_crash_of_gpud_and_gpud_a_crash_of_it(facades: Machine) -> None:
+    """Both are there again by themselves, nothing is unloaded, and the status goes on."""
+    facades.run("systemctl start llamacpp")
+    facades.load("tiny")
+    engine, shell = engine_of(facades, "tiny"), facades.show("llamacpp", "MainPID")
+    facades.run(f"kill -9 {facades.main_pid()}")
+    facades.wait("gpud", "gpudctl wait --timeout 5 tiny")
+    assert facades.show("llamacpp", "MainPID") == shell
+    facades.run(f"kill -9 {shell}")
+    facades.wait("the unit", f"pid=$(systemctl show --value -p MainPID llamacpp); test $pid -gt 0 -a $pid -ne {shell}")
+    status_becomes(facades, "llamacpp", "^ready: tiny [0-9]+ MiB$")
+    assert engine_of(facades, "tiny") == engine
+    facades.run("gpudctl unload tiny")
+    status_becomes(facades, "llamacpp", "^nothing loaded$")
+
+
+def test_the_api_is_closed_and_opened_without_touching_models(facades: Machine) -> None:
+    """``ml-offload-api``: stopping it closes the management API alone, restarting keeps every engine's process."""
+    facades.run("systemctl start ml-offload-api")
+    facades.load("tiny")
+    engine = engine_of(facades, "tiny")
+    facades.run("systemctl restart ml-offload-api")
+    facades.wait("the API", ALIVE)
+    facades.run("systemctl stop ml-offload-api")
+    assert facades.run(ALIVE, check=False).code == 7, "nobody listens"
+    facades.run(FRONT)
+    facades.run("systemctl reload gpud")
+    assert facades.run(ALIVE, check=False).code == 7, "a new configuration does not open it"
+    facades.run("systemctl start ml-offload-api")
+    facades.wait("the API", ALIVE)
+    assert engine_of(facades, "tiny") == engine
+    facades.wait("the door's words", "journalctl --no-pager -xeu ml-offload-api | grep -q 'Listens on 127.0.0.1:9000'")
+
+
+def test_the_monitors_show_what_they_were_there_for(facades: Machine) -> None:
+    """The idle monitor's status has the time, its journal what was unloaded for it; the VRAM monitor has the memory."""
+    facades.run("systemctl start ollama-gpu-idle-monitor ml-vram-monitor")
+    status_becomes(facades, "ollama-gpu-idle-monitor", "^idle timeout 300s")
+    status_becomes(facades, "ml-vram-monitor", "MiB used$")
+    facades.load("tiny")
+    facades.call("SetIdleTimeout", "t", "100000")
+    try:
+        facades.wait("the idle model", "journalctl --no-pager -xeu ollama-gpu-idle-monitor | grep -q '\"tiny\"'")
+    finally:
+        facades.run("systemctl reload gpud")
+
+
+def test_the_scan_is_done_by_its_old_names(facades: Machine) -> None:
+    """The service looks for models and ends well; its timer can be enabled."""
+    facades.run("systemctl start ml-registry-scan.service")
+    assert facades.show("ml-registry-scan", "Result") == "success"
+    facades.run("systemctl enable --now ml-registry-scan.timer && systemctl disable --now ml-registry-scan.timer")
+
+
+def test_a_waiting_facade_is_small_and_sleeps(facades: Machine) -> None:
+    """It is one shell of less than half a megabyte of its own, which is not woken while nothing happens."""
+    facades.run("systemctl start llamacpp && sleep 0.5")
+    pid = facades.show("llamacpp", "MainPID")
+    assert facades.run("cat /sys/fs/cgroup/system.slice/llamacpp.service/cgroup.procs").out == pid
+    own = facades.run(f"awk '/^Private/ {{ sum += $2 }} END {{ print sum }}' /proc/{pid}/smaps_rollup").out
+    assert int(own) < 512
+    count = f"grep ctxt_switches /proc/{pid}/status"
+    before = facades.run(count).out
+    facades.run("sleep 2")
+    assert facades.run(count).out == before
+
+
+def test_the_units_are_well_formed(facades: Machine) -> None:
+    """systemd has nothing to say against any of them."""
+    units = " ".join(f"{name}.service" for name in NAMES.split())
+    facades.run(f"systemd-analyze --man=no verify {units} ml-registry-scan.service ml-registry-scan.timer")
+    user = "XDG_RUNTIME_DIR=/run systemd-analyze --man=no --user verify"
+    facades.run(f"{user} /usr/lib/systemd/user/llama-cpp-server.service")
+
+
+def test_a_unit_of_somebody_elses_is_named_and_nothing_installed(facades: Machine) -> None:
+    """Where the real unit is, the installation ends before it has changed anything, and says what to do."""
+    theirs = "/etc/systemd/system/ollama.service"
+    facades.run(f"printf '[Service]\\nExecStart=/usr/local/bin/ollama serve\\n' >{theirs}")
+    try:
+        before = facades.run("stat -c %Z /opt/gpud /usr/lib/gpud/facade").out
+        refused = facades.run("make --directory=/src install WHEELS=/wheels FACADES=1", check=False)
+        assert refused.code != 0
+        assert f"{theirs} is a unit of its own" in refused.err
+        assert "systemctl disable --now ollama" in refused.err
+        wrong = facades.run("make --directory=/src install WHEELS=/wheels FACADES=lamacpp", check=False)
+        assert "old name lamacpp: there are llama-cpp-server llamacpp " in wrong.err
+        assert facades.run("stat -c %Z /opt/gpud /usr/lib/gpud/facade").out == before
+    finally:
+        facades.run(f"rm {theirs}")
+
+
+def test_the_pipe_is_full_and_nothing_waits(facades: Machine) -> None:
+    """A facade that does not read holds up neither loads nor their lines in gpud's own journal."""
+    facades.run("systemctl start llamacpp")
+    pid = int(facades.show("llamacpp", "MainPID"))
+    facades.run(f"kill -STOP {pid}")
+    try:
+        for _ in range(3):
+            facades.load("tiny")
+            facades.run("gpudctl unload tiny")
+    finally:
+        facades.run(f"kill -CONT {pid}")
+    status_becomes(facades, "llamacpp", "^nothing loaded$")
