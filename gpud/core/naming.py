@@ -43,10 +43,13 @@ def name_all(
     by_path = {place.path: entry for entry in known for place in reversed(entry.found.places)}
     by_name = {entry.name: entry for entry in known}
     by_digest = {entry.found.digest: entry for entry in known if entry.found.digest}
+    by_stamp = {entry.found.stamp: entry for entry in known if entry.found.stamp}
     by_likeness = {_likeness(entry.found): entry for entry in known}
     pasts_by: tuple[Callable[[Found], Entry | None], ...] = (
         lambda one: next((by_path[place.path] for place in one.places if place.path in by_path), None),
         lambda one: by_digest.get(one.digest) if one.digest else None,
+        # It was renamed: the very same file.
+        lambda one: by_stamp.get(one.stamp) if one.stamp else None,
         # It was moved: the same name, the same size, the same kind.
         lambda one: by_likeness.get(_likeness(one)),
     )

@@ -16,6 +16,9 @@ from gpud.core.ports import Files
 from gpud.engine import Engine
 from gpud.engine.library import unseen
 
+LLAMA_CPP_ENGINES = ("llama_server", "embedded", "llama_cpp")
+"""They read GGUF, and nothing else."""
+
 LOOK_S = 5.0
 """How long a look at the disk may take: after it models are told of without what only their files say."""
 
@@ -131,7 +134,8 @@ def _known(model: Model, entries: Mapping[str, Entry]) -> Known:
 def format_of(model: Model) -> str:
     if model.engine == "ollama":
         return "ollama"
-    if model.settings.file.endswith(".gguf"):
+    # Ollama calls its files after their digest.
+    if model.settings.file.endswith(".gguf") or (model.settings.file and model.engine in LLAMA_CPP_ENGINES):
         return "gguf"
     return "safetensors" if model.engine in ("vllm", "tgi") else "other"
 

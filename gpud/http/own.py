@@ -22,7 +22,7 @@ from gpud.http.engine_texts import EngineTexts
 from gpud.http.exchange import SMALL_BODY_BYTES, Exchange
 from gpud.http.feed import Feed
 from gpud.http.feed_events import timestamp
-from gpud.http.known_models import KnownModels
+from gpud.http.known_models import LLAMA_CPP_ENGINES, KnownModels
 from gpud.http.lines import Lines
 from gpud.http.metrics import Metrics
 from gpud.http.naming import resolved
@@ -38,7 +38,6 @@ NAME_CHARACTERS = 256
 Name = Annotated[str, msgspec.Meta(max_length=NAME_CHARACTERS)]
 
 LLAMA_CPP = "llamacpp"
-LLAMA_CPP_ENGINES = ("llama_server", "embedded", "llama_cpp")
 """What clients of the ml-offload API call llama.cpp, whichever of its engines serves a model."""
 
 KNOWN_BACKENDS = (LLAMA_CPP, "ollama", "vllm", "tgi")

@@ -11,7 +11,7 @@ from gpud.core.catalogue import Entry, Format, Found, Place, Source
 
 def found(path: str, name: str = "", source: Source = Source.FOLDER, *, size_bytes: int = 1, digest: str = "") -> Found:
     name = name or path.rsplit("/", 1)[-1].removesuffix(".gguf")
-    return Found((Place(path, source, name),), Format.GGUF, "1", size_bytes, digest=digest)
+    return Found((Place(path, source, name),), Format.GGUF, f"{path} of {size_bytes}", size_bytes, digest=digest)
 
 
 def named(*models: Found, known: tuple[Entry, ...] = (), configured: dict[str, str] | None = None) -> list[str]:
@@ -52,6 +52,17 @@ def test_a_model_that_was_moved_is_the_same_one() -> None:
     assert one.name == "new/model" and one.known is None
     digested = found("/hub/a.gguf", digest="ab")
     assert named(found("/m/b.gguf", digest="ab"), known=(entry(1, "a", digested),)) == ["a"]
+
+
+def test_a_model_that_was_renamed_is_the_same_one() -> None:
+    """The very file has another name; by that it can be asked for, too."""
+    before = found("/m/first.gguf", size_bytes=7)
+    after = replace(found("/m/second.gguf", size_bytes=7), stamp=before.stamp)
+    (one,) = naming.name_all((after,), (entry(1, "first", before),), {}, ())
+    assert one.name == "first" and one.known is not None
+    assert naming.other_names([entry(1, "first", after)], ()) == {"first": ("second",)}
+    unseen = replace(before, stamp="")
+    assert named(replace(after, stamp=""), known=(entry(1, "first", unseen),)) == ["second"]
 
 
 def test_the_name_of_one_that_is_gone_is_kept_for_it() -> None:

@@ -150,6 +150,8 @@ class Place:
         self.environment: dict[str, str] = {}
         self.sections: dict[str, object] = {}
         self.daemons: list[Daemon] = []
+        self.command: Callable[[list[str]], dict[str, Any]] = lambda command: {"args": command}
+        """How a daemon is started: more for Popen. A service manager has its own way."""
         self._clients: list[Client] = []
 
     @property
@@ -245,7 +247,7 @@ class Daemon:
         self.place = place
         self._client: Client | None = None
         self._process = subprocess.Popen(
-            [PYTHON, "-m", "gpud", "--user", "--config", str(place.config)],
+            **place.command([PYTHON, "-m", "gpud", "--user", "--config", str(place.config)]),
             cwd=TOP,
             env={
                 "PATH": os.environ["PATH"],
@@ -290,6 +292,10 @@ class Daemon:
         readable, _, _ = select.select([self._process.stdout], [], [], timeout_s)
         said = os.read(self._process.stdout.fileno(), 100) if readable else b""
         assert said == b"READY\n", f"the daemon said {said!r}:\n{self.log()}"
+        self.is_ready()
+
+    def is_ready(self) -> None:
+        """It has said so, in whatever way: what it has open now is what it has open at rest."""
         self.call("Status")  # It has looked at the devices by the time that it has answered this, or is about to.
         self._baseline = self.descriptors()
 

@@ -183,7 +183,9 @@ def test_what_is_known_is_not_read_again(run: Any) -> None:
         async with house(found("qwen")) as place:
             await place.library.scan()
             await place.library.scan()
-            assert {path: one.stamp for path, one in place.shelves.known.items()} == {"/models/qwen.gguf": "1"}
+            assert {path: one.stamp for path, one in place.shelves.known.items()} == {
+                "/models/qwen.gguf": "first of /models/qwen.gguf"
+            }
 
     run(scenario())
 
