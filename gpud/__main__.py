@@ -24,6 +24,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--user", action="store_true", help="serve one user on the session bus, without polkit")
     made.add_argument(
+        "--beside-system", action="store_true", help="with --user: start although the machine has a gpud of its own"
+    )
+    made.add_argument(
         "--config", type=Path, metavar="FILE", help="configuration (default: /etc/gpud/gpud.yaml, or the user's own)"
     )
     made.add_argument("--reap", action="store_true", help="end the engines that a failed gpud left behind, then exit")
@@ -48,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if options.reap:
         return daemon.run_reaper(user=options.user)
-    return daemon.run(user=options.user, config_path=options.config)
+    return daemon.run(user=options.user, config_path=options.config, beside_system=options.beside_system)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from gpud.core.errors import ConfigInvalid, GpudError
 from gpud.core.events import Kind, Level, Notice, Outcome
 from gpud.core.facts import State
 from gpud.dbus.limits import CallerLimits
+from gpud.dbus.neighbour import gpud_of_the_machine
 from gpud.dbus.service import BusUnavailable, NameTaken, Service
 from gpud.directories import AlreadyRunning, Directories, alone
 from gpud.engine import Engine
@@ -372,8 +373,19 @@ async def reap(directories: Directories, journal: Journal) -> int:
     return 0
 
 
-def run(*, user: bool, config_path: Path | None) -> int:
-    """Run gpud in the foreground until it is told to end. Returns the exit status."""
+def run(*, user: bool, config_path: Path | None, beside_system: bool = False) -> int:
+    """Run gpud in the foreground until it is told to end. Returns the exit status.
+
+    ``beside_system``: a user's gpud starts although the machine has one.
+    """
+    if user and not beside_system and (other := asyncio.run(gpud_of_the_machine())):
+        setup(Level.ERROR).say(
+            Level.ERROR,
+            f"cannot start: a gpud for the whole machine {other}, and neither would know what the other holds; use that "
+            'one ("gpudctl --system"), or run both with "gpud --user --beside-system", on GPUs, budgets and ports of their '
+            "own",
+        )
+        return EXIT_TAKEN
     path = config_path or config.default_path(user)
     try:
         first = config.load(path, known_engines=KnownEngines())

@@ -1,0 +1,116 @@
+"""gpud for one user on a real Debian: a login of their own, the session bus, and the machine's gpud beside it."""
+
+import shlex
+from collections.abc import Iterator
+
+import pytest
+from booted_machine import Machine, Result
+
+pytestmark = pytest.mark.booted
+
+CONFIGURATION = """\
+models:
+  tiny: {engine: embedded, file: /var/lib/ml-models/llamacpp/models/tiny.gguf, threads: 1}
+http:
+  front: {port: 18080}
+  management: {port: 19000}
+  ollama: {enable: false}
+"""
+
+BESIDE = """\
+[Service]
+ExecStart=
+ExecStart=/opt/gpud/bin/gpud --user --beside-system
+"""
+
+UNITS = "/home/anna/.config/systemd/user"
+
+
+class Anna:
+    """A user who logs in through PAM for every line."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    def run(self, script: str, *, check: bool = True) -> Result:
+        line = f"export DBUS_SESSION_BUS_ADDRESS=unix:path=$XDG_RUNTIME_DIR/bus; {script}"
+        login = "systemd-run --quiet --wait --collect --pipe --property=PAMName=login --property=User=anna"
+        return self.machine.run(f"{login} bash -c {shlex.quote(line)}", check=check)
+
+
+@pytest.fixture
+def anna(machine: Machine) -> Iterator[Anna]:
+    """She has a configuration and stays for the time of the test, as with a session that is open."""
+    machine.run("id anna || useradd --create-home --shell /bin/bash anna")
+    machine.run(f"mkdir -p ~/.config/gpud && cat >~/.config/gpud/gpud.yaml <<'X'\n{CONFIGURATION}X\n", user="anna")
+    machine.run("loginctl enable-linger anna")
+    machine.wait("her service manager", "systemctl is-active user@$(id -u anna)")
+    her = Anna(machine)
+    try:
+        yield her
+    finally:
+        her.run("systemctl --user disable --now gpud; systemctl --user stop llama-cpp-server", check=False)
+        machine.run(f"rm -rf {UNITS}; loginctl disable-linger anna")
+        machine.wait("the end of her service manager", "! systemctl is-active user@$(id -u anna)")
+        machine.run("systemctl enable --now gpud")
+
+
+def test_it_defers_to_the_gpud_of_the_machine(anna: Anna) -> None:
+    """It starts neither beside one that runs nor beside one that is enabled, is tried once, and says what to do."""
+    for how in ("runs as process [0-9]*,", "is started at boot (gpud.service is enabled),"):
+        refused = anna.run("systemctl --user start gpud", check=False)
+        assert refused.code != 0
+        show = "systemctl --user show gpud --property="
+        assert anna.run(f"{show}ExecMainStatus,NRestarts,ActiveState").out.splitlines() == [
+            "NRestarts=0",
+            "ExecMainStatus=75",
+            "ActiveState=failed",
+        ]
+        journal = "journalctl --no-pager --quiet --output=cat _SYSTEMD_USER_UNIT=gpud.service --lines=20"
+        anna.machine.wait("its words", f"{journal} | grep -q 'a gpud for the whole machine {how}.*gpudctl --system'")
+        anna.run("systemctl --user reset-failed gpud")
+        anna.machine.run("systemctl stop gpud")
+
+
+def test_it_runs_where_the_machine_has_none(anna: Anna) -> None:
+    """Enabled and started as the documentation says: on the session bus, with her directories and her models."""
+    anna.machine.run("systemctl disable --now gpud")
+    anna.run("systemctl --user enable --now gpud")
+    anna.run("gpudctl --user load tiny")
+    assert anna.run("gpudctl models --loaded").out == "tiny", "without --user it is found, too"
+    assert anna.run("systemctl --user show gpud --property=StatusText --value").out == "ready: tiny"
+    assert anna.run("stat -c '%U %a' $XDG_RUNTIME_DIR/gpud ~/.local/state/gpud").out.splitlines()[0] == "anna 700"
+    anna.machine.run("pgrep --uid anna --full 'alias tiny ' && ! pgrep --uid gpud --full 'alias tiny '")
+    refused = anna.machine.run(
+        "XDG_RUNTIME_DIR=/run/user/$(id -u anna) runuser -u nobody -- gpudctl --user status", check=False
+    )
+    assert refused.code != 0
+    # A login that ends does not end it: she lingers. Without that it ends with her last session.
+    assert anna.run("gpudctl models --loaded").out == "tiny"
+    anna.machine.run("loginctl disable-linger anna")
+    anna.machine.wait("its end", "! pgrep --uid anna --full gpud")
+    anna.machine.run("loginctl enable-linger anna")
+    anna.machine.wait("its start with her service manager", "pgrep --uid anna --full 'gpud --user'")
+
+
+def test_both_run_where_somebody_says_so(anna: Anna) -> None:
+    """A drop-in with --beside-system; each has its own models and its own bus."""
+    anna.run(f"mkdir -p {UNITS}/gpud.service.d && cat >{UNITS}/gpud.service.d/both.conf <<'X'\n{BESIDE}X\n")
+    anna.run("systemctl --user daemon-reload && systemctl --user start gpud")
+    anna.run("gpudctl --user load tiny")
+    assert anna.run("gpudctl --user models --loaded").out == "tiny"
+    assert anna.run("gpudctl --system models --loaded").out == ""
+
+
+def test_the_old_name_of_a_users_unit_shows_its_engine(anna: Anna) -> None:
+    """``systemctl --user status llama-cpp-server`` does for her what llamacpp does for the machine."""
+    anna.machine.run("make --directory=/src install WHEELS=/wheels FACADES=llama-cpp-server", timeout_s=300)
+    anna.machine.run("systemctl disable --now gpud")
+    anna.run("systemctl --user daemon-reload && systemctl --user start gpud llama-cpp-server")
+    anna.run("gpudctl --user load tiny")
+    status = "systemctl --user show llama-cpp-server --property=StatusText --value"
+    anna.run(f"until {status} | grep -E '^ready: tiny [0-9]+ MiB$'; do sleep 0.1; done")
+    anna.run("systemctl --user stop llama-cpp-server")
+    refused = anna.run("gpudctl --user load tiny", check=False)
+    assert '"llama-cpp-server.service" was stopped' in refused.err
+    anna.run("systemctl --user start llama-cpp-server && gpudctl --user wait tiny")
