@@ -18,7 +18,7 @@ from gpud.catalog.kinds import quantization
 from gpud.catalog.reader import FileReader
 from gpud.config import Config
 from gpud.core.errors import ConfigInvalid, GpudError
-from gpud.core.events import Kind, Level, Notice, Outcome
+from gpud.core.events import Kind, Level, Notice, Outcome, SessionsChanged
 from gpud.core.facts import State
 from gpud.dbus.limits import CallerLimits
 from gpud.dbus.neighbour import gpud_of_the_machine
@@ -34,6 +34,7 @@ from gpud.pagecache import PageCache
 from gpud.power import on_battery
 from gpud.processes.cgroup import Cgroup, enter_delegated_cgroup
 from gpud.processes.launcher import ProcessLauncher
+from gpud.shells import Shells
 from gpud.shelves import shelf
 from gpud.store import FileStore
 from gpud.web import APIS, Web, read_keys
@@ -113,6 +114,7 @@ class Daemon:
                 reload=self.reload,
                 refuses=self._facades.refuses,
             )
+            self._shells = Shells(self._directories.runtime, lambda s, why: self._engine.session_ended(s.id, why))
             self._engine.subscribe(self._listen, touched=False)
             self._engine.subscribe(self._facades.listen, touched=False)
             self._webhook = Webhook(self._config.alerts.webhook)
@@ -131,6 +133,7 @@ class Daemon:
             loop.add_signal_handler(signal.SIGHUP, self._hang_up)
             service = Service(
                 self._engine,
+                shells=self._shells,
                 user_mode=self._user,
                 limits=CallerLimits(
                     outstanding=self._config.bus.calls, holds=self._config.bus.holds, jobs=self._config.bus.jobs
@@ -151,6 +154,7 @@ class Daemon:
     async def _serve(self, service: Service) -> None:
         """From the first engine taken over to the last one stopped."""
         await self._engine.start()
+        await self._know_sessions_again()
         self._started = True
         if self._stop_asked:
             self._web.hand_over()
@@ -178,6 +182,15 @@ class Daemon:
             serving.cancel()
             await asyncio.gather(serving, *self._reloads, return_exceptions=True)
 
+    async def _know_sessions_again(self) -> None:
+        """Those of an earlier daemon: the shells that still live, and what has to go because of those that do not."""
+        living, ended, users = await self._shells.restore()
+        for session in (*living, *ended):
+            self._engine.session_began(session)
+        self._engine.restore_users(users)
+        for session in ended:
+            self._engine.session_ended(session.id, "it ended while gpud was away")
+
     async def _end(self, service: Service) -> None:
         if not self._stop_asked:
             self._engine.shutdown()
@@ -186,6 +199,7 @@ class Daemon:
         await service.close()
         await self._engine.close()
         await self._webhook.close()
+        await self._shells.close()
         await self._launcher.close()
         await self._facades.close()
 
@@ -303,6 +317,8 @@ class Daemon:
         for outcome in outcomes:
             if isinstance(outcome, Notice):
                 self._journal.notice(outcome)
+            elif isinstance(outcome, SessionsChanged):
+                self._shells.keep(self._engine.users())
         status = self._status_text()
         if status != self._status:
             self._status = status

@@ -10,7 +10,7 @@ import pytest
 TOP = Path(__file__).resolve().parent.parent
 PACKAGE = TOP / "gpud"
 
-ADAPTERS = {"gpus", "catalog", "backends", "processes", "store", "systemd", "power", "pagecache"}
+ADAPTERS = {"gpus", "catalog", "backends", "processes", "store", "systemd", "power", "pagecache", "shells"}
 EDGES = {"dbus", "http", "webhook"}
 
 # What each room may import of gpud, beyond itself, core and the package's own version.

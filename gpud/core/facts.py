@@ -329,6 +329,11 @@ class Caller:
         return self.party or f"uid {self.uid}"
 
 
+def session_owner(session: str) -> str:
+    """Whom the holds of a session belong to, by its id."""
+    return f"session:{session}"
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """Somebody at work: a shell that has registered, or a login session that holds something. It ends with the process
@@ -345,7 +350,21 @@ class Session:
     @property
     def owner(self) -> str:
         """Whom the holds of this session belong to."""
-        return f"session:{self.id}"
+        return session_owner(self.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What the kernel says of one process. ``leader`` is the first process of its terminal session, ``tty`` 0 means
+    none. ``started`` tells it from another one that had the same pid.
+    """
+
+    pid: int
+    name: str
+    parent: int
+    leader: int
+    tty: int
+    started: int
 
 
 # What is told to the outside -----------------------------------------------------------------------------------------

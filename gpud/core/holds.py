@@ -1,6 +1,6 @@
 """Promises that models stay: who gave them to whom. Says whether something is held; never whether it goes."""
 
-from gpud.core.facts import HoldStatus
+from gpud.core.facts import Caller, HoldStatus, session_owner
 
 
 class Holds:
@@ -27,7 +27,8 @@ class Holds:
     def count(self, model: str) -> int:
         return sum(1 for hold in self._holds.values() if hold.model == model)
 
-    def holders(self, model: str, *, other_than: str) -> tuple[str, ...]:
-        """How those appear in messages who hold the model, without ``other_than``."""
-        others = (h for h in self._holds.values() if h.model == model and h.caller.owner != other_than)
+    def holders(self, model: str, *, other_than: Caller) -> tuple[str, ...]:
+        """How those appear in messages who hold the model, without ``other_than`` and the session that it works in."""
+        own = {other_than.owner, session_owner(other_than.session)}
+        others = (h for h in self._holds.values() if h.model == model and h.caller.owner not in own)
         return tuple(sorted(h.application or h.caller.label or h.caller.owner for h in others))

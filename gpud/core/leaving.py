@@ -59,7 +59,7 @@ class Leaving:
 
     def holders(self, instance: Instance, event: events.UnloadAsked) -> str:
         """A sentence that names those whose holds stand in the way, or nothing."""
-        holders = self._holds.holders(instance.model.name, other_than=event.caller.owner)
+        holders = self._holds.holders(instance.model.name, other_than=event.caller)
         if event.others or not holders:
             return ""
         return f'"{instance.model.name}" is held by {", ".join(holders)}'

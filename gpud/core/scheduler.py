@@ -19,6 +19,7 @@ from gpud.core.claims import Claim
 from gpud.core.errors import NoSuchJob
 from gpud.core.events import Action
 from gpud.core.facts import (
+    Caller,
     ClaimStatus,
     GpuStatus,
     HoldStatus,
@@ -272,7 +273,7 @@ class Scheduler:
         return None if instance is None else instance.state
 
     def held_by_others(self, name: str, owner: str) -> bool:
-        return bool(self._holds.holders(name, other_than=owner))
+        return bool(self._holds.holders(name, other_than=Caller(owner, 0)))
 
     def pids_of(self, name: str) -> frozenset[int]:
         """The model's processes as of the last look at the devices."""

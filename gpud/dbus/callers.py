@@ -3,10 +3,11 @@
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from gpud.core.errors import AccessDenied
-from gpud.core.facts import Caller
+from gpud.core.facts import Caller, Session
 from gpud.dbus.connection import Connection, ReplyError
 from gpud.dbus.wire import Variant
 
@@ -18,12 +19,19 @@ MAX_CALLERS = 256
 class Callers:
     """Remembers the credentials of those who called last."""
 
-    def __init__(self, connection: Callable[[], Connection]) -> None:
+    def __init__(self, connection: Callable[[], Connection], find_session: Callable[[int], Session | None]) -> None:
         self._connection = connection
+        self._find_session = find_session
         self._known: OrderedDict[str, Caller] = OrderedDict()
 
     async def identify(self, sender: str) -> Caller:
         """Raises AccessDenied for a caller that has left, or that the bus knows no uid of."""
+        caller = await self._credentials(sender)
+        # Not remembered: a shell may register after its programs have connected.
+        session = self._find_session(caller.pid)
+        return caller if session is None else replace(caller, session=session.id)
+
+    async def _credentials(self, sender: str) -> Caller:
         known = self._known.get(sender)
         if known is not None:
             self._known.move_to_end(sender)

@@ -6,7 +6,7 @@ from typing import Protocol
 from gpud.core.admission import Considered
 from gpud.core.catalogue import Entry, Scanned
 from gpud.core.events import LoadOptions, Logged, Outcome
-from gpud.core.facts import Caller, ClaimStatus, JobResult, JobStatus, Priority, Snapshot
+from gpud.core.facts import Caller, ClaimStatus, JobResult, JobStatus, Priority, Session, Snapshot
 from gpud.core.quote import Quote
 
 
@@ -72,6 +72,9 @@ class EngineApi(Protocol):
         """Raises NoSuchHold when there is none of this owner."""
 
     def release_owner(self, owner: str) -> None: ...
+
+    def session_began(self, session: Session) -> None:
+        """What its callers use, and what is held for it, counts as its own from now on."""
 
     def held_by_others(self, model: str, owner: str) -> bool: ...
 

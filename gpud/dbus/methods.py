@@ -1,4 +1,5 @@
-"""The methods of org.kernelcore.GpuD about models, holds and settings; ``memory.py`` has the others.
+"""The methods of org.kernelcore.GpuD about models, holds and settings; ``memory.py`` and others
+have the rest.
 
 They check the arguments, ask who may, and call the engine. One function a method.
 """
@@ -6,9 +7,9 @@ They check the arguments, ask who may, and call the engine. One function a metho
 import os
 from collections.abc import Awaitable, Callable, Mapping
 
-from gpud.core.errors import InvalidArguments, NoSession, NoSuchJob
+from gpud.core.errors import InvalidArguments, NoSuchHold, NoSuchJob
 from gpud.core.events import LoadOptions
-from gpud.core.facts import Caller
+from gpud.core.facts import Caller, HoldStatus, session_owner
 from gpud.dbus.dispatch import Handler, Reply, Request
 from gpud.dbus.engine_api import EngineApi
 from gpud.dbus.gate import Gate
@@ -71,9 +72,7 @@ class Methods:
             "ListModels": self.list_models,
             "ListGpus": self.list_gpus,
             "Hold": self.hold,
-            "HoldSession": self.hold_session,
             "Release": self.release,
-            "ReleaseSession": self.release_session,
             "Inhibit": self.inhibit,
             "SetIdleTimeout": self.set_idle_timeout,
             "SetVramBudget": self.set_vram_budget,
@@ -178,22 +177,21 @@ class Methods:
             self._gate.check_holds(caller)
             return Reply((self._engine.hold(model, caller, reason=reason, application=application),))
 
-    def hold_session(self, _request: Request, model: str, reason: str) -> Reply:
-        checked_model(model, empty=_SELECT)
-        checked_text("reason", reason)
-        raise NoSession(
-            f'cannot hold "{model}" for your login session: this version of gpud does not follow sessions',
-            hint="use Hold from a program that stays on the bus, or Inhibit and keep its descriptor open",
-        )
-
-    def release(self, request: Request, cookie: int) -> Reply:
+    def release(self, request: Request, cookie: int) -> Reply | Awaitable[Reply]:
+        hold = next((hold for hold in self._engine.snapshot().holds if hold.cookie == cookie), None)
+        if hold is not None and hold.caller.owner == session_owner(hold.caller.session):
+            return self._release_of_session(request, hold)
         self._engine.release(cookie, request.sender)
         self._asked_for(cookie)
         self._watches.prune(request.sender)
         return Reply()
 
-    def release_session(self, _request: Request) -> Reply:
-        # No session holds anything (HoldSession), and a closing shell must not be told of an error.
+    async def _release_of_session(self, request: Request, hold: HoldStatus) -> Reply:
+        """Whoever works in the session can, if it is the same user, or root."""
+        caller = await self._gate.identify(request)
+        if caller.session != hold.caller.session or caller.uid not in (hold.caller.uid, 0):
+            raise NoSuchHold(f"there is no hold {hold.cookie} of yours", hint="only its own session can release it")
+        self._engine.release(hold.cookie, hold.caller.owner)
         return Reply()
 
     async def inhibit(self, request: Request, what: str, who: str, why: str) -> Reply:

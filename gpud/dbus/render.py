@@ -15,6 +15,7 @@ from gpud.core.facts import (
     JobStatus,
     ModelStatus,
     QueueStatus,
+    SessionStatus,
     Snapshot,
     State,
 )
@@ -214,6 +215,22 @@ def hold_record(status: HoldStatus, clock: WallClock) -> Record:
     }
 
 
+def session_record(status: SessionStatus, snapshot: Snapshot, clock: WallClock) -> Record:
+    session = status.session
+    return {
+        "Id": text(session.id),
+        "Uid": number("u", session.uid),
+        "Pid": number("u", session.pid),
+        "Caller": text(session.label),
+        "Terminal": text(session.terminal),
+        "Login": text(session.login),
+        "SinceUSec": number("t", clock.usec(status.since_s)),
+        "Used": words(status.used),
+        "Alone": words(status.alone),
+        "Holds": number("u", sum(hold.caller.owner == session.owner for hold in snapshot.holds)),
+    }
+
+
 def claim_record(status: ClaimStatus, clock: WallClock) -> Record:
     record = {
         "Id": number("u", status.id),
@@ -395,4 +412,5 @@ def status_values(snapshot: Snapshot, clock: WallClock, version: str) -> dict[st
     return property_values(snapshot, clock, version) | {
         "Gpus": records([gpu_record(status) for status in snapshot.gpus]),
         "Jobs": records([job_record(status, clock) for status in snapshot.jobs]),
+        "Sessions": records([session_record(status, snapshot, clock) for status in snapshot.sessions]),
     }

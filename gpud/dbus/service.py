@@ -22,10 +22,12 @@ from gpud.dbus.gate import Gate
 from gpud.dbus.holds import Pipes, Waits, Watches
 from gpud.dbus.interface import load_tree
 from gpud.dbus.limits import CallerLimits, Meter
+from gpud.dbus.logind import Logind
 from gpud.dbus.memory import MemoryMethods
 from gpud.dbus.methods import Methods
 from gpud.dbus.polkit import Authority
 from gpud.dbus.render import WallClock
+from gpud.dbus.sessions import SessionMethods, ShellsApi
 from gpud.dbus.shown import Shown
 from gpud.dbus.wire import BUS_NAME, Message, is_unique_name
 from gpud.dbus.wire import Kind as MessageKind
@@ -62,6 +64,7 @@ class Service:
         self,
         engine: EngineApi,
         *,
+        shells: ShellsApi,
         user_mode: bool,
         limits: CallerLimits,
         version: str,
@@ -79,7 +82,7 @@ class Service:
         self._queued = False
         self._acquired = False
         self._tree = load_tree()
-        self._callers = Callers(self._live)
+        self._callers = Callers(self._live, shells.find)
         self._watches = Watches(self._live, self._holds_something, self._holder_gone)
         self._waits = Waits()
         self._inhibitors = Pipes(self._inhibitor_closed)
@@ -107,10 +110,13 @@ class Service:
         )
         catalog = CatalogMethods(engine, gate=gate)
         downloads = DownloadMethods(engine, gate=gate, watches=self._watches)
+        # logind is on the system bus; on a session bus processes alone say who is at work.
+        self._logind = None if user_mode else Logind(self._live, lambda: self._sessions.check())
+        self._sessions = SessionMethods(engine, gate=gate, shown=shown, shells=shells, logind=self._logind)
         loop = asyncio.get_running_loop()
         self._dispatcher = Dispatcher(
             self._tree,
-            {**methods.table(), **memory.table(), **downloads.table(), **catalog.table()},
+            {**methods.table(), **memory.table(), **downloads.table(), **catalog.table(), **self._sessions.table()},
             shown,
             self._meter,
             loop.time,
@@ -175,6 +181,7 @@ class Service:
         self._closing.set()
         self._unsubscribe()
         await self._dispatcher.close()
+        await self._sessions.close()
         self._announcer.flush()
         self._announcer.close()
         self._inhibitors.close()
@@ -220,6 +227,7 @@ class Service:
 
     def _owned(self) -> None:
         self._queued = False
+        self._sessions.connected()
         bus = "session" if self._user_mode else "system"
         self._say(Kind.BUS_OWNED, Level.INFO, f"owns {NAME} on the {bus} bus as {self.unique_name}")
 
@@ -233,6 +241,8 @@ class Service:
         self._callers.clear()
         self._meter.clear()
         self._watches.clear()
+        if self._logind is not None:
+            self._logind.clear()
         self._waits.cancel_all()
         for owner in self._holders():
             self._holder_gone(owner)
@@ -262,8 +272,12 @@ class Service:
             return
         if message.kind is MessageKind.CALL:
             self._dispatcher.call(message, connection.send)
+        elif message.kind is MessageKind.SIGNAL and self._logind is not None and message.sender != BUS_NAME:
+            self._logind.signal(message)
         elif message.kind is MessageKind.SIGNAL and message.sender == BUS_NAME:
             self._watches.signal(message)
+            if self._logind is not None:
+                self._logind.signal(message)
             if message.member == "NameAcquired" and message.body == [NAME]:
                 self._acquired = True
                 if self._queued:

@@ -12,6 +12,7 @@ from gpud.dbus.render import (
     model_record,
     property_values,
     queue_record,
+    session_record,
     status_values,
 )
 
@@ -75,6 +76,14 @@ class Shown:
         """The body of an answer to ListQueue."""
         return self._body(
             "queue", "aa{sv}", lambda snapshot: [queue_record(status, self._clock) for status in snapshot.queue]
+        )
+
+    def sessions(self) -> bytes:
+        """The body of an answer to ListSessions."""
+        return self._body(
+            "sessions",
+            "aa{sv}",
+            lambda snapshot: [session_record(status, snapshot, self._clock) for status in snapshot.sessions],
         )
 
     def _body(self, name: str, signature: str, values: Callable[[Snapshot], Any]) -> bytes:

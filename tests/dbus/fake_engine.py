@@ -18,6 +18,7 @@ from gpud.core.events import (
     Logged,
     ModelChanged,
     Outcome,
+    SessionsChanged,
     Touched,
 )
 from gpud.core.facts import (
@@ -34,6 +35,8 @@ from gpud.core.facts import (
     ModelStatus,
     Priority,
     QueueStatus,
+    Session,
+    SessionStatus,
     Snapshot,
     State,
     YieldStatus,
@@ -70,6 +73,7 @@ class FakeEngine:
         self.records: tuple[Logged, ...] = ()
         self.answer = Considered("fits", "GPU-1")
         self.quotes: dict[str, Quote] = {}
+        self.sessions: dict[str, Session] = {}
         self._waiting: dict[int, asyncio.Future[ClaimStatus]] = {}
         self.fresh_gpus: tuple[GpuStatus, ...] | None = None
         self._numbers = itertools.count(1)
@@ -98,7 +102,13 @@ class FakeEngine:
             claims=tuple(self.claims.values()),
             queue=self.queue,
             yielded=self.yielded,
+            sessions=tuple(SessionStatus(session, self.now_s, (), ()) for session in self.sessions.values()),
         )
+
+    def resolve(self, model: str) -> str:
+        if model not in self.models:
+            raise NoSuchModel(f'there is no model "{model}"')
+        return model
 
     def load(self, model: str, caller: Caller, options: LoadOptions = NO_OPTIONS) -> int:
         self.calls.append(("load", model, caller, options))
@@ -148,6 +158,18 @@ class FakeEngine:
         jobs = list(self.jobs.values())
         for job in [job.id for job in jobs if job.caller.owner == owner and job.kind is JobKind.DOWNLOAD]:
             self.end(job, JobResult.FAILED, "owner gone")
+
+    def session_began(self, session: Session) -> None:
+        self.calls.append(("session_began", session))
+        self.sessions[session.id] = session
+        self.tell(SessionsChanged())
+
+    def session_ended(self, session: Session, reason: str) -> None:
+        self.calls.append(("session_ended", session, reason))
+        for cookie in [cookie for cookie, hold in self.holds.items() if hold.caller.owner == session.owner]:
+            self.drop_hold(cookie, reason)
+        del self.sessions[session.id]
+        self.tell(SessionsChanged())
 
     def held_by_others(self, model: str, owner: str) -> bool:
         return any(hold.model == model and hold.caller.owner != owner for hold in self.holds.values())

@@ -20,6 +20,7 @@ from gpud.dbus.frame import FIXED_HEADER_BYTES, parse_header, sizes
 from gpud.dbus.limits import CallerLimits
 from gpud.dbus.service import Service
 from gpud.dbus.wire import Kind, Message
+from gpud.shells import Shells
 
 from .fake_engine import FakeEngine
 from .private_bus import NOBODY
@@ -47,10 +48,12 @@ async def serving(
     user_mode: bool = False,
     limits: CallerLimits | None = None,
     notices: list[Notice] | None = None,
+    shells: Shells | None = None,
 ) -> AsyncIterator[Service]:
-    """gpud's service, as the daemon runs it."""
+    """gpud's service, as the daemon runs it. Without ``shells`` nobody's session is watched."""
     service = Service(
         engine,
+        shells=shells or Shells(Path("/nowhere"), lambda _session, _reason: None),
         user_mode=user_mode,
         limits=limits or CallerLimits(),
         version="1.2.3",

@@ -31,9 +31,11 @@ CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configurat
     <allow receive_type="signal"/>
     <allow send_destination="org.freedesktop.DBus"/>
     <allow send_destination="org.freedesktop.PolicyKit1"/>
+    <allow send_destination="org.freedesktop.login1"/>
   </policy>
   <policy user="root">
     <allow own="org.freedesktop.PolicyKit1"/>
+    <allow own="org.freedesktop.login1"/>
   </policy>
   <include>{policy}</include>
   {relaxed}
@@ -127,6 +129,57 @@ class MockPolkit:
             check=True,
             stdout=subprocess.DEVNULL,
         )
+
+    def kill(self) -> None:
+        if self._process.returncode is None:
+            os.kill(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+class MockLogind:
+    """python-dbusmock's logind, with what of the real one it lacks: which session a process is in."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            ["/usr/bin/python3", "-m", "dbusmock", "--system", "--template", "logind"],
+            env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": self._address},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        waited = subprocess.run(
+            ["gdbus", "wait", "--system", "--timeout", "20", "org.freedesktop.login1"],
+            env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": self._address},
+            check=False,
+        )
+        assert waited.returncode == 0, "the logind mock did not come up"
+
+    def _tell(self, member: str, signature: str, *values: str, path: str = "/org/freedesktop/login1") -> None:
+        interface = "org.freedesktop.DBus.Mock"
+        if member == "Set":
+            interface = "org.freedesktop.DBus.Properties"
+        command = ["busctl", f"--address={self._address}", "call", "org.freedesktop.login1", path, interface]
+        subprocess.run([*command, member, signature, *values], check=True, stdout=subprocess.DEVNULL)
+
+    def add_session(self, name: str, leader: int) -> None:
+        """Every process is in this one from now on."""
+        path = f"/org/freedesktop/login1/session/{name}"
+        self._tell("AddSession", "ssusb", name, "seat0", "0", "root", "true")
+        self._tell(
+            "UpdateProperties", "sa{sv}", "org.freedesktop.login1.Session", "1", "Leader", "u", str(leader), path=path
+        )
+        manager = "org.freedesktop.login1.Manager"
+        self._tell("AddMethod", "sssss", manager, "GetSessionByPID", "u", "o", f'ret = "{path}"')
+
+    def remove_session(self, name: str, *, told: bool = True) -> None:
+        path = f"/org/freedesktop/login1/session/{name}"
+        self._tell("RemoveObject", "s", path)
+        if told:
+            manager = "org.freedesktop.login1.Manager"
+            self._tell("EmitSignal", "sssav", manager, "SessionRemoved", "so", "2", "s", name, "o", path)
 
     def kill(self) -> None:
         if self._process.returncode is None:

@@ -1,0 +1,1 @@
+../../gpud/data/hooks/gpud.sh
