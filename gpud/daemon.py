@@ -397,9 +397,8 @@ def run(*, user: bool, config_path: Path | None, beside_system: bool = False) ->
     if user and not beside_system and (other := asyncio.run(gpud_of_the_machine())):
         setup(Level.ERROR).say(
             Level.ERROR,
-            f"cannot start: a gpud for the whole machine {other}, and neither would know what the other holds; use that "
-            'one ("gpudctl --system"), or run both with "gpud --user --beside-system", on GPUs, budgets and ports of their '
-            "own",
+            f"cannot start: a gpud for the whole machine {other}, and neither would know what the other holds; use it "
+            'with "gpudctl --system", or run both with "gpud --user --beside-system", with budgets and ports of their own',
         )
         return EXIT_TAKEN
     path = config_path or config.default_path(user)
