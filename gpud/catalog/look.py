@@ -189,8 +189,8 @@ def stamp_of(files: Iterable[File]) -> str:
 
 
 def best(group: Sequence[Item]) -> Item:
-    """The one that engines are given."""
-    return group[0] if len(group) == 1 else min(group, key=lambda item: (ORDER[item.places[0].source], item.path))
+    """The one that engines are given. A copy that comes later does not take the place of what may be loaded."""
+    return min(group, key=lambda item: (ORDER[item.places[0].source], item.known is None, item.path))
 
 
 def found_of(group: Sequence[Item]) -> Found:
@@ -205,7 +205,9 @@ def found_of(group: Sequence[Item]) -> Found:
     belongings = [file for file in (mmproj, draft) if file is not None]
     places = {place: None for item in group for place in item.places}
     found = Found(
-        places=tuple(sorted(places, key=lambda place: (ORDER[place.source], place.path, place.name))),
+        places=tuple(
+            sorted(places, key=lambda place: (ORDER[place.source], place.path != first.path, place.path, place.name))
+        ),
         format=first.format,
         stamp=stamp_of((*first.files, *first.described, *belongings)),
         size_bytes=first.size_bytes + sum(file.size_bytes for file in belongings),

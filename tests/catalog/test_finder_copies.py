@@ -199,6 +199,21 @@ def test_when_one_place_goes_the_other_stays(tmp_path: Path, first: bool) -> Non
     assert after.path == str(paths[1 if first else 0]) and after.architecture == "llama"
 
 
+def test_a_copy_that_comes_later_takes_nobodys_place(tmp_path: Path) -> None:
+    """An engine may have the first: it stays the one, with its stamp, however the copy is called."""
+    finder = ModelFinder(trees.later)
+    path = trees.gguf(tmp_path / "m.gguf")
+    before = trees.look(tmp_path, finder=finder)
+    shutil.copy(path, tmp_path / "a.gguf")
+    second = trees.look(tmp_path, finder=finder, known=before)
+    for after in (trees.only(second), trees.only(trees.look(tmp_path, finder=finder, known=second))):
+        assert [place.path for place in after.places] == [str(path), str(tmp_path / "a.gguf")]
+        assert after.stamp == trees.only(before).stamp
+    path.unlink()
+    third = trees.look(tmp_path, finder=finder, known=second)
+    assert [place.path for place in trees.only(third).places] == [str(tmp_path / "a.gguf")]
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(("copy", "hard", "soft"))), max_size=10), st.data())
 def test_places_are_as_many_as_files_and_models_as_contents(
