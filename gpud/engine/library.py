@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from typing import NamedTuple
 
 from gpud.core import naming
 from gpud.core.catalogue import Entry, Finding, Format, Found, Place, Purpose, Roots, Scanned, Source, Trouble
@@ -31,6 +32,16 @@ NAMED = 10
 TAGS_MOST = 32
 NOTES_MOST = 4000
 """What somebody may say about one model, in characters."""
+
+
+class _Known(NamedTuple):
+    """Of a model that is there its number in the registry, and what its files are like: 0 where nobody could look.
+    ``last`` is what they were like when somebody could.
+    """
+
+    number: int
+    mark: int
+    last: int
 
 
 def _nothing(_entry: Entry) -> Model | str:
@@ -61,14 +72,16 @@ class Library:
         self._shelf = Shelf()
         self._made_of: dict[str, Model] = {}
         """Those that were found, and those that are configured and of which somebody said something by command."""
-        self._known: dict[str, tuple[int, int]] = {}
-        """Of each that is there its number in the registry, and what its files were like."""
+        self._known: dict[str, _Known] = {}
         self._put: Callable[[Mapping[str, Model], frozenset[str]], Awaitable[None]]
         self._tell: Callable[[tuple[Outcome, ...]], None]
         self._size: Callable[[Model], Awaitable[int | None]]
         self._running: asyncio.Task[Scanned] | None = None
         self._following: asyncio.Task[Scanned] | None = None
         self._sizing: asyncio.Task[None] | None = None
+        self._unsized: set[str] = set()
+        """Those whose need has to be calculated whatever the registry has."""
+        self._sizes_wanted = False
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = threading.Event()
         self._one_at_a_time = asyncio.Lock()
@@ -93,11 +106,12 @@ class Library:
 
     def number_of(self, name: str) -> int:
         """The number that the registry has for a model, for ever; 0: it has none yet."""
-        return self._known.get(name, (0, 0))[0]
+        known = self._known.get(name)
+        return 0 if known is None else known.number
 
     def numbered(self, number: int) -> str | None:
         """The model with this number, where it is there."""
-        names = (name for name, (id_, _) in self._known.items() if id_ == number)
+        names = (name for name, known in self._known.items() if known.number == number)
         return next((name for name in names if name in self.models), None)
 
     @property
@@ -112,10 +126,19 @@ class Library:
     async def configure(self, shelf: Shelf) -> None:
         """From now on by this configuration, those that were found before, too. Whoever calls it takes the models."""
         async with self._one_at_a_time:
-            self._shelf = shelf
-            self._made_of, self._known = await asyncio.to_thread(self._remembered, shelf)
+            before = self.models
+            made, known = await asyncio.to_thread(self._remembered, shelf)
+            self._shelf, self._made_of, self._known = shelf, made, known
+            after = self.models
+            # What was calculated is of other settings; of what is configured nobody knows with which it was.
+            self._unsized |= {
+                name
+                for name, model in after.items()
+                if (_needs_otherwise(before[name], model) if name in before else name in shelf.configured)
+            }
         if self._begun:
             self.begin()
+            self._size_soon()
 
     def begin(self) -> None:
         """Watch from now on, and look at everything once, unless that is not wanted: then the roots alone are watched,
@@ -300,8 +323,7 @@ class Library:
         self._report(scanned)
         if self._begun:
             self._watch()
-        if self._sizing is None or self._sizing.done():
-            self._sizing = asyncio.create_task(self._size_all())
+        self._size_soon()
         return scanned
 
     async def _look(self) -> Scanned:
@@ -310,18 +332,18 @@ class Library:
         at_us = time.time_ns() // 1000
         finding, entries = await asyncio.to_thread(self._find, shelf, at_us)
         made, refused = await asyncio.to_thread(self._made, shelf, entries)
-        known = _known(entries)
         before, old = self.models, self._known
+        known = _known(entries, shelf, old)
         self._made_of, self._known = made, known
         after = self.models
         new = tuple(sorted(after.keys() - before.keys()))
         gone = tuple(sorted(before.keys() - after.keys()))
-        replaced = {
-            name for name in after.keys() & before.keys() if name in known and name in old and known[name] != old[name]
-        }
-        changed = tuple(
-            sorted(replaced | {name for name in after.keys() & before.keys() if after[name] != before[name]})
-        )
+        stayed = after.keys() & before.keys()
+        both = {name: (old[name], known[name]) for name in stayed if name in old and name in known}
+        # What nobody has looked at yet, or can look at just now, is not another file: its engine goes on.
+        replaced = {name for name, (was, now) in both.items() if was.last and now.last and was.last != now.last}
+        others = {name for name, (was, now) in both.items() if was[:2] != now[:2]}
+        changed = tuple(sorted(others | {name for name in stayed if after[name] != before[name]}))
         if new or gone or changed:
             await self._put(after, frozenset(replaced))
         self.last_scan = Scanned(
@@ -342,23 +364,23 @@ class Library:
         known = self._registry.entries()
         finding = self._finder.scan(shelf.roots, _by_path(known), self._stopping.is_set)
         out_of_reach = tuple(f"{root.rstrip('/')}/" for root in finding.unreachable)
-        kept = [
-            entry.found
-            for entry in known
-            if entry.present and not entry.configured and out_of_reach and entry.found.path.startswith(out_of_reach)
-        ]
+        away = [entry.found for entry in known if entry.present and entry.found.path.startswith(out_of_reach)]
+        elsewhere = {place.path for one in finding.models for place in one.places} if away else set()
+        # Those that have another place within reach have been found there.
+        kept = [one for one in away if elsewhere.isdisjoint(place.path for place in one.places)]
         configured = {model.settings.file: name for name, model in shelf.configured.items() if model.settings.file}
         taken = _taken(shelf) | {alias for entry in known for alias in entry.aliases}
         named = naming.name_all((*finding.models, *kept), known, configured, taken)
         past = {entry.name: entry for entry in known}
         entries = [_entry(one, past.get(one.name), shelf, at_us) for one in named]
-        seen = {entry.name for entry in entries}
+        seen, claimed = {entry.name for entry in entries}, {entry.id for entry in entries}
         for name, model in shelf.configured.items():
             if name not in seen:
                 own = unseen(model, configured=True)
-                entries.append(
-                    replace(past[name], found=own.found, present=True, configured=True) if name in past else own
-                )
+                before = past.get(name)
+                if before is not None and before.id not in claimed:
+                    own = replace(before, found=own.found, present=True, configured=True)
+                entries.append(own)
         return finding, self._registry.take(entries, at_us)
 
     def _made(self, shelf: Shelf, entries: Collection[Entry]) -> tuple[dict[str, Model], list[Trouble]]:
@@ -367,24 +389,28 @@ class Library:
         refused = []
         makes = shelf.makes()
         here = [entry for entry in entries if entry.present]
-        others = naming.other_names(here, _taken(shelf))
+        taken = _taken(shelf)
+        others = naming.other_names(here, taken)
+        taken |= {entry.name for entry in here}
         for entry in here:
             model: Model | str
             if entry.name in shelf.configured:
                 model = shelf.configured[entry.name]
                 if not entry.aliases and not entry.priority:
                     continue
-            elif entry.found.purpose is Purpose.ADAPTER:
+            elif entry.found.purpose is Purpose.ADAPTER or entry.found.places[0].source is Source.CONFIGURATION:
                 continue
             else:
                 model = entry.found.problem or makes(entry)
             if isinstance(model, Model):
-                made[entry.name] = _annotated(model, entry, others.get(entry.name, ()))
+                # What somebody has called it may be another's name by now.
+                aliases = tuple(alias for alias in entry.aliases if alias not in taken or alias in model.aliases)
+                made[entry.name] = _annotated(model, entry, (*aliases, *others.get(entry.name, ())))
             else:
                 refused.append(Trouble(entry.found.path, model))
         return made, refused
 
-    def _remembered(self, shelf: Shelf) -> tuple[dict[str, Model], dict[str, tuple[int, int]]]:
+    def _remembered(self, shelf: Shelf) -> tuple[dict[str, Model], dict[str, _Known]]:
         """For a thread: what was there at the last look, as the configuration wants it now; what is configured since
         has its number from now on.
         """
@@ -402,8 +428,16 @@ class Library:
         if new:
             here = [entry for entry in entries if entry.present and entry.id not in new]
             entries = self._registry.take([*here, *new.values()], time.time_ns() // 1000)
-        made, _ = self._made(shelf, entries if shelf.roots.all() else _only(entries, shelf.configured))
-        return made, _known(entries)
+        # What was only configured until now may be found as well: the next look says so.
+        roots = tuple(f"{root.rstrip('/')}/" for root in shelf.roots.all())
+        here = [
+            entry
+            for entry in entries
+            if entry.name in shelf.configured
+            or (roots and (not entry.configured or entry.found.path.startswith(roots)))
+        ]
+        made, _ = self._made(shelf, here)
+        return made, _known(entries, shelf, {})
 
     async def _take_anew(self) -> None:
         """After something was said about a model: as it is kept now, without a look at the disk."""
@@ -450,27 +484,52 @@ class Library:
         if self._sizing is not None:
             await asyncio.shield(self._sizing)
 
+    def _size_soon(self) -> None:
+        """What comes while others are calculated is calculated after them."""
+        self._sizes_wanted = True
+        if self._sizing is None or self._sizing.done():
+            self._sizing = asyncio.create_task(self._size_all())
+
     async def _size_all(self) -> None:
         """One after the other, each once: what is calculated stays in the registry until the model changes."""
-        entries = await asyncio.to_thread(self._registry.entries)
-        for entry in entries:
-            model = self.models.get(entry.name)
-            if model is None or entry.estimate_bytes is not None or not entry.present:
-                continue
-            began_s = time.monotonic()
-            need_bytes = await self._size(model)
-            if need_bytes is not None:
-                await asyncio.to_thread(self._registry.estimated, {entry.id: need_bytes})
-            # To read a large vocabulary keeps the interpreter busy: whoever asks for something meanwhile comes first.
-            await asyncio.sleep(time.monotonic() - began_s)
+        while self._sizes_wanted:
+            self._sizes_wanted = False
+            for id_, name in await asyncio.to_thread(self._without_size, frozenset(self._unsized)):
+                self._unsized.discard(name)
+                model = self.models.get(name)
+                if model is None:
+                    continue
+                began_s = time.monotonic()
+                need_bytes = await self._size(model)
+                if need_bytes is not None:
+                    await asyncio.to_thread(self._registry.estimated, {id_: need_bytes})
+                # To read a large vocabulary keeps the interpreter busy: whoever asks for something comes first.
+                await asyncio.sleep(time.monotonic() - began_s)
+
+    def _without_size(self, anew: Collection[str]) -> list[tuple[int, str]]:
+        """For a thread: those that are there, by number and name, whose need nobody has calculated."""
+        return [
+            (entry.id, entry.name)
+            for entry in self._registry.entries()
+            if entry.present and (entry.estimate_bytes is None or entry.name in anew)
+        ]
 
 
-def _known(entries: Collection[Entry]) -> dict[str, tuple[int, int]]:
-    return {entry.name: (entry.id, hash(entry.found.stamp)) for entry in entries if entry.present}
+def _known(entries: Collection[Entry], shelf: Shelf, old: Mapping[str, _Known]) -> dict[str, _Known]:
+    known = {}
+    for entry in entries:
+        if entry.present:
+            model = shelf.configured.get(entry.name)
+            is_its_file = model is None or any(place.path == model.settings.file for place in entry.found.places)
+            mark = hash(entry.found.stamp) if entry.found.stamp and is_its_file else 0
+            before = old.get(entry.name)
+            known[entry.name] = _Known(entry.id, mark, mark or (0 if before is None else before.last))
+    return known
 
 
-def _only(entries: Collection[Entry], names: Collection[str]) -> tuple[Entry, ...]:
-    return tuple(entry for entry in entries if entry.name in names)
+def _needs_otherwise(before: Model, after: Model) -> bool:
+    """Whether more is said of it than what it is called and who goes first."""
+    return before is not after and before != replace(after, aliases=before.aliases, priority=before.priority)
 
 
 def _by_path(known: Collection[Entry]) -> dict[str, Found]:
@@ -502,7 +561,7 @@ def _taken(shelf: Shelf) -> set[str]:
 
 def _annotated(model: Model, entry: Entry, others: tuple[str, ...]) -> Model:
     priority = Priority[entry.priority.upper()] if entry.priority else model.priority
-    aliases = tuple(dict.fromkeys((*model.aliases, *entry.aliases, *others)))
+    aliases = tuple(dict.fromkeys((*model.aliases, *others)))
     return (
         model
         if (priority, aliases) == (model.priority, model.aliases)
