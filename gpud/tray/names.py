@@ -19,6 +19,8 @@ class NameWatch:
         self._name = name
         self._on_change = on_change
         self.owner = ""
+        self.turn = 0
+        """Counts the changes: who let go of the name and took it again is another owner, and may know nothing."""
 
     @classmethod
     async def start(cls, bus: "MessageBus", name: str, on_change: Callable[[], None]) -> "NameWatch":
@@ -47,4 +49,5 @@ class NameWatch:
     def _set(self, owner: str) -> None:
         if owner != self.owner:
             self.owner = owner
+            self.turn += 1
             self._on_change()

@@ -62,7 +62,8 @@ class Tray:
         self._snapshot: Snapshot | None = None
         self._problem = ""
         self._item: Item | None = None
-        self._registered_with = ""
+        self._registered_turn = 0
+        """Which of the trays that there were has the icon."""
         self._news = asyncio.Event()
         self._end = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -141,26 +142,26 @@ class Tray:
             if self._snapshot is None or not watcher.owner:
                 await self._drop_item()
             else:
-                await self._offer_item(self._shown(self._snapshot), watcher.owner)
+                await self._offer_item(self._shown(self._snapshot), watcher.turn)
             await self._news.wait()
 
-    async def _offer_item(self, shown: Shown, tray: str) -> None:
+    async def _offer_item(self, shown: Shown, turn: int) -> None:
         try:
             if self._item is None:
                 self._item = await Item.open(shown, self._wished)
                 self._item.closed.add_done_callback(lambda _: self._news.set())
             else:
                 self._item.show(shown)
-            if self._registered_with != tray:
+            if self._registered_turn != turn:
                 await self._item.register()
-                self._registered_with = tray
+                self._registered_turn = turn
                 log.info("the tray has the icon")
         except GpudError as problem:
             # The tray may have gone in this moment; the next one is told of by the bus.
             log.warning("the tray did not take the icon: %s", problem.text)
 
     async def _drop_item(self) -> None:
-        self._registered_with = ""
+        self._registered_turn = 0
         if self._item is not None:
             item, self._item = self._item, None
             await item.close()
