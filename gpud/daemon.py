@@ -398,7 +398,7 @@ def run(*, user: bool, config_path: Path | None, beside_system: bool = False) ->
         setup(Level.ERROR).say(
             Level.ERROR,
             f"cannot start: a gpud for the whole machine {other}, and neither would know what the other holds; use it "
-            'with "gpudctl --system", or run both with "gpud --user --beside-system", with budgets and ports of their own',
+            'with "gpudctl --system", or run both with "gpud --user --beside-system", each with a budget and ports',
         )
         return EXIT_TAKEN
     path = config_path or config.default_path(user)
