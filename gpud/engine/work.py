@@ -95,6 +95,13 @@ class Running:
     backend: Backend
 
 
+def _is_launched_alike(before: Model | None, after: Model | None) -> bool:
+    """What it is called besides and who goes first is nothing to its engine."""
+    if before is None or after is None:
+        return before is after
+    return before == replace(after, aliases=before.aliases, priority=before.priority)
+
+
 def as_started(model: Model, engine: str, context: int | None, layers: int | None) -> Model | None:
     """The model by this engine, with what one start had for itself; None when it is no longer by this engine."""
     offer = Offer((), context=context, layers=layers, engine=engine)
@@ -199,7 +206,7 @@ class Work:
             for name, model in models.items()
             if name in self.running and not await self._still_matches(self.running[name], model, backends)
         }
-        loading = {name for name in self._loading if models.get(name) != self.models.get(name)}
+        loading = {name for name in self._loading if not _is_launched_alike(self.models.get(name), models.get(name))}
         return frozenset(running | loading)
 
     async def _still_matches(self, running: Running, model: Model, backends: Mapping[str, Backend]) -> bool:

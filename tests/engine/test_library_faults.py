@@ -149,6 +149,28 @@ def test_what_is_said_by_command_outlives_a_reload(run: Any) -> None:
     run(scenario())
 
 
+def test_a_load_goes_on_whatever_its_model_is_called(run: Any) -> None:
+    """An alias, a priority or a copy elsewhere is nothing to the engine that starts."""
+
+    async def scenario() -> None:
+        async with house(found("m")) as place:
+            await place.library.scan()
+            backend = place.bench.backend
+            backend.gate = asyncio.Event()
+            job = place.engine.load("m", CALLER)
+            await asyncio.wait_for(backend.entered.wait(), 10)
+            await place.library.annotate("m", aliases=("best",), priority="high")
+            copy = found("m").places + found("copy").places
+            place.shelves.models[:] = [replace(found("m"), places=copy)]
+            assert (await place.library.scan()).changed == ("m",)
+            backend.gate.set()
+            await place.engine.wait(job)
+            assert (len(backend.orders), backend.canceled) == (1, 0)
+            assert place.engine.resolve("best") == place.engine.resolve("copy") == "m"
+
+    run(scenario())
+
+
 def test_an_alias_is_never_taken_by_a_file_that_comes_later(run: Any) -> None:
     """That one is called after its folder as well, until the alias is taken back."""
 
