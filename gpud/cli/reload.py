@@ -26,7 +26,7 @@ def run(arguments: Namespace, output: Output) -> int:
     async def work(gpud: "Gpud") -> int:
         await gpud.call("Reload", asks=True)
         names = [record["Id"] for record in await gpud.models()]
-        output.result(f"reloaded: {plural(len(names), 'model')} configured", {"reloaded": True, "models": names})
+        output.result(f"reloaded: {plural(len(names), 'model')}", {"reloaded": True, "models": names})
         return 0
 
     return client.run(work, arguments.bus)

@@ -117,7 +117,7 @@ def everything(status: dict[str, Any], bus: str, output: Output) -> list[str]:
 
 def models(records: list[dict[str, Any]], output: Output) -> list[str]:
     if not records:
-        return ["no model is configured: add one under models: in gpud.yaml"]
+        return ["no model is there: gpudctl models list says how to come by one"]
     head = ("MODEL", "ENGINE", "STATE", "MEMORY", "CONTEXT", "KV", "LAST USED", "UNLOADS IN", "HOLDS")
     rows = [
         (

@@ -226,7 +226,7 @@ def rates(frame: Frame, last: Frame) -> dict[str, float]:
 def _models(frame: Frame, last: Frame | None, output: Output) -> list[str]:
     activity = frame.activity
     if not activity.models:
-        return ["no model is configured: add one under models: in gpud.yaml"]
+        return ["no model is there: gpudctl models list says how to come by one"]
     ended = rates(frame, last) if last is not None else {}
     rows = []
     for model in activity.models:

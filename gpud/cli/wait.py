@@ -89,7 +89,7 @@ def find(models: list[dict[str, Any]], name: str) -> dict[str, Any]:
 
     names = [record["Id"] for record in models]
     near = get_close_matches(name, names, 1, 0.5)
-    hint = f'did you mean "{near[0]}"?' if near else f"configured are {', '.join(names[:10]) or 'none'}"
+    hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(names[:10]) or 'none'}"
     raise NoSuchModel(f'there is no model "{name}"', hint=hint)
 
 

@@ -404,7 +404,7 @@ def _why(instance: Instance) -> str:
         "yield": "the GPUs are given away",
         "idle": "it was idle",
         "session": "the sessions that used it have ended",
-        "config": "its configuration has changed",
+        "config": "it is no longer there" if instance.removed else "its file or its configuration has changed",
         "shutdown": "gpud is shutting down",
         "suspend": "the machine is about to sleep",
     }.get(instance.draining_for, instance.reason)

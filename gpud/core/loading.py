@@ -64,7 +64,7 @@ class Loading:
             raise ShuttingDown(f'cannot load "{event.model}": gpud is shutting down')
         instance = self._table.find(event.model)
         if instance.removed:
-            raise NoSuchModel(f'cannot load "{event.model}": it is no longer configured and is being unloaded')
+            raise NoSuchModel(f'cannot load "{event.model}": it is no longer there and is being unloaded')
         self._sleeping.check(instance)
         self._yielding.check(instance.model)
         if instance.state is State.FAILED and instance.attempts >= self._table.limits.backoff_attempts:

@@ -374,7 +374,7 @@ class Scheduler:
                 self._out.end_load_jobs(instance, JobResult.CANCELED, "the configuration has changed")
             elif changed and instance.state is State.LOADING:
                 # Those who wait for it get it as it is configured now.
-                self._leaving.cancel_launch(instance, "config", "its configuration has changed")
+                self._leaving.cancel_launch(instance, "config", "its file or its configuration has changed")
                 if instance.load_jobs:
                     self._table.enqueue(instance)
             elif changed and instance.state is State.READY:
@@ -393,9 +393,9 @@ class Scheduler:
         instance.stale = True
         instance.wanted = False
         instance.leave_queue()
-        self._out.end_load_jobs(instance, JobResult.CANCELED, f'"{instance.model.name}" is no longer configured')
+        self._out.end_load_jobs(instance, JobResult.CANCELED, f'"{instance.model.name}" is no longer there')
         if instance.state is State.LOADING:
-            self._leaving.cancel_launch(instance, "config", "it is no longer configured")
+            self._leaving.cancel_launch(instance, "config", "it is no longer there")
         elif instance.state is State.READY and not instance.in_flight:
             self._leaving.drain(instance, "config", instance.model.stop.drain_s)
         self._table.drop_if_removed(instance)

@@ -93,7 +93,7 @@ class Table:
     def find(self, name: str) -> Instance:
         instance = self.instances.get(name)
         if instance is None:
-            raise NoSuchModel(f'there is no model "{name}"', hint=_configured(self.instances))
+            raise NoSuchModel(f'there is no model "{name}"', hint=_those_there(self.instances))
         return instance
 
     def current(self, name: str, generation: int) -> Instance | None:
@@ -191,9 +191,9 @@ class Table:
             self._lively.pop(instance.model.name, None)
 
 
-def _configured(instances: Mapping[str, Instance]) -> str:
+def _those_there(instances: Mapping[str, Instance]) -> str:
     names = list(instances)
     if not names:
-        return "no model is configured"
+        return "there is none: gpudctl models list says how to come by one"
     shown = ", ".join(names[:10])
-    return f"configured are {shown}" + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return f"there are {shown}" + (f" and {len(names) - 10} more" if len(names) > 10 else "")

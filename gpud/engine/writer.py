@@ -167,7 +167,7 @@ class Engine:
         return stop
 
     def resolve(self, name: str) -> str:
-        """The configured name that a user means: the name itself, an alias, or either with ``.gguf`` behind it."""
+        """The name of the model that a user means: the name itself, an alias, or either with ``.gguf`` behind it."""
         for candidate in (name, name.removesuffix(".gguf")):
             if candidate in self._work.models:
                 return candidate
@@ -177,11 +177,11 @@ class Engine:
         known = list(self._work.models)
         near = get_close_matches(name, [*known, *(a for m in self._work.models.values() for a in m.aliases)], 1, 0.5)
         if not known:
-            hint = "no model is configured: add one under models: in gpud.yaml"
+            hint = "there is none: gpudctl models list says how to come by one"
         elif near:
             hint = f'did you mean "{near[0]}"?'
         else:
-            hint = f"configured are {', '.join(known[:10])}" + (", …" if len(known) > 10 else "")
+            hint = f"there are {', '.join(known[:10])}" + (", …" if len(known) > 10 else "")
         raise NoSuchModel(f'there is no model "{name}"', hint=hint)
 
     # What can be wished ----------------------------------------------------------------------------------------------

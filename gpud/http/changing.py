@@ -31,7 +31,7 @@ def status_of(engine: Engine, name: str) -> ModelStatus:
     for one in engine.snapshot().models:
         if one.model.name == name:
             return one
-    raise NotLoaded(f'"{name}" is no longer configured', hint="GET /models lists what is")
+    raise NotLoaded(f'"{name}" is no longer there', hint="GET /models lists what is")
 
 
 def begin_load(engine: Engine, name: str, caller: Caller, options: LoadOptions) -> int:

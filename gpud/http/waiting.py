@@ -75,7 +75,7 @@ def in_words(engine: Engine, model: str) -> str:
     """One line: what is being waited for, and how far it is."""
     status = status_of(engine, model)
     if status is None:
-        what = "it is no longer configured"
+        what = "it is no longer there"
     elif status.waits_for:
         what = status.waits_for
     elif status.state is State.LOADING:

@@ -377,7 +377,7 @@ def test_reload_takes_a_new_configuration_or_none_of_it(gpud: RealDaemon) -> Non
     try:
         gpud.config.write_text(good + "  more: {engine: custom, url: 'http://127.0.0.1:1', size: 1MiB}\n")
         done = gpud.place.gpudctl("reload")
-        assert (done.returncode, done.stdout) == (0, "reloaded: 6 models configured\n")
+        assert (done.returncode, done.stdout) == (0, "reloaded: 6 models\n")
         gpud.config.write_text(good + "nonsense: 1\n")
         done = gpud.place.gpudctl("reload")
         assert done.returncode == 1

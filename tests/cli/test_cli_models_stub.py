@@ -464,7 +464,7 @@ def test_a_switch_that_is_refused_says_so(place: Place) -> None:
         assert (await stub.gpudctl(place, "switch", "c"))[0] == 4
         assert (await stub.gpudctl(place, "switch", "z"))[::2] == (
             1,
-            'gpudctl: there is no model "z"; configured are a, b, c, d\n',
+            'gpudctl: there is no model "z"; there are a, b, c, d\n',
         )
 
     with_stub(place, work)

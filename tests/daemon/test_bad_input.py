@@ -120,7 +120,7 @@ def test_a_reload_while_a_removed_model_loads_ends_its_load(place: Place) -> Non
     place.configure({"spare": engine()})
     daemon.reload()
     ended = daemon.wait_job(job)
-    assert ended.result == "canceled" and "no longer configured" in ended.message
+    assert ended.result == "canceled" and "no longer there" in ended.message
     daemon.aftermath()
 
 
