@@ -52,7 +52,7 @@ def test_the_folders_are_made_once(tmp_path: Path) -> None:
     root = tmp_path / "image"
     first, _ = gpudctl(tmp_path, "init", "--root", str(root))
     base = root / "var/lib/ml-models"
-    assert first.splitlines()[0] == f"created {base}"
+    assert first.splitlines() == [f"created {base / folder.path}" for folder in TREE]
     for folder in TREE:
         assert stat.S_IMODE((base / folder.path).stat().st_mode) == folder.mode
     assert gpudctl(tmp_path, "init", "--root", str(root))[0] == "unchanged\n"

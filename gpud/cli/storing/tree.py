@@ -81,7 +81,8 @@ def _mended(path: Path, folder: Folder, owners: dict[str, tuple[int, int]]) -> I
     if path.is_symlink() and not folder.path:
         # Somebody keeps the models on another disk: what the link leads to is theirs to look after.
         path = path.resolve()
-    if not path.is_dir():
+    is_new = not path.is_dir()
+    if is_new:
         path.mkdir(parents=not folder.path)
         yield f"created {path}"
     now = path.lstat()
@@ -90,9 +91,11 @@ def _mended(path: Path, folder: Folder, owners: dict[str, tuple[int, int]]) -> I
     wanted = owners.get(folder.owner)
     if wanted is not None and (now.st_uid, now.st_gid) != wanted:
         os.chown(path, *wanted, follow_symlinks=False)
-        yield f"changed {path}: it belongs to {folder.owner} now, not to user {now.st_uid}, group {now.st_gid}"
+        if not is_new:
+            yield f"changed {path}: it belongs to {folder.owner} now, not to user {now.st_uid}, group {now.st_gid}"
     mode = stat.S_IMODE(now.st_mode)
     # A set-group bit is somebody's good idea, and stays.
     if mode & 0o777 != folder.mode:
         path.chmod(folder.mode | (mode & 0o7000))
-        yield f"changed {path}: mode {mode & 0o777:04o} to {folder.mode:04o}"
+        if not is_new:
+            yield f"changed {path}: mode {mode & 0o777:04o} to {folder.mode:04o}"
