@@ -55,7 +55,7 @@ class Person:
     def allowed(self) -> set[str]:
         """What polkit says by its rules about this person's own login, without a password."""
         asked = "; ".join(
-            f"pkcheck --action-id org.kernelcore.GpuD.{action} --process $BASHPID 2>/dev/null && echo {action}"
+            f"pkcheck --action-id org.kernelcore.GpuD.{action} --process $BASHPID >/dev/null 2>&1 && echo {action}"
             for action in ACTIONS
         )
         return set(self.run(f"{asked}; true").out.split())
@@ -83,7 +83,7 @@ def rule(machine: Machine, text: str = "") -> Iterator[None]:
 
 def test_logind_tells_who_sits_at_the_machine(people: Machine) -> None:
     """What the other tests stand on: a session at the seat is local and active, the other one is on no seat."""
-    show = "loginctl show-session $XDG_SESSION_ID --property=Active,Seat,Remote"
+    show = "loginctl show-session $XDG_SESSION_ID --property=Active --property=Seat --property=Remote"
     assert set(Person(people, "anna", at_seat=True).run(show).out.split()) == {"Active=yes", "Seat=seat0", "Remote=no"}
     assert "Seat=seat0" not in Person(people, "otto").run(show).out
 
