@@ -17,7 +17,7 @@ from gpud.core.facts import Process, Session
 
 log = logging.getLogger(__name__)
 
-FILE = "sessions.json"
+FILE = "sessions"
 
 ANCESTORS = 64
 """How many parents of a process are looked at, at most: a shell in a shell in a build in a shell is not deeper."""

@@ -52,6 +52,7 @@ COMMANDS = {
     "config": Command("config", "Check the configuration, or show what is in effect"),
     "import": Command("importing", "Make a configuration of what another program was told"),
     "key": Command("key", "Make, list and revoke the API keys that let clients in"),
+    "shell-hook": Command("hook", "Print what registers a shell with gpud, for dotfiles"),
     "reload": Command("reload", "Have the configuration read again"),
     "doctor": Command("doctor", "Look for what is wrong with this installation"),
     "version": Command("version", "Show the versions of gpudctl and of gpud"),

@@ -25,7 +25,7 @@ _gpudctl() {
     local -a _gpudctl_bus=()
     local everywhere='--user --system --json --no-color --help'
     local commands='status ps top vram queue explain models pull fetch load unload switch wait run chat bench yield resume cancel'
-    commands+=' reset log budget estimate storage config import key reload doctor version'
+    commands+=' reset log budget estimate storage config import key shell-hook reload doctor version'
     # Words as the user sees them: COMP_WORDS is broken at colons.
     local line=${COMP_LINE:0:COMP_POINT}
     local -a words
@@ -128,6 +128,7 @@ _gpudctl() {
         status | explain | load | switch | wait | reset | log | chat | bench) _gpudctl_words "$(_gpudctl_ask models)" "$current" ;;
         unload) _gpudctl_words "$(_gpudctl_ask loaded)" "$current" ;;
         cancel) _gpudctl_words "$(_gpudctl_ask jobs)" "$current" ;;
+        shell-hook) [[ -z $action ]] && _gpudctl_words 'bash sh zsh fish' "$current" ;;
         pull) _gpudctl_words 'hf: ollama:' "$current" ;;
         budget)
             _gpudctl_words "$(_gpudctl_ask models)" "$current"

@@ -63,6 +63,7 @@ complete -c gpudctl -n 'not __gpudctl_command' -a config -d 'Check the configura
 complete -c gpudctl -n 'not __gpudctl_command' -a import -d 'Make a configuration of what another program was told'
 complete -c gpudctl -n 'not __gpudctl_command' -a storage -d 'Look after the folders in which models are kept'
 complete -c gpudctl -n 'not __gpudctl_command' -a key -d 'Make, list and revoke the API keys that let clients in'
+complete -c gpudctl -n 'not __gpudctl_command' -a shell-hook -d 'Print what registers a shell with gpud, for dotfiles'
 complete -c gpudctl -n 'not __gpudctl_command' -a reload -d 'Have the configuration read again'
 complete -c gpudctl -n 'not __gpudctl_command' -a doctor -d 'Look for what is wrong with this installation'
 complete -c gpudctl -n 'not __gpudctl_command' -a version -d 'Show the versions of gpudctl and of gpud'
@@ -129,6 +130,7 @@ complete -c gpudctl -n '__gpudctl_is config; and __gpudctl_is_action show' -a '(
 complete -c gpudctl -n '__gpudctl_is config' -l file -r -F -d 'The file to read'
 
 complete -c gpudctl -n '__gpudctl_is storage; and not __gpudctl_is_action init; and not __gpudctl_is_action ls; and not __gpudctl_is_action du; and not __gpudctl_is_action clean-cache; and not __gpudctl_is_action check' -a 'init ls du clean-cache check'
+complete -c gpudctl -n '__gpudctl_is shell-hook' -a 'bash sh zsh fish'
 complete -c gpudctl -n '__gpudctl_is storage' -l base -r -F -d 'The folder, in place of the configured one'
 complete -c gpudctl -n '__gpudctl_is storage' -l root -r -F -d 'What stands before it'
 complete -c gpudctl -n '__gpudctl_is storage' -l depth -x -d 'So many folders deep'

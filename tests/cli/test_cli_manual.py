@@ -64,7 +64,7 @@ def test_every_argument_is_in_the_manual(command: str) -> None:
 
 def test_the_manual_has_no_other_commands() -> None:
     """What is gone from the program is gone from its page; the order is that of the help."""
-    headings = list(dict.fromkeys(re.findall(r"^## (\w+)", section("COMMANDS"), re.M)))
+    headings = list(dict.fromkeys(re.findall(r"^## ([\w-]+)", section("COMMANDS"), re.M)))
     assert sorted(headings) == sorted(SHOWN)
 
 
@@ -79,7 +79,7 @@ def test_the_options_of_all_commands_and_the_statuses_are_in_the_manual() -> Non
 def test_the_json_of_every_command_is_in_the_manual() -> None:
     """A program's author finds the keys of each object there."""
     text = section("JSON")
-    named = {word for line in re.findall(r"^([a-z, ]+)\n:", text, re.M) for word in re.split(r", | ", line)}
+    named = {word for line in re.findall(r"^([a-z, -]+)\n:", text, re.M) for word in re.split(r", | ", line)}
     # run has no output of its own.
     assert named >= set(SHOWN) - {"run"}
 

@@ -541,7 +541,7 @@ def test_a_damaged_record_is_no_record(run: Any, tmp_path: Path, text: str) -> N
     """It says so in the log, and goes on with nobody."""
 
     async def scenario() -> None:
-        (tmp_path / "sessions.json").write_text(text)
+        (tmp_path / "sessions").write_text(text)
         shells = Shells(tmp_path, lambda _session, _reason: None)
         assert await shells.restore() == ((), (), {})
         await shells.close()
@@ -557,7 +557,7 @@ def test_another_process_with_the_same_number_is_not_taken_for_the_shell(run: An
             '{"sessions": [{"id": "x", "uid": 0, "pid": %d, "label": "bash", "terminal": "", "login": "",'
             ' "started": 1, "tty": 0}], "users": {"tiny": ["x"]}}'
         )
-        (tmp_path / "sessions.json").write_text(text % os.getpid())
+        (tmp_path / "sessions").write_text(text % os.getpid())
         shells = Shells(tmp_path, lambda _session, _reason: None)
         living, ended, users = await shells.restore()
         assert (living, [session.id for session in ended], users) == ((), ["x"], {"tiny": {"x"}})

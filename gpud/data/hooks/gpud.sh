@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Registers an interactive shell with gpud, which then knows when it ends, by whatever cause: what only this shell has
 # used is unloaded afterwards. For bash, and for sh and all like it; harmless where it is read twice, or by a script.
 #
