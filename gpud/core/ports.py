@@ -462,6 +462,9 @@ class OtherProgram:
 class Programs(Protocol):
     """Knows to which programs the GPUs are left."""
 
+    def wanted(self) -> bool:
+        """Whether there is anything to look for."""
+
     def look(self) -> Sequence[OtherProgram]:
         """Those that run now. Blocks for some milliseconds."""
 

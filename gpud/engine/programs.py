@@ -24,7 +24,7 @@ class GivesWay:
 
     async def look(self) -> None:
         """Whoever has come since the last look has the GPUs before anything is decided by this one."""
-        if self._programs is None:
+        if self._programs is None or not self._programs.wanted():
             return
         try:
             found = await asyncio.to_thread(self._programs.look)

@@ -141,6 +141,9 @@ class Games:
         self.running[OtherProgram(pid, name)] = asyncio.Event()
         return self.running[OtherProgram(pid, name)]
 
+    def wanted(self) -> bool:
+        return True
+
     def look(self) -> Sequence[OtherProgram]:
         return [program for program, ended in self.running.items() if not ended.is_set()]
 
