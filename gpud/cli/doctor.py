@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Look at everything that gpud needs: Python and its packages, the GPUs with their drivers and device nodes, the
-configuration, the engines and their versions, the model files, the state directory, the bus and its policy, polkit,
-cgroups and ports. Each line says OK, or PROBLEM and what to do; with a problem the status is 1. It works without the
+configuration, the engines and their versions, the model files, the folders in which models are looked for, the state
+directory, the bus and its policy, polkit, cgroups and ports. Each line says OK, or PROBLEM and what to do; with a problem the status is 1. It works without the
 daemon and changes nothing; as root it sees more."""
 
 EXAMPLES = (
@@ -122,6 +122,8 @@ def examine(arguments: Namespace, kind: str) -> Findings:
         checked = config
         yield from _guarded("engine", lambda: examine_engines.engines(checked))
         yield from _guarded("model", lambda: examine_engines.files(checked, account))
+        is_service = kind != "user"
+        yield from _guarded("folder", lambda: examine_engines.folders(checked, account, is_service=is_service))
     yield examine_engines.state_directory(state or state_path(kind), account)
     yield from on_bus.findings
     yield from _guarded("cgroup", lambda: examine_machine.cgroups(on_bus.pid, UNITS if kind == "system" else ()))

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,37 @@ def files(config: "Config", account: Account) -> Findings:
         for what, name in (("file", settings.file), ("mmproj", settings.mmproj), ("draft", settings.draft_file)):
             if name:
                 yield _file(model.name, what, latest(Path(name)), account, is_gguf=model.engine != "custom")
+
+
+def folders(config: "Config", account: Account, *, is_service: bool) -> Findings:
+    """Where models are looked for: what is configured must be there, and of the machine's gpud the store, too."""
+    if not config.registry.enable:
+        return
+    told = config.registry.paths
+    remedy = "make it, or correct registry.paths" if told is not None else "make it: sudo gpudctl storage init"
+    for folder in map(Path, (config.base_directory,) if told is None else told):
+        try:
+            closed = closed_folder(account, folder)
+            if closed is not None:
+                yield Finding(
+                    "folder",
+                    f"{folder}: {account.name} cannot enter {closed}",
+                    f'"setfacl -m u:{account.name}:x {closed}" lets it in',
+                )
+            elif not stat.S_ISDIR(folder.stat().st_mode):
+                yield Finding("folder", f"{folder} is not a folder", remedy)
+            elif not may(account, folder, READ | SEARCH):
+                yield Finding(
+                    "folder",
+                    f"{folder}: {account.name} may not look into it",
+                    f'"setfacl -m u:{account.name}:rx {folder}" lets it in',
+                )
+            else:
+                yield Finding("folder", f"{folder}: models are looked for there")
+        except OSError as problem:
+            # A user's own gpud has folders of the user's besides: most machines have no store for all.
+            if told is not None or is_service:
+                yield Finding("folder", f"{folder}: {problem.strerror}: no model is found there", remedy)
 
 
 def latest(path: Path) -> Path:

@@ -257,6 +257,28 @@ def test_model_files_are_looked_into(tmp_path: Path, content: bytes | None, prob
     assert finding.text.endswith(problem or ": 2 MiB")
 
 
+def test_folders_in_which_models_are_looked_for(tmp_path: Path) -> None:
+    """Those that are configured are there, are folders, and can be looked into; so is the machine's own store."""
+    root = Account("root", 0, frozenset({0}))
+    (tmp_path / "file").touch()
+    (tmp_path / "closed/inside").mkdir(parents=True)
+    (tmp_path / "closed").chmod(0o700)
+    paths = [tmp_path, tmp_path / "file", tmp_path / "missing", tmp_path / "closed/inside"]
+    config = parse(f"registry: {{paths: [{', '.join(map(str, paths))}]}}", "c")
+    found = list(examine_engines.folders(config, root, is_service=False))
+    assert [one.is_problem for one in found] == [False, True, True, False]
+    assert "is not a folder" in found[1].text and "No such file or directory" in found[2].text
+    assert found[2].remedy == "make it, or correct registry.paths"
+    texts = [one.text for one in examine_engines.folders(config, SOMEBODY, is_service=False)]
+    assert f"somebody cannot enter {tmp_path / 'closed'}" in texts[3] or "somebody cannot enter" in texts[0]
+    store = parse(f"storage: {{base_directory: {tmp_path / 'none'}}}", "c")
+    (finding,) = examine_engines.folders(store, root, is_service=True)
+    assert finding.is_problem and "gpudctl storage init" in finding.remedy
+    assert list(examine_engines.folders(store, root, is_service=False)) == []
+    nothing = parse("registry: {enable: false, paths: [/none]}", "c")
+    assert list(examine_engines.folders(nothing, root, is_service=True)) == []
+
+
 def test_a_split_model_needs_all_its_parts(tmp_path: Path) -> None:
     """The part that is missing is named."""
     (tmp_path / "a-00001-of-00002.gguf").write_bytes(b"GGUF")
