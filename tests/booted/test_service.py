@@ -136,6 +136,27 @@ def test_a_configuration_with_errors_is_not_tried_again(machine: Machine) -> Non
         machine.run("rm /etc/gpud/gpud.d/z.yaml")
 
 
+def test_a_file_in_the_store_is_a_model(machine: Machine) -> None:
+    """The folders are those that systemd made; a member of the group copies a file there, and it answers by its name."""
+    folders = machine.run("stat -c '%a %U %n' /var/lib/ml-models /var/lib/ml-models/gguf /var/lib/ml-models/cache").out
+    assert folders.splitlines() == [
+        "755 root /var/lib/ml-models",
+        "775 gpud /var/lib/ml-models/gguf",
+        "775 gpud /var/lib/ml-models/cache",
+    ]
+    machine.run("id keeper || useradd --create-home --groups gpud keeper")
+    try:
+        # Another size than the one that it is made from: else it were a copy of that.
+        machine.run("cp /var/lib/ml-models/llamacpp/models/tiny.gguf /tmp/new.gguf && echo >> /tmp/new.gguf")
+        machine.run("install -m 644 /tmp/new.gguf /var/lib/ml-models/gguf/newcomer.gguf", user="keeper")
+        machine.wait("the new model", "gpudctl models | grep -qx newcomer")
+        machine.run("gpudctl load newcomer.gguf && gpudctl unload newcomer")
+        machine.run("gpudctl models info newcomer | grep -q 'no: it was found'")
+    finally:
+        machine.run("rm -f /var/lib/ml-models/gguf/newcomer.gguf /tmp/new.gguf")
+    machine.wait("its end", "! gpudctl models | grep -qx newcomer")
+
+
 def test_a_second_gpud_gives_way(machine: Machine) -> None:
     """Started by hand beside the service it ends with status 75 and says who was first; the first is not disturbed."""
     machine.load("tiny")
