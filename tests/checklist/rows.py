@@ -40,6 +40,8 @@ GOLDEN = "tests/importing/test_importing_golden.py::"
 IMPORT = "tests/importing/test_importing_command.py::"
 OPTIONS = "tests/importing/test_importing_options.py::"
 STORES = "tests/catalog/test_finder_stores.py::"
+FOLDERS = "tests/catalog/test_finder_folders.py::"
+FOUND = "tests/daemon/test_models.py::"
 GNOME = "tests/desktop/test_gnome.py::"
 PLASMA = "tests/desktop/test_plasma.py::"
 WEB_SERVICE = "tests/booted/test_http_service.py::"
@@ -65,6 +67,92 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "S1-78": (STORAGE + "test_little_room_is_warned_of",),
     "S1-79": ("tests/http/test_management.py::test_the_disk_with_the_models_is_told",),
+    # What models there are
+    "S1-12": (
+        FOUND + "test_a_file_that_is_copied_answers_by_its_name",
+        MANAGEMENT + "test_a_model_whose_file_cannot_be_read_says_so",
+        SERVICE + "test_a_file_in_the_store_is_a_model",
+    ),
+    "S1-27": (
+        LINTERS + "test_the_user_and_the_directories_can_be_made",
+        STORAGE + "test_the_folders_are_those_of_the_system",
+        SERVICE + "test_a_file_in_the_store_is_a_model",
+    ),
+    "S1-35": (
+        "tests/test_shelves.py::test_the_service_looks_below_the_base_directory",
+        SERVICE + "test_a_file_in_the_store_is_a_model",
+    ),
+    "S2-02": (
+        FOUND + "test_uses_are_counted_over_restarts",
+        "tests/engine/test_library.py::test_uses_are_counted_once",
+        REGISTRY + "test_uses_are_counted",
+    ),
+    "S2-06": (
+        FOUND + "test_a_file_that_is_copied_answers_by_its_name",
+        FOUND + "test_a_renamed_file_is_the_same_model",
+    ),
+    # Nothing has to be enabled for it: the folders come with the installation, and are looked into.
+    "S2-17": (
+        LINTERS + "test_the_user_and_the_directories_can_be_made",
+        "tests/test_shelves.py::test_the_service_looks_below_the_base_directory",
+        GOLDEN + "test_it_becomes_what_the_golden_file_has[nixos]",
+    ),
+    "S3-28": (
+        FAILING + "test_the_whole_life_of_a_failing_engine_is_in_the_log",
+        BY_HAND + "test_each_cause_of_a_failed_load_has_words_of_its_own",
+        OFFLINE + "test_model_files_are_looked_into",
+    ),
+    "S4-07": (
+        FOUND + "test_every_surface_has_the_same_models",
+        FOLDERS + "test_the_parts_of_a_model_are_one",
+        FOLDERS + "test_a_projector_belongs_to_the_model_in_its_folder",
+    ),
+    "S4-36": (
+        OFFLINE + "test_config_check_of_a_right_file",
+        OFFLINE + "test_config_check_says_every_problem",
+        MESSAGES + "test_what_is_not_usable_yaml_is_told_with_its_line",
+        "tests/importing/test_importing_reading.py::test_bad_json_is_refused_with_line_and_column",
+    ),
+    "S4-40": (
+        MESSAGES + "test_what_is_not_usable_yaml_is_told_with_its_line",
+        SERVICE + "test_a_configuration_with_errors_is_not_tried_again",
+    ),
+    "S4-43": (
+        MANAGEMENT + "test_health_names_what_is_missing",
+        OFFLINE + "test_folders_in_which_models_are_looked_for",
+        FOUND + "test_a_folder_may_go_and_come_back",
+    ),
+    # The configuration is files to copy; what is printed reads back, and what is written is there whole or not at all.
+    "S4-73": (
+        OFFLINE + "test_config_show_of_everything_reads_back",
+        IMPORT + "test_output_writes_a_file_that_gpud_takes",
+        "tests/store/test_database.py::test_somebody_may_look_while_gpud_works",
+    ),
+    "S4-74": (
+        SERVICE + "test_installing_again_keeps_the_configuration_and_the_running_gpud",
+        "tests/store/test_database.py::test_every_older_version_is_brought_up_to_date",
+        "tests/store/test_models_disk.py::test_a_file_of_every_earlier_version_gets_the_table",
+    ),
+    "S4-75": (
+        FOUND + "test_a_file_that_is_copied_answers_by_its_name",
+        FOUND + "test_a_reload_brings_a_folder_and_takes_it_away",
+        "tests/catalog/test_watch.py::test_a_new_file_is_told_once",
+    ),
+    "RX-10": (
+        FOUND + "test_what_is_said_with_gpudctl_stays",
+        FOUND + "test_every_surface_has_the_same_models",
+        "tests/engine/test_library.py::test_what_somebody_says_of_a_model_counts_at_once_and_stays",
+    ),
+    "RX-11": (
+        FOLDERS + "test_only_what_is_included_is_found",
+        FOLDERS + "test_what_is_excluded_is_not_found",
+        FOLDERS + "test_a_file_that_somebody_downloads_is_left_alone",
+        "tests/engine/test_library.py::test_what_cannot_be_watched_is_looked_at_from_time_to_time",
+    ),
+    "RX-19": (
+        FOUND + "test_one_model_in_place_of_another",
+        "tests/cli/test_cli_models_stub.py::test_the_others_go_before_the_model_comes",
+    ),
     # One service, its engines, their settings
     "S0-01": (
         IDLE + "test_idle_ollama_models_are_unloaded_by_name",
