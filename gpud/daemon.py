@@ -126,6 +126,7 @@ class Daemon:
                 files=files,
                 quantization=quantization,
                 who_listens=program_at,
+                session_of=self._shells.of_client,
                 passed={name: self._fd_store.take_all(name) for name in APIS},
             )
             for number in STOP_SIGNALS:

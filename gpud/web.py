@@ -29,6 +29,7 @@ from gpud.http.limits import HeadLimits, ServerLimits
 from gpud.http.lines import Lines
 from gpud.http.listening import Address, PassedSocket, TcpAddress, Tls, UnixAddress
 from gpud.http.management import management_routes
+from gpud.http.message import Peer
 from gpud.http.metrics import Metrics, RequestSeen
 from gpud.http.ollama import OllamaFront, OllamaSettings
 from gpud.http.ollama_relay import OllamaServer
@@ -63,10 +64,11 @@ class Web:
         files: Files,
         quantization: Callable[[ModelFile], str],
         who_listens: Callable[[int], str],
+        session_of: Callable[[Peer], str],
         passed: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         """``passed``: for doors by name, the sockets that gpud was started with; they replace host and port.
-        ``who_listens`` as of Doors.
+        ``who_listens`` and ``session_of`` as of Doors.
         """
         self._passed = passed or {}
         self._lines = lines
@@ -88,7 +90,13 @@ class Web:
             "ollama": Router(self._ollama.routes()),
         }
         self._doors = Doors(
-            engine, routers, say=say, observe=self._seen, requests=self._requests, who_listens=who_listens
+            engine,
+            routers,
+            say=say,
+            observe=self._seen,
+            requests=self._requests,
+            who_listens=who_listens,
+            session_of=session_of,
         )
 
     def _seen(self, seen: RequestSeen) -> None:

@@ -20,7 +20,7 @@ from gpud.http.exchange import Exchange
 from gpud.http.keys import Keys
 from gpud.http.limits import ServerLimits
 from gpud.http.listening import Address, Listening, PassedSocket, TcpAddress, Tls, UnixAddress, shown
-from gpud.http.message import Reply, Request
+from gpud.http.message import Peer, Reply, Request
 from gpud.http.metrics import RequestSeen
 from gpud.http.rates import Rates
 from gpud.http.requests import Requests
@@ -80,7 +80,9 @@ class Door:
         rates: Rates,
         keys: Keys | None,
         requests: Requests,
+        session_of: Callable[[Peer], str],
     ) -> None:
+        self._session_of = session_of
         self.opening = opening
         self.router = router
         self._engine = engine
@@ -158,6 +160,10 @@ class Door:
             needs_model=is_route and route.uses_model,
             is_open=is_route and route.open,
         )
+        session = self._session_of(request.peer) if is_route and route.uses_model else ""
+        if session:
+            admitted = exchange.admitted
+            exchange.admitted = replace(admitted, caller=replace(admitted.caller, session=session))
 
     def _seen(self, exchange: Exchange) -> None:
         status = exchange.reply.status or CLIENT_LEFT
@@ -188,6 +194,10 @@ def _nowhere(found: Match | NotAllowed | None, api: Api) -> Route:
 
 def _by_nobody(_: RequestSeen) -> None:
     """Requests are not counted."""
+
+
+def _in_no_session(_peer: Peer) -> str:
+    return ""
 
 
 def _nobody_known(_port: int) -> str:
@@ -221,8 +231,12 @@ class Doors:
         observe: Callable[[RequestSeen], None] = _by_nobody,
         requests: Requests | None = None,
         who_listens: Callable[[int], str] = _nobody_known,
+        session_of: Callable[[Peer], str] = _in_no_session,
     ) -> None:
-        """``who_listens`` tells, in a thread, which program has a TCP port; empty where that cannot be seen."""
+        """``who_listens`` tells, in a thread, which program has a TCP port; empty where that cannot be seen.
+        ``session_of`` tells, at once, in which session a client works; empty where it is in none.
+        """
+        self._session_of = session_of
         self._engine = engine
         self._routers = routers
         self._who_listens = who_listens
@@ -264,7 +278,7 @@ class Doors:
 
     async def _open(self, opening: Opening, keys: Keys | None) -> None:
         router = self._routers[opening.name]
-        door = Door(opening, self._engine, router, self._observe, self._rates, keys, self._requests)
+        door = Door(opening, self._engine, router, self._observe, self._rates, keys, self._requests, self._session_of)
         self._doors[opening.name] = door
         opened: list[Listening] = []
         for address in opening.addresses:

@@ -180,7 +180,9 @@ def identify(transport: asyncio.BaseTransport, door: str) -> Peer:
         return Peer(door, uid=uid, gid=gid, pid=pid, is_loopback=True, is_encrypted=encrypted)
     name = transport.get_extra_info("peername") or ("", 0)
     address = str(name[0]).partition("%")[0]
-    return Peer(door, address, int(name[1]), is_loopback=is_loopback(address), is_encrypted=encrypted)
+    own = transport.get_extra_info("sockname") or ("", 0)
+    at = (str(own[0]), int(own[1]))
+    return Peer(door, address, int(name[1]), is_loopback=is_loopback(address), is_encrypted=encrypted, at=at)
 
 
 def is_loopback(address: str) -> bool:

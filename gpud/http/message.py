@@ -21,7 +21,7 @@ SLICE_BYTES = 256 << 10
 class Peer:
     """Who is at the other end: an address, or on a Unix socket a process and its user (as the kernel says).
 
-    ``door`` is the name that was given to :meth:`gpud.http.server.Server.listen`.
+    ``door`` is the name that was given to :meth:`gpud.http.server.Server.listen`; ``at`` is where it was reached.
     """
 
     door: str
@@ -32,6 +32,7 @@ class Peer:
     pid: int | None = None
     is_loopback: bool = False
     is_encrypted: bool = False
+    at: tuple[str, int] = ("", 0)
 
     def describe(self) -> str:
         """For a message: ``192.0.2.1:5000``, or ``process 12 of user 1000``."""

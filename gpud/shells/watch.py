@@ -7,20 +7,20 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from gpud.core.errors import LimitsExceeded, NoSession
 from gpud.core.facts import Process, Session
+from gpud.shells.cgroups import Group, cgroup_of, members
+from gpud.shells.proc import ancestry, look, read, terminal_name, uid_of
+from gpud.shells.sockets import cgroup_of_client
 
 log = logging.getLogger(__name__)
 
 FILE = "sessions"
-
-ANCESTORS = 64
-"""How many parents of a process are looked at, at most: a shell in a shell in a build in a shell is not deeper."""
 
 SESSIONS_PER_USER = 256
 """Each costs a descriptor. Nobody has so many terminals; a program that registers in a loop does."""
@@ -30,12 +30,37 @@ ENDED = "it has ended"
 _HINT = 'the hook that "gpudctl shell-hook" prints calls it as it must be called: from the shell itself'
 
 
+def login_id(login: str) -> str:
+    """What a session is called that is a login session, and not a shell."""
+    return f"login-{login}"
+
+
+class Client(Protocol):
+    """Who is at the other end of a connection: on a Unix socket a process, else an address, reached at ``at``."""
+
+    @property
+    def pid(self) -> int | None: ...
+
+    @property
+    def is_loopback(self) -> bool: ...
+
+    @property
+    def address(self) -> str: ...
+
+    @property
+    def port(self) -> int: ...
+
+    @property
+    def at(self) -> tuple[str, int]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Watched:
     session: Session
     started: int
     tty: int
     fd: int
+    group: Group | None
 
 
 class Shells:
@@ -80,8 +105,45 @@ class Shells:
         logins = [w.session for w in self._watched.values() if w.session.id == login_id(w.session.login)]
         if not logins:
             return None
-        groups = _read(pid, "cgroup").replace("\n", "/")
+        groups = read(pid, "cgroup").replace("\n", "/")
         return next((session for session in logins if f"/session-{session.login}.scope/" in groups), None)
+
+    def of_client(self, client: Client) -> str:
+        """The id of the session whose process this client is; empty where it is of none, or nobody can tell."""
+        if not self._watched:
+            return ""
+        if client.pid:
+            session = self.find(client.pid)
+        elif client.is_loopback and client.port:
+            session = self._behind(client)
+        else:
+            session = None
+        return "" if session is None else session.id
+
+    def _behind(self, client: Client) -> Session | None:
+        """The kernel tells of a TCP client which control group it is of, not which process. That is enough where all
+        processes of the group work in one session, as after a login by SSH, and in terminals that give each shell a
+        group of its own.
+        """
+        number = cgroup_of_client((client.address, client.port), client.at)
+        group = next((w.group for w in self._watched.values() if w.group and w.group.number == number), None)
+        if not number or group is None:
+            return None
+        found: Session | None = None
+        for pid in members(group):
+            session = self.find(pid)
+            # The terminal itself, or the SSH server, stands above the shell, and is no client of its own.
+            if session is None and pid not in self._above_shells():
+                return None
+            if session is not None and found not in (None, session):
+                return None
+            found = session or found
+        return found
+
+    def _above_shells(self) -> set[int]:
+        """The processes that have started the shells."""
+        shells = [look(pid) for pid in self._watched]
+        return {above.pid for shell in shells if shell is not None for above in ancestry(shell)}
 
     # Beginning -------------------------------------------------------------------------------------------------------
 
@@ -156,7 +218,7 @@ class Shells:
         if process is None or process.started != started:
             os.close(fd)
             return False
-        self._watched[session.pid] = _Watched(session, started, tty, fd)
+        self._watched[session.pid] = _Watched(session, started, tty, fd, cgroup_of(session.pid))
         asyncio.get_running_loop().add_reader(fd, self._gone, session.pid)
         return True
 
@@ -233,58 +295,6 @@ class Shells:
         for session, started, tty in data[0]:
             (living if self._watch(session, started, tty) else ended).append(session)
         return tuple(living), tuple(ended), data[1]
-
-
-# /proc ---------------------------------------------------------------------------------------------------------------
-
-
-def _read(pid: int, name: str) -> str:
-    try:
-        return Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def look(pid: int) -> Process | None:
-    """None for a process that is no more, or that cannot be seen."""
-    name, _, rest = _read(pid, "stat").partition("(")[2].rpartition(")")
-    fields = rest.split()
-    if len(fields) < 20 or fields[0] in "ZX":
-        return None
-    parent, _, leader, tty = map(int, fields[1:5])
-    name = "".join(letter for letter in name if letter.isprintable())
-    return Process(pid, name, parent, leader, tty, int(fields[19]))
-
-
-def ancestry(process: Process) -> Iterator[Process]:
-    """The process, its parent, and so on."""
-    for _ in range(ANCESTORS):
-        yield process
-        above = look(process.parent) if process.parent > 1 else None
-        if above is None:
-            return
-        process = above
-
-
-def uid_of(pid: int) -> int | None:
-    """Whose rights a process has. The owner of its folder in /proc would be root's for some."""
-    for line in _read(pid, "status").splitlines():
-        if line.startswith("Uid:"):
-            return int(line.split()[2])
-    return None
-
-
-def terminal_name(number: int) -> str:
-    """As ``who`` calls a terminal, from the number of its device; empty for none, and for rarer kinds."""
-    major, minor = number >> 8 & 0xFFF, number & 0xFF | number >> 12 & 0xFFF00
-    if 136 <= major <= 143:
-        return f"pts/{minor + (major - 136) * 256}"
-    return f"tty{minor}" if major == 4 and minor < 64 else ""
-
-
-def login_id(login: str) -> str:
-    """What a session is called that is a login session, and not a shell."""
-    return f"login-{login}"
 
 
 # The file ------------------------------------------------------------------------------------------------------------
