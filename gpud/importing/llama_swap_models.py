@@ -179,10 +179,10 @@ class Models:
                 "a secret, and secrets are never copied",
                 "have the program read it from a file",
             )
-        address = urlsplit(proxy.replace(PORT, "0"))
-        if address.hostname and not is_loopback(address.hostname):
+        host = _host(proxy.replace(PORT, "0"))
+        if host and not is_loopback(host):
             self._at_url(path, fields, proxy, health)
-            text = f"what listens at {address.hostname} is not on this machine, and gpud starts nothing there"
+            text = f"what listens at {host} is not on this machine, and gpud starts nothing there"
             draft.leave(where, setting, text, "start it there by other means")
             return
         port = "" if PORT in proxy else str(_port(proxy) or "")
@@ -234,7 +234,7 @@ class Models:
             return
         draft.put((*path, "engine"), "custom", where, setting, why="somebody else runs it")
         draft.put((*path, "url"), proxy, where, setting)
-        host = urlsplit(proxy).hostname or ""
+        host = _host(proxy)
         if is_loopback(host):
             draft.put((*path, "size"), 0, where, setting, why=_SIZE_UNKNOWN, instead=_SIZE_HINT, changed=True)
         else:
@@ -362,6 +362,14 @@ class Models:
                     text = f"all models of the engine {engine} are served by one program here, {shown(first.program)}"
                     instead = f"engines.{engine}.{key} says which"
                     draft.leave(one.where, f"{one.setting} {one.program}", text, instead)
+
+
+def _host(proxy: str) -> str:
+    """Empty where there is none, or nothing that an address could be made of."""
+    try:
+        return urlsplit(proxy).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _port(proxy: str) -> int | None:
