@@ -33,6 +33,8 @@ CRASHES = "tests/booted/test_crashes.py::"
 SERVICES = "tests/checklist/test_services.py::"
 LOG = "tests/log/test_log.py::"
 PULL = "tests/pulling/test_pull.py::"
+TRAY = "tests/booted/test_session_tray.py::"
+STORED = "tests/cli/test_cli_storage.py::"
 ELSEWHERE = {
     "make run": "tests/test_run.py::test_it_prints_what_works",
     "make test": "it is what runs this",
@@ -70,6 +72,17 @@ ELSEWHERE = {
         SERVICE + "test_members_of_the_group_may_by_the_shipped_rule"
     ),
     "sudo usermod --append --groups gpud NAME": SERVICE + "test_members_of_the_group_may_by_the_shipped_rule",
+    "sudo gpudctl storage init": STORED + "test_the_folders_are_made_once",
+    "gpudctl storage init --root /tmp/image": STORED + "test_the_folders_are_made_once",
+    "gpudctl storage ls": STORED + "test_what_is_there_is_shown_two_folders_deep",
+    "gpudctl storage du": STORED + "test_sizes_are_those_of_du",
+    "gpudctl storage du --duplicates": STORED + "test_copies_are_found_by_their_content_and_made_one_file",
+    "gpudctl storage clean-cache --dry-run": STORED + "test_only_the_cache_is_cleaned",
+    "gpudctl storage clean-cache": STORED + "test_only_the_cache_is_cleaned",
+    "gpudctl storage check": STORED + "test_little_room_is_warned_of",
+    "systemctl status ml-storage-monitor": STORED + "test_little_room_is_warned_of",
+    "gpudctl models rm qwen3-8b": "tests/cli/test_cli_models_stub.py::test_a_person_is_asked",
+    "systemctl --user enable --now gpud-tray": TRAY + "test_with_a_tray_it_stays_and_comes_back",
     "sudo /opt/gpud/bin/python -m pip install acme-engine": SERVICES + "test_a_package_brings_an_engine",
 }
 """Commands that need root, systemd or a person, or that do not end: the test that does the same, or why none does."""
