@@ -30,10 +30,12 @@ from gpud.engines import Engines, KnownEngines
 from gpud.facades import Facades
 from gpud.http.lines import Lines, TeeSink
 from gpud.log import Journal, set_level, setup
+from gpud.machine import Machine, Surroundings
 from gpud.pagecache import PageCache
 from gpud.power import on_battery
 from gpud.processes.cgroup import Cgroup, enter_delegated_cgroup
 from gpud.processes.launcher import ProcessLauncher
+from gpud.programs import OtherPrograms
 from gpud.shells import Shells
 from gpud.shelves import shelf
 from gpud.store import FileStore
@@ -113,7 +115,9 @@ class Daemon:
                 version=__version__,
                 reload=self.reload,
                 refuses=self._facades.refuses,
+                programs=Surroundings(OtherPrograms(lambda: self._config.give_way.programs), lambda: self._machine),
             )
+            self._machine = Machine(self._engine, lambda: self._config)
             self._shells = Shells(self._directories.runtime, lambda s, why: self._engine.session_ended(s.id, why))
             self._engine.subscribe(self._listen, touched=False)
             self._engine.subscribe(self._facades.listen, touched=False)
@@ -173,15 +177,18 @@ class Daemon:
         self._facades.begin(self._engine)
         await self._apply_doors()
         serving = asyncio.create_task(_keep_serving(service))
+        living = asyncio.create_task(self._machine.run())
         self._ready()
         self._engine.library.begin()
         try:
             await self._engine.finished()
             self._tell(Notice(Kind.STOPPED, "gpud has stopped every engine and ends"))
         finally:
+            # Not before the engines have ended: until then the machine waits with its shutdown.
+            living.cancel()
             await self._end(service)
             serving.cancel()
-            await asyncio.gather(serving, *self._reloads, return_exceptions=True)
+            await asyncio.gather(serving, living, *self._reloads, return_exceptions=True)
 
     async def _know_sessions_again(self) -> None:
         """Those of an earlier daemon: the shells that still live, and what has to go because of those that do not."""
@@ -286,6 +293,7 @@ class Daemon:
         await self._engine.apply(
             shelf=self._shelf(), limits=new.limits, idle_timeout_s=new.idle_timeout_s, backends=made
         )
+        self._machine.reconfigured()
         await self._apply_doors()
         text = f"The configuration was reloaded: {_models(new)} in {', '.join(new.sources)}"
         if restart:

@@ -57,7 +57,7 @@ class OtherPrograms:
 
 
 def _names(process: Path) -> Iterator[str]:
-    """The kernel's name of a process (15 characters), the program's, and Steam's for a game."""
+    """Of a process: as it was started, as the kernel calls it (15 characters), and Steam's name for a game."""
     try:
         name = (process / "comm").read_text(errors="replace").rstrip("\n")
         with (process / "cmdline").open("rb") as file:
@@ -68,9 +68,9 @@ def _names(process: Path) -> Iterator[str]:
     if not command:
         # A thread of the kernel's, or one that has ended and was not fetched.
         return
-    yield name
     # A program for Windows has its path with backslashes.
     yield re.split(r"[/\\]", command.partition("\0")[0])[-1]
+    yield name
     game = STEAM.search(command)
     if game:
         yield f"steam_app_{game[1]}"

@@ -10,7 +10,7 @@ import pytest
 TOP = Path(__file__).resolve().parent.parent
 PACKAGE = TOP / "gpud"
 
-ADAPTERS = {"gpus", "catalog", "backends", "processes", "store", "systemd", "power", "pagecache", "shells"}
+ADAPTERS = {"gpus", "catalog", "backends", "processes", "store", "systemd", "power", "pagecache", "programs", "shells"}
 EDGES = {"dbus", "http", "webhook"}
 
 # What each room may import of gpud, beyond itself, core and the package's own version.
@@ -30,12 +30,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pulling": set(),
     # A client over D-Bus as gpudctl is, and with gpudctl's connection.
     "tray": {"cli"},
+    # As the tray is, and follows names on a bus as that does.
+    "notify": {"cli", "tray"},
     "bridge": set(),
     "mcp": set(),
     # The parts of the composition that are about engines, models on disk, and HTTP.
     "engines": {"config", "backends"},
     "shelves": {"config", "engine"},
     "web": {"config", "engine", "http"},
+    # What happens to the machine, told on the system bus, becomes the engine's.
+    "machine": {"config", "engine", "dbus", "power", "programs"},
     # Units with old names: what they stand for is the engine's, and how they are noticed is inotify's.
     "facades": {"engine", "catalog"},
     "daemon": {"config", "log", "engine", "directories", "engines", "facades", "shelves", "web"} | ADAPTERS | EDGES,

@@ -1,0 +1,271 @@
+"""The whole daemon beside a logind: it holds locks, empties the machine before a sleep and fills it afterwards."""
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dbus.private_bus import PrivateBus
+
+from .harness import BOUND_S, CallFailed, Daemon, Place, engine, place_at
+from .mock_machine import MockLogind, MockUPower, wait_until
+
+BOTH = ("shutdown", "sleep")
+
+
+@pytest.fixture
+def place(bus: PrivateBus) -> Iterator[Place]:
+    """Its system bus is the test's as well."""
+    with place_at(bus.address) as made:
+        made.environment["DBUS_SYSTEM_BUS_ADDRESS"] = bus.address
+        yield made
+
+
+@pytest.fixture
+def logind(bus: PrivateBus) -> Iterator[MockLogind]:
+    made = MockLogind(bus.address)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def started(place: Place, logind: MockLogind) -> Daemon:
+    """A daemon that has taken its locks; what it has open then is what it has open ever after."""
+    daemon = place.start()
+    logind.wait_locks(*BOTH)
+    daemon.is_ready()
+    return daemon
+
+
+def awake(daemon: Daemon, logind: MockLogind) -> None:
+    """Nothing of the sleep is left over."""
+    logind.wait_locks(*BOTH)
+    daemon.aftermath()
+
+
+def overall(daemon: Daemon) -> str:
+    return str(daemon.status()["State"])
+
+
+def test_locks_are_held_from_the_start_and_by_nobody_else(place: Place, logind: MockLogind) -> None:
+    """One each for sleep and shutdown; an engine does not inherit them, so that they end with gpud."""
+    place.configure({"model": engine(), "spare": engine()})
+    daemon = started(place, logind)
+    assert daemon.load("model").result == "done"
+    daemon.kill9()
+    logind.wait_locks()
+    again = started(place, logind)
+    again.aftermath()
+
+
+def test_a_sleep_empties_the_machine_and_a_waking_fills_it(place: Place, logind: MockLogind) -> None:
+    """The lock goes as soon as the engine has, and comes back at once; loads are refused in between."""
+    place.configure({"model": engine(), "spare": engine()})
+    daemon = started(place, logind)
+    assert daemon.load("model").result == "done"
+    logind.sleep(True)
+    logind.wait_locks("shutdown")
+    assert place.records() == {}
+    assert daemon.state("model") == "unloaded"
+    assert overall(daemon) == "suspending"
+    with pytest.raises(CallFailed) as caught:
+        daemon.ask_load("model")
+    assert caught.value.name == "Suspending"
+    assert "ask again once the machine is awake" in caught.value.text
+    logind.sleep(False)
+    daemon.wait_state("model", "ready")
+    awake(daemon, logind)
+
+
+def test_an_engine_that_ignores_term_is_killed_in_time(place: Place, logind: MockLogind) -> None:
+    """The lock goes before logind would wait no longer, and the engine is gone by then."""
+    place.configure(
+        {"model": engine("--ignore-term"), "spare": engine()}, stop={"drain": 5, "term": 60, "second_term": 60}
+    )
+    daemon = started(place, logind)
+    assert daemon.load("model").result == "done"
+    logind.sleep(True)
+    logind.wait_locks("shutdown")
+    assert place.records() == {}
+    assert "has not ended and is killed: the machine cannot wait longer" in daemon.log()
+    logind.sleep(False)
+    daemon.wait_state("model", "ready")
+    logind.sleep(True)
+    logind.wait_locks("shutdown")
+    assert place.records() == {}
+
+
+def test_a_load_under_way_is_called_off_and_taken_up_again(place: Place, logind: MockLogind) -> None:
+    """Whoever waits for it is told why."""
+    place.configure({"model": engine("--ready-after", "1.5"), "spare": engine()})
+    daemon = started(place, logind)
+    job = daemon.ask_load("model")
+    daemon.wait_state("model", "loading")
+    logind.sleep(True)
+    ended = daemon.wait_job(job)
+    assert ended.result == "failed"
+    assert "the machine is about to sleep" in ended.message
+    logind.wait_locks("shutdown")
+    logind.sleep(False)
+    daemon.wait_state("model", "ready")
+    awake(daemon, logind)
+
+
+def test_it_is_said_twice_and_the_waking_without_a_sleep(place: Place, logind: MockLogind) -> None:
+    """Neither does any harm."""
+    place.configure({"model": engine(), "spare": engine()})
+    daemon = started(place, logind)
+    assert daemon.load("model").result == "done"
+    logind.sleep(False)
+    logind.sleep(True)
+    logind.sleep(True)
+    logind.wait_locks("shutdown")
+    logind.sleep(False)
+    logind.sleep(False)
+    daemon.wait_state("model", "ready")
+    awake(daemon, logind)
+
+
+def test_logind_is_restarted_while_the_machine_is_about_to_sleep(place: Place, logind: MockLogind) -> None:
+    """The new one says that it is over, by its properties alone: locks are taken, and what was loaded is loaded."""
+    place.configure({"model": engine(), "spare": engine()})
+    daemon = started(place, logind)
+    assert daemon.load("model").result == "done"
+    logind.sleep(True)
+    logind.wait_locks("shutdown")
+    logind.kill()
+    logind.start()
+    daemon.wait_state("model", "ready")
+    awake(daemon, logind)
+
+
+def test_a_daemon_that_is_killed_meanwhile_finds_the_machine_about_to_sleep(place: Place, logind: MockLogind) -> None:
+    """Nobody tells the new one that it began: it asks, refuses loads, and hears the end of it."""
+    place.configure({"model": engine(), "spare": engine()})
+    daemon = started(place, logind)
+    logind.sleep(True)
+    logind.wait_locks("shutdown")
+    daemon.kill9()
+    logind.wait_locks()
+    again = place.start()
+    wait_until(lambda: overall(again) == "suspending", "it is about to sleep")
+    with pytest.raises(CallFailed, match="Suspending"):
+        again.ask_load("model")
+    logind.sleep(False)
+    logind.wait_locks(*BOTH)
+    wait_until(lambda: overall(again) == "idle", "it is awake")
+    assert again.load("model").result == "done"
+
+
+def test_before_a_shutdown_engines_end_and_one_that_is_called_off_is_over(place: Place, logind: MockLogind) -> None:
+    """As for a sleep, and the refusal says what is the matter."""
+    place.configure({"model": engine(), "spare": engine()})
+    daemon = started(place, logind)
+    assert daemon.load("model").result == "done"
+    logind.shut_down(True)
+    logind.wait_locks("sleep")
+    assert place.records() == {}
+    with pytest.raises(CallFailed) as caught:
+        daemon.ask_load("model")
+    assert caught.value.name == "ShuttingDown"
+    logind.shut_down(False)
+    daemon.wait_state("model", "ready")
+    awake(daemon, logind)
+
+
+def test_what_is_kept_stays_where_that_is_configured(place: Place, logind: MockLogind) -> None:
+    """In the machine's own memory nothing is lost; the lock goes at once."""
+    place.configure({"model": engine(), "spare": engine()}, suspend={"policy": "keep"})
+    daemon = started(place, logind)
+    assert daemon.load("model").result == "done"
+    (pid,) = [record["child"]["pid"] for record in place.records().values()]
+    logind.sleep(True)
+    logind.wait_locks("shutdown")
+    assert daemon.state("model") == "ready"
+    logind.sleep(False)
+    logind.wait_locks(*BOTH)
+    assert [record["child"]["pid"] for record in place.records().values()] == [pid]
+    daemon.aftermath()
+
+
+def test_nothing_comes_back_where_that_is_configured(place: Place, logind: MockLogind) -> None:
+    """And it can be loaded again."""
+    place.configure({"model": engine(), "spare": engine()}, suspend={"restore": False})
+    daemon = started(place, logind)
+    assert daemon.load("model").result == "done"
+    logind.sleep(True)
+    logind.wait_locks("shutdown")
+    logind.sleep(False)
+    wait_until(lambda: overall(daemon) == "idle", "it is awake")
+    assert daemon.state("model") == "unloaded"
+    awake(daemon, logind)
+
+
+def test_everything_goes_when_sessions_are_idle_or_locked_or_gone(place: Place, logind: MockLogind) -> None:
+    """Each is an option, told by logind alone; held models stay."""
+    place.configure(
+        {"model": engine(), "held": engine(), "spare": engine()},
+        idle={"sessions_idle": 0.1, "locked": True, "logged_out": True},
+    )
+    daemon = started(place, logind)
+    assert daemon.load("held").result == "done"
+    place.client().call("Hold", "sss", "held", "a test", "it is used")
+    assert daemon.load("model").result == "done"
+    logind.set(IdleHint=("b", True))
+    daemon.wait_state("model", "unloaded")
+    logind.set(IdleHint=("b", False))
+    assert daemon.load("model").result == "done"
+    logind.emit("UserRemoved", "uo", ("u", 1000), ("o", "/org/freedesktop/login1/user/_1000"))
+    daemon.wait_state("model", "unloaded")
+    assert daemon.state("held") == "ready"
+    assert daemon.stop() == 0
+
+
+def test_nothing_depends_on_a_logind_that_is_not_there(place: Place) -> None:
+    """A line for those who look for one, and all else as ever."""
+    place.configure({"model": engine(), "spare": engine()}, logging={"level": "debug"})
+    daemon = place.start()
+    assert daemon.load("model").result == "done"
+    daemon.wait_log("org.freedesktop.login1 is not there")
+    daemon.aftermath()
+
+
+def test_on_battery_models_go_sooner(place: Place, bus: PrivateBus) -> None:
+    """UPower says so, and says when it is over."""
+    upower = MockUPower(bus.address)
+    try:
+        place.configure({"model": engine(idle_timeout=3600), "spare": engine()}, idle={"timeout_on_battery": 1})
+        daemon = place.start()
+        assert daemon.load("model").result == "done"
+        upower.set(OnBattery=("b", True))
+        daemon.wait_state("model", "unloaded")
+        upower.set(OnBattery=("b", False))
+        wait_until(lambda: daemon.load("model").result == "done" and _far(daemon), "it stays for an hour")
+        daemon.aftermath()
+    finally:
+        upower.close()
+
+
+def _far(daemon: Daemon) -> bool:
+    return float(daemon.model("model")["IdleTimeoutUSec"]) > 1e9
+
+
+def test_a_program_of_the_list_has_the_memory_as_long_as_it_runs(place: Place, tmp_path: Path) -> None:
+    """Seen at the next load, by its name; who wants a model waits until it has ended."""
+    game = tmp_path / "doom-eternal.exe"
+    game.symlink_to("/bin/sleep")
+    place.configure({"model": engine(), "spare": engine()}, give_way={"programs": ["doom-*"]}, gpu={"watch": 1})
+    daemon = place.start()
+    assert daemon.load("model").result == "done"
+    playing = subprocess.Popen([str(game), "3600"])
+    try:
+        daemon.wait_state("model", "unloaded")
+        job = daemon.ask_load("spare")
+        wait_until(lambda: "doom-eternal.exe has them" in repr(daemon.status()), "it is told what is waited for")
+    finally:
+        playing.send_signal(signal.SIGKILL)
+        playing.wait()
+    assert daemon.wait_job(job, BOUND_S).result == "done"
+    daemon.aftermath()
