@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from gpud.config.network import is_loopback
 from gpud.config.source import Items, Scalar, Table, Where
@@ -179,10 +179,10 @@ class Models:
                 "a secret, and secrets are never copied",
                 "have the program read it from a file",
             )
-        host = _host(proxy.replace(PORT, "0"))
-        if host and not is_loopback(host):
+        address = _address(proxy.replace(PORT, "0"))
+        if address.hostname and not is_loopback(address.hostname):
             self._at_url(path, fields, proxy, health)
-            text = f"what listens at {host} is not on this machine, and gpud starts nothing there"
+            text = f"what listens at {address.hostname} is not on this machine, and gpud starts nothing there"
             draft.leave(where, setting, text, "start it there by other means")
             return
         port = "" if PORT in proxy else str(_port(proxy) or "")
@@ -234,7 +234,7 @@ class Models:
             return
         draft.put((*path, "engine"), "custom", where, setting, why="somebody else runs it")
         draft.put((*path, "url"), proxy, where, setting)
-        host = _host(proxy)
+        host = _address(proxy).hostname or ""
         if is_loopback(host):
             draft.put((*path, "size"), 0, where, setting, why=_SIZE_UNKNOWN, instead=_SIZE_HINT, changed=True)
         else:
@@ -364,12 +364,12 @@ class Models:
                     draft.leave(one.where, f"{one.setting} {one.program}", text, instead)
 
 
-def _host(proxy: str) -> str:
-    """Empty where there is none, or nothing that an address could be made of."""
+def _address(proxy: str) -> SplitResult:
+    """Empty where it is none."""
     try:
-        return urlsplit(proxy).hostname or ""
+        return urlsplit(proxy)
     except ValueError:
-        return ""
+        return urlsplit("")
 
 
 def _port(proxy: str) -> int | None:
