@@ -1,0 +1,5 @@
+"""``python -m gpud.notify``."""
+
+from gpud.notify import main
+
+raise SystemExit(main())
