@@ -10,6 +10,7 @@ KILLED = "tests/daemon/test_killed_daemon.py::"
 IDLE = "tests/daemon/test_idle.py::"
 CRASHES = "tests/booted/test_crashes.py::"
 SERVICE = "tests/booted/test_service.py::"
+FACADES = "tests/booted/test_facades.py::"
 SCHEDULER = "tests/core/test_scheduler.py::"
 FLAGS = "tests/backends/test_llama_flags.py::"
 OLLAMA = "tests/backends/test_ollama_real.py::"
@@ -65,6 +66,18 @@ ROWS: dict[str, tuple[str, ...]] = {
         STORAGE + "test_a_cache_that_is_a_link_is_not_cleaned",
         STORAGE + "test_the_old_commands_are_there[ml-clean-cache]",
     ),
+    # Old names of units
+    "S0-14": (FACADES + "test_the_status_names_model_and_memory",),
+    "S0-15": (FACADES + "test_the_journal_has_the_lines_of_that_engine",),
+    "S0-16": (FACADES + "test_a_restart_loads_the_same_models_with_new_processes",),
+    "S0-32": (FACADES + "test_the_monitors_show_what_they_were_there_for",),
+    "S0-33": (FACADES + "test_the_monitors_show_what_they_were_there_for",),
+    "S1-75": (FACADES + "test_the_journal_has_the_lines_of_that_engine",),
+    "S1-77": (FACADES + "test_the_api_is_closed_and_opened_without_touching_models",),
+    "S2-23": (FACADES + "test_the_api_is_closed_and_opened_without_touching_models",),
+    "S2-24": (FACADES + "test_the_api_is_closed_and_opened_without_touching_models",),
+    "S2-25": (FACADES + "test_the_api_is_closed_and_opened_without_touching_models",),
+    "S2-39": (FACADES + "test_a_restart_loads_the_same_models_with_new_processes",),
     "S1-78": (STORAGE + "test_little_room_is_warned_of",),
     "S1-79": ("tests/http/test_management.py::test_the_disk_with_the_models_is_told",),
     # What models there are
