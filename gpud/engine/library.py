@@ -20,6 +20,8 @@ from gpud.core.errors import Canceled, InvalidOption, NoSuchModel
 from gpud.core.events import CatalogueChanged, Kind, Level, Notice, Outcome
 from gpud.core.facts import Model, Priority
 from gpud.core.ports import Finder, Registry
+from gpud.engine import saying
+from gpud.engine.needs import Needs
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +30,6 @@ Makes = Callable[[Entry], Model | str]
 
 NAMED = 10
 """So many names stand in one message; of the others there is the number."""
-
-TAGS_MOST = 32
-NOTES_MOST = 4000
-"""What somebody may say about one model, in characters."""
 
 
 class _Known(NamedTuple):
@@ -75,13 +73,9 @@ class Library:
         self._known: dict[str, _Known] = {}
         self._put: Callable[[Mapping[str, Model], frozenset[str]], Awaitable[None]]
         self._tell: Callable[[tuple[Outcome, ...]], None]
-        self._size: Callable[[Model], Awaitable[int | None]]
+        self._needs: Needs
         self._running: asyncio.Task[Scanned] | None = None
         self._following: asyncio.Task[Scanned] | None = None
-        self._sizing: asyncio.Task[None] | None = None
-        self._unsized: set[str] = set()
-        """Those whose need has to be calculated whatever the registry has."""
-        self._sizes_wanted = False
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = threading.Event()
         self._one_at_a_time = asyncio.Lock()
@@ -97,7 +91,8 @@ class Library:
         size: Callable[[Model], Awaitable[int | None]],
     ) -> None:
         """Whom it works for; called once, before anything else."""
-        self._put, self._tell, self._size = put, tell, size
+        self._put, self._tell = put, tell
+        self._needs = Needs(self._registry, lambda: self.models, size)
 
     @property
     def models(self) -> dict[str, Model]:
@@ -131,14 +126,14 @@ class Library:
             self._shelf, self._made_of, self._known = shelf, made, known
             after = self.models
             # What was calculated is of other settings; of what is configured nobody knows with which it was.
-            self._unsized |= {
+            self._needs.anew(
                 name
                 for name, model in after.items()
                 if (_needs_otherwise(before[name], model) if name in before else name in shelf.configured)
-            }
+            )
         if self._begun:
             self.begin()
-            self._size_soon()
+            self._needs.soon()
 
     def begin(self) -> None:
         """Watch from now on, and look at everything once, unless that is not wanted: then the roots alone are watched,
@@ -159,10 +154,15 @@ class Library:
         self._stopping.set()
         if self._timer is not None:
             self._timer.cancel()
-        for task in (self._sizing, self._following, self._running):
+        await self._needs.close()
+        for task in (self._following, self._running):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+
+    async def sized(self) -> None:
+        """Returns when what those need that are there now has been calculated."""
+        await self._needs.known()
 
     # What can be asked -----------------------------------------------------------------------------------------------
 
@@ -229,30 +229,15 @@ class Library:
                 )
             entry = replace(
                 entry,
-                aliases=entry.aliases if aliases is None else self._aliases(name, aliases),
-                priority=entry.priority if priority is None else _priority(priority),
-                tags=entry.tags if tags is None else _tags(tags),
-                notes=entry.notes if notes is None else _notes(notes),
+                aliases=entry.aliases if aliases is None else saying.aliases(name, aliases, self.models.values()),
+                priority=entry.priority if priority is None else saying.priority(priority),
+                tags=entry.tags if tags is None else saying.tags(tags),
+                notes=entry.notes if notes is None else saying.notes(notes),
             )
             await asyncio.to_thread(self._registry.annotate, entry)
             await self._take_anew()
         self._tell((CatalogueChanged(changed=(name,)),))
         return entry
-
-    def _aliases(self, name: str, aliases: tuple[str, ...]) -> tuple[str, ...]:
-        for alias in aliases:
-            if naming.usable(alias) != alias or alias in naming.COMMANDS:
-                raise InvalidOption(
-                    f'"{alias}" cannot be an alias',
-                    hint="at most 128 of A-Z a-z 0-9 . _ : / @ + -, the first a letter or digit, and none of "
-                    + " ".join(sorted(naming.COMMANDS)),
-                )
-            owner = next((m.name for m in self.models.values() if alias in (m.name, *m.aliases)), name)
-            if owner != name or alias == name:
-                raise InvalidOption(
-                    f'"{alias}" is what "{owner}" is called already', hint="choose another, or take it from there first"
-                )
-        return tuple(dict.fromkeys(aliases))
 
     async def forget(self, name: str) -> None:
         """Take what is known of a model that is no longer there out of the registry, its past with it."""
@@ -323,7 +308,7 @@ class Library:
         self._report(scanned)
         if self._begun:
             self._watch()
-        self._size_soon()
+        self._needs.soon()
         return scanned
 
     async def _look(self) -> Scanned:
@@ -477,43 +462,6 @@ class Library:
         if outcomes:
             self._tell(tuple(outcomes))
 
-    # What they would need --------------------------------------------------------------------------------------------
-
-    async def sized(self) -> None:
-        """Returns when what those need that are there now has been calculated."""
-        if self._sizing is not None:
-            await asyncio.shield(self._sizing)
-
-    def _size_soon(self) -> None:
-        """What comes while others are calculated is calculated after them."""
-        self._sizes_wanted = True
-        if self._sizing is None or self._sizing.done():
-            self._sizing = asyncio.create_task(self._size_all())
-
-    async def _size_all(self) -> None:
-        """One after the other, each once: what is calculated stays in the registry until the model changes."""
-        while self._sizes_wanted:
-            self._sizes_wanted = False
-            for id_, name in await asyncio.to_thread(self._without_size, frozenset(self._unsized)):
-                self._unsized.discard(name)
-                model = self.models.get(name)
-                if model is None:
-                    continue
-                began_s = time.monotonic()
-                need_bytes = await self._size(model)
-                if need_bytes is not None:
-                    await asyncio.to_thread(self._registry.estimated, {id_: need_bytes})
-                # To read a large vocabulary keeps the interpreter busy: whoever asks for something comes first.
-                await asyncio.sleep(time.monotonic() - began_s)
-
-    def _without_size(self, anew: Collection[str]) -> list[tuple[int, str]]:
-        """For a thread: those that are there, by number and name, whose need nobody has calculated."""
-        return [
-            (entry.id, entry.name)
-            for entry in self._registry.entries()
-            if entry.present and (entry.estimate_bytes is None or entry.name in anew)
-        ]
-
 
 def _known(entries: Collection[Entry], shelf: Shelf, old: Mapping[str, _Known]) -> dict[str, _Known]:
     known = {}
@@ -583,31 +531,3 @@ def _there_are(count: int) -> str:
 def _some(names: Collection[str]) -> str:
     shown = ", ".join(list(names)[:NAMED])
     return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"
-
-
-def _priority(text: str) -> str:
-    allowed = [priority.name.lower() for priority in Priority]
-    if text and text not in allowed:
-        raise InvalidOption(
-            f'"{text}" is no priority', hint=f"one of {', '.join(allowed)}, or nothing for what is configured"
-        )
-    return text
-
-
-def _tags(tags: tuple[str, ...]) -> tuple[str, ...]:
-    if len(tags) > TAGS_MOST:
-        raise InvalidOption(f"{len(tags)} tags are more than a model may have, {TAGS_MOST}", hint="leave some out")
-    for tag in tags:
-        if naming.usable(tag) != tag:
-            raise InvalidOption(
-                f'"{tag}" cannot be a tag', hint="at most 128 of A-Z a-z 0-9 . _ : / @ + -, the first a letter or digit"
-            )
-    return tuple(dict.fromkeys(tags))
-
-
-def _notes(text: str) -> str:
-    if len(text) > NOTES_MOST:
-        raise InvalidOption(
-            f"notes of {len(text)} characters are longer than {NOTES_MOST}", hint="keep the rest in a file of your own"
-        )
-    return text
