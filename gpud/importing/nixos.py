@@ -351,10 +351,10 @@ def _idle_manager(made: Draft, fields: Fields) -> None:
         value: object = "never" if idle <= 0 else idle
         made.put(("idle", "timeout"), value, fields.at("idleTimeout"), fields.name("idleTimeout"))
     fields.spare("monitoringInterval", "gpud unloads a model when its time is over; nothing looks at it meanwhile")
-    if fields.flag("unloadOnShellExit"):
-        text = "what a shell does at its end is in its own files, not in gpud.yaml"
-        instead = "gpudctl run --hold MODEL -- COMMAND holds a model for as long as a command runs"
-        made.leave(fields.at("unloadOnShellExit"), fields.name("unloadOnShellExit"), text, instead)
+    unload = fields.flag("unloadOnShellExit")
+    if unload is not None:
+        where = fields.at("unloadOnShellExit")
+        made.put(("sessions", "unload_on_exit"), unload, where, fields.name("unloadOnShellExit"))
 
 
 SETS: dict[tuple[str, ...], Callable[[Draft, Fields], None]] = {
