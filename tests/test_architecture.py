@@ -42,7 +42,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "machine": {"config", "engine", "dbus", "power", "programs"},
     # Units with old names: what they stand for is the engine's, and how they are noticed is inotify's.
     "facades": {"engine", "catalog"},
-    "daemon": {"config", "log", "engine", "directories", "engines", "facades", "shelves", "web"} | ADAPTERS | EDGES,
+    "daemon": {"config", "log", "engine", "directories", "engines", "facades", "machine", "shelves", "web"}
+    | ADAPTERS
+    | EDGES,
     "__main__": {"daemon"},
     "__init__": set(),
 }

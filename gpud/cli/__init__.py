@@ -56,6 +56,9 @@ COMMANDS = {
     "reload": Command("reload", "Have the configuration read again"),
     "doctor": Command("doctor", "Look for what is wrong with this installation"),
     "version": Command("version", "Show the versions of gpudctl and of gpud"),
+    "_gamemode": Command(
+        "gamemode", "Leave the GPUs to games that GameMode knows (gpud-gamemode.service)", hidden=True
+    ),
     "_complete": Command("complete", "Words for the completion of shells", hidden=True),
 }
 

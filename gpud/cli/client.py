@@ -111,6 +111,14 @@ class Gpud:
         os.set_inheritable(descriptor, False)
         return number, descriptor
 
+    async def inhibit(self, what: str, who: str, why: str) -> int:
+        """The descriptor that it lasts as long as. The connection must have been made with ``descriptors``."""
+        flags = await self._flags(asks=False)
+        reply = await _reply(self._bus, _to_gpud("Inhibit", "sss", [what, who, why], flags), CALL_S)
+        descriptor: int = reply.unix_fds[reply.body[0]]
+        os.set_inheritable(descriptor, False)
+        return descriptor
+
     async def status(self) -> dict[str, Any]:
         """Everything at one moment, in plain values."""
         (status,) = await self.call("Status")

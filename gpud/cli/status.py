@@ -296,10 +296,14 @@ def hold(record: dict[str, Any]) -> str:
 
 
 def inhibited(what: str) -> str:
-    """What a program forbids: ``unload`` and ``evict`` keep everything loaded, ``load`` keeps the GPUs empty."""
+    """What a program forbids: ``unload`` and ``evict`` keep all loaded, ``load`` and ``game`` keep the GPUs empty."""
     words = what.split(":")
-    kept = ", ".join(word for word in words if word != "load")
-    parts = [f"hold on everything ({kept})" if kept else "", "loading forbidden" if "load" in words else ""]
+    kept = ", ".join(word for word in words if word not in ("load", "game"))
+    parts = [
+        f"hold on everything ({kept})" if kept else "",
+        "loading forbidden" if "load" in words else "",
+        "GPUs left to a game" if "game" in words else "",
+    ]
     return " and ".join(filter(None, parts))
 
 

@@ -37,7 +37,7 @@ _LOAD_OPTIONS = {
     "wait-usec": "t",
 }
 _UNLOAD_OPTIONS = {"force": "b"}
-_INHIBITABLE = frozenset({"unload", "evict", "load"})
+_INHIBITABLE = frozenset({"unload", "evict", "load", "game"})
 
 
 class Methods:
@@ -199,14 +199,16 @@ class Methods:
         if not wanted <= _INHIBITABLE:
             raise InvalidArguments(
                 f"cannot inhibit {what[:64]!a}",
-                hint='allowed are "unload", "evict", "load", and several of them with a colon between: "unload:evict"',
+                hint='allowed are "unload", "evict", "load", "game", and several with a colon between: "unload:evict"',
             )
         who, why = checked_text("who", who), checked_text("why", why)
         sender = await self._gate.identify(request)
         self._gate.check_holds(sender)
         if "load" in wanted:
             await self._gate.allow(sender, request, Permission.MANAGE)
-        if wanted - {"load"}:
+        if "game" in wanted:
+            await self._gate.allow(sender, request, Permission.UNLOAD)
+        if wanted - {"load", "game"}:
             await self._gate.allow(sender, request, Permission.HOLD)
         self._gate.check_holds(sender)
         caller = Caller(self._inhibitors.new_owner(request.sender), sender.uid, sender.pid, sender.label)

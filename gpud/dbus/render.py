@@ -369,7 +369,7 @@ def alert_values(alert: Alert) -> list[Any]:
 
 def shown_overall(snapshot: Snapshot) -> str:
     """The word for gpud itself: while the GPUs are given away, it is not merely idle."""
-    given = snapshot.yielded is not None or any("load" in hold.what for hold in snapshot.holds)
+    given = snapshot.yielded is not None or any({"load", "game"} & hold.what for hold in snapshot.holds)
     return "yielded" if given and snapshot.state == "idle" else snapshot.state
 
 

@@ -45,11 +45,19 @@ FOLDERS = "tests/catalog/test_finder_folders.py::"
 FOUND = "tests/daemon/test_models.py::"
 GNOME = "tests/desktop/test_gnome.py::"
 PLASMA = "tests/desktop/test_plasma.py::"
+SESSIONS = "tests/daemon/test_sessions.py::"
+SHELLS = "tests/dbus/test_sessions.py::"
+LOGINS = "tests/booted/test_sessions.py::"
 WEB_SERVICE = "tests/booted/test_http_service.py::"
 
 STORAGE = "tests/cli/test_cli_storage.py::"
 
 ROWS: dict[str, tuple[str, ...]] = {
+    # The machine sleeps, and others play
+    "RX-20": (
+        "tests/core/test_yielding.py::test_everything_on_the_gpus_goes_and_loads_are_refused_with_the_reason",
+        "tests/daemon/test_gamemode.py::test_a_game_has_the_memory_until_it_ends",
+    ),
     # Where models are kept
     "S1-04": (
         STORAGE + "test_the_folders_are_made_once",
@@ -204,6 +212,13 @@ ROWS: dict[str, tuple[str, ...]] = {
         DOCS + "test_every_setting_to_come_to_is_one",
     ),
     "S0-22": (DOCS + "test_every_setting_to_come_to_is_one", SCHEDULER + "test_zero_means_never"),
+    "S0-23": (
+        SESSIONS + "test_what_only_that_shell_used_goes_with_it",
+        SHELLS + "test_a_session_ends_with_its_shell[bash-exit]",
+        LOGINS + "test_what_only_carla_used_goes_with_her",
+        "tests/core/test_sessions.py::test_nothing_goes_where_that_is_not_wanted",
+    ),
+    "S0-27": (SHELLS + "test_the_users_own_trap_is_kept",),
     "S0-24": (
         SCHEDULER + "test_an_idle_model_is_unloaded_after_its_time_and_not_before",
         SCHEDULER + "test_zero_means_never",
@@ -469,9 +484,22 @@ ROWS: dict[str, tuple[str, ...]] = {
     # The doors
     "S0-17": (CLIENTS + "test_curl_as_people_type_it", PACKAGES + "test_curl_as_in_the_documentation"),
     "S0-18": (CLIENTS + "test_openais_package", PACKAGES + "test_openais_package_lists_chats_and_streams"),
-    "S0-29": (FRONT + "test_without_a_name_everything_is_unloaded", FRONT + "test_what_somebody_else_holds_stays"),
-    "S0-30": (FRONT + "test_ps_tells_what_is_loaded", CLIENTS + "test_ollamas_package"),
-    "S0-31": (CLIENTS + "test_ollamas_package", FRONT_REAL + "test_curl_reads_lines_of_json"),
+    "S0-29": (
+        FRONT + "test_without_a_name_everything_is_unloaded",
+        FRONT + "test_what_somebody_else_holds_stays",
+        SESSIONS + "test_ollama_unload",
+        SESSIONS + "test_without_gpud",
+    ),
+    "S0-30": (
+        FRONT + "test_ps_tells_what_is_loaded",
+        CLIENTS + "test_ollamas_package",
+        SESSIONS + "test_the_lists_of_ollama",
+    ),
+    "S0-31": (
+        CLIENTS + "test_ollamas_package",
+        FRONT_REAL + "test_curl_reads_lines_of_json",
+        SESSIONS + "test_the_lists_of_ollama",
+    ),
     "S0-34": (DAILY + "test_the_doors_are_on_this_machine_alone", VALUES + "test_nothing_means_all_defaults"),
     "S0-35": (FRONT_REAL + "test_the_ollama_command_uses_ollamas_own",),
     "S0-36": (
