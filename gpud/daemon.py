@@ -25,7 +25,8 @@ from gpud.dbus.neighbour import gpud_of_the_machine
 from gpud.dbus.service import BusUnavailable, NameTaken, Service
 from gpud.directories import AlreadyRunning, Directories, alone
 from gpud.engine import Engine
-from gpud.engine.library import Library, Shelf
+from gpud.engine.library import Library
+from gpud.engine.shelf import Shelf
 from gpud.engines import Engines, KnownEngines
 from gpud.facades import Facades
 from gpud.http.lines import Lines, TeeSink

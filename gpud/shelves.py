@@ -8,7 +8,7 @@ from pathlib import Path
 from gpud.config import Config
 from gpud.core.catalogue import Entry, Roots
 from gpud.core.facts import Model
-from gpud.engine.library import Shelf
+from gpud.engine.shelf import Shelf
 
 FOLDERS = ("llamacpp/models", "gguf", "vllm", "tgi", "custom")
 """Those below ``storage.base_directory`` whose models are found by themselves."""

@@ -10,55 +10,22 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from difflib import get_close_matches
-from typing import NamedTuple
 
-from gpud.core import naming
-from gpud.core.catalogue import Entry, Finding, Format, Found, Place, Purpose, Roots, Scanned, Source, Trouble
+from gpud.core.catalogue import Entry, Scanned, Trouble
 from gpud.core.errors import Canceled, InvalidOption, NoSuchModel
 from gpud.core.events import CatalogueChanged, Kind, Level, Notice, Outcome
-from gpud.core.facts import Model, Priority
+from gpud.core.facts import Model
 from gpud.core.ports import Finder, Registry
 from gpud.engine import saying
 from gpud.engine.needs import Needs
+from gpud.engine.shelf import Known, Shelf, find, known_of, made_of, needs_otherwise, remembered, unseen
 
 log = logging.getLogger(__name__)
 
-Makes = Callable[[Entry], Model | str]
-"""What a found model is loaded with, or why it cannot be, as a sentence."""
-
 NAMED = 10
 """So many names stand in one message; of the others there is the number."""
-
-
-class _Known(NamedTuple):
-    """Of a model that is there its number in the registry, and what its files are like: 0 where nobody could look.
-    ``last`` is what they were like when somebody could.
-    """
-
-    number: int
-    mark: int
-    last: int
-
-
-def _nothing(_entry: Entry) -> Model | str:
-    return "nothing is looked for"
-
-
-@dataclass(frozen=True, slots=True)
-class Shelf:
-    """What of the configuration is about models on disk.
-
-    ``configured`` are its own models; ``makes``, asked anew for each look, knows what it says of those that are found.
-    Every ``interval_s`` is looked at what cannot be watched; 0: never.
-    """
-
-    configured: Mapping[str, Model] = field(default_factory=dict)
-    roots: Roots = field(default_factory=Roots)
-    makes: Callable[[], Makes] = lambda: _nothing
-    interval_s: float = 0.0
-    on_start: bool = True
 
 
 class Library:
@@ -70,7 +37,7 @@ class Library:
         self._shelf = Shelf()
         self._made_of: dict[str, Model] = {}
         """Those that were found, and those that are configured and of which somebody said something by command."""
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, Known] = {}
         self._put: Callable[[Mapping[str, Model], frozenset[str]], Awaitable[None]]
         self._tell: Callable[[tuple[Outcome, ...]], None]
         self._needs: Needs
@@ -122,14 +89,14 @@ class Library:
         """From now on by this configuration, those that were found before, too. Whoever calls it takes the models."""
         async with self._one_at_a_time:
             before = self.models
-            made, known = await asyncio.to_thread(self._remembered, shelf)
+            made, known = await asyncio.to_thread(remembered, self._registry, shelf)
             self._shelf, self._made_of, self._known = shelf, made, known
             after = self.models
             # What was calculated is of other settings; of what is configured nobody knows with which it was.
             self._needs.anew(
                 name
                 for name, model in after.items()
-                if (_needs_otherwise(before[name], model) if name in before else name in shelf.configured)
+                if (needs_otherwise(before[name], model) if name in before else name in shelf.configured)
             )
         if self._begun:
             self.begin()
@@ -315,10 +282,12 @@ class Library:
         shelf = self._shelf
         began_s = time.monotonic()
         at_us = time.time_ns() // 1000
-        finding, entries = await asyncio.to_thread(self._find, shelf, at_us)
-        made, refused = await asyncio.to_thread(self._made, shelf, entries)
+        finding, entries = await asyncio.to_thread(
+            find, self._finder, self._registry, shelf, at_us, self._stopping.is_set
+        )
+        made, refused = await asyncio.to_thread(made_of, shelf, entries)
         before, old = self.models, self._known
-        known = _known(entries, shelf, old)
+        known = known_of(entries, shelf, old)
         self._made_of, self._known = made, known
         after = self.models
         new = tuple(sorted(after.keys() - before.keys()))
@@ -344,90 +313,10 @@ class Library:
         )
         return self.last_scan
 
-    def _find(self, shelf: Shelf, at_us: int) -> tuple[Finding, tuple[Entry, ...]]:
-        """For a thread: look, name, keep."""
-        known = self._registry.entries()
-        finding = self._finder.scan(shelf.roots, _by_path(known), self._stopping.is_set)
-        out_of_reach = tuple(f"{root.rstrip('/')}/" for root in finding.unreachable)
-        away = [entry.found for entry in known if entry.present and entry.found.path.startswith(out_of_reach)]
-        elsewhere = {place.path for one in finding.models for place in one.places} if away else set()
-        # Those that have another place within reach have been found there.
-        kept = [one for one in away if elsewhere.isdisjoint(place.path for place in one.places)]
-        configured = {model.settings.file: name for name, model in shelf.configured.items() if model.settings.file}
-        taken = _taken(shelf) | {alias for entry in known for alias in entry.aliases}
-        named = naming.name_all((*finding.models, *kept), known, configured, taken)
-        past = {entry.name: entry for entry in known}
-        entries = [_entry(one, past.get(one.name), shelf, at_us) for one in named]
-        seen, claimed = {entry.name for entry in entries}, {entry.id for entry in entries}
-        for name, model in shelf.configured.items():
-            if name not in seen:
-                own = unseen(model, configured=True)
-                before = past.get(name)
-                if before is not None and before.id not in claimed:
-                    own = replace(before, found=own.found, present=True, configured=True)
-                entries.append(own)
-        return finding, self._registry.take(entries, at_us)
-
-    def _made(self, shelf: Shelf, entries: Collection[Entry]) -> tuple[dict[str, Model], list[Trouble]]:
-        """For a thread: what each of those that were found is loaded with."""
-        made: dict[str, Model] = {}
-        refused = []
-        makes = shelf.makes()
-        here = [entry for entry in entries if entry.present]
-        taken = _taken(shelf)
-        others = naming.other_names(here, taken)
-        taken |= {entry.name for entry in here}
-        for entry in here:
-            model: Model | str
-            if entry.name in shelf.configured:
-                model = shelf.configured[entry.name]
-                if not entry.aliases and not entry.priority:
-                    continue
-            elif entry.found.purpose is Purpose.ADAPTER or entry.found.places[0].source is Source.CONFIGURATION:
-                continue
-            else:
-                model = entry.found.problem or makes(entry)
-            if isinstance(model, Model):
-                # What somebody has called it may be another's name by now.
-                aliases = tuple(alias for alias in entry.aliases if alias not in taken or alias in model.aliases)
-                made[entry.name] = _annotated(model, entry, (*aliases, *others.get(entry.name, ())))
-            else:
-                refused.append(Trouble(entry.found.path, model))
-        return made, refused
-
-    def _remembered(self, shelf: Shelf) -> tuple[dict[str, Model], dict[str, _Known]]:
-        """For a thread: what was there at the last look, as the configuration wants it now; what is configured since
-        has its number from now on.
-        """
-        entries = self._registry.entries()
-        by_name = {entry.name: entry for entry in entries}
-        by_path = {place.path: entry for entry in entries for place in entry.found.places}
-        new: dict[int, Entry] = {}
-        for name, model in shelf.configured.items():
-            # Whoever writes a model down that was found already means that one.
-            past = by_name.get(name) or by_path.get(model.settings.file)
-            if past is None or past.name in shelf.configured.keys() - {name} or past.id in new:
-                past = unseen(model, configured=True)
-            if past.name != name or not past.present or not past.id:
-                new[past.id or -len(new) - 1] = replace(past, name=name, present=True, configured=True)
-        if new:
-            here = [entry for entry in entries if entry.present and entry.id not in new]
-            entries = self._registry.take([*here, *new.values()], time.time_ns() // 1000)
-        # What was only configured until now may be found as well: the next look says so.
-        roots = tuple(f"{root.rstrip('/')}/" for root in shelf.roots.all())
-        here = [
-            entry
-            for entry in entries
-            if entry.name in shelf.configured
-            or (roots and (not entry.configured or entry.found.path.startswith(roots)))
-        ]
-        made, _ = self._made(shelf, here)
-        return made, _known(entries, shelf, {})
-
     async def _take_anew(self) -> None:
         """After something was said about a model: as it is kept now, without a look at the disk."""
         entries = await asyncio.to_thread(self._registry.entries)
-        self._made_of, _ = await asyncio.to_thread(self._made, self._shelf, entries)
+        self._made_of, _ = await asyncio.to_thread(made_of, self._shelf, entries)
         await self._put(self.models, frozenset())
 
     def _report(self, scanned: Scanned) -> None:
@@ -461,67 +350,6 @@ class Library:
             )
         if outcomes:
             self._tell(tuple(outcomes))
-
-
-def _known(entries: Collection[Entry], shelf: Shelf, old: Mapping[str, _Known]) -> dict[str, _Known]:
-    known = {}
-    for entry in entries:
-        if entry.present:
-            model = shelf.configured.get(entry.name)
-            is_its_file = model is None or any(place.path == model.settings.file for place in entry.found.places)
-            mark = hash(entry.found.stamp) if entry.found.stamp and is_its_file else 0
-            before = old.get(entry.name)
-            known[entry.name] = _Known(entry.id, mark, mark or (0 if before is None else before.last))
-    return known
-
-
-def _needs_otherwise(before: Model, after: Model) -> bool:
-    """Whether more is said of it than what it is called and who goes first."""
-    return before is not after and before != replace(after, aliases=before.aliases, priority=before.priority)
-
-
-def _by_path(known: Collection[Entry]) -> dict[str, Found]:
-    return {place.path: entry.found for entry in known for place in entry.found.places if entry.found.stamp}
-
-
-def _entry(named: naming.Named, past: Entry | None, shelf: Shelf, at_us: int) -> Entry:
-    past = named.known or past
-    found = named.found
-    if past is None:
-        return Entry(
-            0, named.name, found, first_seen_us=at_us, last_scanned_us=at_us, configured=named.name in shelf.configured
-        )
-    estimate = past.estimate_bytes if past.found.stamp == found.stamp else None
-    return replace(
-        past,
-        name=named.name,
-        found=found,
-        estimate_bytes=estimate,
-        present=True,
-        configured=named.name in shelf.configured,
-        last_scanned_us=at_us,
-    )
-
-
-def _taken(shelf: Shelf) -> set[str]:
-    return {*shelf.configured, *(alias for model in shelf.configured.values() for alias in model.aliases)}
-
-
-def _annotated(model: Model, entry: Entry, others: tuple[str, ...]) -> Model:
-    priority = Priority[entry.priority.upper()] if entry.priority else model.priority
-    aliases = tuple(dict.fromkeys((*model.aliases, *others)))
-    return (
-        model
-        if (priority, aliases) == (model.priority, model.aliases)
-        else replace(model, priority=priority, aliases=aliases)
-    )
-
-
-def unseen(model: Model, *, configured: bool) -> Entry:
-    """A model that nobody has looked at: its engine's own business, a file that is not there, or is another's too."""
-    place = Place(f"{model.engine}:{model.name}", Source.CONFIGURATION, model.name)
-    found = Found((place,), Format.OTHER, stamp="", size_bytes=0, ollama_name=model.settings.ollama_name)
-    return Entry(0, model.name, found, configured=configured)
 
 
 def _there_are(count: int) -> str:

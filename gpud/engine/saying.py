@@ -8,6 +8,7 @@ from gpud.core import naming
 from gpud.core.errors import InvalidOption
 from gpud.core.facts import Model, Priority
 
+ALIASES_MOST = 32
 TAGS_MOST = 32
 NOTES_MOST = 4000
 """What somebody may say about one model, in characters."""
@@ -15,6 +16,10 @@ NOTES_MOST = 4000
 
 def aliases(name: str, given: tuple[str, ...], models: Collection[Model]) -> tuple[str, ...]:
     """Those that ``name`` may have beside what ``models`` are called."""
+    if len(given) > ALIASES_MOST:
+        raise InvalidOption(
+            f"{len(given)} aliases are more than a model may have, {ALIASES_MOST}", hint="take some of them back"
+        )
     for alias in given:
         if naming.usable(alias) != alias or alias in naming.COMMANDS:
             raise InvalidOption(

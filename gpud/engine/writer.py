@@ -38,8 +38,9 @@ from gpud.core.scheduler import Scheduler
 from gpud.engine.clock import Clock, machine_slept_s
 from gpud.engine.downloads import Downloads
 from gpud.engine.history import History
-from gpud.engine.library import Library, Shelf
+from gpud.engine.library import Library
 from gpud.engine.programs import GivesWay
+from gpud.engine.shelf import Shelf
 from gpud.engine.work import Refuses, Running, Work
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from gpud.core.facts import Model
 from gpud.core.modelfile import ModelFile
 from gpud.core.ports import Files
 from gpud.engine import Engine
-from gpud.engine.library import unseen
+from gpud.engine.shelf import unseen
 
 LLAMA_CPP_ENGINES = ("llama_server", "embedded", "llama_cpp")
 """They read GGUF, and nothing else."""

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from gpud.core.catalogue import Entry, Finding, Format, Found, Place, Roots, Source, Trouble
 from gpud.core.facts import Model
-from gpud.engine.library import Library, Shelf
+from gpud.engine.library import Library
+from gpud.engine.shelf import Shelf
 
 ROOTS = Roots(folders=("/models",))
 

@@ -13,7 +13,8 @@ from gpud.core.plan import Plan
 from gpud.core.ports import Child, ChildRecord, Command, LineReader, LoadOrder, Programs, Progress, Runner, RunnerRecord
 from gpud.core.quote import Estimate
 from gpud.engine import Engine
-from gpud.engine.library import Library, Shelf
+from gpud.engine.library import Library
+from gpud.engine.shelf import Shelf
 
 from .catalogue import configured, nothing_found
 

@@ -12,7 +12,8 @@ from gpud.core.catalogue import Entry, Purpose, Roots, Trouble
 from gpud.core.errors import InvalidOption, NoSuchModel
 from gpud.core.events import CatalogueChanged, Kind, Notice, Outcome
 from gpud.core.facts import Caller, Model, Priority, State
-from gpud.engine.library import Library, Shelf
+from gpud.engine.library import Library
+from gpud.engine.shelf import Shelf
 
 from .catalogue import ROOTS, MemoryRegistry, Shelves, found
 from .parts import Bench

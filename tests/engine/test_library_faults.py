@@ -6,11 +6,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpud.core.errors import InvalidOption
 from gpud.core.facts import EngineSettings, Model, State
-from gpud.engine.library import Library, Shelf
+from gpud.engine.library import Library
+from gpud.engine.shelf import Shelf
 from gpud.store import FileStore
 
 from .catalogue import ROOTS, Shelves, found
@@ -145,6 +148,20 @@ def test_what_is_said_by_command_outlives_a_reload(run: Any) -> None:
             await place.configure(shelf(at("best", "/models/file.gguf")))
             assert place.engine.resolve("best") == "best"
             assert all("best" not in one.model.aliases for one in place.engine.snapshot().models)
+
+    run(scenario())
+
+
+def test_aliases_have_an_end(run: Any) -> None:
+    """Each is looked for with every request."""
+
+    async def scenario() -> None:
+        async with house(found("m")) as place:
+            await place.library.scan()
+            many = tuple(f"alias-{number}" for number in range(33))
+            with pytest.raises(InvalidOption, match="33 aliases are more than a model may have, 32"):
+                await place.library.annotate("m", aliases=many)
+            assert (await place.library.annotate("m", aliases=many[:32])).aliases == many[:32]
 
     run(scenario())
 
