@@ -1,0 +1,238 @@
+"""People log in to a real Debian, work, and leave in every way there is: what only they used goes with them."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from booted_machine import Machine
+from dbus.terminals import Terminal
+
+pytestmark = pytest.mark.booted
+
+SETTINGS = "/etc/gpud/gpud.d/sessions.yaml"
+RULES = "/etc/polkit-1/rules.d/50-gpud.rules"
+SSH = "ssh -tt -q -i /root/gpud-test-key -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+GPUD = "org.kernelcore.GpuD /org/kernelcore/GpuD org.kernelcore.GpuD"
+LIST = f"busctl --json=short call {GPUD} ListSessions"
+HOLDS = f"busctl --json=short get-property {GPUD} Holds"
+HOLD = f"busctl call {GPUD} HoldSession ss tiny work"
+QUESTION = '{"model": "tiny", "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}'
+ASK = f"curl -s -o /dev/null 127.0.0.1:8080/v1/chat/completions -d '{QUESTION}'"
+
+
+@pytest.fixture(scope="module")
+def people(installed: Machine) -> Iterator[Machine]:
+    """carla uses bash, fay fish and zoe zsh; all may load models from wherever they log in, and root's rights are
+    carla's for the asking.
+    """
+    machine = installed
+    machine.run(f"printf 'sessions:\\n  grace: 0.5\\n' >{SETTINGS}; systemctl restart gpud")
+    machine.run(f"mkdir -p $(dirname {RULES}); cp /usr/share/doc/gpud/50-gpud.rules {RULES}")
+    machine.run("test -e /root/gpud-test-key || ssh-keygen -q -t ed25519 -N '' -f /root/gpud-test-key")
+    for name, shell in (("carla", "bash"), ("fay", "fish"), ("zoe", "zsh")):
+        machine.run(f"id {name} || useradd --create-home --shell /usr/bin/{shell} --groups gpud {name}")
+        home = f"/home/{name}"
+        machine.run(f"install -d -o {name} -m 700 {home}/.ssh")
+        machine.run(f"install -o {name} -m 600 /root/gpud-test-key.pub {home}/.ssh/authorized_keys")
+        machine.run(f"touch {home}/.hushlogin")
+    # zsh reads no file of the machine's that could have it.
+    machine.run("gpudctl shell-hook zsh >/home/zoe/.zshrc; chown zoe /home/zoe/.zshrc")
+    machine.run("echo 'carla ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/carla")
+    sshd = "/usr/sbin/sshd -D -o UsePAM=yes -o PasswordAuthentication=no"
+    machine.run(f"mkdir -p /run/sshd; systemd-run --unit=test-sshd --property=KillMode=process {sshd}")
+    machine.wait("the SSH server", f"{SSH.replace('-tt', '-n')} carla@127.0.0.1 true")
+    try:
+        yield machine
+    finally:
+        machine.run(f"systemctl stop test-sshd; rm -f {SETTINGS} {RULES} /etc/sudoers.d/carla; systemctl reload gpud")
+
+
+@pytest.fixture
+def quiet(people: Machine) -> Machine:
+    """Nobody is logged in, nothing is loaded."""
+    people.run("systemctl reset-failed gpud; systemctl start gpud; gpudctl unload --all --force", check=False)
+    people.wait("nobody at work", f"! {LIST} | grep -q Pid")
+    return people
+
+
+@contextlib.contextmanager
+def login(machine: Machine, name: str) -> Iterator[Terminal]:
+    """By SSH, on a terminal; the shell has registered."""
+    terminal = Terminal(machine.command(*SSH.split(), f"{name}@127.0.0.1"), "")
+    try:
+        terminal.run("true")
+        uid = machine.run(f"id -u {name}").out
+        machine.wait(f"{name} at work", f'{LIST} | grep -q \'"Uid":{{"type":"u","data":{uid}}}\'')
+        yield terminal
+    finally:
+        terminal.end()
+
+
+def sessions(machine: Machine) -> list[dict[str, Any]]:
+    listed = json.loads(machine.run(LIST).out)["data"][0]
+    return [{key: value["data"] for key, value in one.items()} for one in listed]
+
+
+def wait_state(machine: Machine, model: str, state: str) -> None:
+    machine.wait(f"{model} {state}", f"gpudctl status {model} --json | grep -q '\"{state}\"'")
+
+
+def load(machine: Machine, shell: Terminal, model: str) -> None:
+    shell.run(f"gpudctl load {model}")
+    wait_state(machine, model, "ready")
+
+
+def by_exit(_machine: Machine, shell: Terminal) -> None:
+    shell.type("exit")
+
+
+def by_a_dropped_connection(_machine: Machine, shell: Terminal) -> None:
+    """The other end is gone without a word, as with a laptop that is shut: here its process."""
+    os.kill(shell.pid, signal.SIGKILL)
+
+
+def by_kill(machine: Machine, _shell: Terminal) -> None:
+    for one in sessions(machine):
+        if one["Uid"] == int(machine.run("id -u carla").out):
+            machine.run(f"kill -9 {one['Pid']}")
+
+
+@pytest.mark.parametrize("leave", [by_exit, by_a_dropped_connection, by_kill])
+def test_what_only_carla_used_goes_with_her(quiet: Machine, leave: Any) -> None:
+    """Fay, who has logged in as well, keeps hers."""
+    with login(quiet, "carla") as carla, login(quiet, "fay") as fay:
+        load(quiet, carla, "tiny")
+        load(quiet, fay, "small")
+        seen = {one["Caller"].split()[0]: one for one in sessions(quiet)}
+        assert seen["bash"]["Alone"] == ["tiny"]
+        assert seen["fish"]["Alone"] == ["small"]
+        known = quiet.run("loginctl --no-legend list-sessions | awk '{print $1}'").out.split()
+        assert {seen["bash"]["Login"], seen["fish"]["Login"]} <= set(known)
+        leave(quiet, carla)
+        wait_state(quiet, "tiny", "unloaded")
+        assert quiet.states()["small"] == "ready"
+    wait_state(quiet, "small", "unloaded")
+
+
+def test_what_was_asked_by_http_goes_too(quiet: Machine) -> None:
+    """curl knows nothing of gpud, the kernel knows whose curl it was; nobody needs a permission for that."""
+    with login(quiet, "zoe") as zoe:
+        zoe.run(ASK)
+        wait_state(quiet, "tiny", "ready")
+        assert [one["Alone"] for one in sessions(quiet)] == [["tiny"]]
+        zoe.type("exit")
+        wait_state(quiet, "tiny", "unloaded")
+    entry = quiet.entries("--unit=gpud GPUD_KIND=session-ended --lines=1")[0]
+    assert re.match(r"The session of zsh \(pid \d+\) has ended .*nobody else has used \"tiny\"", entry["MESSAGE"])
+
+
+def test_what_a_service_used_stays(quiet: Machine) -> None:
+    """A request from elsewhere is somebody's use."""
+    with login(quiet, "carla") as carla:
+        carla.run(ASK)
+        wait_state(quiet, "tiny", "ready")
+        quiet.run(f"systemd-run --quiet --wait {ASK.replace('curl', '/usr/bin/curl', 1)}")
+        assert [(one["Used"], one["Alone"]) for one in sessions(quiet)] == [(["tiny"], [])]
+    load_again = quiet.run("sleep 1; gpudctl status tiny --json").out
+    assert '"ready"' in load_again
+
+
+def test_under_sudo_it_is_the_users_session(quiet: Machine) -> None:
+    """Root's shell belongs to the one that asked for it, and what it loads goes when that one ends."""
+    with login(quiet, "carla") as carla:
+        carla.run("sudo gpudctl load tiny")
+        carla.type("sudo -i")
+        carla.run("gpudctl load small")
+        wait_state(quiet, "small", "ready")
+        (one,) = sessions(quiet)
+        assert one["Alone"] == ["small", "tiny"]
+        carla.type("exit")
+        carla.read_until("logout\n")
+        carla.run("true")
+        assert quiet.states()["small"] == "ready"
+        carla.type("exit")
+        wait_state(quiet, "small", "unloaded")
+        wait_state(quiet, "tiny", "unloaded")
+
+
+def test_in_tmux_it_outlives_the_login(quiet: Machine) -> None:
+    """A detached terminal is somebody at work, whatever logind says of the login that it came from."""
+    with login(quiet, "carla") as carla:
+        carla.run("tmux new-session -d -s work")
+        quiet.wait("the shell in tmux", f"test $({LIST} | grep -o '\"Pid\"' | wc -l) = 2")
+        carla.run("tmux send-keys -t work 'gpudctl load tiny' Enter")
+        wait_state(quiet, "tiny", "ready")
+        carla.type("exit")
+        quiet.wait("the end of the login's shell", f"test $({LIST} | grep -o '\"Pid\"' | wc -l) = 1")
+    (left,) = sessions(quiet)
+    assert left["Alone"] == ["tiny"]
+    assert quiet.run("sleep 1; gpudctl status tiny --json | grep -c '\"ready\"'").out != "0"
+    quiet.run("tmux -S /tmp/tmux-$(id -u)/default kill-server", user="carla")
+    wait_state(quiet, "tiny", "unloaded")
+
+
+def test_a_killed_gpud_knows_them_again(quiet: Machine) -> None:
+    """kill -9: the model is taken over, and so is who used it; whoever left meanwhile is missed."""
+    with login(quiet, "carla") as carla, login(quiet, "fay") as fay:
+        load(quiet, carla, "tiny")
+        load(quiet, fay, "small")
+        before = {one["Id"]: one["Alone"] for one in sessions(quiet)}
+        old = quiet.main_pid()
+        fay_pid = next(one["Pid"] for one in sessions(quiet) if one["Alone"] == ["small"])
+        quiet.run(f"kill -STOP {old}; kill -9 {fay_pid}; kill -9 {old}")
+        quiet.wait("the next gpud", f"test $(systemctl show --value -p MainPID gpud) != {old} && {LIST}")
+        wait_state(quiet, "small", "unloaded")
+        (after,) = sessions(quiet)
+        assert before[after["Id"]] == after["Alone"] == ["tiny"]
+        assert quiet.states()["tiny"] == "ready"
+        carla.type("exit")
+        wait_state(quiet, "tiny", "unloaded")
+
+
+def test_a_killed_logind_ends_nobodys_session(quiet: Machine) -> None:
+    """It comes back and finds its sessions; the shells' processes count meanwhile."""
+    with login(quiet, "carla") as carla:
+        load(quiet, carla, "tiny")
+        carla.run(HOLD)
+        old = quiet.show("systemd-logind", "MainPID")
+        quiet.run(f"kill -9 {old}")
+        quiet.wait(
+            "logind again",
+            f"systemctl is-active systemd-logind && test $(systemctl show --value -p MainPID systemd-logind) != {old}",
+        )
+        (one,) = sessions(quiet)
+        assert (one["Alone"], one["Holds"]) == (["tiny"], 1)
+        carla.type("exit")
+        wait_state(quiet, "tiny", "unloaded")
+
+
+def test_a_console_login_counts_as_well(quiet: Machine) -> None:
+    """login(1) with PAM, as on a text console; what is held is let go of when the terminal is closed."""
+    terminal = Terminal(quiet.command("login", "-f", "carla"), "")
+    try:
+        terminal.run("true")
+        quiet.wait("carla at work", f"{LIST} | grep -q Pid")
+        terminal.run(HOLD)
+        (one,) = sessions(quiet)
+        assert one["Holds"] == 1
+        terminal.close()
+        quiet.wait("nobody at work", f"! {LIST} | grep -q Pid")
+        assert json.loads(quiet.run(HOLDS).out)["data"] == []
+    finally:
+        terminal.end()
+
+
+def test_the_commands_with_old_names_are_there(quiet: Machine) -> None:
+    """As they are typed, on the real doors."""
+    quiet.run("gpudctl load tiny")
+    assert [one["name"] for one in json.loads(quiet.run("ollama-status").out)["models"]] == ["tiny:latest"]
+    assert re.fullmatch(r"unloaded 1 model, freed \d+ MiB", quiet.run("ollama-unload").out)
+    assert quiet.run("ollama-unload").out == "nothing loaded"
+    assert json.loads(quiet.run("ml-models").out)
+    assert "active (running)" in quiet.run("ml-offload-api --no-pager").out
+    assert quiet.run("ml-vram-status").out
