@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Look at everything that gpud needs: Python and its packages, the GPUs with their drivers and device nodes, the
 configuration, the engines and their versions, the model files, the folders in which models are looked for, the state
-directory, the bus and its policy, polkit, cgroups and ports. Each line says OK, or PROBLEM and what to do; with a problem the status is 1. It works without the
-daemon and changes nothing; as root it sees more."""
+directory, the bus and its policy, polkit, cgroups and ports. Each line says OK, or PROBLEM and what to do; with a
+problem the status is 1. It works without the daemon and changes nothing; as root it sees more."""
 
 EXAMPLES = (
     "sudo gpudctl doctor",

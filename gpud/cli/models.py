@@ -87,7 +87,9 @@ def _check(action: str, arguments: Namespace) -> None:
     if action in ("tag", "untag", "alias", "unalias") and not arguments.words:
         raise Usage(f"models: {action} needs one word at least", hint=f"gpudctl models {action} {arguments.model} WORD")
     if action == "set-priority" and (len(arguments.words) != 1 or arguments.words[0] not in (*PRIORITIES, CONFIGURED)):
-        raise Usage("models: set-priority needs one priority", hint=f"one of {', '.join((*PRIORITIES, CONFIGURED))}")
+        given = f', and "{" ".join(arguments.words)}" is none' if arguments.words else ""
+        hint = f"one of {', '.join((*PRIORITIES, CONFIGURED))}"
+        raise Usage(f"models: set-priority needs one priority{given}", hint=hint)
 
 
 async def names(gpud: "Gpud", arguments: Namespace, output: Output) -> int:

@@ -190,10 +190,10 @@ def _duplicates(arguments: Namespace, output: Output) -> int:
         for same in found:
             for file, problem in link(same):
                 if problem:
-                    failed[str(file)] = problem
-                    output.note(f"gpudctl: {file} {problem}")
+                    failed[_printable(str(file))] = problem
+                    output.note(f"gpudctl: {_printable(f'{file} {problem}')}")
                 else:
-                    linked.append(str(file))
+                    linked.append(_printable(str(file)))
         if not output.wants_json:
             output.text(f"linked {plural(len(linked), 'file')}")
     elif found and not output.wants_json:

@@ -72,7 +72,10 @@ def catalog(stub: StubDaemon, *entries: dict[str, Variant], **states: str) -> No
         ("models tag a", "tag needs one word at least; gpudctl models tag a WORD"),
         ("models unalias a", "unalias needs one word at least"),
         ("models set-priority a", "one of low, normal, high, critical, default"),
-        ("models set-priority a urgent", "one of low, normal, high, critical, default"),
+        (
+            "models set-priority a urgent",
+            'one priority, and "urgent" is none; one of low, normal, high, critical, default',
+        ),
         ("models set-priority a low high", "needs one priority"),
         ("models note", "note needs the name"),
         ("models rm", "rm needs the name"),

@@ -137,6 +137,20 @@ def test_copies_are_found_by_their_content_and_made_one_file(tmp_path: Path, sto
     assert gpudctl(tmp_path, "du", "--duplicates", "--base", str(store))[0] == "nothing is there twice\n"
 
 
+def test_copies_of_other_rights_stay_what_they_are(tmp_path: Path, store: Path) -> None:
+    """As one file they would have one owner and one mode: nobody is locked out of a model, or let in to one."""
+    private, public = put(store / "custom/a.gguf", MIB, b"ab"), put(store / "gguf/b.gguf", MIB, b"ab")
+    private.chmod(0o600)
+    public.chmod(0o644)
+    words = ("du", "--duplicates", "--link", "--yes", "--base", str(store))
+    _, said = gpudctl(tmp_path, *words, status=1)
+    assert "has another owner or other rights than" in said
+    assert not private.samefile(public) and stat.S_IMODE(public.stat().st_mode) == 0o644
+    private.chmod(0o644)
+    gpudctl(tmp_path, *words)
+    assert private.samefile(public)
+
+
 def test_only_the_cache_is_cleaned(tmp_path: Path, store: Path) -> None:
     """Links go and what they lead to stays; files that somebody has open stay; folders go with what was in them."""
     outside = put(tmp_path / "outside/precious", 8192)

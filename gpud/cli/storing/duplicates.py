@@ -96,8 +96,13 @@ def link(same: Same) -> Iterator[tuple[Path, str]]:
     for file in (name for other in others for name in names[other]):
         beside = file.with_name(f".{file.name[:200]}.gpud-link")
         try:
-            if file.stat().st_dev != first.stat().st_dev:
+            its, mine = file.stat(), first.stat()
+            if its.st_dev != mine.st_dev:
                 yield file, f"is on another disk than {first}"
+                continue
+            if (its.st_uid, its.st_gid, its.st_mode) != (mine.st_uid, mine.st_gid, mine.st_mode):
+                # One file has one owner: whoever may read this one might not be able to any more.
+                yield file, f"has another owner or other rights than {first}: make them the same first"
                 continue
             if _digest(first) != _read_digest(file, None):
                 yield file, "has changed meanwhile"
