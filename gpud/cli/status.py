@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from gpud.cli.client import Gpud
 
 DESCRIPTION = """\
-Show the models and what they hold, the GPUs and who else uses them, who waits for memory, and the claims, jobs and
-holds there are. With the name of a model, all that is known of it. It looks without starting gpud and without waking a
-GPU that sleeps."""
+Show the models and what they hold, the GPUs and who else uses them, who waits for memory, the claims, jobs and holds
+there are, and the shells that have used what is loaded. With the name of a model, all that is known of it. It looks
+without starting gpud and without waking a GPU that sleeps."""
 
 EXAMPLES = (
     "gpudctl status",
@@ -112,6 +112,8 @@ def everything(status: dict[str, Any], bus: str, output: Output) -> list[str]:
         lines += ["", *(job(record) for record in status["Jobs"])]
     if status["Holds"]:
         lines += ["", *(hold(record) for record in status["Holds"])]
+    if at_work := [record for record in status.get("Sessions", ()) if record["Used"]]:
+        lines += ["", *(session(record) for record in at_work)]
     return lines
 
 
@@ -285,6 +287,16 @@ def job(record: dict[str, Any]) -> str:
     return f"job {record['Id']}: " + ", ".join(
         filter(None, (what, record["Stage"], progress, by, f"asked {since(record['SinceUSec'])}"))
     )
+
+
+def session(record: dict[str, Any]) -> str:
+    """One who is at work, and what goes with them; whoever has used nothing is not worth a line."""
+    where = f" on {record['Terminal']}" if record["Terminal"] else ""
+    alone = record["Alone"]
+    goes = f", and alone {', '.join(alone)}" if alone and alone != record["Used"] else ""
+    if alone and alone == record["Used"]:
+        goes = ", and nobody else has"
+    return f"{record['Caller']} of uid {record['Uid']}{where} has used {', '.join(record['Used'])}{goes}"
 
 
 def hold(record: dict[str, Any]) -> str:

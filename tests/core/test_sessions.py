@@ -2,7 +2,10 @@
 
 from dataclasses import replace
 
+import pytest
+
 from gpud.core import events
+from gpud.core.errors import Busy
 from gpud.core.events import Kind
 from gpud.core.facts import Caller, JobResult, Limits, Session, SessionLimits, State
 
@@ -122,6 +125,19 @@ def test_a_hold_of_the_session_ends_with_it() -> None:
         events.HoldEnded(7, SHELL.owner, "its session has ended: it exited")
     ]
     w.pass_time(2 * GRACE_S)
+    assert w.state("a") is State.COLD
+
+
+def test_its_own_hold_does_not_stand_in_the_sessions_way() -> None:
+    """Who has held a model for the day may unload it in the evening; another session may not."""
+    w = world("a")
+    loaded(w, "a", of(SHELL))
+    holder = Caller(SHELL.owner, SHELL.uid, SHELL.pid, label=SHELL.label, session=SHELL.id)
+    w.post(events.HoldAsked(7, "a", holder, "work", SHELL.label, frozenset(("unload", "evict"))))
+    with pytest.raises(Busy, match="held by bash"):
+        w.unload("a", of(OTHER))
+    w.unload("a", of(SHELL))
+    w.settle()
     assert w.state("a") is State.COLD
 
 

@@ -61,7 +61,7 @@ def register(daemon: Daemon, shell: Terminal, name: str = "bash") -> str:
     raise AssertionError(f"the shell has not registered:\n{daemon.log()}")
 
 
-def test_what_only_that_shell_used_goes_with_it(served: Daemon, place: Place) -> None:
+def test_what_only_that_shell_used_goes_with_it(served: Daemon, place: Place, doors: Doors) -> None:
     """By kill -9, too. A second shell keeps its own, and what somebody else used stays."""
     with shell_on(place) as one, shell_on(place, "zsh") as two:
         register(served, one)
@@ -72,6 +72,10 @@ def test_what_only_that_shell_used_goes_with_it(served: Daemon, place: Place) ->
         assert served.load("spare").result == "done"
         alone = {record["Pid"]: record["Alone"] for record in sessions(served)}
         assert alone == {one.pid: ["one"], two.pid: ["two"]}
+        shown = Commands(place, doors).run("gpu-status").stdout
+        assert f"bash (pid {one.pid}) of uid {os.getuid()} on pts/" in shown
+        assert "has used one, spare, and alone one\n" in shown
+        assert "has used two, and nobody else has\n" in shown
         one.kill(signal.SIGKILL)
         served.wait_state("one", "unloaded")
         assert served.model("one")["Reason"] == "session"
