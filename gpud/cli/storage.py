@@ -96,7 +96,8 @@ class _Unread:
 
     def __call__(self, problem: OSError) -> None:
         self.any = True
-        self._output.note(f"gpudctl: cannot read {problem.filename}: {problem.strerror}; it is not counted")
+        name = _printable(str(problem.filename))
+        self._output.note(f"gpudctl: cannot read {name}: {problem.strerror}; it is not counted")
 
     @property
     def status(self) -> int:

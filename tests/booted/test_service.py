@@ -137,7 +137,7 @@ def test_a_configuration_with_errors_is_not_tried_again(machine: Machine) -> Non
 
 
 def test_a_file_in_the_store_is_a_model(machine: Machine) -> None:
-    """The folders are those that systemd made; a member of the group copies a file there, and it answers by its name."""
+    """The folders are those that systemd made; a member of the group copies a file there, and it answers."""
     folders = machine.run("stat -c '%a %U %n' /var/lib/ml-models /var/lib/ml-models/gguf /var/lib/ml-models/cache").out
     assert folders.splitlines() == [
         "755 root /var/lib/ml-models",
