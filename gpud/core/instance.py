@@ -139,6 +139,8 @@ class Instance:
     unload_jobs: list[Job] = field(default_factory=list)
     users: set[str] = field(default_factory=set)
     leave_at_s: float | None = None
+    _at_rest: ModelStatus | None = field(default=None, repr=False, compare=False)
+    """What is shown of it as long as nobody has wished for it. Whoever compares two looks finds the very same one."""
 
     @property
     def waiting(self) -> bool:
@@ -289,7 +291,37 @@ class Instance:
         healthy = self.ready_since_s is not None and now - self.ready_since_s >= limits.healthy_after_s
         return 1 if healthy else self.attempts + 1
 
+    def is_untouched(self) -> bool:
+        """Nobody has wished for it since it was configured or found: of thousands of models nearly all."""
+        return (
+            self.state is State.COLD
+            and not self.generation
+            and self.ticket is None
+            and self.failure is None
+            and not self.reason
+            and not self.attempts
+            and not self.wanted
+            and self.retry_at_s is None
+            and self.last_used_s is None
+            and not self.in_flight
+        )
+
     def status(self, holds: int, *, held: bool) -> ModelStatus:
+        if holds or not self.is_untouched():
+            self._at_rest = None
+            return self._status(holds, held=held)
+        known = self._at_rest
+        if (
+            known is None
+            or known.model is not self.model
+            or known.idle_timeout_s != self.idle_for_s
+            or known.load_seconds != self.load_seconds
+            or known.restarts != self.restarts
+        ):
+            known = self._at_rest = self._status(holds, held=held)
+        return known
+
+    def _status(self, holds: int, *, held: bool) -> ModelStatus:
         failure = self.failure or Failure("")
         loaded = self.state.has_engine()
         offer = self.offer if loaded else None

@@ -187,11 +187,12 @@ class Scheduler:
         return None if at is None else max(at, instance.busy_until_s)
 
     def model_statuses(self) -> tuple[ModelStatus, ...]:
-        statuses = []
-        for instance in self._table.instances.values():
-            name = instance.model.name
-            statuses.append(instance.status(self._holds.count(name), held=self._holds.held(name, "unload")))
-        return tuple(statuses)
+        count, held = self._holds.count, self._holds.held
+        if not self._holds.all():
+            return tuple(instance.status(0, held=False) for instance in self._table.instances.values())
+        return tuple(
+            instance.status(count(name), held=held(name, "unload")) for name, instance in self._table.instances.items()
+        )
 
     def gpu_statuses(self) -> tuple[GpuStatus, ...]:
         return self._books.statuses(self._table.with_engine(), self._table.claims.granted(), self._table.alerts)

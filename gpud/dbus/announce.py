@@ -19,6 +19,7 @@ from gpud.core.events import (
 )
 from gpud.core.facts import Snapshot
 from gpud.dbus.interface import INTERFACE, PATH, PROPERTIES, ObjectTree
+from gpud.dbus.model_records import ModelRecords
 from gpud.dbus.render import Record, alert_values, shown_state, state_word
 from gpud.dbus.shown import Shown
 from gpud.dbus.wire import Flag, Kind, Message, Variant, is_unique_name
@@ -180,7 +181,7 @@ class Announcer:
                 if name == "VramUsed" and not _far_apart(value, told, self._total(snapshot)):
                     continue
                 keys = _RESTLESS[name]
-                if not rested and (keys is None or _calm(value, keys) == _calm(told, keys)):
+                if not rested and (keys is None or _same_but_for(value, told, keys)):
                     # Restless alone: it waits until a second has passed, and then goes with what else changed.
                     left = True
                     continue
@@ -213,6 +214,13 @@ class Announcer:
 def _far_apart(value: Variant, told: Variant, total_bytes: int) -> bool:
     moved = abs(value.value - told.value)
     return bool(moved >= VRAM_STEP_BYTES or (total_bytes and moved >= total_bytes * VRAM_STEP_SHARE))
+
+
+def _same_but_for(value: Variant, told: Variant, restless: frozenset[str]) -> bool:
+    """Whether only what moves by itself differs between these records."""
+    if isinstance(value.value, ModelRecords) and isinstance(told.value, ModelRecords):
+        return value.value.same(told.value, restless)
+    return _calm(value, restless) == _calm(told, restless)
 
 
 def _calm(records: Variant, restless: frozenset[str]) -> list[Record]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from gpud.dbus.frame import enclose_body, frame
 from gpud.dbus.wire import Message, Variant
+from gpud.dbus.writing import SIGNATURES, write
 
 LIBRARIES = ("dbus_next", "dbus_fast")
 
@@ -36,6 +37,8 @@ class Library:
 
         Raises whatever the library raises for values that do not fit the signature.
         """
+        if signature in SIGNATURES:
+            return write(signature, tuple(values), clean_text)
         return bytes(self._writer(signature, [self._outward(value) for value in values]).marshall())
 
     def decode_body(self, body: bytes, signature: str, *, little_endian: bool) -> list[Any]:

@@ -1,7 +1,7 @@
 """What a snapshot looks like on the bus: names, types and units; pure, and without any decision of its own."""
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from gpud.core.admission import Considered
@@ -46,6 +46,15 @@ class WallClock:
         if self._offset_s is None or abs(offset_s - self._offset_s) > _CLOCK_TOLERANCE_S:
             self._offset_s = offset_s
         return self._offset_s
+
+    def still(self) -> "WallClock":
+        """One that stands where this one does now, whatever this one sees later."""
+        other = WallClock(self._now)
+        other._offset_s = self._offset_s
+        return other
+
+    def same_as(self, other: "WallClock") -> bool:
+        return self._offset_s == other._offset_s
 
     def usec(self, at_s: float | None) -> int:
         if at_s is None or self._offset_s is None:
@@ -379,8 +388,8 @@ def loaded_models(snapshot: Snapshot) -> list[ModelStatus]:
     return sorted(ready, key=lambda status: (-(status.last_used_s or 0.0), -status.in_flight, status.model.name))
 
 
-def property_values(snapshot: Snapshot, clock: WallClock, version: str) -> Record:
-    """Every property of the interface. The clock must have seen the snapshot."""
+def property_values(snapshot: Snapshot, clock: WallClock, version: str, models: Sequence[Record] = ()) -> Record:
+    """Every property of the interface; ``models`` are its records. The clock must have seen the snapshot."""
     loaded = loaded_models(snapshot)
     active = [status for status in loaded if status.in_flight] or loaded
     gpus = [gpu for gpu in snapshot.gpus if not gpu.sample.is_host] or list(snapshot.gpus)
@@ -392,7 +401,7 @@ def property_values(snapshot: Snapshot, clock: WallClock, version: str) -> Recor
         "Degraded": text(snapshot.degraded),
         "LoadedModels": words(status.model.name for status in loaded),
         "ActiveModel": text(active[0].model.name if active else ""),
-        "Models": records([model_record(status, clock) for status in snapshot.models]),
+        "Models": Variant("aa{sv}", models),
         "Holds": records([hold_record(status, clock) for status in snapshot.holds]),
         "Claims": records([claim_record(status, clock) for status in snapshot.claims]),
         "Queue": records([queue_record(status, clock) for status in snapshot.queue]),
@@ -407,9 +416,9 @@ def property_values(snapshot: Snapshot, clock: WallClock, version: str) -> Recor
     }
 
 
-def status_values(snapshot: Snapshot, clock: WallClock, version: str) -> dict[str, Any]:
+def status_values(snapshot: Snapshot, clock: WallClock, version: str, models: Sequence[Record]) -> dict[str, Any]:
     """The answer to Status: the properties, the devices and the jobs."""
-    return property_values(snapshot, clock, version) | {
+    return property_values(snapshot, clock, version, models) | {
         "Gpus": records([gpu_record(status) for status in snapshot.gpus]),
         "Jobs": records([job_record(status, clock) for status in snapshot.jobs]),
         "Sessions": records([session_record(status, snapshot, clock) for status in snapshot.sessions]),

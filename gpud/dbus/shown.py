@@ -5,11 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 from gpud.core.facts import Snapshot
+from gpud.dbus.model_records import ModelRecords
 from gpud.dbus.render import (
     Record,
     WallClock,
     gpu_record,
-    model_record,
     property_values,
     queue_record,
     session_record,
@@ -51,7 +51,8 @@ class Shown:
         """Every property with its value."""
         snapshot = self.look()
         if self._properties is None:
-            self._properties = property_values(snapshot, self._clock, self._version)
+            models = ModelRecords(snapshot.models, self._clock)
+            self._properties = property_values(snapshot, self._clock, self._version, models)
         return self._properties
 
     def all_properties(self) -> bytes:
@@ -60,13 +61,14 @@ class Shown:
 
     def status(self) -> bytes:
         """The body of an answer to Status."""
-        return self._body("status", "a{sv}", lambda snapshot: status_values(snapshot, self._clock, self._version))
+        return self._body("status", "a{sv}", self._status)
+
+    def _status(self, snapshot: Snapshot) -> dict[str, Any]:
+        return status_values(snapshot, self._clock, self._version, ModelRecords(snapshot.models, self._clock))
 
     def models(self) -> bytes:
         """The body of an answer to ListModels."""
-        return self._body(
-            "models", "aa{sv}", lambda snapshot: [model_record(status, self._clock) for status in snapshot.models]
-        )
+        return self._body("models", "aa{sv}", lambda snapshot: ModelRecords(snapshot.models, self._clock))
 
     def gpus(self) -> bytes:
         """The body of an answer to ListGpus."""

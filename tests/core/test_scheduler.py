@@ -972,3 +972,25 @@ def test_a_gpu_that_sleeps_is_taken_to_be_empty_by_a_question_that_does_not_wake
 
     assert w.scheduler.consider(7 * GIB, "").verdict == "fits"
     assert w.scheduler.consider(9 * GIB, "").verdict == "refused"
+
+
+# What is shown
+
+
+def test_a_model_that_nobody_wished_for_is_shown_as_before() -> None:
+    """By the very same record, so that whoever compares two looks at thousands of models need not look into it; it is
+    another one as soon as anything about it is."""
+    w = world("a", "b")
+    a, b = w.scheduler.model_statuses()
+    w.load("a")
+    w.settle()
+    now_a, now_b = w.scheduler.model_statuses()
+    assert now_b is b and now_a.state is State.READY
+    w.unload("a")
+    w.settle()
+    assert w.scheduler.model_statuses()[0] != a
+    w.scheduler.handle(events.IdleTimeoutSet(77.0), w.now)
+    assert w.scheduler.model_statuses()[1].idle_timeout_s == 77.0
+    taken = {name: model(name, pinned=True) for name in ("a", "b")}
+    w.scheduler.handle(events.CatalogueTaken(taken, frozenset()), w.now)
+    assert all(status.model is taken[status.model.name] for status in w.scheduler.model_statuses())
