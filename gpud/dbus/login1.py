@@ -73,6 +73,7 @@ class Login1:
         self._under_way: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._making: dict[str, asyncio.Task[None]] = {}
+        self._ending: dict[str, asyncio.Task[None]] = {}
         self._lost: asyncio.TimerHandle | None = None
 
     @property
@@ -172,6 +173,10 @@ class Login1:
                 log.debug("logind says once more that the machine is about to %s", what)
                 return
             making.cancel()
+        ending = self._ending.pop(what, None)
+        if ending is not None:
+            # What it would tell is no longer so.
+            ending.cancel()
         self._under_way.add(what)
         self._making[what] = self._start(self._make_ready(what))
 
@@ -193,7 +198,7 @@ class Login1:
 
     def _over(self, what: str) -> None:
         self._under_way.discard(what)
-        self._start(self._take_and_tell(what))
+        self._ending[what] = self._start(self._take_and_tell(what))
 
     async def _take_and_tell(self, what: str) -> None:
         making = self._making.pop(what, None)
