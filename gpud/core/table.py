@@ -194,6 +194,6 @@ class Table:
 def _those_there(instances: Mapping[str, Instance]) -> str:
     names = list(instances)
     if not names:
-        return "there is none: gpudctl models list says how to come by one"
+        return "no model is there: gpudctl models list says how to come by one"
     shown = ", ".join(names[:10])
     return f"there are {shown}" + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -178,7 +178,7 @@ class Engine:
         known = list(self._work.models)
         near = get_close_matches(name, [*known, *(a for m in self._work.models.values() for a in m.aliases)], 1, 0.5)
         if not known:
-            hint = "there is none: gpudctl models list says how to come by one"
+            hint = "no model is there: gpudctl models list says how to come by one"
         elif near:
             hint = f'did you mean "{near[0]}"?'
         else:
