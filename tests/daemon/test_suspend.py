@@ -157,6 +157,7 @@ def test_a_daemon_that_is_killed_meanwhile_finds_the_machine_about_to_sleep(plac
     logind.wait_locks(*BOTH)
     wait_until(lambda: overall(again) == "idle", "it is awake")
     assert again.load("model").result == "done"
+    assert again.stop() == 0
 
 
 def test_before_a_shutdown_engines_end_and_one_that_is_called_off_is_over(place: Place, logind: MockLogind) -> None:
