@@ -167,8 +167,8 @@ async def show(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
         output.text("no model is there" if not (arguments.tag or arguments.loaded) else "no model is like that")
         if not (arguments.tag or arguments.loaded):
             output.note(
-                "copy a .gguf file into a folder of registry.paths (by default /var/lib/ml-models/gguf, of your own gpud "
-                'also ~/.local/share/gpud/models), or see "gpudctl pull --help"'
+                "copy a .gguf file into a folder of registry.paths (by default /var/lib/ml-models/gguf, of your own "
+                'gpud also ~/.local/share/gpud/models), or see "gpudctl pull --help"'
             )
         return DONE
     head = (
