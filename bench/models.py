@@ -1,4 +1,4 @@
-"""``python -m bench.models [--models N...] [--repeats N]``: what very many models cost a daemon and those who list them.
+"""``python -m bench.models [--models N...] [--repeats N]``: what very many models cost a daemon, and who lists them.
 
 Starts the real daemon on a bus of its own with an empty folder, puts so many model files there, and prints one line for
 each figure: what, the median and the spread, and the bar. Lists are timed from the call to the last byte of the answer,
@@ -203,15 +203,18 @@ class Bus:
         sock = self._connection.sock
         sock.settimeout(BOUND_S)
         sock.sendall(message.serialise(serial=self._serial))
-        head = b""
-        while len(head) < 16:
-            head += sock.recv(16 - len(head))
-        body, _, fields = struct.unpack_from("<III", head, 4)
-        left = fields + (-fields & 7) + body
-        while left:
-            left -= len(sock.recv(min(left, 1 << 20)))
-        assert head[1] == 2, "an error came"
-        return int(body)
+        while True:
+            head = b""
+            while len(head) < 16:
+                head += sock.recv(16 - len(head))
+            body, _, fields = struct.unpack_from("<III", head, 4)
+            left = fields + (-fields & 7) + body
+            while left:
+                left -= len(sock.recv(min(left, 1 << 20)))
+            # The bus itself tells a new connection what it is called.
+            if head[1] != MessageType.signal.value:
+                assert head[1] == MessageType.method_return.value, "an error came"
+                return int(body)
 
     def close(self) -> None:
         self._connection.close()

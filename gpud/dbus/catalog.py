@@ -1,10 +1,12 @@
 """The methods of org.kernelcore.GpuD about what models there are on disk. One function a method."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from gpud.core.catalogue import Entry, Scanned
 from gpud.core.errors import InvalidArguments, NoSuchModel
+from gpud.dbus.bus import clean_text
 from gpud.dbus.dispatch import Handler, Reply, Request
 from gpud.dbus.engine_api import EngineApi
 from gpud.dbus.gate import Gate
@@ -12,11 +14,15 @@ from gpud.dbus.limits import checked_model, checked_options
 from gpud.dbus.polkit import Permission
 from gpud.dbus.render import Record, number, text, truth, words
 from gpud.dbus.wire import Variant
+from gpud.dbus.writing import Encoded, Writer, write
 
 _SAID = {"aliases": "as", "priority": "s", "tags": "as", "notes": "s"}
 
 NAMES_MOST = 500
 """So many names may be asked for in one call; none asks for all."""
+
+KEPT_S = 60.0
+"""So long the list of all is kept after somebody asked for it: for 5,000 models it has 5 MB."""
 
 TOLD_MOST = 100
 """Of what a scan has found so many of each are named; the numbers are of all."""
@@ -31,6 +37,8 @@ class CatalogMethods:
     def __init__(self, engine: EngineApi, *, gate: Gate) -> None:
         self._engine = engine
         self._gate = gate
+        self._kept: tuple[tuple[int, int], bytes] | None = None
+        self._drop: asyncio.TimerHandle | None = None
 
     def table(self) -> Mapping[str, Handler]:
         return {
@@ -47,8 +55,26 @@ class CatalogMethods:
             )
         names = [await self._known(checked_model(name, empty="an empty list asks for all")) for name in models]
         await self._engine.keep_uses()
-        entries = await self._engine.library.entries(names or None, everything=True)
-        return Reply(([entry_record(entry) for entry in entries],))
+        if names:
+            entries = await self._engine.library.entries(names, everything=True)
+            return Reply(([entry_record(entry) for entry in entries],))
+        return Reply(encoded=await self._everything())
+
+    async def _everything(self) -> bytes:
+        """The body for all models, which may be thousands: made in a thread, and kept while somebody asks for it."""
+        library = self._engine.library
+        version = library.version, library.uses_kept
+        if self._kept is None or self._kept[0] != version:
+            entries = await library.entries(everything=True)
+            self._kept = version, await asyncio.to_thread(_encoded, entries)
+        loop = asyncio.get_running_loop()
+        if self._drop is not None:
+            self._drop.cancel()
+        self._drop = loop.call_later(KEPT_S, self._forget_kept)
+        return self._kept[1]
+
+    def _forget_kept(self) -> None:
+        self._kept = self._drop = None
 
     async def _known(self, name: str) -> str:
         """The name of a model, or of something that is there and cannot be loaded. Raises NoSuchModel."""
@@ -79,6 +105,21 @@ class CatalogMethods:
         await self._gate.manage(request)
         await self._engine.library.forget(name)
         return Reply()
+
+
+def _encoded(entries: Collection[Entry]) -> bytes:
+    return write("aa{sv}", (CatalogRecords(entries),), clean_text)
+
+
+class CatalogRecords(Encoded):
+    """The records of all models, of which there is one at a time."""
+
+    def __init__(self, entries: Collection[Entry]) -> None:
+        self._entries = entries
+
+    def contents(self) -> Iterable[bytes]:
+        writer = Writer(clean_text)
+        return (writer.record(entry_record(entry)) for entry in self._entries)
 
 
 def shown(path: str) -> str:

@@ -13,6 +13,14 @@ from gpud.core.quote import Quote
 class LibraryApi(Protocol):
     """What models there are, as the bus asks for it."""
 
+    @property
+    def version(self) -> int:
+        """Another one whenever something else may be known of a model but how it was used."""
+
+    @property
+    def uses_kept(self) -> int:
+        """Another one whenever it was kept that models were used."""
+
     async def entries(self, names: Collection[str] | None = None, *, everything: bool = False) -> tuple[Entry, ...]: ...
 
     async def scan(self) -> Scanned: ...

@@ -49,6 +49,8 @@ class Library:
         self._told: frozenset[Trouble] = frozenset()
         self._counted: dict[str, int] = {}
         self._begun = False
+        self._changes = 0
+        self._uses_kept = 0
         self.last_scan: Scanned | None = None
 
     def serve(
@@ -65,6 +67,16 @@ class Library:
     def models(self) -> dict[str, Model]:
         """All that can be asked for now."""
         return {**self._shelf.configured, **self._made_of}
+
+    @property
+    def version(self) -> int:
+        """Another one whenever something else may be known of a model but how it was used."""
+        return self._changes + self._needs.calculated
+
+    @property
+    def uses_kept(self) -> int:
+        """Another one whenever it was kept that models were used."""
+        return self._uses_kept
 
     def number_of(self, name: str) -> int:
         """The number that the registry has for a model, for ever; 0: it has none yet."""
@@ -91,6 +103,7 @@ class Library:
             before = self.models
             made, known = await asyncio.to_thread(remembered, self._registry, shelf)
             self._shelf, self._made_of, self._known = shelf, made, known
+            self._changes += 1
             after = self.models
             # What was calculated is of other settings; of what is configured nobody knows with which it was.
             self._needs.anew(
@@ -217,6 +230,7 @@ class Library:
                     f'"{name}" is still there: {known[0].found.path}', hint="remove its file first: gpudctl models rm"
                 )
             await asyncio.to_thread(self._registry.forget, known[0].id)
+            self._changes += 1
 
     async def count(self, uses: Mapping[str, tuple[int, float, float | None]], now_s: float) -> None:
         """Keep how often models were used. ``uses`` are counts since gpud started, and times on the loop's clock."""
@@ -232,6 +246,7 @@ class Library:
         }
         self._counted |= {name: use[0] for name, use in new.items() if name in known}
         await asyncio.to_thread(self._registry.used, kept)
+        self._uses_kept += 1
 
     # Looking ---------------------------------------------------------------------------------------------------------
 
@@ -289,6 +304,7 @@ class Library:
         before, old = self.models, self._known
         known = known_of(entries, shelf, old)
         self._made_of, self._known = made, known
+        self._changes += 1
         after = self.models
         new = tuple(sorted(after.keys() - before.keys()))
         gone = tuple(sorted(before.keys() - after.keys()))
@@ -317,6 +333,7 @@ class Library:
         """After something was said about a model: as it is kept now, without a look at the disk."""
         entries = await asyncio.to_thread(self._registry.entries)
         self._made_of, _ = await asyncio.to_thread(made_of, self._shelf, entries)
+        self._changes += 1
         await self._put(self.models, frozenset())
 
     def _report(self, scanned: Scanned) -> None:

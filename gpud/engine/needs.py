@@ -24,6 +24,8 @@ class Needs:
         """Those whose need has to be calculated whatever the registry has."""
         self._working: asyncio.Task[None] | None = None
         self._wanted = False
+        self.calculated = 0
+        """How many have been, since gpud started."""
 
     def anew(self, names: Iterable[str]) -> None:
         """What was calculated of these is of other settings."""
@@ -57,6 +59,7 @@ class Needs:
                 need_bytes = await self._size(model)
                 if need_bytes is not None:
                     await asyncio.to_thread(self._registry.estimated, {id_: need_bytes})
+                    self.calculated += 1
                 # To read a large vocabulary keeps the interpreter busy: whoever asks for something comes first.
                 await asyncio.sleep(time.monotonic() - began_s)
 

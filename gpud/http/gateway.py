@@ -8,13 +8,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from gpud.core.errors import NoSuchModel, NotLoaded
 from gpud.core.events import LoadOptions
 from gpud.core.facts import ModelStatus, State
 from gpud.engine import Engine
 from gpud.http.client import Pool
-from gpud.http.exchange import Exchange
+from gpud.http.exchange import JSON, Exchange
 from gpud.http.fields import Refused, shown
+from gpud.http.kept_list import KeptList, joined
 from gpud.http.known_models import KnownModels
 from gpud.http.message import Request
 from gpud.http.model_list import for_anthropic, for_llama, for_openai
@@ -62,6 +65,10 @@ class Gateway:
         self.settings = settings or GatewaySettings()
         self._held_bytes = 0
         self._began_s = time.time()
+        self._listed = KeptList(
+            engine, self._known, lambda one, known: msgspec.json.encode(for_openai(one, known, self._began_s))
+        )
+        self._listed_again = KeptList(engine, self._known, lambda _, known: msgspec.json.encode(for_llama(known)))
 
     @property
     def settings(self) -> GatewaySettings:
@@ -244,14 +251,15 @@ class Gateway:
 
     async def _models(self, exchange: Exchange) -> None:
         found = self._allowed(exchange)
-        known = await self._known.of([status.model for status in found])
         if "anthropic-version" in exchange.request.headers:
+            known = await self._known.of([status.model for status in found])
             data = [for_anthropic(one, self._began_s) for one in known]
             first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
             await exchange.answer({"data": data, "has_more": False, "first_id": first, "last_id": last})
             return
-        data = [for_openai(status, one, self._began_s) for status, one in zip(found, known, strict=True)]
-        await exchange.answer({"object": "list", "data": data, "models": [for_llama(one) for one in known]})
+        data_parts, llama_parts = await self._listed.of(found), await self._listed_again.of(found)
+        body = b'{"object":"list","data":%b,"models":%b}' % (joined(data_parts), joined(llama_parts))
+        await exchange.send(body, JSON)
 
     async def _model(self, exchange: Exchange) -> None:
         default = self._settings.default_model

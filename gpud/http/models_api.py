@@ -10,8 +10,9 @@ import msgspec
 
 from gpud.core.catalogue import Scanned
 from gpud.core.facts import Model, ModelStatus, State
-from gpud.http.exchange import Exchange
+from gpud.http.exchange import JSON, Exchange
 from gpud.http.feed_events import state_word, timestamp
+from gpud.http.kept_list import KeptList, joined
 from gpud.http.known_models import Known, format_of
 from gpud.http.own import (
     KNOWN_BACKENDS,
@@ -124,6 +125,7 @@ class ScanAnswer(msgspec.Struct):
 class Models:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._listed = KeptList(parts.engine, parts.known, self._encoded)
 
     def routes(self) -> tuple[Route, ...]:
         api, tag = Api.MANAGEMENT, "models"
@@ -172,9 +174,14 @@ class Models:
             for id_, one in seen(exchange)
             if (not wanted or format_of(one.model) == wanted) and (not engines or serves(one.model, engines))
         ]
-        # By a tag only the registry can tell.
-        infos = await self.infos(found if tag else found[:limit])
-        await exchange.answer([info for info in infos if not tag or tag in info.tags][:limit])
+        if tag:
+            # That only the registry can tell.
+            infos = await self.infos(found)
+            await exchange.answer([info for info in infos if tag in info.tags][:limit])
+            return
+        await self._parts.engine.keep_uses()
+        listed = await self._listed.of([one for _, one in found[:limit]])
+        await exchange.send(joined(listed), JSON)
 
     async def _one(self, exchange: Exchange) -> None:
         said = exchange.parameters["id"]
@@ -204,6 +211,10 @@ class Models:
         await self._parts.engine.keep_uses()
         known = await self._parts.known.of([one.model for _, one in found])
         return [self._info(id_, one, facts) for (id_, one), facts in zip(found, known, strict=True)]
+
+    def _encoded(self, status: ModelStatus, known: Known) -> bytes:
+        number = self._parts.engine.library.number_of(status.model.name)
+        return msgspec.json.encode(self._info(number, status, known))
 
     def _info(self, id_: int, status: ModelStatus, known: Known) -> ModelInfo:
         model, entry, found = status.model, known.entry, known.entry.found

@@ -4,7 +4,6 @@ What stays loaded, and for how long, is gpud's to decide; a client's keep_alive 
 do is passed on to it.
 """
 
-import asyncio
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,8 +12,9 @@ import msgspec
 from gpud.core.facts import ModelStatus
 from gpud.engine import Engine
 from gpud.http.client import Pool
-from gpud.http.exchange import Exchange
+from gpud.http.exchange import JSON, Exchange
 from gpud.http.gateway import Gateway
+from gpud.http.kept_list import KeptList, joined
 from gpud.http.known_models import KnownModels
 from gpud.http.ollama_asking import Asking, OllamaSettings
 from gpud.http.ollama_models import (
@@ -60,6 +60,7 @@ class OllamaFront:
         self._pool = pool
         self._gateway = gateway
         self._known = known or KnownModels(engine)
+        self._listed = KeptList(engine, self._known, lambda _, one: msgspec.json.encode(About(one).tag()))
         self._original = Original(engine, pool, server)
         self._asking = Asking(engine, pool, gateway, self._original, settings or OllamaSettings())
 
@@ -118,9 +119,11 @@ class OllamaFront:
     async def _tags(self, exchange: Exchange) -> None:
         """Those of the configuration, then what else Ollama has, which nobody can use before it is configured."""
         statuses = self._visible(exchange)
-        known, stored = await asyncio.gather(
-            self._known.of([status.model for status in statuses]), self._original.tags()
-        )
+        stored = await self._original.tags()
+        if not stored:
+            await exchange.send(b'{"models":%b}' % joined(await self._listed.of(statuses)), JSON)
+            return
+        known = await self._known.of([status.model for status in statuses])
         found = []
         for about in map(About, known):
             entry = stored.pop(ollamas_own_name(ollama_name(about.model)), None) if is_ollamas(about.model) else None

@@ -42,6 +42,7 @@ class FakeLibrary:
     def __init__(self) -> None:
         self.kept = {"tiny": TINY}
         self.calls: list[Any] = []
+        self.version = self.uses_kept = 0
         self.scanned = Scanned(1, ("tiny",), (), (), (Trouble("/m/bad.gguf", "is no GGUF file"),), 2, 1, 0.25, 5)
 
     async def entries(self, names: Any = None, *, everything: bool = False) -> tuple[Entry, ...]:
@@ -104,8 +105,17 @@ def test_what_is_known_of_models_is_listed(run: Any, private_bus: PrivateBus, li
                 "Tags": ["mine"],
             }
             assert expected.items() <= one.items()
-            assert list(map(plain, await client.call("ListCatalog", "as", []))) == [one]
-            assert engine.library.calls[-1] == ("entries", None, True)
+            for _ in range(2):
+                assert list(map(plain, await client.call("ListCatalog", "as", []))) == [one]
+            assert engine.library.calls[1:] == [("entries", None, True)]
+            engine.library.kept["tiny"] = replace(TINY, usage_count=4)
+            engine.library.uses_kept += 1
+            (one,) = map(plain, await client.call("ListCatalog", "as", []))
+            assert one["UsageCount"] == 4
+            engine.library.kept["tiny"] = replace(TINY, notes="new")
+            engine.library.version += 1
+            (one,) = map(plain, await client.call("ListCatalog", "as", []))
+            assert one["Notes"] == "new"
 
     run(scenario())
 
