@@ -39,6 +39,11 @@ class Failed(Exception):
         self.text = text
 
 
+def nobody() -> Shells:
+    """On this machine nobody is at work."""
+    return Shells(Path("/nowhere"), lambda _session, _reason: None)
+
+
 @contextlib.asynccontextmanager
 async def serving(
     address: str,
@@ -53,7 +58,7 @@ async def serving(
     """gpud's service, as the daemon runs it. Without ``shells`` nobody's session is watched."""
     service = Service(
         engine,
-        shells=shells or Shells(Path("/nowhere"), lambda _session, _reason: None),
+        shells=shells or nobody(),
         user_mode=user_mode,
         limits=limits or CallerLimits(),
         version="1.2.3",

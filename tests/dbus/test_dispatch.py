@@ -21,7 +21,7 @@ from gpud.dbus.service import BusUnavailable, NameTaken, Service
 from gpud.dbus.shown import Shown
 
 from .fake_engine import FakeEngine, status
-from .peers import NAME, PATH, busctl, peer, serving, tool
+from .peers import NAME, PATH, busctl, nobody, peer, serving, tool
 from .private_bus import NOBODY, TOP, PrivateBus
 from .test_signals import Anything
 
@@ -329,7 +329,12 @@ def test_a_user_without_the_right_to_the_name_is_told_what_is_missing(run: Any, 
 
     async def scenario() -> None:
         service = Service(
-            FakeEngine(), user_mode=False, limits=CallerLimits(), version="1", address=private_bus.address
+            FakeEngine(),
+            shells=nobody(),
+            user_mode=False,
+            limits=CallerLimits(),
+            version="1",
+            address=private_bus.address,
         )
         os.seteuid(NOBODY)
         try:

@@ -12,7 +12,7 @@ from gpud.dbus.limits import CallerLimits
 from gpud.dbus.service import NAME, BusUnavailable, Service
 
 from .fake_engine import FakeEngine
-from .peers import peer, serving
+from .peers import nobody, peer, serving
 from .private_bus import PrivateBus
 from .test_holds import ObservedEngine, inhibit
 
@@ -73,6 +73,7 @@ def test_a_daemon_that_starts_before_the_bus_is_found_once_it_is_there(run: Any,
         mortal_bus.kill()
         service = Service(
             FakeEngine(),
+            shells=nobody(),
             user_mode=False,
             limits=CallerLimits(),
             version="1",
@@ -97,6 +98,7 @@ def test_a_name_that_was_taken_meanwhile_is_owned_when_it_is_free_again(run: Any
         notices = Notices()
         service = Service(
             FakeEngine(),
+            shells=nobody(),
             user_mode=False,
             limits=CallerLimits(),
             version="1",
