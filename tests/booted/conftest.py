@@ -59,7 +59,7 @@ def nothing_left() -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A test that fails here is explained by the machine's own journal."""
     report = yield
-    machine = getattr(item, "funcargs", {}).get("machine")
+    machine = getattr(item, "funcargs", {}).get("machine") or getattr(item, "funcargs", {}).get("quiet")
     if report.failed and machine is not None:
         report.sections.append(("journal of the machine", machine.journal()))
     return report
