@@ -176,7 +176,9 @@ class Http:
         self._socket.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         head = b""
         while b"\r\n\r\n" not in head:
-            head += self._socket.recv(65536)
+            more = self._socket.recv(65536)
+            assert more, "the door closed the connection"
+            head += more
         head, _, body = head.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200"), head[:200]
         size = int(re.search(rb"(?i)content-length: (\d+)", head)[1])  # type: ignore[index]
@@ -293,13 +295,19 @@ def lists(daemon: Daemon, count: int, repeats: int) -> list[float]:
         ("ListModels", lambda: bus.ask(NAME, "ListModels"), "bus"),
         ("ListCatalog", lambda: bus.ask(NAME, "ListCatalog", "as", []), "bus"),
     ]
-    clients = {name: Http(port) for name, port in daemon.ports.items()}
+    clients: dict[str, Http] = {}
+
+    def http(door: str, path: str) -> int:
+        if door not in clients:
+            clients[door] = Http(daemon.ports[door])
+        return clients[door].ask(path)
+
     for door, path in (
         ("front", "/v1/models"),
         ("management", "/models?limit=1000"),
         ("ollama", "/api/tags"),
     ):
-        asked.append((path, lambda door=door, path=path: clients[door].ask(path), "http"))  # type: ignore[misc]
+        asked.append((path, lambda door=door, path=path: http(door, path), "http"))  # type: ignore[misc]
     for name, ask, kind in asked:
         size = ask()
         plain = plain_bus(daemon.address, size) if kind == "bus" else plain_http(size)

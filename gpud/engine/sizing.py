@@ -26,7 +26,8 @@ LAYERS_AT_A_TIME = 5
 NAMED_CONTEXT = 1024
 """The smallest context that is named to somebody whose model does not fit."""
 
-SHAPES_KEPT = 64
+SHAPES_KEPT = 10
+"""Each has what its file says with it, 0.1 MB for one of a few hundred tensors: enough for those that come and go."""
 
 
 @dataclass(frozen=True, slots=True)
