@@ -4,6 +4,7 @@ What is known of a model is asked of the registry, and only while somebody asks.
 """
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Literal
 
 import msgspec
@@ -169,18 +170,21 @@ class Models:
         engines = engines_of(self._parts, exchange.request.parameter("backend"))
         limit = number(exchange, "limit", LISTED, 1, LISTED_MOST)
         tag = exchange.request.parameter("tag")
-        found = [
-            (id_, one)
-            for id_, one in seen(exchange)
-            if (not wanted or format_of(one.model) == wanted) and (not engines or serves(one.model, engines))
-        ]
+        allowed, number_of = exchange.allowed_models, self._parts.engine.library.number_of
+        found = (
+            one
+            for one in self._parts.engine.snapshot().models
+            if (allowed is None or one.model.name in allowed)
+            and (not wanted or format_of(one.model) == wanted)
+            and (not engines or serves(one.model, engines))
+        )
         if tag:
             # That only the registry can tell.
-            infos = await self.infos(found)
+            infos = await self.infos([(number_of(one.model.name), one) for one in found])
             await exchange.answer([info for info in infos if tag in info.tags][:limit])
             return
         await self._parts.engine.keep_uses()
-        listed = await self._listed.of([one for _, one in found[:limit]])
+        listed = await self._listed.of(list(islice(found, limit)))
         await exchange.send(joined(listed), JSON)
 
     async def _one(self, exchange: Exchange) -> None:
