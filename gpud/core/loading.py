@@ -232,6 +232,8 @@ class Loading:
         if instance.state is not State.LOADING:
             return
         if not event.error:
+            # Nobody here has asked for that: whoever waits for it must not do so for ever.
+            self._out.end_load_jobs(instance, JobResult.CANCELED, f'the load of "{event.model}" was called off')
             self._table.move(instance, Trigger.CANCEL, "user")
             self._leaving.gone(instance, "canceled while it was loading")
             return
