@@ -73,6 +73,12 @@ NORMAL = "systemctl reset-failed gpud gpud-reap; systemctl start gpud"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
+def cgroup2() -> Path:
+    """Where the one tree of control groups is mounted."""
+    lines = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
+    return Path(next(fields[1] for fields in lines if fields[2] == "cgroup2"))
+
+
 def missing_parts() -> str:
     """Why no machine can be booted here; empty when one can."""
     if os.geteuid() != 0:
@@ -102,9 +108,13 @@ class Machine:
             options = ["--boot", "--notify-ready=yes", "--register=no", "--keep-unit", "--console=read-only"]
             options += ["--private-network", f"--bind-ro={TOP}:/src", f"--bind-ro={self.wheels}:/wheels"]
             environment = {"NOTIFY_SOCKET": str(self.folder / "notify"), "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
+            # Machines that are up at the same time must not see each other's control groups.
+            own = cgroup2() / self.folder.name
+            own.mkdir(exist_ok=True)
+            enter = ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(own)]
             with (self.folder / "console").open("wb") as console:
                 self._nspawn = subprocess.Popen(
-                    ["systemd-nspawn", "--quiet", "--directory", str(self.root), *options],
+                    [*enter, "systemd-nspawn", "--quiet", "--directory", str(self.root), *options],
                     env={"PATH": PATH, **environment},
                     stdin=subprocess.DEVNULL,
                     stdout=console,
@@ -233,6 +243,10 @@ class Machine:
             except subprocess.TimeoutExpired:
                 self._nspawn.kill()
                 self._nspawn.wait()
+        for left in sorted((cgroup2() / self.folder.name).glob("**/"), reverse=True):
+            # A group that somebody is still in stays; the machine has ended with all that was in it.
+            with contextlib.suppress(OSError):
+                left.rmdir()
         if os.path.ismount(self.root):
             subprocess.run(["umount", "--lazy", str(self.root)], check=True)
 
