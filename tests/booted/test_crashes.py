@@ -115,11 +115,13 @@ def test_when_restarts_are_exhausted_the_reaper_gives_the_memory_back(machine: M
     """A gpud that dies again and again is given up by systemd; then no engine may stay, not even a stubborn one."""
     machine.load("tiny", "stubborn")
     assert len(machine.engines()) == 3
-    for _ in range(10):
+    for _ in range(20):
         machine.wait("gpud or its failure", "systemctl is-active gpud || systemctl is-failed gpud")
         if machine.show("gpud", "ActiveState") == "failed":
             break
-        machine.run(f"kill -9 {machine.main_pid()}")
+        # Between two lives, which systemd may just be at, there is nobody to kill.
+        if pid := machine.main_pid():
+            machine.run(f"kill -9 {pid}")
     assert machine.show("gpud", "ActiveState") == "failed"
     machine.wait("the end of the engines", "! ps --user gpud -o args=")
     machine.wait(
