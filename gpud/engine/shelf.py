@@ -80,7 +80,8 @@ def made_of(shelf: Shelf, entries: Collection[Entry]) -> tuple[dict[str, Model],
     makes = shelf.makes()
     here = [entry for entry in entries if entry.present]
     taken = _taken(shelf)
-    others = naming.other_names(here, taken)
+    # The name of one that is away for a moment must not mean another one meanwhile.
+    others = naming.other_names(here, taken | {entry.name for entry in entries if not entry.present})
     taken |= {entry.name for entry in here}
     for entry in here:
         model: Model | str

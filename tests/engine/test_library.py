@@ -364,3 +364,20 @@ def test_what_cannot_be_watched_is_looked_at_from_time_to_time(run: Any) -> None
             assert not place.library.looks_again
 
     run(scenario())
+
+
+def test_the_name_of_a_model_that_is_away_means_no_other(run: Any) -> None:
+    """Its file is being written anew, or its disk is not there: whoever asks for it does not get its namesake."""
+
+    async def scenario() -> None:
+        async with house(found("qwen"), found("qwen", "/models/sub")) as place:
+            await place.library.scan()
+            assert place.names() == ["qwen", "sub/qwen"]
+            place.shelves.models = [found("qwen", "/models/sub")]
+            await place.library.scan()
+            assert place.names() == ["sub/qwen"]
+            with pytest.raises(NoSuchModel) as caught:
+                place.engine.resolve("qwen")
+            assert caught.value.hint == 'did you mean "sub/qwen"?'
+
+    run(scenario())
