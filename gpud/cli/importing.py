@@ -26,7 +26,7 @@ variables, or a compose file. ollama: the variables of its service (FILE: a list
 systemctl show -p Environment says, or /proc/PID/environ) and the models of its store."""
 
 EXAMPLES = (
-    "gpudctl import llama-swap config.yaml > gpud.yaml",
+    "gpudctl import llama-swap config.yaml",
     "gpudctl import llama-swap config.yaml --check",
     "sudo gpudctl import docker-env compose.yaml --map /models=/srv/models --output /etc/gpud/gpud.d/50-old.yaml",
     "nix eval --json .#nixosConfigurations.box.config.services | gpudctl import nixos - --prefix services",

@@ -199,6 +199,11 @@ def test_a_user_runs_a_gpud_of_their_own(machine: Machine) -> None:
     as_tester = "env XDG_RUNTIME_DIR=/run/user/$(id -u) DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/$(id -u)/bus"
     model = "models: {own: {engine: embedded, file: /var/lib/ml-models/llamacpp/models/tiny.gguf}}"
     machine.run(f"mkdir -p ~/.config/gpud && echo '{model}' > ~/.config/gpud/gpud.yaml", user="tester")
+    dropped = "~/.config/systemd/user/gpud.service.d"
+    lines = ("[Service]", "ExecStart=", "ExecStart=/opt/gpud/bin/gpud --user --beside-system")
+    beside = " ".join(f"'{line}'" for line in lines)
+    machine.run(f"mkdir -p {dropped} && printf '%s\\n' {beside} >{dropped}/beside.conf", user="tester")
+    machine.run(f"{as_tester} systemctl --user daemon-reload", user="tester")
     machine.run(f"{as_tester} systemctl --user start gpud", user="tester")
     try:
         machine.run(f"{as_tester} gpudctl --user load own", user="tester")

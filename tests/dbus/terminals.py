@@ -6,6 +6,7 @@ import pty
 import re
 import select
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ class Terminal:
     """One shell. What is typed is answered by what it prints."""
 
     def __init__(self, argv: list[str], address: str, **environment: str) -> None:
+        self._home = tempfile.TemporaryDirectory()
         self.pid, self._fd = pty.fork()
         if self.pid == 0:
             os.execvpe(
@@ -36,7 +38,7 @@ class Terminal:
                 {
                     "PATH": os.environ["PATH"],
                     "TERM": "dumb",
-                    "HOME": "/nonexistent",
+                    "HOME": self._home.name,
                     "DBUS_SYSTEM_BUS_ADDRESS": address,
                     "LANG": "C.UTF-8",
                     **environment,
@@ -90,6 +92,7 @@ class Terminal:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
         self.close()
+        self._home.cleanup()
 
 
 @contextlib.contextmanager
