@@ -5,6 +5,8 @@ something for the session. What takes long comes first: at the end no worker wai
 """
 
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
@@ -14,6 +16,18 @@ TOGETHER = ("tests/booted/",)
 
 LONG = ("tests/booted/", "tests/desktop/", "tests/test_linters.py", "tests/daemon/", "tests/cli/", "tests/checklist/")
 """What is begun first, in this order: a file of these takes up to two minutes."""
+
+
+STAND_IN = "fake_nvml"
+"""What a program of one test holds, it holds of all stand-ins for GPUs that there are on the machine at the time: files
+that use them are for one worker.
+"""
+
+
+@cache
+def uses_gpus(path: str) -> bool:
+    file = Path(__file__).parent.parent / path
+    return file.is_file() and STAND_IN in file.read_text()
 
 
 def rank(path: str) -> int:
@@ -29,4 +43,7 @@ class Sharing(LoadScopeScheduling):
     """Hands files, and whole rooms where they belong together, to whichever worker is free."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return next((room for room in TOGETHER if nodeid.startswith(room)), nodeid.partition("::")[0])
+        path = nodeid.partition("::")[0]
+        if uses_gpus(path):
+            return STAND_IN
+        return next((room for room in TOGETHER if path.startswith(room)), path)
