@@ -74,11 +74,11 @@ def rule(machine: Machine, text: str = "") -> Iterator[None]:
     """A rule of the administrator's, the shipped example where none is given."""
     place = "/etc/polkit-1/rules.d/49-test.rules"
     put = f"cat >{place} <<'X'\n{text}X\n" if text else f"install -m 644 {SHIPPED_RULE} {place}\n"
-    machine.run(f"{put} systemctl restart polkit")
+    machine.run(f"{put} systemctl reset-failed polkit; systemctl restart polkit")
     try:
         yield
     finally:
-        machine.run(f"rm {place}; systemctl restart polkit")
+        machine.run(f"rm {place}; systemctl reset-failed polkit; systemctl restart polkit")
 
 
 def test_logind_tells_who_sits_at_the_machine(people: Machine) -> None:
