@@ -11,6 +11,7 @@ from gpud.cli.arguments import size as size_of
 from gpud.cli.exits import DONE, FAILED, Usage
 from gpud.cli.output import GIB, Output, plural, size
 from gpud.core.errors import GpudError
+from gpud.core.naming import shown_path
 
 DESCRIPTION = """\
 init: make the folders in which models are kept, with their modes and owners; what is right already stays as it is.
@@ -304,7 +305,7 @@ def _ask(what: str, arguments: Namespace, output: Output) -> None:
 
 
 def _printable(name: str) -> str:
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = shown_path(name)
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 

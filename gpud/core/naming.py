@@ -31,6 +31,11 @@ def usable(text: str) -> str:
     return text or "model"
 
 
+def shown_path(path: str) -> str:
+    """A path as text can carry it: bytes that are no text are written as such."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def name_all(
     found: Sequence[Found], known: Sequence[Entry], configured: Mapping[str, str], taken: Collection[str]
 ) -> tuple[Named, ...]:

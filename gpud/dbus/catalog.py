@@ -6,6 +6,7 @@ from typing import Any
 
 from gpud.core.catalogue import Entry, Scanned
 from gpud.core.errors import InvalidArguments, NoSuchModel
+from gpud.core.naming import shown_path
 from gpud.dbus.bus import clean_text
 from gpud.dbus.dispatch import Handler, Reply, Request
 from gpud.dbus.engine_api import EngineApi
@@ -122,19 +123,14 @@ class CatalogRecords(Encoded):
         return (writer.record(entry_record(entry)) for entry in self._entries)
 
 
-def shown(path: str) -> str:
-    """A path as the bus can carry it: bytes that are no text are written as such."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").replace("\0", "")
-
-
 def entry_record(entry: Entry) -> Record:
     found = entry.found
     return {
         "Id": text(entry.name),
         "Number": number("t", entry.id),
         "Aliases": words(entry.aliases),
-        "Path": text(shown(found.path)),
-        "Paths": words(shown(place.path) for place in found.places),
+        "Path": text(shown_path(found.path)),
+        "Paths": words(shown_path(place.path) for place in found.places),
         "Sources": words(dict.fromkeys(place.source.value for place in found.places)),
         "Format": text(found.format.value),
         "Architecture": text(found.architecture),
@@ -145,7 +141,7 @@ def entry_record(entry: Entry) -> Record:
         "SizeBytes": number("t", found.size_bytes),
         "EstimateBytes": number("t", entry.estimate_bytes),
         "Parts": number("u", found.parts),
-        "Mmproj": text(shown(found.mmproj)),
+        "Mmproj": text(shown_path(found.mmproj)),
         "Digest": text(found.digest),
         "Priority": text(entry.priority),
         "Tags": words(entry.tags),
@@ -161,7 +157,7 @@ def entry_record(entry: Entry) -> Record:
 
 
 def scan_record(scanned: Scanned) -> Record:
-    troubles = [[shown(trouble.path), trouble.text] for trouble in scanned.troubles[:TOLD_MOST]]
+    troubles = [[shown_path(trouble.path), trouble.text] for trouble in scanned.troubles[:TOLD_MOST]]
     return {
         "Models": number("u", scanned.models),
         "New": words(scanned.new[:TOLD_MOST]),

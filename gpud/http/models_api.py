@@ -11,6 +11,7 @@ import msgspec
 
 from gpud.core.catalogue import Scanned
 from gpud.core.facts import Model, ModelStatus, State
+from gpud.core.naming import shown_path
 from gpud.http.exchange import JSON, Exchange
 from gpud.http.feed_events import state_word, timestamp
 from gpud.http.kept_list import KeptList, joined
@@ -231,8 +232,8 @@ class Models:
             id=id_,
             name=model.name,
             aliases=list(model.aliases),
-            path=shown(model.settings.file) or None,
-            paths=[shown(place.path) for place in found.places] if found.stamp else [],
+            path=shown_path(model.settings.file) or None,
+            paths=[shown_path(place.path) for place in found.places] if found.stamp else [],
             format=known.format,
             purpose=known.purpose.value,
             size_gb=gb(known.size_bytes or None),
@@ -321,16 +322,11 @@ def scan_answer(scanned: Scanned) -> ScanAnswer:
         new=list(scanned.new),
         gone=list(scanned.gone),
         changed=list(scanned.changed),
-        problems=[Problem(shown(trouble.path), trouble.text) for trouble in scanned.troubles],
+        problems=[Problem(shown_path(trouble.path), trouble.text) for trouble in scanned.troubles],
         files=scanned.files,
         read=scanned.read,
         seconds=round(scanned.seconds, 3),
     )
-
-
-def shown(path: str) -> str:
-    """A path as JSON can carry it: bytes that are no text are written as such."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 # What a model is -----------------------------------------------------------------------------------------------------
