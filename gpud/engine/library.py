@@ -183,12 +183,7 @@ class Library:
 
     async def scan(self) -> Scanned:
         """Look at everything. One that is under way may have passed what has changed since: another follows it."""
-        if self._running is None:
-            self._running = asyncio.create_task(self._scan())
-            return await asyncio.shield(self._running)
-        if self._following is None:
-            self._following = asyncio.create_task(self._scan_after(self._running))
-        return await asyncio.shield(self._following)
+        return await asyncio.shield(self._next_look())
 
     async def annotate(
         self,
@@ -252,10 +247,16 @@ class Library:
 
     def _changed(self) -> None:
         """Something on disk may be otherwise. Whoever tells of it does not wait for what is found."""
+        self._next_look()
+
+    def _next_look(self) -> asyncio.Task[Scanned]:
+        """The first look that begins from now on; all who want one meanwhile share it."""
         if self._running is None:
             self._running = asyncio.create_task(self._scan())
-        elif self._following is None:
+            return self._running
+        if self._following is None:
             self._following = asyncio.create_task(self._scan_after(self._running))
+        return self._following
 
     def _arm(self, unwatched: Collection[str]) -> None:
         """A timer only for what cannot be watched."""
