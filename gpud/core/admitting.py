@@ -104,7 +104,8 @@ class Admitting:
             return self._claiming.wish(entry, overdue=overdue)
         name = entry.model.name
         wanted, known = entry.launchable(), checked.get(name)
-        if known is not wanted and known != wanted:
+        late = entry.ticket is not None and entry.ticket.sequence > event.tickets
+        if late or (known is not wanted and known != wanted):
             # It came, or another context or engine was wished for, after the look had begun.
             self._table.look = True
             return None

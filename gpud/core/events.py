@@ -255,8 +255,8 @@ class Sampled:
     """A fresh look at all devices, begun after it was asked for.
 
     ``own`` says which processes belong to which model, ``claimed`` which to which claim. For the models that the look
-    was asked to check, ``quotes`` has what each needs and ``unfit`` those that cannot be started at all; ``settling``
-    and ``checked`` come from the wish.
+    was asked to check, ``quotes`` has what each needs and ``unfit`` those that cannot be started at all; ``settling``,
+    ``checked`` and ``tickets`` come from the wish.
     """
 
     gpus: tuple[GpuSample, ...]
@@ -266,6 +266,7 @@ class Sampled:
     settling: frozenset[str] = frozenset()
     checked: tuple[Model, ...] = ()
     claimed: Mapping[int, frozenset[int]] = field(default_factory=dict)
+    tickets: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,7 +435,8 @@ class Sample:
 
     ``check`` are the models whose files, programs and needs are looked at in the same go, as they would be loaded;
     ``settling`` names those that are ready, whose figures are therefore complete. ``claims`` has the process of each
-    claim, also of those that wait; its children are looked at with it.
+    claim, also of those that wait; its children are looked at with it. ``tickets`` is the last that was given out: the
+    look says nothing to whoever comes later, although it may have checked the same model for somebody else.
     """
 
     wake: bool
@@ -442,6 +444,7 @@ class Sample:
     check: tuple[Model, ...] = ()
     settling: frozenset[str] = frozenset()
     claims: Mapping[int, int] = field(default_factory=dict)
+    tickets: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,7 +183,7 @@ class Table:
         claims = {claim.id: claim.caller.pid for claim in self.claims.all()}
         wake = bool(waiting) or bool(engines) or bool(claims)
         self.gpus_held = self.gpus_held or wake
-        self.out.add(events.Sample(wake, delay_s, check, settling, claims))
+        self.out.add(events.Sample(wake, delay_s, check, settling, claims, self._sequence))
 
     def drop_if_removed(self, instance: Instance) -> None:
         if instance.removed and not instance.state.has_engine():

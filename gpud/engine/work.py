@@ -394,7 +394,7 @@ class Work:
                 self._say(Kind.GPU_PROBLEM, problem, level=Level.WARNING)
         self._gpu_problems = self._gpus.problems
         looks, self.looks = self.looks, []
-        self._post(events.Sampled(samples, own, quotes, unfit, action.settling, action.check, claimed))
+        self._post(events.Sampled(samples, own, quotes, unfit, action.settling, action.check, claimed, action.tickets))
         for look in looks:
             if not look.done():
                 look.set_result(None)

@@ -183,6 +183,24 @@ def test_other_programs_memory_is_never_promised() -> None:
     assert "other programs" in w.jobs[job].message
 
 
+def test_a_look_that_began_before_a_wish_does_not_decide_it() -> None:
+    """The game has ended between two looks that were under way together; the wish made since then waits for its own."""
+    w = world("a", gpus={GPU: Gpu(foreign_bytes=6 * GIB)})
+    first = w.load("a")
+    asked = next(a for a in w.pending if isinstance(a, events.Sample))
+    stale = events.Sampled(w.sample(), {}, {"a": w.quote(w.models["a"])}, checked=asked.check, tickets=asked.tickets)
+    w.settle()
+    assert w.result(first) is JobResult.FAILED
+
+    w.gpus[GPU].foreign_bytes = 0
+    second = w.load("a")
+    w.post(stale)
+    assert second not in w.jobs
+    w.settle()
+
+    assert w.result(second) is JobResult.DONE
+
+
 def test_the_least_recently_used_idle_model_makes_room() -> None:
     """a is older than b, so a goes."""
     w = loaded("a", "b", "c", size=3 * GIB, gpus={GPU: Gpu(7 * GIB)})

@@ -286,13 +286,13 @@ class World:
                     self.end(name, code=0)
             case events.AskBusy(name, generation):
                 self.post(events.BusyAnswered(name, generation, name in self.busy))
-            case events.Sample(_, _, check, settling, claims):
+            case events.Sample(_, _, check, settling, claims, tickets):
                 own = {e.model: frozenset((e.pid,)) for e in self.engines.values()}
                 names = [model.name for model in check]
                 quotes = {m.name: self.quote(m) for m in check if m.name not in self.unfit}
                 unfit = {name: self.unfit[name] for name in names if name in self.unfit}
                 claimed = {claim: frozenset((pid,)) for claim, pid in claims.items()}
-                self.post(events.Sampled(self.sample(), own, quotes, unfit, settling, check, claimed))
+                self.post(events.Sampled(self.sample(), own, quotes, unfit, settling, check, claimed, tickets))
 
     def look(self) -> None:
         """Have the devices looked at, if that is wanted now."""
