@@ -132,7 +132,9 @@ def _least_loss(candidates: Sequence[Candidate], missing_bytes: int, now: float)
         cheapest = min(alone, key=lambda c: costs[c.model])
         if costs[cheapest.model] < least:
             best, least = (cheapest,), costs[cheapest.model]
-    return _search(ordered[:EXACT], costs, missing_bytes, least) or best
+    found = _search(ordered[:EXACT], costs, missing_bytes, least)
+    # Beside one that costs very much, another's cost is lost in the rounding, and it may be there in vain.
+    return _spare(sorted(found, key=lambda c: costs[c.model]), missing_bytes) if found else best
 
 
 def _search(

@@ -67,6 +67,15 @@ def test_the_chosen_ones_cover_it_and_nobody_goes_in_vain(
     assert all(one in some for one in chosen)
 
 
+def test_a_cheap_model_is_spared_beside_a_very_dear_one_that_has_to_go_anyway() -> None:
+    """Its cost is lost in the rounding of the sum, which must not send it away for nothing."""
+    large = Candidate("large", 0.0, 562056, priority=0)
+    cheap, dear = Candidate("cheap", 0.0, 1, priority=0), Candidate("dear", 0.0, 2, priority=2)
+    dearer = Candidate("dearer", 0.0, 4, priority=2, reload_s=1.0)
+
+    assert names(choose((cheap, dear, dearer, large), 562058, now=NOW)) == {"large", "dear"}
+
+
 @given(some=candidates, missing=st.integers(1, 60 * GIB))
 def test_hybrid_finds_the_set_with_the_least_loss(some: list[Candidate], missing: int) -> None:
     """Compared with every set there is: first the losses of the highest priority, then of the next, and so on."""
