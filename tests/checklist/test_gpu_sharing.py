@@ -160,13 +160,17 @@ def test_memory_of_other_programs_is_never_promised(place: Place, gpus: Gpus) ->
     gpus.have(SMALL)
     place.configure({"chat": holds(1000), "spare": engine(gpu="host")})
     daemon = place.start()
-    assert gpu(daemon, "GPU-small")["Available"] == 2048 * MIB - RESERVE
+    daemon.loaded("chat")
+    measured(daemon, "chat", 1000 * MIB)
+    assert gpu(daemon, "GPU-small")["Available"] == 1048 * MIB - RESERVE
+    assert daemon.unload("chat").result == "done"
     gpus.have(replace(SMALL, processes=(FakeProcess(pid=1, mib=1500, kind="graphics"),)))
     ended = daemon.load("chat")
     assert ended.result == "failed"
     assert "292 MiB are available" in ended.message and "other programs hold the memory" in ended.message
     gpus.have(SMALL)
-    assert daemon.load("chat").result == "done"
+    again = daemon.load("chat")
+    assert again.result == "done", (again, daemon.log())
     daemon.aftermath()
 
 
