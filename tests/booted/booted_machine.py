@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,6 +113,8 @@ class Machine:
             own = cgroup2() / self.folder.name
             own.mkdir(exist_ok=True)
             enter = ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(own)]
+            # A test run that is killed takes its machine with it.
+            enter = ["setpriv", "--pdeathsig", "TERM", *enter]
             with (self.folder / "console").open("wb") as console:
                 self._nspawn = subprocess.Popen(
                     [*enter, "systemd-nspawn", "--quiet", "--directory", str(self.root), *options],
@@ -243,12 +246,7 @@ class Machine:
             except subprocess.TimeoutExpired:
                 self._nspawn.kill()
                 self._nspawn.wait()
-        for left in sorted((cgroup2() / self.folder.name).glob("**/"), reverse=True):
-            # A group that somebody is still in stays; the machine has ended with all that was in it.
-            with contextlib.suppress(OSError):
-                left.rmdir()
-        if os.path.ismount(self.root):
-            subprocess.run(["umount", "--lazy", str(self.root)], check=True)
+        clear(self.folder)
 
 
 class Result:
@@ -259,6 +257,26 @@ class Result:
 
     def explain(self) -> str:
         return f"{self.script!r} ended with status {self.code}\n{self.out}\n{self.err}".rstrip()
+
+
+def new_folder() -> Path:
+    """Where a machine of this process lives. What killed test runs have left behind is taken away first."""
+    for folder in Path(tempfile.gettempdir()).glob("gpud-booted-*"):
+        owner = folder.name.split("-")[2]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            clear(folder)
+    return Path(tempfile.mkdtemp(prefix=f"gpud-booted-{os.getpid()}-"))
+
+
+def clear(folder: Path) -> None:
+    """Take away the folder, the overlay and the control groups of a machine that has ended."""
+    for left in sorted((cgroup2() / folder.name).glob("**/"), reverse=True):
+        # A group that somebody is still in stays; the machine has ended with all that was in it.
+        with contextlib.suppress(OSError):
+            left.rmdir()
+    if os.path.ismount(folder / "root"):
+        subprocess.run(["umount", "--lazy", str(folder / "root")], check=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def provision(name: str) -> Path:

@@ -1,14 +1,11 @@
 """The machine, as the tests of this folder get it."""
 
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Generator, Iterator
-from pathlib import Path
 
 import pytest
-from booted_machine import CONFIGURATION, MODELS, NORMAL, STUBBORN, TOP, Machine, missing_parts, provision
+from booted_machine import CONFIGURATION, MODELS, NORMAL, STUBBORN, TOP, Machine, missing_parts, new_folder, provision
 
 
 @pytest.fixture(scope="session")
@@ -16,14 +13,12 @@ def booted() -> Iterator[Machine]:
     """A machine on which nothing of gpud is installed yet."""
     if reason := missing_parts():
         pytest.skip(reason)
-    folder = Path(tempfile.mkdtemp(prefix="gpud-booted-"))
-    machine = Machine(folder, provision("debian"), provision("wheels"))
+    machine = Machine(new_folder(), provision("debian"), provision("wheels"))
     try:
         machine.boot()
         yield machine
     finally:
         machine.halt()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
