@@ -114,7 +114,7 @@ class Machine:
             own.mkdir(exist_ok=True)
             enter = ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(own)]
             # A test run that is killed takes its machine with it.
-            enter = ["setpriv", "--pdeathsig", "TERM", *enter]
+            enter = ["setpriv", "--pdeathsig", "KILL", *enter]
             with (self.folder / "console").open("wb") as console:
                 self._nspawn = subprocess.Popen(
                     [*enter, "systemd-nspawn", "--quiet", "--directory", str(self.root), *options],
