@@ -113,8 +113,6 @@ class Machine:
             own = cgroup2() / self.folder.name
             own.mkdir(exist_ok=True)
             enter = ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(own)]
-            # A test run that is killed takes its machine with it.
-            enter = ["setpriv", "--pdeathsig", "KILL", *enter]
             with (self.folder / "console").open("wb") as console:
                 self._nspawn = subprocess.Popen(
                     [*enter, "systemd-nspawn", "--quiet", "--directory", str(self.root), *options],
@@ -260,10 +258,12 @@ class Result:
 
 
 def new_folder() -> Path:
-    """Where a machine of this process lives. What killed test runs have left behind is taken away first."""
+    """Where a machine of this process lives. Machines that killed test runs have left behind are taken away first."""
     for folder in Path(tempfile.gettempdir()).glob("gpud-booted-*"):
         owner = folder.name.split("-")[2]
         if owner.isdigit() and not Path("/proc", owner).exists():
+            with contextlib.suppress(FileNotFoundError):
+                (cgroup2() / folder.name / "cgroup.kill").write_text("1")
             clear(folder)
     return Path(tempfile.mkdtemp(prefix=f"gpud-booted-{os.getpid()}-"))
 
