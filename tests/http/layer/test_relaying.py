@@ -18,7 +18,7 @@ from gpud.http.server import Server
 from gpud.http.wire import end_to_end
 from gpud.http.work import in_task
 
-from .raw import Raw, Speak, connected, engine, request_of, serving, until
+from .raw import BOUND_S, Raw, Speak, connected, engine, request_of, serving, until
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -209,27 +209,40 @@ def test_streams_of_different_speeds_leave_memory_flat(run: Run) -> None:
 
 
 def test_a_slow_client_slows_its_engine(run: Run) -> None:
-    """Back-pressure reaches all the way."""
+    """Back-pressure reaches all the way: while the client does not read, gpud does not, and the engine waits in the
+    middle of its answer. When the client goes on, so do they, to the end.
+    """
+    size = 100_000_000
     sent = 0
+    waits = False
 
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal sent
+        nonlocal sent, waits
         await request_of(reader)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
-        for _ in range(100):
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+        while sent < size:
             writer.write(b"x" * 1_000_000)
+            waits = True
             await writer.drain()
+            waits = False
             sent += 1_000_000
         await reader.read()
 
     async def scene() -> None:
-        async with through(speak) as (door, _, port), connected(port, receive_bytes=1 << 16) as client:
+        async with through(speak) as (door, server, port), connected(port, receive_bytes=1 << 16) as client:
             await client.send(GET)
-            await until(lambda: any(each.is_held for each in door.pool._all))
-            for _ in range(10):
-                await asyncio.sleep(0.01)
-            assert sent < 40_000_000
-            assert len((await client.answer()).body) == 100_000_000
+            # Without back-pressure all of it would be sent, to wherever.
+            await until(lambda: sent == size or (waits and any(each.is_held for each in door.pool._all)))
+            assert sent < size
+            assert sum(each.transport.get_write_buffer_size() for each in server._connections) < 1 << 20
+            await client.reader.readuntil(b"\r\n\r\n")
+            left = size
+            while left:
+                async with asyncio.timeout(BOUND_S):
+                    piece = await client.reader.read(left)
+                assert piece.count(b"x") == len(piece) > 0
+                left -= len(piece)
+            await until(lambda: sent == size)
 
     run(scene())
 
