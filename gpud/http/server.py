@@ -6,18 +6,17 @@ never decides what is served to whom: that is the handler's.
 
 import asyncio
 import contextlib
-import socket
 import time
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 
+from gpud.http.accepting import Listener
 from gpud.http.connection import read_buffer
 from gpud.http.departures import Departures
-from gpud.http.handshakes import TlsListener
 from gpud.http.limits import ServerLimits
-from gpud.http.listening import Address, Listening, Tls, network_of, open_sockets
+from gpud.http.listening import BACKLOG, Address, Listening, PassedSocket, Tls, network_of, open_sockets
 from gpud.http.message import Peer, Reply, Request
-from gpud.http.serving import NEVER, ServerConnection
+from gpud.http.serving import LAST_MOMENT_S, NEVER, ServerConnection
 
 Handler = Callable[[Request, Reply], Awaitable[None]]
 """Answers one request. What it raises becomes an answer, if none was begun: Refused its own, anything else a 500."""
@@ -59,7 +58,7 @@ class Server:
         self.departures = Departures()
         self.buffer = read_buffer()
         self._listening: list[Listening] = []
-        self._encrypted: list[TlsListener] = []
+        self._listeners: list[Listener] = []
         self._connections: set[ServerConnection] = set()
         self._per_peer: dict[str, int] = {}
         self._sweep: asyncio.TimerHandle | None = None
@@ -75,26 +74,19 @@ class Server:
         loop = asyncio.get_running_loop()
         context = await loop.run_in_executor(None, tls.context) if tls is not None else None
         sockets = await loop.run_in_executor(None, open_sockets, address)
-        servers: list[asyncio.Server | TlsListener] = []
-        try:
-            for each in sockets:
-                make = lambda: ServerConnection(self, door)  # noqa: E731
-                if context is not None:
-                    limits = self.limits
-                    listener = TlsListener(each, make, context, handshake_s=limits.header_s, at_once=limits.handshakes)
-                    self._encrypted.append(listener)
-                    servers.append(listener)
-                elif each.family == socket.AF_UNIX:
-                    servers.append(await loop.create_unix_server(make, sock=each))
-                else:
-                    servers.append(await loop.create_server(make, sock=each))
-        except BaseException:
-            for server in servers:
-                server.close()
-            for each in sockets:
-                each.close()
-            raise
-        listening = Listening(address, door, servers, sockets)
+        listeners = [
+            Listener(
+                each,
+                lambda: ServerConnection(self, door),
+                kept=isinstance(address, PassedSocket),
+                context=context,
+                handshake_s=self.limits.header_s,
+                at_once=self.limits.handshakes if context is not None else BACKLOG,
+            )
+            for each in sockets
+        ]
+        self._listeners += listeners
+        listening = Listening(address, door, listeners, sockets)
         self._listening.append(listening)
         return listening
 
@@ -114,7 +106,9 @@ class Server:
         return len(self._connections)
 
     def retire(self) -> None:
-        """Stop listening and close what is idle; running requests go on, each the last of its connection."""
+        """Stop listening and close what is idle; running requests go on, each the last of its connection, and who has
+        just come has its moment to ask.
+        """
         self.closing = True
         for listening in list(self._listening):
             self.stop_listening(listening)
@@ -128,7 +122,12 @@ class Server:
         """
         self.retire()
         if drain_s > 0:
-            await self._emptied(drain_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(drain_s):
+                    await asyncio.gather(*(listener.settle(LAST_MOMENT_S) for listener in self._listeners))
+                    await self._emptied()
+        await asyncio.gather(*(listener.ended() for listener in self._listeners))
+        self._listeners.clear()
         tasks = []
         for connection in list(self._connections):
             work = connection.work
@@ -137,21 +136,20 @@ class Server:
                 tasks.append(work.task)
         if tasks:
             await asyncio.wait(tasks)
-        await asyncio.gather(*(listener.ended() for listener in self._encrypted))
-        self._encrypted.clear()
-        await self._emptied(None)
+        await self._emptied()
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
 
-    async def _emptied(self, within_s: float | None) -> None:
+    async def _emptied(self) -> None:
+        """Wait until no connection is left."""
         if not self._connections:
             return
         self._empty = asyncio.get_running_loop().create_future()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(within_s):
-                await self._empty
-        self._empty = None
+        try:
+            await self._empty
+        finally:
+            self._empty = None
 
     # What connections tell --------------------------------------------------------------------------------------------
 

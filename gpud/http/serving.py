@@ -5,7 +5,10 @@ The server tells it what it may do and for how long; the handler what to answer.
 
 import asyncio
 import contextlib
+import fcntl
 import logging
+import struct
+import termios
 from typing import TYPE_CHECKING
 
 from gpud.http.bodies import BodyReader, ChunkedReader, LengthReader
@@ -38,6 +41,9 @@ ASK_AGAIN_S = 5.0
 """How often a client that has ended its sending is asked whether it is still there, while it waits for its answer. One
 that has left answers the first time; only one that leaves later makes more than one necessary."""
 
+LAST_MOMENT_S = 0.5
+"""How long a client that has connected and asked nothing yet may still ask when the server is to end: one that came for
+that has it under way. Somebody may keep such a connection ready for later, and the end is not to wait long for that."""
 
 HEAD, BODY, BUSY, DUPLEX, LINGER, FLUSH = range(6)
 """Where a connection stands: between requests or within a head; serving one whose body has not come completely; serving
@@ -87,10 +93,10 @@ class ServerConnection(Connection):
         problem = self.server.joined(self, self.peer)
         if problem:
             self._refuse(Refused(503, problem), ("Retry-After", "5"))
-        elif self.server.closing:
-            self.transport.abort()
         else:
             self._set_read_deadline(self.server.clock() + self.server.limits.header_s)
+            if self.server.closing:
+                self.leave_when_idle()
 
     def received(self, data: bytes) -> None:
         if self.at == HEAD:
@@ -572,10 +578,26 @@ class ServerConnection(Connection):
     # Leaving ----------------------------------------------------------------------------------------------------------
 
     def leave_when_idle(self) -> None:
-        """Be done after the request that is being served, or now."""
+        """Be done after the request that is being served, or that is coming, or now. Who has never asked anything is
+        about to: no client knows that it should ask again when such a connection ends.
+        """
+        if not self.keep_alive:
+            return
         self.keep_alive = False
-        if self.at == HEAD:
+        if not self.is_idle:
+            return
+        has_asked = self._is_idle_deadline
+        if has_asked and not self._has_unread():
             self._finish()
+        else:
+            self._is_idle_deadline = True
+            self._set_read_deadline(self.server.clock() + LAST_MOMENT_S)
+
+    def _has_unread(self) -> bool:
+        """True when something of a next request is here, and was not read yet."""
+        fd = self.transport.get_extra_info("socket").fileno()
+        (waiting,) = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))
+        return bool(waiting)
 
     def cut(self) -> None:
         """End it now, whatever runs."""

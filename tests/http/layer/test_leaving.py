@@ -218,9 +218,12 @@ def test_draining_lets_requests_end_and_takes_no_others(run: Run) -> None:
     async def scene() -> None:
         waiting = Waiting()
         async with serving(waiting) as (server, port), connected(port) as busy, connected(port) as idle:
+            waiting.go_on.set()
+            await idle.ask(GET)
+            waiting.go_on.clear()
+            waiting.begun.clear()
             await busy.send(GET)
             await waiting.begun.wait()
-            await until(lambda: server.connections == 2)
             closing = asyncio.create_task(server.close(5.0))
             assert await idle.rest() == b""
             with pytest.raises(ConnectionRefusedError):
@@ -232,6 +235,67 @@ def test_draining_lets_requests_end_and_takes_no_others(run: Run) -> None:
             assert (answer.status, answer.headers["connection"]) == (200, "close")
             await closing
             assert (server.connections, waiting.outcome) == (0, "answered")
+
+    run(scene())
+
+
+@pytest.mark.parametrize("early", [b"", GET[:9]])
+def test_who_has_just_come_may_still_ask(early: bytes, run: Run) -> None:
+    """A connection on which nothing was asked yet, or the begin of something, is not closed before its answer."""
+
+    async def scene() -> None:
+        async with serving(echo) as (server, port), connected(port) as client:
+            await client.send(early)
+            await until(lambda: all(len(each._pending) == len(early) for each in server._connections))
+            await until(lambda: server.connections == 1)
+            closing = asyncio.create_task(server.close(5.0))
+            await until(lambda: server.closing)
+            answer = await client.ask(GET[len(early) :])
+            assert (answer.status, answer.headers["connection"]) == (200, "close")
+            assert await client.rest() == b""
+            await closing
+
+    run(scene())
+
+
+def test_who_comes_only_to_be_there_does_not_hold_up_the_end(run: Run) -> None:
+    """A browser connects before it has anything to ask: after a moment that connection is closed, without a reset."""
+
+    async def scene() -> None:
+        async with serving(echo) as (server, port), connected(port) as client:
+            await until(lambda: server.connections == 1)
+            closing = asyncio.create_task(server.close(3600.0))
+            async with asyncio.timeout(10):
+                assert await client.reader.read() == b""
+                await closing
+
+    run(scene())
+
+
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_what_was_sent_before_the_end_is_answered(asked_before: bool, run: Run) -> None:
+    """Although nobody had read it, or not even accepted its connection, when the server was told to end: all three
+    happen here before the loop takes another turn.
+    """
+
+    async def scene() -> None:
+        async with serving(echo) as (server, port):
+            with socket.create_connection(("127.0.0.1", port), 10) as client:
+                loop = asyncio.get_running_loop()
+                if asked_before:
+                    client.setblocking(False)
+                    await loop.sock_sendall(client, GET)
+                    assert (await loop.sock_recv(client, 4096)).startswith(b"HTTP/1.1 200")
+                client.setblocking(True)
+                client.sendall(GET)
+                server.retire()
+                client.setblocking(False)
+                answer = b""
+                async with asyncio.timeout(10):
+                    while piece := await loop.sock_recv(client, 4096):
+                        answer += piece
+                assert answer.startswith(b"HTTP/1.1 200")
+                assert b"\r\nConnection: close\r\n" in answer
 
     run(scene())
 

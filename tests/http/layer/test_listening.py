@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import resource
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -190,6 +192,72 @@ def test_a_socket_that_was_passed_is_served(family: int, run: Run, tmp_path: Pat
     run(scene())
 
 
+def test_the_queue_of_a_passed_socket_is_its_managers(run: Run) -> None:
+    """How many may wait there is not changed, and who waits when a server closes is not reset."""
+
+    def longest(sock: socket.socket) -> int:
+        # Of a listening socket the kernel tells it as tcpi_sacked.
+        return int.from_bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)[28:32], sys.byteorder)
+
+    async def scene() -> None:
+        with socket.create_server(("127.0.0.1", 0), backlog=37) as passed:
+            server, successor = Server(echo), Server(echo)
+            await server.listen(PassedSocket(passed.fileno()), door="front")
+            assert longest(passed) == 37
+            with socket.create_connection(passed.getsockname(), 10) as client:
+                client.sendall(GET)
+                # The loop has had no turn in which it could accept.
+                server.retire()
+                await server.close()
+                await successor.listen(PassedSocket(passed.fileno()), door="front")
+                client.setblocking(False)
+                answer = await asyncio.get_running_loop().sock_recv(client, 4096)
+                assert answer.startswith(b"HTTP/1.1 200")
+                assert b"Connection: close" not in answer, "the successor has answered"
+                await successor.close()
+
+    run(scene())
+
+
+def test_who_is_accepted_as_the_door_closes_is_answered(run: Run) -> None:
+    """Also where somebody else goes on listening: it was taken, so it is served."""
+
+    async def scene() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as passed:
+            server = Server(echo)
+            await server.listen(PassedSocket(passed.fileno()), door="front")
+            with socket.create_connection(passed.getsockname(), 10) as client:
+                client.sendall(GET)
+                await until(lambda: bool(server._listeners[0].coming or server._connections))
+                closing = asyncio.create_task(server.close(5.0))
+                client.setblocking(False)
+                assert (await asyncio.get_running_loop().sock_recv(client, 4096)).startswith(b"HTTP/1.1 200")
+                await closing
+
+    run(scene())
+
+
+def test_who_cannot_be_accepted_is_accepted_later(run: Run) -> None:
+    """When the descriptors have run out nobody spins, and who waited is answered once there are some again."""
+
+    async def scene() -> None:
+        server = Server(echo)
+        listening = await server.listen(TcpAddress("127.0.0.1", 0), door="test")
+        with socket.create_connection(("127.0.0.1", listening.port), 10) as client:
+            client.sendall(GET)
+            client.setblocking(False)
+            before = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 1, before[1]))
+            try:
+                await until(lambda: server._listeners[0]._again is not None)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            assert (await asyncio.get_running_loop().sock_recv(client, 4096)).startswith(b"HTTP/1.1 200")
+        await server.close()
+
+    run(scene())
+
+
 @pytest.fixture
 def certificate(localhost_pem: Path) -> Tls:
     """One file has both."""
@@ -260,17 +328,17 @@ def test_only_so_many_handshakes_are_made_at_once(certificate: Tls, run: Run) ->
 
         try:
             async with connected(listening.port) as silent:
-                await until(lambda: bool(server._encrypted[0]._handshakes))
+                await until(lambda: bool(server._listeners[0].coming))
                 second = asyncio.create_task(ask())
                 third = asyncio.create_task(ask())
                 async with connected(listening.port):
                     # Connected, as the kernel has it: the loop has had its turns for the two before.
-                    assert len(server._encrypted[0]._handshakes) == 1
+                    assert server._listeners[0].coming == 1
                     assert not (second.done() or third.done() or server.connections)
                 silent.leave()
                 assert [(await each)[:12] for each in (second, third)] == [b"HTTP/1.1 200"] * 2
             async with connected(listening.port):
-                await until(lambda: bool(server._encrypted[0]._handshakes))
+                await until(lambda: bool(server._listeners[0].coming))
                 await server.close()
         finally:
             await server.close()
