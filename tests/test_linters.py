@@ -33,7 +33,10 @@ def needs(program: str) -> None:
 def shell_scripts() -> list[Path]:
     """Every file of the tree that a shell of the sh family reads."""
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=TOP, capture_output=True, text=True)
-    paths = [TOP / name for name in listed.stdout.splitlines()]
+    # Where the sources were unpacked rather than cloned, all that lies there is of the tree but what is made in it.
+    made = (TOP / ".venv", TOP / "build")
+    walked = (path for path in TOP.rglob("*") if not any(path.is_relative_to(folder) for folder in made))
+    paths = [TOP / name for name in listed.stdout.splitlines()] if listed.returncode == 0 else walked
     return [path for path in paths if path.is_file() and is_shell(path)]
 
 

@@ -20,7 +20,7 @@ case "$1 $2" in
 esac
 """
 HALF_MADE = "#!/bin/bash\n[ \"$1 $2\" != '-m pip' ]\n"
-DPKG = "#!/bin/sh\n" + 'for name; do :; done\n[ "$name" = dbus ] || [ "$name" = gcc ] || printf installed\n'
+DPKG = "#!/bin/sh\n" + 'for name; do :; done\n[ "$name" = dbus ] || [ "$name" = curl ] || printf installed\n'
 APT = """\
 #!/bin/sh
 echo "$*" >>"$RECORD"
@@ -54,6 +54,8 @@ class Clone:
         program(folder / "tools" / "packages", "#!/bin/sh\n")
         (folder / "tools" / "setup").symlink_to(TOP / "tools" / "setup")
         (folder / "pyproject.toml").write_text("[project]\n")
+        (folder / "requirements").mkdir()
+        (folder / "requirements" / "embedded.txt").write_text("rich==15.0.0 --hash=sha256:00\n")
 
     def setup(self, *words: str, pip_status: int = 0) -> tuple[int, str, list[str]]:
         """Its status, what it said, and what it had made or installed."""
@@ -69,10 +71,12 @@ class Clone:
         made = [step[1] for step in steps if step[0] == "-m" and "--version" not in step]
         return done.returncode, done.stderr, made
 
-    @property
-    def installed(self) -> str:
-        """The last thing that pip was asked for."""
-        return self.record.read_text().split()[-1]
+    def installed(self) -> list[str]:
+        """The files of versions that pip was asked for, and then gpud itself, without asking for anything more."""
+        versions, itself = [line for line in self.record.read_text().splitlines() if line.startswith("-m pip install")]
+        assert "--require-hashes" in versions
+        assert itself.endswith("--no-deps --no-build-isolation --editable .")
+        return [Path(word).stem for word in versions.split() if word.startswith("requirements/")]
 
 
 @pytest.fixture
@@ -83,28 +87,29 @@ def clone(tmp_path: Path) -> Clone:
 def test_an_environment_is_made_once(clone: Clone) -> None:
     """The second time nothing is made, nothing is installed and nothing is said."""
     status, said, steps = clone.setup()
-    assert (status, steps) == (0, ["venv", "pip"])
+    assert (status, steps) == (0, ["venv", "pip", "pip"])
     assert said.splitlines()[-1] == "ready: .venv/bin/gpud and .venv/bin/gpudctl"
     status, said, steps = clone.setup()
     assert (status, said, steps) == (0, "", [])
 
 
-def test_another_list_of_packages_is_installed_into_the_same_environment(clone: Clone) -> None:
-    """A change of pyproject.toml costs a pip run, not a new environment."""
+@pytest.mark.parametrize("changed", ["pyproject.toml", "requirements/embedded.txt"])
+def test_another_list_of_packages_is_installed_into_the_same_environment(clone: Clone, changed: str) -> None:
+    """A change of pyproject.toml, or of a version, costs a run of pip, not a new environment."""
     clone.setup()
-    (clone.folder / "pyproject.toml").write_text("[project]\nname = 'more'\n")
+    (clone.folder / changed).write_text("# something else\n")
     status, _, steps = clone.setup()
-    assert (status, steps) == (0, ["pip"])
+    assert (status, steps) == (0, ["pip", "pip"])
 
 
 def test_whoever_only_runs_it_waits_for_no_test_tools(clone: Clone) -> None:
     """They are added when they are wanted, and are no reason to install anything again."""
     status, said, steps = clone.setup("run")
-    assert (status, steps, clone.installed) == (0, ["venv", "pip"], ".[embedded]")
+    assert (status, steps, clone.installed()) == (0, ["venv", "pip", "pip"], ["build", "embedded"])
     assert "installing gpud and its first engine into .venv\n" in said
     assert clone.setup("run") == (0, "", [])
     status, said, steps = clone.setup()
-    assert (status, steps, clone.installed) == (0, ["pip"], ".[embedded,test]")
+    assert (status, steps, clone.installed()) == (0, ["pip", "pip"], ["build", "embedded", "test"])
     assert "and the test tools" in said
     for words in (["run"], ["test"], []):
         assert clone.setup(*words) == (0, "", [])
@@ -119,22 +124,22 @@ def test_an_environment_that_was_made_halfway_is_made_anew(clone: Clone) -> None
     """Its Python runs, but pip never came to be in it."""
     program(clone.folder / ".venv" / "bin" / "python", HALF_MADE)
     status, _, steps = clone.setup()
-    assert (status, steps) == (0, ["venv", "pip"])
+    assert (status, steps) == (0, ["venv", "pip", "pip"])
 
 
 def test_pip_without_a_network(clone: Clone) -> None:
     """The message says what to do, and the next time goes on from there."""
     status, said, _ = clone.setup(pip_status=1)
     assert status == 1
-    assert "cannot install what pyproject.toml asks for" in said
+    assert "cannot install what requirements/*.txt names" in said
     assert "PIP_INDEX_URL" in said
     assert "ready" not in said
     status, _, steps = clone.setup()
-    assert (status, steps) == (0, ["pip"])
+    assert (status, steps) == (0, ["pip", "pip"])
 
 
 class Debian:
-    """A Debian that lacks gcc and dbus, and one of whose sources does not answer."""
+    """A Debian that lacks curl and dbus, and one of whose sources does not answer."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -161,18 +166,18 @@ def debian(tmp_path: Path) -> Debian:
 
 def test_what_is_missing_is_installed_for_root(debian: Debian) -> None:
     """It alone, without taking anything away for it, and whatever a source that is not needed says."""
-    assert debian.packages() == (0, "installing Debian packages: gcc dbus\n")
+    assert debian.packages() == (0, "installing Debian packages: dbus curl\n")
     update, install = debian.record.read_text().splitlines()
     assert update.endswith("update")
     assert "--no-remove" in install
-    assert install.endswith(" gcc dbus")
+    assert install.endswith(" dbus curl")
 
 
 def test_an_ordinary_user_is_told_what_to_install(debian: Debian) -> None:
     """And nothing is tried."""
     status, said = debian.packages(uid=1000)
     assert status == 1
-    assert "  sudo apt-get install gcc dbus\n" in said
+    assert "  sudo apt-get install dbus curl\n" in said
     assert debian.record.read_text() == ""
 
 
@@ -182,4 +187,4 @@ def test_packages_that_cannot_be_had(debian: Debian) -> None:
     assert status == 1
     assert "E: The repository 'http://old.example' does not have a Release file.\na line that says little\n" in said
     assert "cannot install 2 Debian packages" in said
-    assert said.endswith("  apt-get install gcc dbus\n")
+    assert said.endswith("  apt-get install dbus curl\n")

@@ -257,6 +257,35 @@ def test_model_files_are_looked_into(tmp_path: Path, content: bytes | None, prob
     assert finding.text.endswith(problem or ": 2 MiB")
 
 
+def test_a_model_of_many_files_is_a_folder(tmp_path: Path) -> None:
+    """As vLLM reads it: with its config.json, and what its SafeTensors take. One of its files stands for it, too."""
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(bytes(2 << 20))
+    root = Account("root", 0, frozenset({0}))
+
+    def looked_at(path: Path) -> Finding:
+        config = parse(f"models: {{a: {{engine: vllm, file: {path}}}}}", "c")
+        (finding,) = examine_engines.files(config, root)
+        return finding
+
+    assert looked_at(folder).is_problem
+    assert looked_at(folder).text.endswith(f"there is no config.json in {folder}")
+    (folder / "config.json").touch()
+    assert not looked_at(folder).is_problem
+    assert looked_at(folder).text.endswith(": 2 MiB")
+    assert looked_at(folder / "model.safetensors").text.endswith(": 2 MiB")
+    missing = looked_at(tmp_path / "none")
+    assert missing.is_problem and missing.text.endswith("No such file or directory")
+
+
+def test_an_engine_of_safetensors_is_looked_for_by_its_own_program() -> None:
+    """It is one of gpud's own, not some package's."""
+    config = parse("models: {a: {engine: tgi, model: org/repo}}", "c")
+    (finding,) = examine_engines.engines(config)
+    assert "text-generation-launcher" in finding.text
+
+
 def test_folders_in_which_models_are_looked_for(tmp_path: Path) -> None:
     """Those that are configured are there, are folders, and can be looked into; so is the machine's own store."""
     root = Account("root", 0, frozenset({0}))
@@ -430,10 +459,10 @@ def test_the_state_directory(tmp_path: Path) -> None:
 
 
 def test_doctor_looks_for_every_package_that_gpud_needs() -> None:
-    """Those of pyproject.toml, but for what only systemd's services ask for."""
+    """Those of pyproject.toml."""
     document = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     needed = {re.split(r"[=>\[]", wanted)[0] for wanted in document["project"]["dependencies"]}
-    assert set(examine_machine.PACKAGES) == needed - {"systemd-python"}
+    assert set(examine_machine.PACKAGES) == needed
     (python, packages) = examine_machine.python()
     assert not python.remedy and not packages.remedy
     assert all(f"{name} " in packages.text for name in examine_machine.PACKAGES)
