@@ -15,7 +15,7 @@ EXAMPLES = ("gpudctl _complete models",)
 BOUND_S = 1.0
 """Somebody has pressed a key and waits: better no words than late ones."""
 
-KINDS = ("models", "loaded", "jobs", "gpus", "keys")
+KINDS = ("models", "loaded", "jobs", "gpus", "keys", "engines")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -24,7 +24,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: Namespace, output: Output) -> int:
     try:
-        found = _keys() if arguments.kind == "keys" else _of_daemon(arguments)
+        here = {"keys": _keys, "engines": _engines}.get(arguments.kind)
+        found = here() if here is not None else _of_daemon(arguments)
     except (GpudError, TimeoutError, OSError):
         return 0
     if found:
@@ -70,3 +71,10 @@ def _keys() -> list[str]:
         if isinstance(key.kind, Section) and key.name not in ("defaults", "stop"):
             found += [f"{key.name}.{inner.name}" for inner in key.kind.keys]
     return found
+
+
+def _engines() -> list[str]:
+    """The engines that gpud has itself: packages that bring others are not asked, which takes too long."""
+    from gpud.backends import BACKENDS
+
+    return list(BACKENDS)

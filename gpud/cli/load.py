@@ -22,6 +22,7 @@ EXAMPLES = (
     "gpudctl load --context 16384 --idle-timeout 1h qwen3-8b",
     "gpudctl load --no-evict tiny      # rather fail than unload another model",
     "gpudctl load --priority high --wait 10m big",
+    "gpudctl load --engine vllm --engine llama_server big",
     "gpudctl load --no-wait big        # say which job it is and return",
 )
 
@@ -44,6 +45,13 @@ def add_arguments(parser: Parser) -> None:
         type=patience,
         metavar="TIME",
         help="wait for memory at most this long (90s, 10m; 0: now or never), in place of the configured time",
+    )
+    parser.add_argument(
+        "--engine",
+        action="append",
+        default=[],
+        metavar="ENGINE",
+        help="only by this of its engines; may be given more than once, and the first that can does it",
     )
     parser.add_argument("--no-wait", action="store_true", help="return at once; the load goes on")
 
@@ -69,6 +77,8 @@ def options_of(arguments: Namespace) -> dict[str, Any]:
         options["priority"] = Variant("s", arguments.priority)
     if arguments.wait is not None:
         options["wait-usec"] = Variant("t", round(arguments.wait * 1e6))
+    if arguments.engine:
+        options["engines"] = Variant("as", arguments.engine)
     return options
 
 

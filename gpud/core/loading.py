@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from gpud.core import events
 from gpud.core.budget import describe
-from gpud.core.errors import BackendFailed, BudgetExceeded, Busy, GpudError, InvalidOption, NoSuchModel, ShuttingDown
+from gpud.core.engine_wish import check_served
+from gpud.core.errors import BackendFailed, BudgetExceeded, Busy, GpudError, NoSuchModel, ShuttingDown
 from gpud.core.events import Kind, Level
 from gpud.core.facts import (
     HOST,
@@ -119,12 +120,7 @@ class Loading:
         if not engines:
             return
         name, wanted = instance.model.name, " or ".join(engines)
-        known = [way.engine for way in (instance.model, *instance.model.alternatives)]
-        if not any(engine in known for engine in engines):
-            raise InvalidOption(
-                f'cannot load "{name}" with {wanted}: it is configured for {", ".join(known)}',
-                hint="name one of these, or add the other to its engines",
-            )
+        check_served(instance.model, engines)
         if instance.state in (State.LOADING, State.READY):
             current = instance.launchable().engine
             if current not in engines:

@@ -7,6 +7,7 @@ They check the arguments, ask who may, and call the engine. One function a metho
 import os
 from collections.abc import Awaitable, Callable, Mapping
 
+from gpud.core.engine_wish import engines_wished
 from gpud.core.errors import InvalidArguments, NoSuchHold, NoSuchJob
 from gpud.core.events import LoadOptions
 from gpud.core.facts import Caller, HoldStatus, session_owner
@@ -35,6 +36,7 @@ _LOAD_OPTIONS = {
     "evict": "b",
     "priority": "s",
     "wait-usec": "t",
+    "engines": "as",
 }
 _UNLOAD_OPTIONS = {"force": "b"}
 _INHIBITABLE = frozenset({"unload", "evict", "load", "game"})
@@ -116,6 +118,7 @@ class Methods:
                 evict=values.get("evict", True),
                 priority=None if priority is None else checked_priority(priority),
                 wait_s=None if wait_usec is None else checked_seconds("wait-usec", wait_usec),
+                engines=engines_wished(values.get("engines", ())),
             ),
         )
 

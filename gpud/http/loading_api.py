@@ -6,6 +6,7 @@ What may be changed for one load is its context and its priority; the rest is co
 import re
 from typing import Any
 
+from gpud.core.engine_wish import check_served, engines_wished
 from gpud.core.errors import InvalidArguments, InvalidOption, NoSuchJob, NoSuchModel
 from gpud.core.events import JobEnded, LoadOptions
 from gpud.core.facts import JobStatus, Model, State
@@ -95,7 +96,7 @@ class Loading:
     def _wish(self, exchange: Exchange, body: LoadBody) -> tuple[str, LoadOptions]:
         """The model, and what is asked of its load. Raises GpudError."""
         parts, params = self._parts, body.params or LoadParams()
-        engines = engines_of(parts, body.backend)
+        engines = _wished(parts, body)
         said = body.model or body.model_id
         name = model_of(exchange, parts, said, body.model_path)
         model = status_of(parts.engine, name).model
@@ -166,7 +167,7 @@ class Loading:
     async def _switch(self, exchange: Exchange) -> None:
         body = await asked(exchange, SwitchBody)
         parts, engine = self._parts, self._parts.engine
-        engines = engines_of(parts, body.backend)
+        engines = _wished(parts, body)
         name = model_of(exchange, parts, body.model or body.model_id, body.model_path)
         model = status_of(engine, name).model
         _check_backend(model, body.backend, engines)
@@ -339,8 +340,19 @@ def _job_location(job: int) -> tuple[str, str]:
     return "Location", f"/jobs/{job}"
 
 
+def _wished(parts: Parts, body: LoadBody | SwitchBody) -> tuple[str, ...]:
+    """The engines that are asked for. Raises GpudError."""
+    if not body.engines:
+        return engines_of(parts, body.backend)
+    if body.backend:
+        raise InvalidOption('both "backend" and "engines" are given', hint="say one of them")
+    return engines_wished(body.engines)
+
+
 def _check_backend(model: Model, backend: str, engines: tuple[str, ...]) -> None:
-    if engines and not serves(model, engines):
+    if not backend:
+        check_served(model, engines)
+    elif engines and not serves(model, engines):
         served = ", ".join(dict.fromkeys(backend_name(one.engine) for one in (model, *model.alternatives)))
         raise InvalidOption(f'"{model.name}" is not served by "{backend}"', hint=f"it is served by {served}")
 

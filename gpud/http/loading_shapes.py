@@ -19,13 +19,15 @@ class LoadParams(msgspec.Struct, forbid_unknown_fields=True):
 class LoadBody(msgspec.Struct, forbid_unknown_fields=True):
     """``model`` is a name or an alias, ``model_id`` a number or a name, ``model_path`` the file of a configured model.
     ``wait: false`` answers with the job at once; ``wait_seconds`` bounds the wait for memory; with ``evict: false``
-    nothing is unloaded for it.
+    nothing is unloaded for it. ``engines`` are the only ones of the model's that may serve it, in the order in which
+    they are tried; ``backend`` is one of them by the name that the ml-offload API has for it.
     """
 
     model: Name = ""
     model_id: int | Name | None = None
     model_path: Name = ""
     backend: Name = ""
+    engines: list[Name] = []
     priority: str | int | None = None
     gpu_layers: int | str | None = None
     params: LoadParams | None = None
@@ -83,9 +85,12 @@ class UnloadAnswer(msgspec.Struct):
 
 
 class SwitchBody(msgspec.Struct, forbid_unknown_fields=True):
-    """All other models of the backend go, then this one is loaded. Without a backend it is the model's."""
+    """All other models of the backend, or of the engines, go, then this one is loaded by it. Without either it is the
+    model's.
+    """
 
     backend: Name = ""
+    engines: list[Name] = []
     model: Name = ""
     model_id: int | Name | None = None
     model_path: Name = ""

@@ -63,6 +63,7 @@ _gpudctl() {
         --may) _gpudctl_words 'use manage' "$current" && return ;;
         --state) _gpudctl_words 'ready unloaded' "$current" && return ;;
         --priority) _gpudctl_words 'low normal high critical' "$current" && return ;;
+        --engine) _gpudctl_words "$(_gpudctl_ask engines)" "$current" && return ;;
         --gpu) _gpudctl_words "$(_gpudctl_ask gpus)" "$current" && return ;;
         --file | --config | --binary | --key-file | --output | --environment | --directory | --models)
             mapfile -t COMPREPLY < <(compgen -f -- "$current")
@@ -85,7 +86,7 @@ _gpudctl() {
         explain) options='--lines' ;;
         pull) options='--to --mmproj --revision --context --yes --force --url --key-file' ;;
         fetch) options='--sha256 --to --name --force' ;;
-        load) options='--context --idle-timeout --no-evict --priority --wait --no-wait' ;;
+        load) options='--context --idle-timeout --no-evict --priority --wait --engine --no-wait' ;;
         unload) options='--all --force --no-wait' ;;
         wait) options='--state --timeout' ;;
         run) options='--hold --vram --gpu --wait --priority --why --' ;;

@@ -99,6 +99,7 @@ complete -c gpudctl -n '__gpudctl_is run' -l vram -x -d 'Claim memory for the co
 complete -c gpudctl -n '__gpudctl_is run' -l gpu -x -a '(__gpudctl_ask gpus)' -d 'The GPU to claim it of'
 complete -c gpudctl -n '__gpudctl_is run load' -l wait -x -d 'Wait for memory at most this long'
 complete -c gpudctl -n '__gpudctl_is run load' -l priority -x -a 'low normal high critical' -d 'Whom to go before'
+complete -c gpudctl -n '__gpudctl_is load' -l engine -x -a '(__gpudctl_ask engines)' -d 'Only by this of its engines'
 complete -c gpudctl -n '__gpudctl_is run yield' -l why -x -d 'What others read about it'
 complete -c gpudctl -n '__gpudctl_is run; and contains -- -- (commandline -opc)' -F -a '(__fish_complete_command)'
 

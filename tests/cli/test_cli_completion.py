@@ -110,6 +110,7 @@ def test_commands_options_and_values(tmp_path: Path, words: object) -> None:
     assert set(words(place, "gpudctl lo")) == {"load", "log"}
     assert words(place, "gpudctl load ") == []
     assert words(place, "gpudctl load --no-e") == ["--no-evict"]
+    assert words(place, "gpudctl load --engine llama_s") == ["llama_server"]
     assert set(words(place, "gpudctl wait --state ")) == {"ready", "unloaded"}
     assert set(words(place, "gpudctl config ")) == {"check", "show"}
     assert "idle.timeout" in words(place, "gpudctl config show idle.")

@@ -235,7 +235,8 @@ def test_the_options_of_a_load_reach_the_bus(place: Place) -> None:
     async def work(stub: StubDaemon) -> None:
         stub.answers |= {"Load": reply("u", 1), "LoadWithOptions": reply("u", 2)}
         words = ("load", "--no-wait", "--context", "8192", "--idle-timeout", "10m", "--no-evict", "tiny")
-        await stub.gpudctl(place, *words, "--priority", "high", "--wait", "0")
+        engines = ("--engine", "vllm", "--engine", "llama_server")
+        await stub.gpudctl(place, *words, "--priority", "high", "--wait", "0", *engines)
         await stub.gpudctl(place, "load", "--no-wait", "tiny")
         (with_options, plain) = (body for name, body, _ in stub.calls if name.startswith("Load"))
         options = {key: (value.signature, value.value) for key, value in with_options[1].items()}
@@ -245,6 +246,7 @@ def test_the_options_of_a_load_reach_the_bus(place: Place) -> None:
             "evict": ("b", False),
             "priority": ("s", "high"),
             "wait-usec": ("t", 0),
+            "engines": ("as", ["vllm", "llama_server"]),
         }
         assert plain == ["tiny"]
 

@@ -51,11 +51,19 @@ def test_load_options_reach_the_engine_in_its_units(
                 "evict": ("b", False),
                 "priority": ("s", "high"),
                 "wait-usec": ("t", 0),
+                "engines": ("as", ["vllm", "llama_server", "vllm"]),
             }
             await client.call("LoadWithOptions", "sa{sv}", "tiny", options)
             await client.call("LoadWithOptions", "sa{sv}", "tiny", {})
             assert [call[3] for call in engine.asked("load")] == [
-                LoadOptions(idle_timeout_s=1.5, context=4096, evict=False, priority=Priority.HIGH, wait_s=0.0),
+                LoadOptions(
+                    idle_timeout_s=1.5,
+                    context=4096,
+                    evict=False,
+                    priority=Priority.HIGH,
+                    wait_s=0.0,
+                    engines=("vllm", "llama_server"),
+                ),
                 LoadOptions(),
             ]
 
@@ -69,6 +77,9 @@ def test_load_options_reach_the_engine_in_its_units(
         ({"hold": ("s", "yes")}, 'its type is "b"'),
         ({"context-size": ("t", 4096)}, 'its type is "u"'),
         ({"priority": ("s", "urgent")}, "it can be low, normal, high, critical"),
+        ({"engines": ("s", "vllm")}, 'its type is "as"'),
+        ({"engines": ("as", ["a b"])}, "engines has 'a b', which is no engine's name"),
+        ({"engines": ("as", [str(number) for number in range(9)])}, "engines names 9 engines, the limit is 8"),
     ],
 )
 def test_options_that_are_unknown_or_of_another_type_are_refused_with_what_is_allowed(

@@ -417,6 +417,7 @@ def test_status_has_everything_at_one_glance(run: Run, tmp_path: Path) -> None:
         {"model_id": "Alpha-8B"},
         {"model": "first", "priority": "medium"},
         {"model_id": 1, "backend": "fake", "priority": "high"},
+        {"model_id": 1, "engines": ["fake", "other"]},
         {"model_path": "/models/alpha.gguf"},
         {"model_path": "alpha.gguf", "backend": "fake", "gpu_layers": 22},
         {"model_id": 1, "params": {"context_length": 2048, "gpu_layers": 22, "flash_attention": True}},
@@ -454,6 +455,10 @@ def test_load_takes_a_number_a_name_or_a_path(run: Run, tmp_path: Path, body: di
         ({"model_path": "/other.gguf"}, 404, "model_not_found", "/other.gguf"),
         ({"model_id": 1, "backend": "docker"}, 400, "invalid_request", "docker"),
         ({"model_id": 1, "backend": "ollama"}, 400, "invalid_request", "served by fake"),
+        ({"model_id": 1, "engines": ["ollama"]}, 400, "invalid_request", "with ollama: it is configured for fake"),
+        ({"model_id": 1, "engines": ["a b"]}, 400, "invalid_request", "no engine's name"),
+        ({"model_id": 1, "engines": ["fake"], "backend": "fake"}, 400, "invalid_request", "say one of them"),
+        ({"model_id": 1, "engines": "fake"}, 400, "invalid_request", "engines"),
         ({"model_id": 1, "priority": "urgent"}, 400, "invalid_request", "urgent"),
         ({"model_id": 1, "gpu_layers": 3}, 400, "invalid_request", "layers: of the model"),
         ({"model_id": 1, "params": {"rope_freq_scale": 0.5}}, 400, "invalid_request", "rope_freq_scale"),
@@ -677,6 +682,24 @@ def test_switch_to_what_cannot_be_started_unloads_nobody(run: Run, tmp_path: Pat
             status, kind, message = (await found.ask("POST /switch", {"model": "Beta-1B"})).error
             assert (status, kind) == (500, "backend_error") and "there is no such file" in message
             assert state(found, "Alpha-8B") == "ready"
+
+    run(work())
+
+
+def test_switch_to_an_engine_that_does_not_serve_it_unloads_nobody(run: Run, tmp_path: Path) -> None:
+    """The words are those of a load; with one that does, those of that engine go."""
+
+    async def work() -> None:
+        async with house(tmp_path, A, B) as (found, _):
+            await loaded(found, "Alpha-8B")
+            status, kind, message = (
+                await found.ask("POST /switch", {"model": "Beta-1B", "engines": ["vllm", "tgi"]})
+            ).error
+            assert (status, kind) == (400, "invalid_request")
+            assert message.startswith('cannot load "Beta-1B" with vllm or tgi: it is configured for fake; name one')
+            assert state(found, "Alpha-8B") == "ready"
+            told = (await found.ask("POST /switch", {"model": "Beta-1B", "engines": ["fake"]})).value
+            assert (told["status"], told["unloaded"]) == ("switched", ["Alpha-8B"])
 
     run(work())
 

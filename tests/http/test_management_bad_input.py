@@ -25,6 +25,7 @@ FIELDS = (
     "model_id",
     "model_path",
     "backend",
+    "engines",
     "service",
     "priority",
     "gpu_layers",
