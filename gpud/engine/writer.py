@@ -37,6 +37,7 @@ from gpud.core.quote import Offer, Quote
 from gpud.core.scheduler import Scheduler
 from gpud.engine.clock import Clock, machine_slept_s
 from gpud.engine.downloads import Downloads
+from gpud.engine.ended import problem_of
 from gpud.engine.history import History
 from gpud.engine.library import Library
 from gpud.engine.programs import GivesWay
@@ -320,8 +321,8 @@ class Engine:
             except asyncio.CancelledError:
                 self._give_up(name, job)
                 raise
-            if ended.result is not JobResult.DONE:
-                raise ended.error or BackendFailed(ended.message)
+            if (problem := problem_of(ended)) is not None:
+                raise problem
             running = self._work.running.get(name)
             if running is not None and running.start.generation == ended.generation:
                 return running

@@ -7,10 +7,11 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from gpud.core.errors import BackendFailed, Busy, Canceled, GpudError, LimitsExceeded, NotLoaded, WaitedTooLong
+from gpud.core.errors import Busy, Canceled, GpudError, LimitsExceeded, NotLoaded
 from gpud.core.events import JobEnded, Kind, LoadOptions, Notice, Outcome
 from gpud.core.facts import Caller, JobResult, ModelStatus, State
 from gpud.engine import Engine
+from gpud.engine.ended import problem_of
 from gpud.http.shapes import HttpError
 
 JOBS_AT_ONCE = 64
@@ -47,15 +48,9 @@ async def load(engine: Engine, name: str, caller: Caller, options: LoadOptions) 
 
 async def ended_well(engine: Engine, job: int) -> JobEnded:
     ended = await engine.wait(job)
-    if ended.result is JobResult.DONE:
-        return ended
-    if ended.error is not None:
-        raise ended.error
-    if ended.result is JobResult.TIMEOUT:
-        raise WaitedTooLong(ended.message)
-    if ended.result in (JobResult.CANCELED, JobResult.SUPERSEDED):
-        raise Canceled(ended.message, hint="somebody else canceled or overtook it; ask again")
-    raise BackendFailed(ended.message)
+    if (problem := problem_of(ended)) is not None:
+        raise problem
+    return ended
 
 
 def check_jobs(engine: Engine, caller: Caller, more: int) -> None:

@@ -19,6 +19,8 @@ _HAND_OVER = """
 import os, sys
 given = [int(number) for number in sys.argv[1].split(",") if number]
 spare = [os.dup2(fd, 200 + index) for index, fd in enumerate(given)]
+for fd in given:
+    os.close(fd)
 for index, fd in enumerate(spare):
     os.dup2(fd, 3 + index)
     os.close(fd)

@@ -104,6 +104,27 @@ def test_an_engine_killed_while_it_loads_is_told_to_whoever_waits(place: Place, 
     daemon.aftermath()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_load_that_is_called_off_is_no_failure_of_the_engine(place: Place, doors: Doors, stream: bool) -> None:
+    """Somebody unloads the model while others wait for it: they are told by whom, and that they may ask again."""
+    gate = place.root / "gate"
+    place.configure({"tiny": talker(place, "--ready-when", str(gate)), "spare": engine()})
+    daemon = place.start()
+    told = []
+    with Together() as together:
+        together.start(lambda: told.append(doors.front.chat("tiny", stream=stream)))
+        settle(lambda: "tiny" in place.records(), "it loads")
+        settle(lambda: len(doors.management.ask("/jobs").value) == 1, "somebody waits for it")
+        assert daemon.unload("tiny").result == "done"
+    (one,) = told
+    assert b"before it was ready" in one.body and b"ask again" in one.body, one
+    if not stream or one.status != 200:
+        assert (one.status, one.error["type"], one.headers["retry-after"]) == (503, "canceled", "1")
+    gate.touch()
+    assert doors.front.chat("tiny").status == 200
+    daemon.aftermath()
+
+
 @pytest.mark.parametrize("do", ["garbage", "too-long"])
 def test_an_engine_that_does_not_speak_http_is_502(place: Place, doors: Doors, do: str) -> None:
     """Garbage is no answer; more than was promised is not passed on, and never becomes the next answer's beginning."""
