@@ -10,7 +10,8 @@ from pathlib import Path
 from gpud import __version__
 
 EPILOG = """\
-exit status: 0 stopped as asked; 75 another gpud runs; 78 the configuration is invalid; 1 anything else.
+exit status: 0 stopped as asked; 75 another gpud runs; 78 the configuration is invalid; 80 its engines are left to the
+next gpud (SIGUSR2); 1 anything else.
 Configuration: gpud.yaml(5). Talk to a running gpud with gpudctl(1).
 """
 

@@ -45,10 +45,11 @@ from gpud.webhook import Webhook
 
 log = logging.getLogger(__name__)
 
-# Exit statuses, after sysexits.h: the unit does not restart gpud for the first two.
+# Exit statuses, after sysexits.h: the unit does not restart gpud for the first two, and always for the last.
 EXIT_CONFIG = 78
 EXIT_TAKEN = 75
 EXIT_FAILED = 1
+EXIT_HANDED_OVER = 80
 
 LAST_WORDS_S = 2.0
 """Every engine has stopped: what is still being answered is that."""
@@ -57,6 +58,9 @@ SERVE_AGAIN_S = 5.0
 """After a defect has ended the service on the bus: soon enough for whoever waits, too seldom to flood the log."""
 
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+
+HAND_OVER = signal.SIGUSR2
+"""Until there is an answer to it, and to a gpud from before there was one, it is a crash: engines outlive that, too."""
 
 
 class Daemon:
@@ -78,6 +82,7 @@ class Daemon:
         self._watchdog: asyncio.TimerHandle | None = None
         self._started = False
         self._stop_asked = False
+        self._handing_over: asyncio.Task[None] | None = None
 
     # Life ------------------------------------------------------------------------------------------------------------
 
@@ -180,6 +185,7 @@ class Daemon:
         serving = asyncio.create_task(_keep_serving(service))
         living = asyncio.create_task(self._machine.run())
         self._ready()
+        self._loop.add_signal_handler(HAND_OVER, self._hand_over, service)
         self._engine.library.begin()
         try:
             await self._engine.finished()
@@ -245,6 +251,34 @@ class Daemon:
         if self._started:
             self._web.hand_over()
             self._engine.shutdown()
+
+    def _hand_over(self, service: Service) -> None:
+        if not self._fd_store.lasting:
+            log.warning(
+                "cannot leave the engines to another gpud: nobody keeps their pipes meanwhile; "
+                "as a service of systemd, with FileDescriptorStoreMax= as in gpud.service, it could"
+            )
+        elif not self._stop_asked and self._handing_over is None:
+            self._handing_over = self._loop.create_task(self._leave_the_engines(service))
+
+    async def _leave_the_engines(self, service: Service) -> None:
+        """End for the next gpud, of a newer version say, which takes the engines over as after a crash; but no answer
+        is cut before, and nothing that was learnt is lost.
+        """
+        self._notifier.status("leaving the engines to the next gpud")
+        self._web.hand_over()
+        try:
+            await self._web.close(self._config.limits.shutdown_drain_s)
+            if not self._stop_asked:
+                await service.close()
+        finally:
+            # Unless gpud was told meanwhile to end for good, which is under way then. What ends in order from here on
+            # would take the engines along.
+            if not self._stop_asked:
+                self._store.close()
+                self._journal.say(Level.INFO, "gpud has left its engines to the next gpud and ends")
+                self._journal.close()
+                os._exit(EXIT_HANDED_OVER)
 
     # Configuration ---------------------------------------------------------------------------------------------------
 
