@@ -4,9 +4,9 @@ Part of the composition root, as ``daemon``: it wires the two, and decides nothi
 """
 
 import asyncio
+import itertools
 import logging
 import os
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -21,51 +21,25 @@ from gpud.dbus.upower import UPower
 from gpud.engine import Engine
 from gpud.power import on_battery
 from gpud.programs import OtherPrograms
+from gpud.trial import NVIDIA, Trial
 
 log = logging.getLogger(__name__)
 
-NVIDIA = Path("/proc/driver/nvidia")
+TRY_AGAIN_S = (1.0, 3.0)
+"""Between the first tries: right after a sleep a driver may not be ready yet. Loads are refused meanwhile."""
 
-PROBE_S = 10.0
-"""For one try to use the GPUs. Waking one takes 3 s; a process that hangs in the driver hangs for ever."""
-
-PROBE_AGAIN_S = (1.0, 3.0)
-"""Between the tries: right after a sleep a driver may not be ready yet. Loads are refused meanwhile."""
+TRY_LATER_S = (5.0, 15.0, 60.0, 300.0)
+"""Once the GPUs have been found not to work, as long as they do not; the last one again and again. Whoever mends them
+need not tell gpud, and each try is one short process.
+"""
 
 CURE = (
-    "end every program that uses the GPU, then as root: rmmod nvidia_uvm && modprobe nvidia_uvm, and systemctl reload "
-    "gpud; gpud-uvm-reload.service does that after each sleep; if it does not help, restart the machine"
+    "end every program that uses the GPU, then as root: rmmod nvidia_uvm && modprobe nvidia_uvm; gpud tries them again "
+    "by itself, at once after systemctl reload gpud. gpud-uvm-reload.service does all that after each sleep. If it "
+    "does not help, restart the machine"
 )
 
-Probe = Callable[[], Awaitable[str]]
-
-
-async def probe_gpus(nvidia: Path = NVIDIA) -> str:
-    """Why NVIDIA's GPUs cannot be used, by a fresh process; empty where they can, or there is none."""
-    if not await asyncio.to_thread(nvidia.exists):
-        return ""
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "gpud.gpus.probe",
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        async with asyncio.timeout(PROBE_S):
-            said, _ = await child.communicate()
-    except TimeoutError:
-        child.kill()
-        # In the kernel it cannot be killed, and is not waited for.
-        return f"a process that uses the GPUs hangs for {PROBE_S:g} s"
-    except asyncio.CancelledError:
-        child.kill()
-        raise
-    if child.returncode == 0:
-        return ""
-    lines = said.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"a process that uses the GPUs ends with status {child.returncode}"
+Try = Callable[[], Awaitable[str]]
 
 
 def loses_memory(nvidia: Path = NVIDIA) -> str:
@@ -109,13 +83,19 @@ class Machine:
         engine: Engine,
         config: Callable[[], Config],
         *,
-        probe: Probe = probe_gpus,
+        try_gpus: Try | None = None,
+        try_again_s: Sequence[float] = TRY_AGAIN_S,
+        try_later_s: Sequence[float] = TRY_LATER_S,
         address: str | None = None,
         library: str | None = None,
     ) -> None:
         self._engine = engine
         self._config = config
-        self._probe = probe
+        self._try_gpus = try_gpus or Trial()
+        self._try_again_s = try_again_s
+        self._try_later_s = try_later_s
+        self._lost = ""
+        self._away = False
         self._loop = asyncio.get_running_loop()
         self._login1 = Login1(self)
         self._battery: bool | None = None
@@ -143,12 +123,14 @@ class Machine:
         """The configuration is another one; and whoever reloads gpud may have mended the GPUs."""
         if self._all_idle:
             self.sessions_idle(idle=True)
-        if self._engine.snapshot().degraded == "gpu-unavailable":
-            self._check(tries=1, awake=False)
+        # Right after a sleep they are being tried, and loads wait for what comes of it.
+        if self._lost and not self._away:
+            self._check(awake=False)
 
     # Sleep, as logind tells it
 
     async def prepare(self, what: str, within_s: float) -> None:
+        self._away = True
         self._stop_checks()
         keep = what == "sleep" and self._config().suspend.policy == "keep"
         lost = {}
@@ -158,14 +140,17 @@ class Machine:
         await self._engine.suspend(within_s, shutdown=what == "shutdown", keep=keep, lost=lost)
 
     def over(self, what: str) -> None:
-        if what == "shutdown":
-            self._engine.woke_up()
+        if what == "sleep":
+            self._away = True
+            self._check(awake=True)
         else:
-            self._check(tries=1 + len(PROBE_AGAIN_S), awake=True)
+            self._tell(self._lost, restore=True)
+            if self._lost:
+                self._check(awake=False)
 
-    def _check(self, *, tries: int, awake: bool) -> None:
+    def _check(self, *, awake: bool) -> None:
         self._stop_checks()
-        task = asyncio.ensure_future(self._check_gpus(tries, awake=awake))
+        task = asyncio.ensure_future(self._check_gpus(awake=awake))
         self._checks.add(task)
         task.add_done_callback(self._checks.discard)
 
@@ -173,22 +158,36 @@ class Machine:
         for task in self._checks:
             task.cancel()
 
-    async def _check_gpus(self, tries: int, *, awake: bool) -> None:
-        found = ""
-        for left in range(tries, 0, -1):
-            try:
-                found = await self._probe()
-            except OSError as problem:
-                # Nothing is known of the GPUs: models show whether they work.
-                log.warning("cannot try whether the GPUs work: %s", problem.strerror)
-                found = ""
-            if not found or left == 1:
+    async def _check_gpus(self, *, awake: bool) -> None:
+        """Ends when the GPUs work. ``awake``: nothing is loaded before that is known, so it is told soon."""
+        found = await self._found()
+        if awake:
+            for pause_s in self._try_again_s:
+                if not found:
+                    break
+                await asyncio.sleep(pause_s)
+                found = await self._found()
+            self._tell(found, restore=self._config().suspend.restore)
+        for pause_s in itertools.chain(self._try_later_s, itertools.repeat(self._try_later_s[-1])):
+            if not found:
                 break
-            await asyncio.sleep(PROBE_AGAIN_S[tries - left])
-        if awake or not found:
-            text = f"the GPUs cannot be used since the machine woke up: {found}" if found else ""
-            restore = self._config().suspend.restore
-            self._engine.woke_up(restore=restore, problem=text, hint=CURE if text else "")
+            await asyncio.sleep(pause_s)
+            found = await self._found()
+        if self._lost:
+            self._tell("", restore=self._config().suspend.restore)
+
+    async def _found(self) -> str:
+        try:
+            return await self._try_gpus()
+        except OSError as problem:
+            # Nothing more is known of the GPUs than before.
+            log.warning("cannot try whether the GPUs work: %s", problem.strerror)
+            return self._lost
+
+    def _tell(self, found: str, *, restore: bool) -> None:
+        self._lost, self._away = found, False
+        text = f"the GPUs cannot be used since the machine woke up: {found}" if found else ""
+        self._engine.woke_up(restore=restore, problem=text, hint=CURE if text else "")
 
     # Sessions, as logind tells it
 

@@ -10,7 +10,8 @@ import pytest
 TOP = Path(__file__).resolve().parent.parent
 PACKAGE = TOP / "gpud"
 
-ADAPTERS = {"gpus", "catalog", "backends", "processes", "store", "systemd", "power", "pagecache", "programs", "shells"}
+ADAPTERS = {"gpus", "catalog", "backends", "processes", "store", "systemd", "shells"}
+ADAPTERS |= {"power", "pagecache", "programs", "trial"}
 EDGES = {"dbus", "http", "webhook"}
 
 # What each room may import of gpud, beyond itself, core and the package's own version.
@@ -39,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shelves": {"config", "engine"},
     "web": {"config", "engine", "http"},
     # What happens to the machine, told on the system bus, becomes the engine's.
-    "machine": {"config", "engine", "dbus", "power", "programs"},
+    "machine": {"config", "engine", "dbus", "power", "programs", "trial"},
     # Units with old names: what they stand for is the engine's, and how they are noticed is inotify's.
     "facades": {"engine", "catalog"},
     "daemon": {"config", "log", "engine", "directories", "engines", "facades", "machine", "shelves", "web"}

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,10 +12,15 @@ from typing import Any
 
 import fake_nvml
 import pytest
+from fake_cuda import FakeCuda
 from fake_nvml import FakeGpu
 
-from gpud.machine import loses_memory, probe_gpus
+from gpud import config
+from gpud.config import Config
+from gpud.core.facts import Caller
+from gpud.machine import Machine, loses_memory
 from gpud.programs import OtherPrograms
+from gpud.trial import Trial
 
 Run = Callable[..., Any]
 
@@ -61,9 +68,254 @@ def test_a_gpu_that_does_not_answer_is_told_with_the_drivers_word(tmp_path: Path
     assert done.stdout.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("function", "code", "told"),
+    [
+        ("cuInit", 999, "CUDA cannot be started: CUDA_ERROR_UNKNOWN (999)"),
+        ("cuDeviceGetCount", 3, "CUDA cannot count its GPUs: error 3"),
+        ("cuDeviceGet", 999, "GPU 0 cannot be found by CUDA: CUDA_ERROR_UNKNOWN (999)"),
+        ("cuDevicePrimaryCtxRetain", 2, "GPU 0 cannot be opened by CUDA: CUDA_ERROR_OUT_OF_MEMORY (2)"),
+        ("cuCtxSetCurrent", 999, "GPU 0 cannot be opened by CUDA: CUDA_ERROR_UNKNOWN (999)"),
+        ("cuMemAlloc_v2", 2, "GPU 0 cannot be given memory by CUDA: CUDA_ERROR_OUT_OF_MEMORY (2)"),
+        ("cuMemFree_v2", 999, "GPU 0 cannot be given memory back by CUDA: CUDA_ERROR_UNKNOWN (999)"),
+        ("cuDevicePrimaryCtxRelease_v2", 999, "GPU 0 cannot be closed by CUDA: CUDA_ERROR_UNKNOWN (999)"),
+        ("cuInit", 100, ""),
+        ("none", 0, ""),
+    ],
+)
+def test_each_step_of_cuda_is_tried(tmp_path: Path, function: str, code: int, told: str) -> None:
+    """The driver may answer although CUDA does not work. No GPU for it (100) is no failure."""
+    fake_nvml.write_config(tmp_path / "gpus.conf", [FakeGpu()])
+    cuda = FakeCuda(tmp_path / "cuda")
+    cuda.fail(function, code)
+    environment = cuda.environment({**os.environ, **fake_nvml.environment(tmp_path / "gpus.conf")})
+    command = [sys.executable, "-m", "gpud.gpus.probe"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.strip()) == (int(bool(told)), told), done.stderr
+
+
+# The try, and what it comes to ---------------------------------------------------------------------------------------
+
+
 def test_a_machine_without_the_driver_is_not_tried(tmp_path: Path, run: Run) -> None:
     """No process is started for it."""
-    assert run(probe_gpus(tmp_path / "none")) == ""
+    assert run(Trial(tmp_path / "none", ["/nonexistent"])()) == ""
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("exit 0", ""),
+        ("echo all is well; exit 0", ""),
+        ("echo one; echo two; exit 1", "two"),
+        ("exit 7", "a process that uses the GPUs ends with status 7"),
+        ("kill -SEGV $$", f"a process that uses the GPUs ends with status {-signal.SIGSEGV}"),
+    ],
+)
+def test_what_a_try_comes_to(tmp_path: Path, run: Run, program: str, told: str) -> None:
+    """Its last line says why; a driver may also crash whoever uses it."""
+    assert run(Trial(tmp_path, ["sh", "-c", program])()) == told
+
+
+def test_a_try_that_hangs_in_the_driver_is_the_last_until_it_has_ended(tmp_path: Path, run: Run) -> None:
+    """What cannot be killed is not waited for, and no second one is put beside it."""
+
+    async def work() -> None:
+        trial = Trial(tmp_path, [str(tmp_path / "program")], within_s=0.3)
+        (tmp_path / "program").write_text(f"#!/bin/sh\necho $$ >>{tmp_path}/started\nexec sleep 600\n")
+        (tmp_path / "program").chmod(0o755)
+        assert await trial() == "a process that uses the GPUs hangs for 0.3 s"
+        # One in the kernel lives on after the kill: here, whoever is told of its end is told late.
+        (pid,) = map(int, (tmp_path / "started").read_text().split())
+        if told := await trial():
+            assert re.fullmatch(rf"process {pid}, which tried them, hangs in the driver since \d+ s", told)
+        (tmp_path / "program").write_text("#!/bin/sh\n")
+        async with asyncio.timeout(30):
+            while await trial():
+                await asyncio.sleep(0)
+        assert (tmp_path / "started").read_text().split() == [str(pid)]
+
+    run(work())
+
+
+class Told:
+    """An engine that only notes what it is told of the machine."""
+
+    def __init__(self) -> None:
+        self.woken: list[tuple[bool, str, str]] = []
+        self.unloaded: list[str] = []
+        self.suspended: list[dict[str, Any]] = []
+        self.news = asyncio.Event()
+
+    async def suspend(self, within_s: float, **how: Any) -> None:
+        self.suspended.append(how)
+
+    def woke_up(self, *, restore: bool = True, problem: str = "", hint: str = "") -> None:
+        self.woken.append((restore, problem, hint))
+        self.news.set()
+
+    def unload(self, name: str, caller: Caller) -> None:
+        self.unloaded.append(caller.label)
+        self.news.set()
+
+    async def until(self, reached: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not reached():
+                self.news.clear()
+                await self.news.wait()
+
+
+class Gpus:
+    """Each try gives the next answer; the last one again and again. None: no process can be started."""
+
+    def __init__(self, *answers: str | None) -> None:
+        self.answers = list(answers)
+        self.tries = 0
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+
+    async def __call__(self) -> str:
+        self.tries += 1
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        await self.may_answer.wait()
+        if answer is None:
+            raise OSError(11, "Resource temporarily unavailable")
+        return answer
+
+
+def machine(engine: Told, gpus: Gpus, settings: Config | None = None) -> Machine:
+    found = settings or config.parse("", "x")
+    return Machine(
+        engine,  # type: ignore[arg-type]
+        lambda: found,
+        try_gpus=gpus,
+        try_again_s=(0.0, 0.0),
+        try_later_s=(0.0,),
+        address="unix:path=/nonexistent",
+    )
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_gpus_are_tried_three_times_before_anything_is_said(run: Run, bad: int) -> None:
+    """Whichever of the three works: the machine is awake, and nothing was wrong."""
+
+    async def work() -> None:
+        engine, gpus = Told(), Gpus(*["lost"] * bad, "")
+        machine(engine, gpus).over("sleep")
+        await engine.until(lambda: bool(engine.woken))
+        assert (engine.woken, gpus.tries) == ([(True, "", "")], bad + 1)
+
+    run(work())
+
+
+def test_gpus_that_do_not_work_are_tried_until_they_do(run: Run) -> None:
+    """Told once that they do not, with the cure, and once that they do; then nobody tries any more."""
+
+    async def work() -> None:
+        engine, gpus = Told(), Gpus(*["lost"] * 20, None, "lost", "")
+        machine(engine, gpus).over("sleep")
+        await engine.until(lambda: len(engine.woken) == 2)
+        (restore, problem, hint), over = engine.woken
+        assert (restore, problem) == (True, "the GPUs cannot be used since the machine woke up: lost")
+        assert "modprobe nvidia_uvm" in hint and "tries them again by itself" in hint
+        assert over == (True, "", "")
+        assert gpus.tries == 23
+
+    run(work())
+
+
+def test_where_no_process_can_be_started_nothing_is_said_of_the_gpus(run: Run) -> None:
+    """Models show whether they work."""
+
+    async def work() -> None:
+        engine = Told()
+        machine(engine, Gpus(None)).over("sleep")
+        await engine.until(lambda: bool(engine.woken))
+        assert engine.woken == [(True, "", "")]
+
+    run(work())
+
+
+def test_a_reload_right_after_the_waking_does_not_take_its_end_away(run: Run) -> None:
+    """The engine waits for that, also when an earlier sleep had ended badly."""
+
+    async def work() -> None:
+        engine, gpus = Told(), Gpus("lost", "lost", "lost", "lost", "")
+        made = machine(engine, gpus)
+        made.over("sleep")
+        await engine.until(lambda: len(engine.woken) == 1)
+        await made.prepare("sleep", 4.0)
+        gpus.answers = [""]
+        gpus.may_answer.clear()
+        made.over("sleep")
+        made.reconfigured()
+        gpus.may_answer.set()
+        await engine.until(lambda: len(engine.woken) == 2)
+        assert engine.woken[1] == (True, "", "")
+
+    run(work())
+
+
+def test_a_shutdown_that_is_called_off_mends_no_gpu(run: Run) -> None:
+    """What was known of them holds, and everything else comes back whatever becomes of a sleep."""
+
+    async def work() -> None:
+        engine, gpus = Told(), Gpus("lost")
+        settings = config.parse("suspend: {restore: false}", "x")
+        made = machine(engine, gpus, settings)
+        made.over("sleep")
+        await engine.until(lambda: len(engine.woken) == 1)
+        await made.prepare("shutdown", 4.0)
+        made.over("shutdown")
+        assert [woken[0] for woken in engine.woken] == [False, True]
+        assert engine.woken[0][1:] == engine.woken[1][1:]
+        gpus.answers = [""]
+        await engine.until(lambda: len(engine.woken) == 3)
+        assert engine.woken[2] == (False, "", "")
+
+    run(work())
+
+
+def test_a_sleep_ends_the_tries(run: Run) -> None:
+    """What they would find would be told into it."""
+
+    async def work() -> None:
+        engine, gpus = Told(), Gpus("lost")
+        made = machine(engine, gpus)
+        made.over("sleep")
+        await engine.until(lambda: len(engine.woken) == 1)
+        await made.prepare("sleep", 4.0)
+        gpus.answers = [""]
+        before = gpus.tries
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert (len(engine.woken), gpus.tries) == (1, before)
+
+    run(work())
+
+
+def test_what_sessions_do_is_nobodys_business_unless_that_is_configured(run: Run) -> None:
+    """Each of the three is off by default; what is unloaded says why."""
+
+    async def work() -> None:
+        silent, engine = Told(), Told()
+        for made in (machine(silent, Gpus("")),):
+            made.sessions_idle(idle=True)
+            made.locked()
+            made.logged_out()
+        assert silent.unloaded == []
+        settings = config.parse("idle: {sessions_idle: 0.1, locked: true, logged_out: true}", "x")
+        made = machine(engine, Gpus(""), settings)
+        made.locked()
+        made.logged_out()
+        assert engine.unloaded == ["gpud (a session was locked)", "gpud (the last user has logged out)"]
+        made.sessions_idle(idle=True)
+        made.sessions_idle(idle=False)
+        made.sessions_idle(idle=True)
+        await engine.until(lambda: len(engine.unloaded) == 3)
+        assert engine.unloaded[2] == "gpud (sessions idle for 0.1 s)"
+
+    run(work())
 
 
 def process(path: Path, pid: int, name: str, *command: str) -> None:

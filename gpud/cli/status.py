@@ -97,8 +97,10 @@ def everything(status: dict[str, Any], bus: str, output: Output) -> list[str]:
     state = output.paint(status["State"], "bold")
     lines = [f"gpud {status['Version']} on the {bus}: {state}"]
     if degraded := status["Degraded"]:
-        words = DEGRADED.get(degraded, "something is wrong")
+        words = status.get("DegradedText") or DEGRADED.get(degraded, "something is wrong")
         lines.append(output.paint(f"degraded: {degraded} ({words})", "red"))
+        if hint := status.get("DegradedHint"):
+            lines.append(hint)
     if given := status.get("Yielded"):
         lines.append(output.paint(yielded(given), "yellow"))
     lines += ["", *models(status["Models"], output)]

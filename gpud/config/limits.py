@@ -40,6 +40,7 @@ def limits(top: Given, reading: Reading) -> Limits:
         alert_percent=gpu["alert_percent"] or None,
         external_busy_bytes=None if busy_mib is None else busy_mib << 20,
         loads_during_game=LoadsMeanwhile(top.section("give_way")["loads"]),
+        loads_without_gpu=LoadsMeanwhile(top.section("suspend")["without_gpu"]),
         battery_idle_s=top.section("idle")["timeout_on_battery"],
     )
 

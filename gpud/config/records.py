@@ -69,10 +69,13 @@ class IdleConfig:
 
 @dataclass(frozen=True, slots=True)
 class SuspendConfig:
-    """What becomes of loaded models when the machine sleeps: ``unload`` or ``keep``."""
+    """What becomes of loaded models when the machine sleeps: ``unload`` or ``keep``; and of loads while no GPU can be
+    used afterwards: ``refuse`` or ``cpu``.
+    """
 
     policy: str = "unload"
     restore: bool = True
+    without_gpu: str = "refuse"
 
 
 @dataclass(frozen=True, slots=True)

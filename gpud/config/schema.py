@@ -630,6 +630,14 @@ SUSPEND = Section(
             also=("models", "mode"),
         ),
         Key("restore", Flag(), "Load again what was unloaded for the sleep.", "true", also=("resume", "reload")),
+        Key(
+            "without_gpu",
+            Choice(("refuse", "cpu")),
+            "What becomes of a load for a GPU when none can be used since the machine woke up: it is refused, or runs "
+            "on the processor this time.",
+            "refuse",
+            also=("gpu_lost", "loads"),
+        ),
     )
 )
 

@@ -198,7 +198,7 @@ class SessionLimits:
 
 
 class LoadsMeanwhile(StrEnum):
-    """What becomes of a load while a game has the GPUs."""
+    """What becomes of a load while a game has the GPUs, or none can be used."""
 
     WAIT = "wait"
     CPU = "cpu"
@@ -211,8 +211,9 @@ class Limits:
 
     Every ``watch_s`` the devices are looked at while something is loaded; 0: only when something happens. An alert is
     given at ``alert_percent`` of a device, None: never. Nothing is loaded on a GPU of which other programs hold
-    ``external_busy_bytes``. ``loads_during_game`` are those for a GPU. On battery a model may be idle for
-    ``battery_idle_s`` at most; None: as long as otherwise.
+    ``external_busy_bytes``. ``loads_during_game`` are those for a GPU, as are ``loads_without_gpu``, of GPUs that did
+    not wake up with the machine: they do not wait. On battery a model may be idle for ``battery_idle_s`` at most; None:
+    as long as otherwise.
     """
 
     gpu: BudgetLimits = field(default_factory=lambda: BudgetLimits(reserve_bytes=256 << 20))
@@ -230,6 +231,7 @@ class Limits:
     alert_percent: float | None = 90.0
     external_busy_bytes: int | None = None
     loads_during_game: LoadsMeanwhile = LoadsMeanwhile.WAIT
+    loads_without_gpu: LoadsMeanwhile = LoadsMeanwhile.REFUSE
     battery_idle_s: float | None = None
 
 
@@ -547,7 +549,9 @@ class HoldStatus:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that can be seen of gpud at one moment."""
+    """Everything that can be seen of gpud at one moment. ``degraded_text`` and ``degraded_hint`` say in sentences what
+    the word ``degraded`` means this time, and what to do about it.
+    """
 
     now_s: float
     state: str
@@ -562,3 +566,5 @@ class Snapshot:
     queue: tuple[QueueStatus, ...] = ()
     yielded: YieldStatus | None = None
     sessions: tuple[SessionStatus, ...] = ()
+    degraded_text: str = ""
+    degraded_hint: str = ""

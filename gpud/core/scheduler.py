@@ -221,6 +221,10 @@ class Scheduler:
         """Why no GPU can be used since the machine woke up, or nothing."""
         return self._sleeping.problem
 
+    def gpu_problem_hint(self) -> str:
+        """What to do about it."""
+        return self._sleeping.hint
+
     def given_away(self) -> str:
         """Why nothing is loaded on the GPUs now, or nothing."""
         return self._yielding.reason()
@@ -437,6 +441,7 @@ class Scheduler:
         if self._table.look:
             self._table.look = False
             self._yielding.place()
+            self._sleeping.place()
             if self._table.somebody_could_be_served():
                 self._table.sample()
         engines = bool(self._table.with_engine())

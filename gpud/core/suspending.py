@@ -3,7 +3,7 @@
 from gpud.core import events
 from gpud.core.errors import GpuUnavailable, ShuttingDown, Suspending
 from gpud.core.events import Kind, Level, Notice
-from gpud.core.facts import JobResult, State, Suspension
+from gpud.core.facts import HOST, JobResult, LoadsMeanwhile, Model, State, Suspension
 from gpud.core.instance import Instance
 from gpud.core.leaving import Leaving
 from gpud.core.lifecycle import Trigger
@@ -25,7 +25,7 @@ WHY = {True: "shutdown", False: "suspend"}
 class Sleeping:
     """Empties the machine within a bound, refuses what comes meanwhile, and has it back afterwards.
 
-    ``problem`` says why no GPU can be used since the machine woke up.
+    ``problem`` says why no GPU can be used since the machine woke up, and ``hint`` what to do about it.
     """
 
     def __init__(self, table: Table, leaving: Leaving, yielding: Yielding) -> None:
@@ -37,7 +37,7 @@ class Sleeping:
         self._keeps: set[str] = set()
         self._kill_at_s: float | None = None
         self.problem = ""
-        self._hint = ""
+        self.hint = ""
 
     def asked(self, event: events.SuspendAsked) -> None:
         """A second one, without a waking between, only sets the bound anew."""
@@ -75,7 +75,7 @@ class Sleeping:
         was, self._table.suspended = self._table.suspended, None
         self._kill_at_s = None
         self._keeps = set()
-        had_problem, self.problem, self._hint = self.problem, event.problem, event.hint
+        had_problem, self.problem, self.hint = self.problem, event.problem, event.hint
         if not event.restore:
             self._back.clear()
         back = [self._table.instances[name] for name in self._back if name in self._table.instances]
@@ -116,8 +116,16 @@ class Sleeping:
         name, suspended = instance.model.name, self._table.suspended
         if suspended is not None and instance.state is not State.READY:
             raise self._refusal(name, suspended)
-        if self.problem and self._yielding.concerns(instance.model) and instance.state is not State.READY:
-            raise GpuUnavailable(f'cannot load "{name}": {self.problem}', hint=self._hint)
+        refused = self._table.limits.loads_without_gpu is not LoadsMeanwhile.CPU
+        if self.problem and refused and _needs_gpu(instance.model) and instance.state is not State.READY:
+            raise GpuUnavailable(f'cannot load "{name}": {self.problem}', hint=self.hint)
+
+    def place(self) -> None:
+        """Of those who wait, say who does without a GPU because none can be used."""
+        if self.problem and self._table.limits.loads_without_gpu is LoadsMeanwhile.CPU:
+            for entry in self._table.waiting():
+                if isinstance(entry, Instance) and not entry.state.has_engine() and _needs_gpu(entry.model):
+                    entry.off_gpu = True
 
     def deadlines(self) -> list[float]:
         return [] if self._kill_at_s is None or not self._engines() else [self._kill_at_s]
@@ -195,7 +203,7 @@ class Sleeping:
 
     def _bring_back(self, instance: Instance) -> bool:
         name = instance.model.name
-        if self._table.closing or (self.problem and self._yielding.concerns(instance.model)):
+        if self._table.closing or (self.problem and _needs_gpu(instance.model)):
             return False
         del self._back[name]
         if instance.state in (State.LOADING, State.READY, State.FAILED) or instance.removed:
@@ -222,6 +230,11 @@ class Sleeping:
         else:
             when = "sleeps, or has just woken up and looks whether its GPUs work"
         return Suspending(f'cannot load "{name}": the machine {when}', hint="ask again once the machine is awake")
+
+
+def _needs_gpu(model: Model) -> bool:
+    """Also where no GPU is seen: its driver may be what does not answer."""
+    return model.gpu != HOST and model.settings.layers != "0"
 
 
 def _models(count: int) -> str:

@@ -419,6 +419,8 @@ def property_values(snapshot: Snapshot, clock: WallClock, version: str, models: 
 def status_values(snapshot: Snapshot, clock: WallClock, version: str, models: Sequence[Record]) -> dict[str, Any]:
     """The answer to Status: the properties, the devices and the jobs."""
     return property_values(snapshot, clock, version, models) | {
+        "DegradedText": text(snapshot.degraded_text),
+        "DegradedHint": text(snapshot.degraded_hint),
         "Gpus": records([gpu_record(status) for status in snapshot.gpus]),
         "Jobs": records([job_record(status, clock) for status in snapshot.jobs]),
         "Sessions": records([session_record(status, snapshot, clock) for status in snapshot.sessions]),

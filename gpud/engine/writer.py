@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from difflib import get_close_matches
@@ -22,6 +22,7 @@ from gpud.core.facts import (
     Caller,
     ClaimStatus,
     Endpoint,
+    GpuStatus,
     JobResult,
     JobStatus,
     Limits,
@@ -668,12 +669,7 @@ class Engine:
                 pids = tuple(sorted(self._scheduler.pids_of(status.model.name) or running.runner.pids()))
                 models.append(replace(status, endpoint=running.runner.endpoint, pids=pids))
         gpus = self._scheduler.gpu_statuses()
-        if self._scheduler.gpu_problem() or any(gpu.sample.health for gpu in gpus):
-            degraded = "gpu-unavailable"
-        elif self._store.problem:
-            degraded = "state-not-kept"
-        else:
-            degraded = ""
+        degraded, text, hint = self._degraded(gpus)
         states = {model.state for model in models}
         if self._scheduler.suspended() is not None:
             state = "suspending"
@@ -693,6 +689,8 @@ class Engine:
             now_s=0.0,
             state=state,
             degraded=degraded,
+            degraded_text=text,
+            degraded_hint=hint,
             models=tuple(models),
             gpus=gpus,
             jobs=self._job_statuses(),
@@ -704,6 +702,17 @@ class Engine:
             yielded=self._scheduler.yield_status(),
             sessions=self._scheduler.session_statuses(),
         )
+
+    def _degraded(self, gpus: Sequence[GpuStatus]) -> tuple[str, str, str]:
+        """What gpud lacks: in a word, in a sentence, and what to do about it."""
+        if problem := self._scheduler.gpu_problem():
+            return "gpu-unavailable", problem, self._scheduler.gpu_problem_hint()
+        for gpu in gpus:
+            if gpu.sample.health:
+                return "gpu-unavailable", f"{gpu.sample.name}: {gpu.sample.health}", ""
+        if self._store.problem:
+            return "state-not-kept", self._store.problem, ""
+        return "", "", ""
 
 
 class _Use(AbstractAsyncContextManager[Endpoint]):

@@ -172,6 +172,8 @@ class Admin:
                 [one.model.name for one in loaded],
                 int(self._parts.uptime_s),
                 snapshot.version,
+                snapshot.degraded_text,
+                snapshot.degraded_hint,
             )
         )
 

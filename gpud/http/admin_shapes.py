@@ -8,7 +8,9 @@ from gpud.http.own import Name
 
 
 class Health(msgspec.Struct):
-    """``status`` is ok whenever gpud answers; ``state`` is what it does, ``degraded`` what it lacks (else empty)."""
+    """``status`` is ok whenever gpud answers; ``state`` is what it does, ``degraded`` what it lacks (else empty), with
+    a sentence about it in ``reason`` and what to do in ``hint``.
+    """
 
     status: str
     state: str
@@ -16,6 +18,8 @@ class Health(msgspec.Struct):
     loaded_models: list[str]
     uptime: int
     version: str
+    reason: str
+    hint: str
 
 
 class AdminUnloadBody(msgspec.Struct, forbid_unknown_fields=True):

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from gpud.core import events
 from gpud.core.errors import GpuUnavailable, ShuttingDown, Suspending
 from gpud.core.events import Action, Kind
-from gpud.core.facts import HOST, JobResult, State
+from gpud.core.facts import HOST, BudgetLimits, JobResult, Limits, LoadsMeanwhile, State
 
-from .world import ALICE, BOB, GIB, World, model
+from .world import ALICE, BOB, GIB, GPU, World, model
 
 WITHIN_S = 4.0
 
@@ -269,6 +269,46 @@ def test_a_gpu_that_did_not_wake_up_is_said_and_what_needs_none_goes_on() -> Non
     wake(w)
     assert w.state("a") is State.READY
     assert w.notices(Kind.WOKE_UP)[-1].message == "The GPUs can be used again; a is loaded again"
+
+
+def test_a_driver_that_shows_no_gpu_any_more_keeps_nobody_else_away() -> None:
+    """What needs no GPU is loaded although only the machine's own memory is seen; the rest comes back with the GPU."""
+    w = Machine({"a": model("a"), "h": model("h", gpu=HOST)}, {"a": 2 * GIB, "h": GIB})
+    w.load("a")
+    w.load("h")
+    w.settle()
+    gpus, w.gpus = w.gpus, {}
+    sleep(w)
+    wake(w, problem="the driver does not answer")
+    assert w.state("h") is State.READY
+    with pytest.raises(GpuUnavailable, match="the driver does not answer"):
+        w.load("a")
+    w.gpus = gpus
+    wake(w)
+    assert w.state("a") is State.READY
+
+
+def test_without_a_gpu_loads_run_on_the_processor_where_that_is_configured() -> None:
+    """Those that somebody asks for; what was loaded on the GPU waits for it, and the next load has it again."""
+    limits = Limits(gpu=BudgetLimits(), host=BudgetLimits(), loads_without_gpu=LoadsMeanwhile.CPU)
+    w = machine("a", "b", limits=limits)
+    w.load("b")
+    w.settle()
+    sleep(w)
+    wake(w, problem="the GPUs do not answer")
+    job = w.load("a")
+    w.settle()
+    assert w.result(job) is JobResult.DONE
+    assert [share.device for share in w.last_launch("a").shares] == [HOST]
+    assert w.state("b") is State.COLD
+    wake(w)
+    assert (w.state("a"), w.state("b")) == (State.READY, State.READY)
+    assert w.last_launch("b").shares[0].device == GPU
+    w.unload("a")
+    w.settle()
+    w.load("a")
+    w.settle()
+    assert w.last_launch("a").shares[0].device == GPU
 
 
 def test_what_comes_back_waits_for_gpus_that_are_given_away() -> None:

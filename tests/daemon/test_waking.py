@@ -1,0 +1,207 @@
+"""The machine wakes up, and its GPU does not, or only later; and what of a model is kept over the sleep."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from dbus.private_bus import PrivateBus
+from fake_cuda import FakeCuda
+from fake_nvml.gpu import GIB, FakeGpus
+
+from .doors import Doors, open_doors
+from .harness import BOUND_S, TOP, CallFailed, Daemon, Place, engine, place_at
+from .mock_machine import MockLogind
+from .own_files import nvidia_driver
+
+BOTH = ("shutdown", "sleep")
+NO_RESERVE = {"reserve": 0, "watch": 0}
+
+
+@pytest.fixture
+def place(bus: PrivateBus) -> Iterator[Place]:
+    """Its system bus is the test's as well."""
+    with place_at(bus.address) as made:
+        made.environment["DBUS_SYSTEM_BUS_ADDRESS"] = bus.address
+        yield made
+
+
+@pytest.fixture
+def logind(bus: PrivateBus) -> Iterator[MockLogind]:
+    made = MockLogind(bus.address)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def gpus(place: Place) -> Iterator[FakeGpus]:
+    with FakeGpus(place.root / "gpus", 6 * GIB) as made:
+        place.environment |= made.environment()
+        yield made
+        for daemon in place.daemons:
+            daemon.destroy()
+
+
+@pytest.fixture
+def cuda(place: Place, gpus: FakeGpus) -> FakeCuda:
+    """The driver is loaded, and both of its libraries are there."""
+    made = FakeCuda(place.root / "cuda")
+    place.environment = made.environment(place.environment)
+    return made
+
+
+def on_gpu(place: Place, gpus: FakeGpus, name: str) -> dict[str, object]:
+    mark = f"{place.root.name}-{name}."
+    gpus.rule(mark, GIB)
+    return engine("--say", mark, size="1GiB")
+
+
+def started(place: Place, logind: MockLogind) -> Daemon:
+    """It has taken its locks; what it has open then is what it has open ever after."""
+    daemon = place.start()
+    logind.wait_locks(*BOTH)
+    daemon.is_ready()
+    return daemon
+
+
+def slept(daemon: Daemon, logind: MockLogind) -> None:
+    """It has slept, and nothing is known yet of how it woke up."""
+    logind.sleep(True)
+    logind.wait_locks("shutdown")
+    logind.sleep(False)
+
+
+def gpudctl(place: Place, *words: str) -> str:
+    environment = {**os.environ, "DBUS_SESSION_BUS_ADDRESS": place.address}
+    command = [sys.executable, "-m", "gpud.cli", "--user", *words]
+    done = subprocess.run(
+        command, env=environment, cwd=TOP, capture_output=True, text=True, timeout=BOUND_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def doors(place: Place) -> Doors:
+    return open_doors(place)
+
+
+def test_a_gpu_that_did_not_wake_up_is_told_with_its_cure_and_comes_back_by_itself(
+    place: Place, logind: MockLogind, gpus: FakeGpus, cuda: FakeCuda, doors: Doors
+) -> None:
+    """On the bus, at the doors, by gpudctl and in the log; what needs no GPU goes on. Whoever mends it need not say so:
+    a later try finds it, and what was loaded is loaded again.
+    """
+    nvidia_driver(place)
+    place.configure({"a": on_gpu(place, gpus, "a"), "host": engine(gpu="host")}, gpu=NO_RESERVE)
+    daemon = started(place, logind)
+    assert daemon.load("a").result == "done", daemon.log()
+    cuda.fail("cuMemAlloc_v2", 999)
+    slept(daemon, logind)
+    daemon.wait_log(
+        "The GPUs cannot be used since the machine woke up: GPU 0 cannot be given memory by CUDA: CUDA_ERROR"
+    )
+    status = daemon.status()
+    assert (status["Degraded"], status["State"]) == ("gpu-unavailable", "unavailable")
+    assert status["DegradedText"].endswith("GPU 0 cannot be given memory by CUDA: CUDA_ERROR_UNKNOWN (999)")
+    assert "rmmod nvidia_uvm && modprobe nvidia_uvm" in status["DegradedHint"]
+    health = doors.front.ask("/health").value
+    assert (health["status"], health["degraded"]) == ("ok", "gpu-unavailable")
+    assert (health["reason"], health["hint"]) == (status["DegradedText"], status["DegradedHint"])
+    shown = gpudctl(place, "status")
+    assert status["DegradedText"] in shown and "modprobe nvidia_uvm" in shown
+    assert json.loads(gpudctl(place, "status", "--json"))["degraded_hint"] == status["DegradedHint"]
+    with pytest.raises(CallFailed) as caught:
+        daemon.ask_load("a")
+    assert caught.value.name == "GpuUnavailable"
+    assert "modprobe nvidia_uvm" in caught.value.text
+    told = doors.front.chat("a")
+    assert (told.status, "since the machine woke up" in told.error["message"]) == (503, True)
+    assert daemon.load("host").result == "done"
+    cuda.work()
+    daemon.wait_log("The GPUs can be used again; a is loaded again")
+    daemon.wait_state("a", "ready")
+    status = daemon.status()
+    assert (status["Degraded"], status["DegradedText"], status["DegradedHint"]) == ("", "", "")
+    assert gpus.overflows() == []
+    daemon.aftermath(spare="host")
+
+
+def test_a_reload_tries_the_gpus_at_once(place: Place, logind: MockLogind, gpus: FakeGpus, cuda: FakeCuda) -> None:
+    """As gpud-uvm-reload does after its work; where it was in vain nothing is told twice."""
+    nvidia_driver(place)
+    place.configure({"a": on_gpu(place, gpus, "a")}, gpu=NO_RESERVE)
+    daemon = started(place, logind)
+    assert daemon.load("a").result == "done", daemon.log()
+    cuda.fail()
+    slept(daemon, logind)
+    daemon.wait_log("CUDA cannot be started: CUDA_ERROR_UNKNOWN")
+    daemon.reload()
+    cuda.work()
+    daemon.reload()
+    daemon.wait_state("a", "ready")
+    assert daemon.log().count("The GPUs cannot be used since") == 1
+    daemon.aftermath(spare="a")
+
+
+def test_a_gpu_that_needs_a_moment_is_not_told_of(
+    place: Place, logind: MockLogind, gpus: FakeGpus, cuda: FakeCuda
+) -> None:
+    """It is tried again before anything is said, and loads are refused as long."""
+    nvidia_driver(place)
+    place.configure({"a": on_gpu(place, gpus, "a")}, gpu=NO_RESERVE)
+    daemon = started(place, logind)
+    assert daemon.load("a").result == "done", daemon.log()
+    cuda.fail()
+    slept(daemon, logind)
+    with pytest.raises(CallFailed, match=r"looks whether its GPUs work|is about to sleep"):
+        daemon.ask_load("a")
+    cuda.work()
+    daemon.wait_state("a", "ready")
+    assert "cannot be used" not in daemon.log()
+    daemon.aftermath(spare="a")
+
+
+def test_while_no_gpu_works_loads_run_on_the_processor_where_that_is_configured(
+    place: Place, logind: MockLogind, gpus: FakeGpus, cuda: FakeCuda
+) -> None:
+    """Whoever asks gets its model, in the machine's own memory."""
+    nvidia_driver(place)
+    place.configure(
+        {"a": on_gpu(place, gpus, "a"), "b": on_gpu(place, gpus, "b")}, gpu=NO_RESERVE, suspend={"without_gpu": "cpu"}
+    )
+    daemon = started(place, logind)
+    assert daemon.load("a").result == "done", daemon.log()
+    assert daemon.model("a")["Device"] == gpus.uuid()
+    cuda.fail()
+    slept(daemon, logind)
+    daemon.wait_log("The GPUs cannot be used since")
+    assert daemon.load("b").result == "done", daemon.log()
+    assert daemon.model("b")["Device"] == "host"
+    assert daemon.state("a") == "unloaded"
+    daemon.aftermath(spare="b")
+
+
+@pytest.mark.parametrize("preserves", [1, 0])
+def test_on_a_gpu_a_model_is_kept_where_its_driver_preserves_memory(
+    place: Place, logind: MockLogind, gpus: FakeGpus, cuda: FakeCuda, preserves: int
+) -> None:
+    """By NVreg_PreserveVideoMemoryAllocations; else it goes although it was to be kept, and the log says why."""
+    nvidia_driver(place, PreserveVideoMemoryAllocations=preserves)
+    place.configure({"a": on_gpu(place, gpus, "a")}, gpu=NO_RESERVE, suspend={"policy": "keep"})
+    daemon = started(place, logind)
+    before = daemon.loaded("a")["child"]["pid"]
+    logind.sleep(True)
+    logind.wait_locks("shutdown")
+    assert [record["child"]["pid"] for record in place.records().values()] == ([before] if preserves else [])
+    if not preserves:
+        daemon.wait_log("not kept, because NVIDIA's driver does not preserve memory \\(PreserveVideoMemoryAlloc")
+    logind.sleep(False)
+    daemon.wait_state("a", "ready")
+    logind.wait_locks(*BOTH)
+    assert (place.records()["a"]["child"]["pid"] == before) == bool(preserves)
+    daemon.aftermath(spare="a")
