@@ -36,6 +36,7 @@ COMMANDS = {
     "fetch": Command("fetch", "Download a model file from a URL"),
     "load": Command("load", "Load models and wait until they answer"),
     "unload": Command("unload", "Unload models and give their memory back"),
+    "restart": Command("restart", "Unload models and load them again"),
     "switch": Command("switch", "Load one model in place of those that are loaded"),
     "wait": Command("wait", "Wait until a model is ready, or unloaded"),
     "run": Command("run", "Run a command with a model loaded or memory claimed"),

@@ -15,7 +15,7 @@ EXAMPLES = ("gpudctl _complete models",)
 BOUND_S = 1.0
 """Somebody has pressed a key and waits: better no words than late ones."""
 
-KINDS = ("models", "loaded", "jobs", "gpus", "keys", "engines")
+KINDS = ("models", "loaded", "restartable", "jobs", "gpus", "keys", "engines")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -43,6 +43,9 @@ def _of_daemon(arguments: Namespace) -> list[str]:
         return [str(job["Id"]) for job in status["Jobs"]]
     if arguments.kind == "gpus":
         return [str(gpu["Index"]) for gpu in status["Gpus"] if gpu["Uuid"] != "host"] + ["host"]
+    if arguments.kind == "restartable":
+        busy = sorted({model["Backend"] for model in status["Models"] if model["State"] in LOADED})
+        return [name for model in status["Models"] for name in (model["Id"], *model["Aliases"])] + busy
     wanted = [m for m in status["Models"] if arguments.kind == "models" or m["State"] in LOADED]
     return [name for model in wanted for name in (model["Id"], *model["Aliases"])]
 

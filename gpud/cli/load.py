@@ -139,14 +139,14 @@ async def wait_for(gpud: "Gpud", jobs: dict[int, str], output: Output) -> "list[
         raise
 
 
-def report(output: Output, ended: "list[Ended]", records: dict[str, dict[str, Any]]) -> None:
-    """What became of each load."""
+def report(output: Output, ended: "list[Ended]", records: dict[str, dict[str, Any]], done: str = "loaded") -> None:
+    """What became of each load. ``done``: what is said of those that succeeded."""
     if output.wants_json:
         output.json({"results": [one.as_data() for one in ended]})
     for one in ended:
         if one.done:
             if not output.wants_json:
-                output.text(_loaded(one.model, records.get(one.model, {})))
+                output.text(f'{done} "{one.model}"{_facts(records.get(one.model, {}))}')
         else:
             sentence = one.sentence("loading")
             # The daemon's own advice stands behind a semicolon; a second one would only be in its way.
@@ -154,7 +154,7 @@ def report(output: Output, ended: "list[Ended]", records: dict[str, dict[str, An
             output.note(f"gpudctl: {sentence}" + ("" if advised else f'; "gpudctl log {one.model}" shows what it said'))
 
 
-def _loaded(model: str, record: dict[str, Any]) -> str:
+def _facts(record: dict[str, Any]) -> str:
     facts = []
     if load_usec := record.get("LoadUSec"):
         facts.append(f"in {load_usec / 1e6:.1f} s" if load_usec < 60e6 else f"in {span(load_usec / 1e6)}")
@@ -165,4 +165,4 @@ def _loaded(model: str, record: dict[str, Any]) -> str:
         facts.append(mib(record["VramBytes"]))
     if record.get("ContextSize"):
         facts.append(f"context {plural(record['ContextSize'], 'token')}")
-    return f'loaded "{model}"' + (f": {', '.join(facts)}" if facts else "")
+    return f": {', '.join(facts)}" if facts else ""

@@ -54,7 +54,7 @@ async def unload(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     worst = DONE
     for model in dict.fromkeys(arguments.models) or [""]:
         try:
-            jobs[await _start(gpud, model, force=arguments.force)] = model
+            jobs[await start(gpud, model, force=arguments.force)] = model
         except BusError as error:
             if error.code == "not-loaded":
                 continue
@@ -80,7 +80,8 @@ async def unload(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     return max(worst, FAILED) if left else worst
 
 
-async def _start(gpud: "Gpud", model: str, *, force: bool) -> int:
+async def start(gpud: "Gpud", model: str, *, force: bool) -> int:
+    """Ask for one unload, of everything where no model is named; the job."""
     if force:
         from gpud.cli.library import Variant
 
@@ -102,7 +103,7 @@ def _named(model: str) -> str:
 
 
 def _report(output: Output, ended: "list[Ended]", gone: list[dict[str, Any]]) -> None:
-    freed = sum(_held_bytes(record) for record in gone)
+    freed = sum(held_bytes(record) for record in gone)
     problems = [one.sentence("unloading") for one in ended if not one.done]
     problems += [f"not unloaded: {left}" for one in ended if one.done and (left := _left_out(one))]
     text = f"unloaded {plural(len(gone), 'model')}, freed {mib(freed)}" if gone else ""
@@ -118,7 +119,7 @@ def _report(output: Output, ended: "list[Ended]", gone: list[dict[str, Any]]) ->
         output.note(f"gpudctl: {problem}")
 
 
-def _held_bytes(record: dict[str, Any]) -> int:
+def held_bytes(record: dict[str, Any]) -> int:
     """What was measured; where nothing was, what a model that was ready had been promised."""
     promised = record["NeedBytes"] if record["State"] in ("ready", "busy") else 0
     return int(record["VramBytes"] or promised)

@@ -24,7 +24,7 @@ _gpudctl() {
     current=${current##*[[:space:]]}
     local -a _gpudctl_bus=()
     local everywhere='--user --system --json --no-color --help'
-    local commands='status ps top vram queue explain models pull fetch load unload switch wait run chat bench yield resume cancel'
+    local commands='status ps top vram queue explain models pull fetch load unload restart switch wait run chat bench yield resume cancel'
     commands+=' reset log budget estimate storage config import key shell-hook reload doctor version'
     # Words as the user sees them: COMP_WORDS is broken at colons.
     local line=${COMP_LINE:0:COMP_POINT}
@@ -88,6 +88,7 @@ _gpudctl() {
         fetch) options='--sha256 --to --name --force' ;;
         load) options='--context --idle-timeout --no-evict --priority --wait --engine --no-wait' ;;
         unload) options='--all --force --no-wait' ;;
+        restart) options='--force' ;;
         wait) options='--state --timeout' ;;
         run) options='--hold --vram --gpu --wait --priority --why --' ;;
         ps | top) options='--url --key-file' ;;
@@ -128,6 +129,7 @@ _gpudctl() {
             ;;
         status | explain | load | switch | wait | reset | log | chat | bench) _gpudctl_words "$(_gpudctl_ask models)" "$current" ;;
         unload) _gpudctl_words "$(_gpudctl_ask loaded)" "$current" ;;
+        restart) _gpudctl_words "$(_gpudctl_ask restartable)" "$current" ;;
         cancel) _gpudctl_words "$(_gpudctl_ask jobs)" "$current" ;;
         shell-hook) [[ -z $action ]] && _gpudctl_words 'bash sh zsh fish' "$current" ;;
         pull) _gpudctl_words 'hf: ollama:' "$current" ;;

@@ -47,6 +47,7 @@ complete -c gpudctl -n 'not __gpudctl_command' -a pull -d 'Download a model from
 complete -c gpudctl -n 'not __gpudctl_command' -a fetch -d 'Download a model file from a URL'
 complete -c gpudctl -n 'not __gpudctl_command' -a load -d 'Load models and wait until they answer'
 complete -c gpudctl -n 'not __gpudctl_command' -a unload -d 'Unload models and give their memory back'
+complete -c gpudctl -n 'not __gpudctl_command' -a restart -d 'Unload models and load them again'
 complete -c gpudctl -n 'not __gpudctl_command' -a switch -d 'Load one model in place of those that are loaded'
 complete -c gpudctl -n 'not __gpudctl_command' -a wait -d 'Wait until a model is ready, or unloaded'
 complete -c gpudctl -n 'not __gpudctl_command' -a run -d 'Run a command with a model loaded or memory claimed'
@@ -70,6 +71,7 @@ complete -c gpudctl -n 'not __gpudctl_command' -a version -d 'Show the versions 
 
 complete -c gpudctl -n '__gpudctl_is status explain load switch wait reset log budget' -a '(__gpudctl_ask models)' -d model
 complete -c gpudctl -n '__gpudctl_is unload' -a '(__gpudctl_ask loaded)' -d model
+complete -c gpudctl -n '__gpudctl_is restart' -a '(__gpudctl_ask restartable)' -d 'model or engine'
 complete -c gpudctl -n '__gpudctl_is cancel' -a '(__gpudctl_ask jobs)' -d job
 
 complete -c gpudctl -n '__gpudctl_is models; and test (__gpudctl_count) -eq 1' -a 'list info scan set-priority tag untag alias unalias note rm forget'
@@ -89,7 +91,7 @@ complete -c gpudctl -n '__gpudctl_is load' -l no-evict -d 'Rather fail than unlo
 complete -c gpudctl -n '__gpudctl_is load unload yield' -l no-wait -d 'Return at once'
 
 complete -c gpudctl -n '__gpudctl_is unload' -l all -d 'Every loaded model'
-complete -c gpudctl -n '__gpudctl_is unload' -l force -d 'In spite of holds and running requests'
+complete -c gpudctl -n '__gpudctl_is unload restart' -l force -d 'In spite of holds and running requests'
 
 complete -c gpudctl -n '__gpudctl_is wait' -l state -x -a 'ready unloaded' -d 'What to wait for'
 complete -c gpudctl -n '__gpudctl_is wait' -l timeout -x -d 'Give up after this long'

@@ -76,6 +76,7 @@ def test_models_come_from_the_daemon(gpud: RealDaemon, words: object) -> None:
     assert set(words(gpud.place, "gpudctl --user load s")) >= {"small", "slow"}
     gpud.place.gpudctl("load", "tiny")
     assert set(words(gpud.place, "gpudctl unload ")) == {"tiny", "small"}
+    assert {"tiny", "small", "slow", "custom"} <= set(words(gpud.place, "gpudctl restart "))
     assert "tiny" in words(gpud.place, "gpudctl run --hold t")
 
 

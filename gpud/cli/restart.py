@@ -1,0 +1,181 @@
+"""``gpudctl restart``: models, or all that an engine has loaded, unloaded and loaded again with new processes."""
+
+from argparse import Namespace
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gpud.cli.arguments import Parser
+from gpud.cli.exits import DONE, FAILED, REFUSED, exit_status
+from gpud.cli.output import Output, mib
+from gpud.cli.unload import LOADED, held_bytes
+from gpud.core.errors import GpudError, NoSuchModel
+
+if TYPE_CHECKING:
+    from gpud.cli.client import Gpud
+    from gpud.cli.jobs import Ended
+
+DESCRIPTION = """\
+Unload models and load them again: their running requests end first, then their engines, and new ones are started as the
+configuration says now. The name of an engine stands for all that it has loaded; "llamacpp" for every engine that is
+llama.cpp. A model that is not loaded, or has failed, is loaded."""
+
+EXAMPLES = (
+    "gpudctl restart qwen3-8b",
+    "gpudctl restart llamacpp           # whatever llama.cpp has loaded",
+    "gpudctl restart ollama --force     # now, in spite of holds and running requests",
+)
+
+LLAMA = ("llama_server", "embedded", "llama_cpp")
+
+FAMILIES = {"llamacpp": LLAMA, "llama-cpp": LLAMA, "llama.cpp": LLAMA, "llamacpp-turbo": LLAMA}
+"""Names that people know llama.cpp's engines by, whichever of them serves a model."""
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "names",
+        metavar="MODEL|ENGINE",
+        nargs="+",
+        help="a model or one of its aliases, or an engine for all it has loaded",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="in spite of other people's holds, without waiting for running requests"
+    )
+
+
+def run(arguments: Namespace, output: Output) -> int:
+    from gpud.cli import client
+
+    return client.run(lambda gpud: restart(gpud, arguments, output), arguments.bus)
+
+
+async def restart(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
+    from gpud.cli.load import report, start, status_of, wait_for
+
+    await gpud.subscribe()
+    before = await gpud.models()
+    wanted = _wanted(before, arguments.names)
+    if not wanted:
+        return _nothing(before, arguments.names, output)
+    unloaded, stayed, status = await _unload(gpud, wanted, output, force=arguments.force)
+    if unloaded and not output.wants_json:
+        freed = sum(held_bytes(record) for record in unloaded)
+        output.text(f"unloaded {', '.join(_quoted(unloaded))}, freed {mib(freed)}")
+    jobs: dict[int, str] = {}
+    # What was used last is wanted first.
+    for record in sorted(wanted, key=lambda record: -record["LastUsedUSec"]):
+        if record["Id"] in stayed:
+            continue
+        try:
+            jobs[await start(gpud, record["Id"], {})] = record["Id"]
+        except GpudError as error:
+            output.error(error)
+            status = max(status, exit_status(error))
+    ended: list[Ended] = await wait_for(gpud, jobs, output) if jobs else []
+    after = {record["Id"]: record for record in await gpud.models()}
+    if output.wants_json:
+        output.json(
+            {
+                "restarted": [one.model for one in ended if one.done],
+                "unloaded": [record["Id"] for record in unloaded],
+                "stayed": sorted(stayed),
+                "results": [one.as_data() for one in ended],
+            }
+        )
+        for one in ended:
+            if not one.done:
+                output.note(f"gpudctl: {one.sentence('loading')}")
+    else:
+        report(output, ended, after, "restarted")
+    return max([status, *(status_of(one, after.get(one.model, {})) for one in ended)])
+
+
+def _wanted(records: list[dict[str, Any]], names: Iterable[str]) -> list[dict[str, Any]]:
+    """The models that are meant, each once. Raises NoSuchModel."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        for record in _named(records, name):
+            found[record["Id"]] = record
+    return list(found.values())
+
+
+def _named(records: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """A model of this name comes before an engine of it."""
+    model = next((record for record in records if name in (record["Id"], *record.get("Aliases", ()))), None)
+    if model is not None:
+        return [model]
+    engines = _engines(records, name)
+    if not engines:
+        raise _unknown(records, name)
+    return [record for record in records if record["Backend"] in engines and record["State"] in LOADED]
+
+
+def _engines(records: Sequence[Mapping[str, Any]], name: str) -> set[str]:
+    """Those that serve a model and are called so."""
+    called = FAMILIES.get(name, (name.replace("-", "_"), name))
+    return {record["Backend"] for record in records} & set(called)
+
+
+def _unknown(records: list[dict[str, Any]], name: str) -> GpudError:
+    from gpud.cli.wait import find
+
+    if name in FAMILIES or name.replace("-", "_") in (*LLAMA, "ollama"):
+        return NoSuchModel(
+            f'cannot restart "{name}": no model is served by it', hint='"gpudctl models" lists what there is'
+        )
+    try:
+        find(records, name)
+    except NoSuchModel as problem:
+        engines = ", ".join(sorted({record["Backend"] for record in records})) or "none"
+        return NoSuchModel(
+            f'cannot restart "{name}": there is neither a model nor an engine of that name',
+            hint=f"{problem.hint}; engines that serve models: {engines}",
+        )
+    raise AssertionError(name)
+
+
+def _nothing(records: Sequence[dict[str, Any]], names: Sequence[str], output: Output) -> int:
+    """Engines that have nothing loaded."""
+    engines = set().union(*(_engines(records, name) for name in names))
+    failed = [record for record in records if record["Backend"] in engines and record["State"] == "failed"]
+    text = f"nothing of {', '.join(names)} is loaded: nothing to restart"
+    if failed:
+        text += f"; failed: {', '.join(_quoted(failed))}: gpudctl restart {failed[0]['Id']} tries it again"
+    output.result(text, {"restarted": [], "unloaded": [], "stayed": [], "results": []})
+    return DONE
+
+
+async def _unload(
+    gpud: "Gpud", wanted: Sequence[dict[str, Any]], output: Output, *, force: bool
+) -> tuple[list[dict[str, Any]], set[str], int]:
+    """Have all of them unloaded, and wait for the last: what went, what stayed, and the exit status for that."""
+    from gpud.cli import jobs as waiting
+    from gpud.cli.unload import start as start_unload
+
+    leaving: dict[int, str] = {}
+    stayed: set[str] = set()
+    status = DONE
+    for record in wanted:
+        if record["State"] not in LOADED:
+            continue
+        try:
+            leaving[await start_unload(gpud, record["Id"], force=force)] = record["Id"]
+        except GpudError as error:
+            if error.code == "not-loaded":
+                continue
+            if error.code != "busy":
+                raise
+            output.error(error)
+            stayed.add(record["Id"])
+            status = REFUSED
+    for one in await waiting.finish(gpud, leaving) if leaving else ():
+        if not one.done:
+            output.note(f"gpudctl: {one.sentence('unloading')}")
+            stayed.add(one.model)
+            status = max(status, FAILED)
+    gone = set(leaving.values()) - stayed
+    return [record for record in wanted if record["Id"] in gone], stayed, status
+
+
+def _quoted(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    return [f'"{record["Id"]}"' for record in records]
