@@ -46,10 +46,13 @@ def _run(bus: str) -> int:
     from gpud.cli import client
     from gpud.cli.exits import Usage
     from gpud.core.errors import GpudError
+    from gpud.notify.news import Words
     from gpud.notify.program import Program
+    from gpud.tray.texts import texts
 
     try:
-        asyncio.run(Program(client.wanted_buses(bus, os.environ)).run())
+        words = Words(texts(os.environ, "gpud.notify"))
+        asyncio.run(Program(client.wanted_buses(bus, os.environ), words).run())
     except GpudError as problem:
         sys.stderr.write(f"gpud-notify: {problem.text}\n")
         return USAGE if isinstance(problem, Usage) else FAILED

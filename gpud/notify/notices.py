@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from gpud.cli import client
 from gpud.cli.library import Message, MessageType, Variant
 from gpud.core.errors import GpudError
-from gpud.notify.news import ACTIONS, News
+from gpud.notify.news import News
 
 if TYPE_CHECKING:
     from gpud.cli.library import MessageBus
@@ -25,10 +25,11 @@ NORMAL, CRITICAL = 1, 2
 
 
 class Notices:
-    """``on_action`` is called with the news and the button that was pressed."""
+    """``labels``: what stands on each button; ``on_action`` is called with the news and the button that was pressed."""
 
-    def __init__(self, bus: "MessageBus", on_action: Callable[[News, str], None]) -> None:
+    def __init__(self, bus: "MessageBus", labels: Mapping[str, str], on_action: Callable[[News, str], None]) -> None:
         self._bus = bus
+        self._labels = labels
         self._on_action = on_action
         self._shown: dict[str, tuple[int, News]] = {}
         self._turns = asyncio.Lock()
@@ -50,7 +51,7 @@ class Notices:
         if before == news:
             return
         self._shown[news.key] = (number, news)
-        buttons = [word for action in news.actions for word in (action, ACTIONS[action])]
+        buttons = [word for action in news.actions for word in (action, self._labels[action])]
         hints = {
             "desktop-entry": Variant("s", "gpud-tray"),
             "category": Variant("s", "device.error"),

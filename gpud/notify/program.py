@@ -14,12 +14,11 @@ from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpud.cli import client
-from gpud.cli.client import Gpud, Signal, changed, changed_models
+from gpud.cli.client import Gpud, Signal, changed
 from gpud.cli.exits import NotRunning
 from gpud.cli.library import Message, MessageType
 from gpud.core.errors import GpudError
-from gpud.notify import news
-from gpud.notify.news import LOG, RETRY, STORAGE, News
+from gpud.notify.news import LOG, RETRY, STORAGE, News, Words
 from gpud.notify.notices import Notices
 from gpud.tray.names import NameWatch
 
@@ -52,8 +51,9 @@ TERMINALS = (
 class Program:
     """:meth:`run` returns when the session ends or a signal says so. Raises GpudError."""
 
-    def __init__(self, buses: Sequence[str]) -> None:
+    def __init__(self, buses: Sequence[str], words: Words) -> None:
         self._buses = buses
+        self._words = words
         self._end = asyncio.Event()
         self._news = asyncio.Event()
         self._watches: dict[str, NameWatch] = {}
@@ -72,7 +72,7 @@ class Program:
             if await client.ask_bus(session, "RequestName", "su", OWN_NAME, DO_NOT_QUEUE) != FIRST_OWNER:
                 log.warning("gpud-notify runs in this session already")
                 return
-            self._notices = Notices(session, self._pressed)
+            self._notices = Notices(session, self._words.actions(), self._pressed)
             await self._notices.start()
             parts = [self._end.wait(), _gone(session), self._follow_all(session, system)]
             if system is not None:
@@ -126,31 +126,38 @@ class Program:
             self._gpud = gpud
             status = await gpud.status()
             holds: list[dict[str, Any]] = status["Holds"]
-            await self._degraded(status["Degraded"])
+            await self._degraded(status["Degraded"], status["Gpus"])
             await self._models(status["Models"])
             while True:
-                told = await gpud.next_signal()
-                if (now := changed(told, "Holds")) is not None:
-                    holds = now
-                await self._heed(told, holds)
+                told = [await gpud.next_signal()]
+                # What has come meanwhile is seen to in the same go.
+                while (more := gpud.waiting_signal()) is not None:
+                    told.append(more)
+                for one in told:
+                    if (now := changed(one, "Holds")) is not None:
+                        holds = now
+                    await self._heed(gpud, one, holds)
+                if any("Models" in invalidated(one) for one in told):
+                    await self._models(await gpud.models())
         finally:
             gpud.close()
 
-    async def _heed(self, told: Signal, holds: Sequence[dict[str, Any]]) -> None:
+    async def _heed(self, gpud: Gpud, told: Signal, holds: Sequence[dict[str, Any]]) -> None:
         if told.member == "VramAlert":
-            key, full = news.of_alert(told.body, holds)
+            key, full = self._words.of_alert(told.body, holds)
             await (self._notices.show(full) if full is not None else self._notices.over(key))
         if (degraded := changed(told, "Degraded")) is not None:
-            await self._degraded(degraded)
-        if (models := changed_models(told)) is not None:
+            (gpus,) = await gpud.call("ListGpus") if degraded else ([],)
+            await self._degraded(degraded, gpus)
+        if (models := changed(told, "Models")) is not None:
             await self._models(models)
 
-    async def _degraded(self, text: str) -> None:
-        lost = news.of_degraded(text)
+    async def _degraded(self, word: str, gpus: Sequence[dict[str, Any]]) -> None:
+        lost = self._words.of_degraded(word, gpus)
         await (self._notices.show(lost) if lost is not None else self._notices.over("degraded"))
 
     async def _models(self, models: Sequence[dict[str, Any]]) -> None:
-        failing = {failed.key: failed for failed in news.of_models(models)}
+        failing = {failed.key: failed for failed in self._words.of_models(models)}
         for key in self._notices.keys("model "):
             if key not in failing:
                 await self._notices.over(key)
@@ -182,7 +189,7 @@ class Program:
             log.info("the disk is not watched: %s", problem.text)
         while True:
             state = await told.get()
-            low = news.of_disk(state)
+            low = self._words.of_disk(state)
             if low is not None:
                 await self._notices.show(low)
             elif state == "inactive":
@@ -205,8 +212,7 @@ class Program:
                 raise NotRunning("gpud is not running", hint="systemctl start gpud")
             await self._gpud.call("Load", "s", about.model, asks=True)
         except GpudError as problem:
-            again = News(about.key, f"{about.model} is not loaded", problem.text, about.actions, about.model)
-            await self._notices.show(again)
+            await self._notices.show(self._words.of_retry(about, problem.text))
 
     async def _show(self, about: News, action: str) -> None:
         commands = {LOG: ["log", *filter(None, (about.model,))], STORAGE: ["storage"]}
@@ -218,6 +224,14 @@ class Program:
                 await asyncio.create_subprocess_exec(program, *options, "sh", "-c", script, start_new_session=True)
                 return
         log.warning("there is no terminal to show it in; type: %s", shlex.join(command))
+
+
+def invalidated(told: Signal) -> Sequence[str]:
+    """The properties that are other ones now, and that the signal does not bring."""
+    if told.member != "PropertiesChanged" or told.body[0] != client.NAME:
+        return ()
+    names: Sequence[str] = told.body[2]
+    return names
 
 
 async def _systemd(

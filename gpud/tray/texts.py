@@ -1,5 +1,5 @@
-"""The words of the tray in the language of the session: reads gettext's .po files as they are, so that nothing has to
-be made of them first.
+"""The words of a program on the desktop in the language of the session: reads gettext's .po files as they are, so that
+nothing has to be made of them first.
 """
 
 import ast
@@ -56,9 +56,9 @@ def languages(environment: Mapping[str, str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def texts(environment: Mapping[str, str]) -> Texts:
-    """The best language there is; English where none of the wanted ones is there."""
-    folder = files("gpud.tray") / "locale"
+def texts(environment: Mapping[str, str], program: str = "gpud.tray") -> Texts:
+    """The best language that the package has in its folder ``locale``; English where it has none of the wanted."""
+    folder = files(program) / "locale"
     for language in languages(environment):
         if language in ("C", "POSIX", "en"):
             break

@@ -33,7 +33,8 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model. ``size_bytes`` is measured where something was measured, else what is reserved for it."""
+    """One model. ``size_bytes`` is measured where something was measured, else what is reserved for it, else
+    what it would need."""
 
     name: str
     label: str
@@ -132,7 +133,7 @@ def _model(record: Mapping[str, Any]) -> Model:
         name,
         str(record.get("DisplayName") or name),
         str(record.get("State", "")),
-        int(record.get("VramBytes") or record.get("NeedBytes") or 0),
+        int(record.get("VramBytes") or record.get("NeedBytes") or record.get("VramEstimate") or 0),
         int(record.get("LastUsedUSec", 0)),
         str(record.get("WaitsFor", "")),
         str(record.get("Error", "")),

@@ -210,15 +210,16 @@ class Words:
         return [*lines, Entry("favourites", _("Favourites"), children=tuple(marks))]
 
     def _loads(self, models: Iterable[Model]) -> list[Entry]:
-        failed = self._("{model} (failed before)")
-        return [
-            Entry(
-                f"load:model:{model.name}",
-                failed.format(model=model.label) if model.state == "failed" else model.label,
-                Wish(Kind.LOAD, model.name),
-            )
-            for model in models
-        ]
+        return [Entry(f"load:model:{model.name}", self._offer(model), Wish(Kind.LOAD, model.name)) for model in models]
+
+    def _offer(self, model: Model) -> str:
+        """A model that could be loaded, with what it would need where that is known."""
+        _ = self._
+        if model.state == "failed":
+            return _("{model} (failed before)").format(model=model.label)
+        if not model.size_bytes:
+            return model.label
+        return _("{model} ({size})").format(model=model.label, size=self._size(model.size_bytes))
 
     def _favourite(self, name: str, label: str) -> Entry:
         return Entry(f"favourite:{name}", label, Wish(Kind.FAVOURITE, name), checked=name in self.settings.favourites)

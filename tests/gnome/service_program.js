@@ -4,7 +4,10 @@ load('service').then(({Service, explain}) => {
     const say = value => print(JSON.stringify(value));
     const service = new Service(
         () => say(service.status
-            ? {state: service.status.State, loaded: service.status.LoadedModels, gpus: service.status.Gpus.length}
+            ? {
+                state: service.status.State, loaded: service.status.LoadedModels, gpus: service.status.Gpus.length,
+                models: service.status.Models.map(model => model.Id),
+            }
             : {state: null}),
         (job, model, result, message) => say({job, model, result, message}));
     const input = Gio.DataInputStream.new(Gio.UnixInputStream.new(0, false));

@@ -6,11 +6,22 @@ from pathlib import Path
 import pytest
 from daemon.harness import NAME, Place
 from dbus.private_bus import PrivateBus
-from jeepney import DBusAddress, HeaderFields, MessageFlag, MessageType, new_method_call
-from jeepney.io.blocking import open_dbus_connection
+from jeepney import (
+    DBusAddress,
+    HeaderFields,
+    Message,
+    MessageFlag,
+    MessageType,
+    new_method_call,
+    new_method_return,
+    new_signal,
+)
+from jeepney.bus_messages import message_bus
+from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
 from .gjs_programs import BOUND_S, Program
 
+GPUD_OBJECT = DBusAddress("/org/kernelcore/GpuD", interface="org.freedesktop.DBus.Properties")
 MONITORING = DBusAddress("/org/freedesktop/DBus", "org.freedesktop.DBus", "org.freedesktop.DBus.Monitoring")
 
 
@@ -29,7 +40,7 @@ def program(build: Path, release: str, bus: PrivateBus, empty_bus: PrivateBus) -
 def test_the_daemon_comes_and_goes_and_comes_back(program: Program, place: Place) -> None:
     """kill -9 of gpud: the extension knows at once, and takes up the next one without being told to."""
     daemon = place.start()
-    assert program.hear() == {"state": "idle", "loaded": [], "gpus": 1}
+    assert program.hear() == {"state": "idle", "loaded": [], "gpus": 1, "models": ["spare", "tiny"]}
     daemon.kill9()
     assert program.hear() == {"state": None}
     place.start()
@@ -108,6 +119,47 @@ def test_only_a_click_may_open_a_dialog(program: Program, place: Place, bus: Pri
     assert heard["Load"] == MessageFlag.no_auto_start | MessageFlag.allow_interactive_authorization
     assert heard["Status"] == MessageFlag.no_auto_start
     program.wait(lambda said: said.get("result") == "done")
+
+
+def test_models_that_are_not_told_are_asked_for(program: Program, bus: PrivateBus) -> None:
+    """Where there are very many gpud only says that something about them has changed: one question at a time, and one
+    more when something has changed meanwhile.
+    """
+    with open_dbus_connection(bus.address) as gpud:
+        gpud.send_and_get_reply(message_bus.RequestName(NAME), timeout=BOUND_S)
+        answer(gpud, "Status", "a{sv}", {"State": ("s", "idle"), "LoadedModels": ("as", []), **lists()})
+        assert program.hear()["models"] == []
+        for _ in range(3):
+            gpud.send(new_signal(GPUD_OBJECT, "PropertiesChanged", "sa{sv}as", (NAME, {}, ["Models"])))
+        first = question(gpud, "ListModels")
+        # All three were heard before this one is answered: an answer to a question of a client's stands behind them.
+        program.say("ListQueue", [])
+        queue = question(gpud, "ListQueue")
+        gpud.send(new_method_return(first, "aa{sv}", ([{"Id": ("s", "old")}],)))
+        gpud.send(new_method_return(queue, "aa{sv}", ([],)))
+        answer(gpud, "ListModels", "aa{sv}", [{"Id": ("s", "new")}])
+        program.wait(lambda said: said.get("models") == ["new"])
+        # What else is not told is asked for with everything, and nobody asks a third time for models.
+        gpud.send(new_signal(GPUD_OBJECT, "PropertiesChanged", "sa{sv}as", (NAME, {}, ["Holds"])))
+        answer(gpud, "Status", "a{sv}", {"State": ("s", "active"), "LoadedModels": ("as", []), **lists()})
+        program.wait(lambda said: said.get("state") == "active")
+
+
+def lists() -> dict[str, tuple[str, list[object]]]:
+    return {name: ("aa{sv}", []) for name in ("Models", "Gpus", "Holds")}
+
+
+def question(gpud: DBusConnection, member: str) -> Message:
+    """The next call of the widget's, which is to be this one."""
+    while True:
+        message = gpud.receive(timeout=BOUND_S)
+        if message.header.message_type is MessageType.method_call:
+            assert message.header.fields[HeaderFields.member] == member
+            return message
+
+
+def answer(gpud: DBusConnection, member: str, signature: str, value: object) -> None:
+    gpud.send(new_method_return(question(gpud, member), signature, (value,)))
 
 
 def test_the_users_own_daemon_serves_where_the_system_has_none(

@@ -24,6 +24,13 @@ NOTIFICATIONS = "org.freedesktop.Notifications"
 GPUD = "org.kernelcore.GpuD"
 SYSTEMD = "org.freedesktop.systemd1"
 
+LOST = "it has fallen off the bus"
+BROKEN = {"Uuid": "GPU-1", "Name": "RTX 3050", "Health": LOST}
+"""What the daemon of a test says of its GPU when it is asked."""
+
+FAILING = {"Id": "sad", "DisplayName": "sad", "State": "failed", "Attempts": 5, "Error": "no room", "ErrorHint": "wait"}
+"""And of its only model."""
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -33,6 +40,7 @@ class Shown:
     title: str
     text: str
     actions: tuple[str, ...]
+    labels: tuple[str, ...]
     urgency: int
 
 
@@ -96,7 +104,7 @@ class Desktop(Mock):
 
     def next_shown(self) -> Shown:
         _, replaces, _, title, text, actions, hints, _ = self.next_call("Notify")
-        return Shown(replaces, title, text, tuple(actions[::2]), hints["urgency"][1])
+        return Shown(replaces, title, text, tuple(actions[::2]), tuple(actions[1::2]), hints["urgency"][1])
 
     def press(self, number: int, action: str) -> None:
         self.emit(NOTIFICATIONS, "ActionInvoked", "us", ("u", number), ("s", action))
@@ -137,8 +145,12 @@ def told_gpud(bus: PrivateBus) -> Iterator[Mock]:
     """A daemon that says what the test has it say: nothing is loaded, and all is well."""
     made = Mock(bus, GPUD, "/org/kernelcore/GpuD", "--session", GPUD, "/org/kernelcore/GpuD", GPUD)
     none = "dbus.Array([], 'a{sv}', variant_level=1)"
-    calm = f"{{'Degraded': dbus.String('', variant_level=1), 'Models': {none}, 'Holds': {none}}}"
-    made.call("AddMethod", "sssss", GPUD, "Status", "", "a{sv}", f"ret = {calm}")
+    lists = ", ".join(f"'{name}': {none}" for name in ("Models", "Gpus", "Holds"))
+    made.call("AddMethod", "sssss", GPUD, "Status", "", "a{sv}", f"ret = {{'Degraded': '', {lists}}}")
+    gpu = f"dbus.Dictionary({BROKEN!r}, 'sv')"
+    made.call("AddMethod", "sssss", GPUD, "ListGpus", "", "aa{sv}", f"ret = [{gpu}]")
+    failing = f"dbus.Dictionary({FAILING!r}, 'sv')"
+    made.call("AddMethod", "sssss", GPUD, "ListModels", "", "aa{sv}", f"ret = [{failing}]")
     made.call("AddProperties", "sa{sv}", GPUD, {"Degraded": ("s", ""), "Holds": ("aa{sv}", [])})
     try:
         yield made
@@ -160,7 +172,7 @@ def systemd(bus: PrivateBus) -> Iterator[Mock]:
         made.close()
 
 
-Start = Callable[[], subprocess.Popen[str]]
+Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
@@ -171,7 +183,7 @@ def start(bus: PrivateBus, tmp_path: Path) -> Iterator[Start]:
     terminal.chmod(0o755)
     started: list[subprocess.Popen[str]] = []
 
-    def begin() -> subprocess.Popen[str]:
+    def begin(language: str = "C.UTF-8") -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-m", "gpud.notify"],
             cwd=TOP,
@@ -180,7 +192,7 @@ def start(bus: PrivateBus, tmp_path: Path) -> Iterator[Start]:
                 "HOME": str(tmp_path),
                 "DBUS_SESSION_BUS_ADDRESS": bus.address,
                 "DBUS_SYSTEM_BUS_ADDRESS": bus.address,
-                "LANG": "C.UTF-8",
+                "LANG": language,
             },
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -6,7 +6,7 @@ from pathlib import Path
 from daemon.harness import Place, engine, script
 from dbus.private_bus import PrivateBus
 
-from .conftest import BOUND_S, GPUD, SYSTEMD, Desktop, Mock, Start
+from .conftest import BOUND_S, GPUD, LOST, SYSTEMD, Desktop, Mock, Start
 
 UNIT = f"/{SYSTEMD.replace('.', '/')}/unit/ml_2dstorage_2dmonitor_2eservice"
 HELD = [{"Model": ("s", "big"), "What": ("s", "evict:unload")}]
@@ -32,21 +32,42 @@ def follows(told_gpud: Mock, desktop: Desktop) -> None:
 def test_a_lost_gpu_is_shown_once_and_goes_when_it_is_back(
     told_gpud: Mock, systemd: Mock, desktop: Desktop, start: Start
 ) -> None:
-    """One notification that stays, in gpud's words; said again it is not shown again; other words replace it."""
+    """With its name and its driver's words, until it works; it is not shown twice; another trouble replaces it."""
     start()
     follows(told_gpud, desktop)
-    degraded(told_gpud, "GPU 0 (RTX) has fallen off the bus")
+    degraded(told_gpud, "gpu-unavailable")
     shown = desktop.next_shown()
     assert shown.title == "A GPU does not work"
-    assert "GPU 0 (RTX) has fallen off the bus" in shown.text
+    assert shown.text == f"RTX 3050: {LOST}\ngpudctl doctor says more."
     assert (shown.actions, shown.urgency, shown.replaces) == (("log",), CRITICAL, 0)
-    degraded(told_gpud, "GPU 0 (RTX) has fallen off the bus")
-    degraded(told_gpud, "no GPU answers")
+    degraded(told_gpud, "gpu-unavailable")
+    degraded(told_gpud, "state-not-kept")
     again = desktop.next_shown()
-    assert "no GPU answers" in again.text
+    assert again.title == "gpud cannot keep its state"
     assert again.replaces == 1
     degraded(told_gpud, "")
     assert desktop.next_call("CloseNotification") == (1,)
+
+
+def test_it_speaks_the_language_of_the_session(told_gpud: Mock, systemd: Mock, desktop: Desktop, start: Start) -> None:
+    """What it says itself, and what stands on its buttons; what gpud says of the case stays as it is."""
+    start("de_DE.UTF-8")
+    follows(told_gpud, desktop)
+    degraded(told_gpud, "gpu-unavailable")
+    shown = desktop.next_shown()
+    assert shown.title == "Eine GPU arbeitet nicht"
+    assert shown.text == f"RTX 3050: {LOST}\nMehr sagt gpudctl doctor."
+    assert shown.labels == ("Protokoll anzeigen",)
+
+
+def test_models_that_are_not_told_are_asked_for(told_gpud: Mock, systemd: Mock, desktop: Desktop, start: Start) -> None:
+    """Where there are very many gpud only says that something about them has changed."""
+    start()
+    follows(told_gpud, desktop)
+    changes = (("s", GPUD), ("a{sv}", {}), ("as", ["Models"]))
+    told_gpud.emit("org.freedesktop.DBus.Properties", "PropertiesChanged", "sa{sv}as", *changes)
+    assert desktop.next_shown().title == "sad fails again and again"
+    assert told_gpud.calls("ListModels") == 1
 
 
 def test_a_full_gpu_is_shown_only_where_a_person_has_to_choose(
@@ -62,7 +83,7 @@ def test_a_full_gpu_is_shown_only_where_a_person_has_to_choose(
     shown = desktop.next_shown()
     assert desktop.calls("Notify") == 1
     assert shown.title == "RTX is nearly full: 96 % (alert at 95 %)"
-    assert "big is held and stays" in shown.text
+    assert "What is held stays: big." in shown.text
     assert shown.urgency == NORMAL
     told_gpud.emit(GPUD, "VramAlert", "ssbuus", *OVER)
     assert desktop.next_call("CloseNotification") == (1,)

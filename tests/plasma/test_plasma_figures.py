@@ -19,8 +19,7 @@ Call = Callable[..., Any]
 @pytest.fixture
 def call() -> Call:
     """Call a function of the module."""
-    if not shutil.which("gjs"):
-        pytest.skip("gjs is not installed")
+    assert shutil.which("gjs"), "gjs is missing: tools/packages test installs it"
 
     def call(name: str, *values: object) -> Any:
         done = subprocess.run(
@@ -116,6 +115,14 @@ def test_favourites_come_first_in_their_order(call: Call) -> None:
     offered = shown(call, Models=models, favourites=("d", "c", "gone"))["offered"]
     assert [(row["name"], row["first"]) for row in offered] == [("d", True), ("c", True), ("b", False), ("a", False)]
     assert (offered[1]["failed"], offered[1]["error"]) == (True, "x; y")
+
+
+def test_what_would_be_needed_is_shown_before_it_is_loaded(call: Call) -> None:
+    """What is reserved for a model, else what gpud foresees; 0 where nobody knows."""
+    models = [model("a", VramEstimate=2), model("b", VramEstimate=2, NeedBytes=3), model("c")]
+    now = shown(call, Models=[*models, model("d", "loading", VramEstimate=4)])
+    assert [row["size"] for row in now["offered"]] == [2, 3, 0]
+    assert [row["size"] for row in now["present"]] == [4]
 
 
 def test_without_favourites_what_was_used_last_comes_first(call: Call) -> None:

@@ -24,8 +24,7 @@ ELSEWHERE = ("import", "unqualified", "type", "property", "alias")
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 def test_qmllint_finds_nothing(source: Path) -> None:
     """As far as it can be known without Plasma."""
-    if not QMLLINT:
-        pytest.skip("qmllint is not installed")
+    assert QMLLINT, "qmllint is missing: tools/packages test installs it"
     options = [word for name in ELSEWHERE for word in (f"--{name}", "disable")]
     done = subprocess.run([QMLLINT, *options, source], capture_output=True, text=True)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
@@ -81,8 +80,7 @@ def test_nothing_is_asked_by_the_clock() -> None:
 
 
 def translations(file: Path) -> str:
-    if not shutil.which("msgfmt"):
-        pytest.skip("gettext is not installed")
+    assert shutil.which("msgfmt"), "msgfmt is missing: tools/packages test installs it"
     done = subprocess.run(
         ["msgfmt", "--check-format", "--check-domain", "--statistics", "--output-file=/dev/null", file],
         capture_output=True,
@@ -101,8 +99,7 @@ def test_the_translations_are_complete(file: Path) -> None:
 
 def test_the_template_has_every_text(tmp_path: Path) -> None:
     """po/update would change nothing."""
-    if not shutil.which("xgettext"):
-        pytest.skip("gettext is not installed")
+    assert shutil.which("xgettext"), "xgettext is missing: tools/packages test installs it"
     copy = tmp_path / "plasma"
     shutil.copytree(PLASMA, copy)
     subprocess.run([copy / "po" / "update"], check=True)
@@ -112,8 +109,7 @@ def test_the_template_has_every_text(tmp_path: Path) -> None:
 
 def test_the_widget_is_built_as_it_is_listed(tmp_path: Path) -> None:
     """What is installed is what the build makes, with the version and the translations."""
-    if not shutil.which("msgfmt"):
-        pytest.skip("gettext is not installed")
+    assert shutil.which("msgfmt"), "msgfmt is missing: tools/packages test installs it"
     program = [sys.executable, PLASMA / "build.py"]
     listed = subprocess.run([*program, "--list"], capture_output=True, text=True, check=True).stdout.split()
     subprocess.run([*program, tmp_path / "widget"], check=True)
@@ -132,8 +128,7 @@ def test_the_build_says_how_it_is_used(words: tuple[str, ...]) -> None:
 
 def test_the_menu_entry_is_valid() -> None:
     """``desktop-file-validate`` has nothing to say, and it names the program and an icon that are installed."""
-    if not shutil.which("desktop-file-validate"):
-        pytest.skip("desktop-file-validate is not installed")
+    assert shutil.which("desktop-file-validate"), "desktop-file-validate is missing: tools/packages test installs it"
     file = TOP / "desktop" / "gpud-tray.desktop"
     done = subprocess.run(["desktop-file-validate", file], capture_output=True, text=True)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")

@@ -30,7 +30,7 @@ class Line {
         this._connection = connection;
         this._owner = owner;
         this._asking = false;
-        this._askingGpus = false;
+        this._questions = new Map();
         this._cancellable = new Gio.Cancellable();
         this._signals = connection.signal_subscribe(owner, null, null, PATH, null, Gio.DBusSignalFlags.NONE,
             (_connection, _sender, _path, name, member, body) => this._heard(name, member, body));
@@ -56,13 +56,18 @@ class Line {
             // It did not answer when it was asked first. It lives: ask again.
             this.refresh();
         } else if (name === PROPERTIES && member === 'PropertiesChanged') {
-            const [, values] = body.recursiveUnpack();
+            const [, values, invalidated] = body.recursiveUnpack();
             Object.assign(this.status, values);
             this._changed();
             if ('VramUsed' in values)
-                this._askGpus();
+                this._ask('Gpus', 'ListGpus');
+            // Where there are very many models gpud only says that something about them is another one now.
+            if (invalidated.includes('Models'))
+                this._ask('Models', 'ListModels');
+            if (invalidated.some(property => property !== 'Models'))
+                this.refresh();
         } else if (member === 'VramAlert') {
-            this._askGpus();
+            this._ask('Gpus', 'ListGpus');
         }
     }
 
@@ -82,17 +87,27 @@ class Line {
         });
     }
 
-    /** Who holds how much of each device is no property: it is asked for when the sum has moved. */
-    _askGpus() {
-        if (this._askingGpus)
+    /**
+     * Lists that no signal brings are asked for when something about them has changed: one question at a time, and once
+     * more when something has changed meanwhile.
+     */
+    _ask(name, method) {
+        if (this._questions.has(name)) {
+            this._questions.set(name, true);
             return;
-        this._askingGpus = true;
-        this.call('ListGpus', null, LOOK, (error, gpus) => {
-            this._askingGpus = false;
-            if (!error && this.status) {
-                [this.status.Gpus] = gpus;
+        }
+        this._questions.set(name, false);
+        this.call(method, null, LOOK, (error, values) => {
+            const again = this._questions.get(name);
+            this._questions.delete(name);
+            if (error) {
+                console.warn(`gpud does not answer ${method}: ${error.message}`);
+            } else if (this.status) {
+                [this.status[name]] = values;
                 this._changed();
             }
+            if (again)
+                this._ask(name, method);
         });
     }
 

@@ -25,6 +25,7 @@ RowLayout {
         icon.source: Qt.resolvedUrl(row.modelData.failed ? "../icons/failed-symbolic.svg" : "../icons/load-symbolic.svg")
         text: row.modelData.label
         Accessible.name: i18nc("%1 is the name of a model", "Load %1", row.modelData.label)
+        Accessible.description: row.modelData.size > 0 ? row.plasmoidItem.words.size(row.modelData.size) : ""
         focusPolicy: Qt.StrongFocus
         onClicked: row.plasmoidItem.grant({"kind": "load", "model": row.modelData.name})
 
@@ -34,6 +35,14 @@ RowLayout {
         PlasmaComponents.ToolTip.text: row.modelData.error
         PlasmaComponents.ToolTip.visible: row.modelData.error !== "" && (hovered || (activeFocus && visualFocus))
         PlasmaComponents.ToolTip.delay: Kirigami.Units.toolTipDelay
+    }
+
+    PlasmaComponents.Label {
+        visible: row.modelData.size > 0
+        opacity: 0.75
+        textFormat: Text.PlainText
+        text: row.modelData.size > 0 ? row.plasmoidItem.words.size(row.modelData.size) : ""
+        Accessible.ignored: true
     }
 
     PlasmaComponents.ToolButton {

@@ -103,7 +103,7 @@ function rowOf(model, jobs) {
         name: model.Id,
         label: model.DisplayName || model.Id,
         state: model.State,
-        size: model.VramBytes || model.NeedBytes || 0,
+        size: model.VramBytes || model.NeedBytes || model.VramEstimate || 0,
         progress: model.Progress ?? 0,
         waitsFor: model.WaitsFor ?? "",
         // What a click on it ends: a wait by its job, everything else by unloading.
@@ -125,6 +125,8 @@ function offeredOf(models, favourites) {
     return idle.map((model, place) => ({
         name: model.Id,
         label: model.DisplayName || model.Id,
+        // What it would need, as far as gpud knows or foresees it.
+        size: model.NeedBytes || model.VramEstimate || 0,
         favourite: favourites.includes(model.Id),
         failed: model.State === "failed",
         error: [model.Error, model.ErrorHint].filter(text => text).join("; "),
