@@ -12,18 +12,10 @@ from pathlib import Path
 from gpud import backends
 from gpud.backends import EngineOptions
 from gpud.config import Config
+from gpud.core.engines import BUILT_IN, BY_NAME
 from gpud.core.errors import BackendFailed, ConfigInvalid
 from gpud.core.facts import Model
 from gpud.core.ports import Backend, Launcher
-
-PROGRAMS = {
-    "llama_server": "llama-server",
-    "ollama": "ollama",
-    "vllm": "vllm",
-    "tgi": "text-generation-launcher",
-}
-PACKAGES = {"embedded": "xllamacpp", "llama_cpp": "llama_cpp"}
-"""What an engine is, where nobody says where it lies."""
 
 
 class KnownEngines(Collection[str]):
@@ -35,7 +27,7 @@ class KnownEngines(Collection[str]):
         return name in self._outside()
 
     def __iter__(self) -> Iterator[str]:
-        yield from backends.names()
+        yield from BUILT_IN
         yield from self._outside()
 
     def __len__(self) -> int:
@@ -119,9 +111,10 @@ def is_here(name: str, options: EngineOptions) -> bool:
     """Whether an engine that nobody configured could serve a model that was found."""
     if options.url:
         return True
-    if name in PACKAGES:
-        return bool(options.python) or find_spec(PACKAGES[name]) is not None
-    return name in PROGRAMS and shutil.which(options.binary or PROGRAMS[name]) is not None
+    kind = BY_NAME.get(name)
+    if kind is not None and kind.package:
+        return bool(options.python) or find_spec(kind.package) is not None
+    return kind is not None and bool(kind.program) and shutil.which(options.binary or kind.program) is not None
 
 
 def engine_options(wanted: Config, name: str, *, service: bool) -> EngineOptions:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpud.catalog.inotify import CLOSE_WRITE, DELETE, MOVED_TO, ONLY_FOLDERS, Inotify
+from gpud.core.engines import Family, of_family
 from gpud.core.errors import GpudError
 from gpud.core.events import Kind, Level, Notice, Outcome
 from gpud.core.facts import Caller, ModelStatus, Snapshot, State
@@ -47,13 +48,13 @@ class Role:
     door: str = ""
 
 
-LLAMA = Role(frozenset(("llama_server", "embedded", "llama_cpp")))
+LLAMA = Role(frozenset(of_family(Family.LLAMA_CPP)))
 
 ROLES = {
     "llamacpp": LLAMA,
     "llamacpp-turbo": LLAMA,
     "llama-cpp-server": LLAMA,
-    "ollama": Role(frozenset(("ollama",))),
+    "ollama": Role(frozenset(of_family(Family.OLLAMA))),
     "ollama-gpu-idle-monitor": Role(kinds=frozenset((Kind.IDLE,))),
     "ml-vram-monitor": Role(
         kinds=frozenset(

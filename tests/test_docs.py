@@ -17,8 +17,8 @@ import yaml
 from daemon.harness import TOP, Daemon, Place, engine, place_at, settle
 from dbus.private_bus import PrivateBus
 
-from gpud.backends import names
 from gpud.config import load
+from gpud.core.engines import BUILT_IN
 from gpud.core.errors import ConfigInvalid
 
 PAGES = (TOP / "README.md", *sorted((TOP / "docs").glob("*.md")))
@@ -281,7 +281,7 @@ def test_every_setting_to_come_to_is_one(tmp_path: Path, old: str, new: str) -> 
         text = yaml.safe_dump({"models": {"m": whole}})
     path = tmp_path / "gpud.yaml"
     path.write_text(text)
-    load(path, known_engines=names())
+    load(path, known_engines=BUILT_IN)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_an_old_name_is_answered_with_ours(tmp_path: Path, name: str) -> None:
     path = tmp_path / "gpud.yaml"
     path.write_text(f"models: {{m: {{engine: llama_server, {name}: 1}}}}\n")
     with pytest.raises(ConfigInvalid, match="did you mean"):
-        load(path, known_engines=names())
+        load(path, known_engines=BUILT_IN)
 
 
 def test_the_configuration_in_the_readme_is_valid(daemon: Daemon) -> None:

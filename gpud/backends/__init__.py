@@ -11,7 +11,7 @@ from gpud.backends.options import EngineOptions
 from gpud.core.errors import BackendFailed
 from gpud.core.ports import Backend, Launcher
 
-__all__ = ["BACKENDS", "GROUP", "EngineOptions", "Factory", "make", "names"]
+__all__ = ["BACKENDS", "GROUP", "EngineOptions", "Factory", "make"]
 
 Factory = Callable[[EngineOptions, Launcher], Backend]
 
@@ -29,19 +29,15 @@ def _lazy(module: str, name: str) -> Factory:
 
 
 BACKENDS: dict[str, Factory] = {
-    "embedded": _lazy("gpud.backends.embedded", "embedded"),
     "llama_server": _lazy("gpud.backends.llama_server", "LlamaServer"),
+    "embedded": _lazy("gpud.backends.embedded", "embedded"),
     "llama_cpp": _lazy("gpud.backends.llama_cpp", "LlamaCpp"),
     "ollama": _lazy("gpud.backends.ollama", "Ollama"),
     "vllm": _lazy("gpud.backends.vllm", "vllm"),
     "tgi": _lazy("gpud.backends.tgi", "tgi"),
     "custom": _lazy("gpud.backends.custom", "Custom"),
 }
-
-
-def names() -> tuple[str, ...]:
-    """The engines that gpud brings, the first choice first."""
-    return tuple(BACKENDS)
+"""For each row of :data:`gpud.core.engines.ENGINES`."""
 
 
 def make(name: str, options: EngineOptions, launcher: Launcher) -> Backend:

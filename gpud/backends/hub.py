@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpud.backends import files
+from gpud.core.engines import Family, of_family
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Model
 
@@ -71,7 +72,7 @@ def _given(model: Model, path: Path) -> Path:
         raise _unfit(
             model,
             f"{path} is a GGUF file, and {model.engine} reads folders with SafeTensors",
-            "give it to llama_server, embedded, llama_cpp or ollama",
+            f"give it to one of {', '.join(of_family(Family.LLAMA_CPP, Family.OLLAMA))}",
             "not-a-model",
         )
     if path.suffix.lower() == ".safetensors" or path.name == INDEX:

@@ -108,9 +108,9 @@ def engines() -> list[str]:
     """The engines there are: those that gpud brings, and those of installed packages."""
     from importlib.metadata import entry_points
 
-    from gpud.config.texts import BUILT_IN_ENGINES
+    from gpud.core.engines import BUILT_IN
 
-    return [*BUILT_IN_ENGINES, *sorted(entry_points(group="gpud.backends").names)]
+    return [*BUILT_IN, *sorted(entry_points(group="gpud.backends").names)]
 
 
 def _files(config: "Config") -> str:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from gpud.cli.findings import READ, SEARCH, Account, Finding, Findings, closed_folder, may
 from gpud.cli.output import size
+from gpud.core.engines import BY_NAME, EngineKind, Family, family
 
 if TYPE_CHECKING:
     from gpud.config import Config, EngineConfig
@@ -23,10 +24,6 @@ ASK_S = 20.0
 
 CONNECT_S = 2.0
 """For a server on this machine or in its network to take a connection."""
-
-PROGRAMS = {"llama_server": "llama-server", "ollama": "ollama"}
-PACKAGES = {"embedded": "xllamacpp", "llama_cpp": "llama_cpp"}
-EXTRAS = {"embedded": "kernelcore-gpud[embedded]", "llama_cpp": "kernelcore-gpud[llama-cpp-python]"}
 
 MAGIC = b"GGUF"
 
@@ -40,19 +37,20 @@ def engines(config: "Config") -> Findings:
 
     used = dict.fromkeys([model.engine for model in config.models.values()] + list(config.engines))
     for name in used:
-        if name == "custom":
+        kind = BY_NAME.get(name)
+        if kind is not None and kind.family is Family.CUSTOM:
             continue
         settings = config.engines.get(name, EngineConfig())
         if settings.url:
             yield _server(name, settings.url, f"start it, or correct engines.{name}.url")
-        elif name in PACKAGES:
-            yield _package(name, settings)
-        elif name in PROGRAMS:
-            yield _program(name, settings.binary or PROGRAMS[name])
+        elif kind is not None and kind.package:
+            yield _package(kind, settings)
+        elif kind is not None:
+            yield _program(name, settings.binary or kind.program)
         else:
             yield Finding("engine", f"{name} is an engine of another package; it is checked when it is used")
     for model in config.models.values():
-        if model.engine == "custom":
+        if family(model.engine) is Family.CUSTOM:
             yield _custom(model)
 
 
@@ -68,13 +66,14 @@ def _program(name: str, wanted: str) -> Finding:
     return Finding("engine", f"{name}: {found}" + (f" ({text})" if text else ""))
 
 
-def _package(name: str, settings: "EngineConfig") -> Finding:
+def _package(kind: EngineKind, settings: "EngineConfig") -> Finding:
     python = settings.python or sys.executable
-    package = PACKAGES[name]
+    name, package = kind.name, kind.package
     status, text = _ask([python, "-c", _IMPORT, package])
     if status != 0:
         why = text or ("it does not end" if status is None else f"status {status}")
-        remedy = f"\"{python} -m pip install '{EXTRAS[name]}'\", or set engines.{name}.python to a Python that has it"
+        install = f"\"{python} -m pip install 'kernelcore-gpud[{kind.extra}]'\""
+        remedy = f"{install}, or set engines.{name}.python to a Python that has it"
         return Finding("engine", f"{name}: {python} cannot import {package}: {why}", remedy)
     return Finding("engine", f"{name}: {package} {text}".rstrip() + f" in {python}")
 
@@ -123,8 +122,12 @@ def files(config: "Config", account: Account) -> Findings:
     for model in config.models.values():
         settings = model.settings
         for what, name in (("file", settings.file), ("mmproj", settings.mmproj), ("draft", settings.draft_file)):
-            if name:
-                yield _file(model.name, what, latest(Path(name)), account, is_gguf=model.engine != "custom")
+            if name and what == "file" and family(model.engine) is Family.HUB:
+                yield _folder(model.name, latest(Path(name)), account)
+            elif name:
+                yield _file(
+                    model.name, what, latest(Path(name)), account, is_gguf=family(model.engine) is Family.LLAMA_CPP
+                )
 
 
 def folders(config: "Config", account: Account, *, is_service: bool) -> Findings:
@@ -194,6 +197,27 @@ def _file(model: str, what: str, path: Path, account: Account, *, is_gguf: bool)
         if is_gguf and start != MAGIC:
             found = "it is empty" if not start else f"it begins with {start!r}, not with {MAGIC!r}"
             return Finding("model", f"{which} is not a GGUF file: {found}", "download it again, or name another file")
+    return Finding("model", f"{name}: {size(total)}")
+
+
+def _folder(model: str, path: Path, account: Account) -> Finding:
+    """A model as Hugging Face lays it out; any of its files may stand for the folder."""
+    name = f'"{model}": {path}'
+    try:
+        closed = closed_folder(account, path)
+        if closed is not None:
+            remedy = f'"setfacl -m u:{account.name}:x {closed}" lets it in, or move the folder elsewhere'
+            return Finding("model", f"{name}: {account.name} cannot enter {closed}", remedy)
+        folder = path if stat.S_ISDIR(path.stat().st_mode) else path.parent
+        if not may(account, folder, READ | SEARCH):
+            remedy = f'"setfacl -m u:{account.name}:rx {folder}" lets it in'
+            return Finding("model", f"{name}: {account.name} may not look into it", remedy)
+        if not (folder / "config.json").is_file():
+            remedy = f"name the folder that has it in models.{model}"
+            return Finding("model", f"{name}: there is no config.json in {folder}", remedy)
+        total = sum(one.stat().st_size for one in folder.glob("*.safetensors"))
+    except OSError as problem:
+        return Finding("model", f"{name}: {problem.strerror}", f"put the folder there, or correct it in models.{model}")
     return Finding("model", f"{name}: {size(total)}")
 
 

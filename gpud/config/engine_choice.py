@@ -8,6 +8,7 @@ from gpud.config.kinds import BROKEN, Reading, Wrong, text_of
 from gpud.config.sections import Section, Values
 from gpud.config.source import Items, Node, Scalar, Table, shown
 from gpud.config.texts import OTHER_NAMES, check_engine
+from gpud.core.engines import BUILT_IN
 
 AUTO = "auto"
 
@@ -65,7 +66,7 @@ class EngineChoice:
     """One engine, a list of them, a map of each to the keys that hold for it alone, or ``auto``."""
 
     allowed: str = (
-        "embedded llama_server llama_cpp ollama vllm tgi custom, or what an installed package adds; "
+        f"{' '.join(BUILT_IN)}, or what an installed package adds; "
         "a list of them; a map of them to keys for each alone; or auto"
     )
 

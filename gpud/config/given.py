@@ -6,7 +6,7 @@ from typing import Any
 from gpud.config.kinds import BROKEN, Reading
 from gpud.config.sections import Found, Key, Section, Values
 from gpud.config.source import shown
-from gpud.config.texts import BUILT_IN_ENGINES
+from gpud.core.engines import BUILT_IN
 
 
 class Unset:
@@ -62,7 +62,7 @@ def unused(key: Key, found: Found, path: str, engines: Sequence[str], reading: R
     """Note that a key was given that none of these engines takes."""
     if found.value is None:
         return
-    users = " ".join(name for name in BUILT_IN_ENGINES if key.used_by(name))
+    users = " ".join(name for name in BUILT_IN if key.used_by(name))
     hints = {
         ("custom", "context"): "; put it into its command",
         ("custom", "extra_flags"): "; put them into its command",

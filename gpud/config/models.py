@@ -14,7 +14,8 @@ from gpud.config.kinds import BROKEN, Reading, Wrong
 from gpud.config.schema import BUSY, MODEL, STOP, UNLOAD, is_pattern
 from gpud.config.sections import CUSTOM, HUB, LLAMA, OLLAMA, Found, Key, Section, Values
 from gpud.config.source import Scalar, Where, shown
-from gpud.config.texts import BUILT_IN_ENGINES, plain_data
+from gpud.config.texts import plain_data
+from gpud.core.engines import BUILT_IN
 from gpud.core.facts import BusyProbe, EngineSettings, HttpCall, Model, StopTimes
 
 OWN = ("file", "model", "command", "url", "directory", "engine")
@@ -62,7 +63,7 @@ class Models:
         path = f"models.{name}"
         found = own.get("engine") or self._defaults.get("engine")
         if found is None or found.value is None:
-            near = " ".join(self._reading.known_engines or BUILT_IN_ENGINES)
+            near = " ".join(self._reading.known_engines or BUILT_IN)
             self._reading.wrong(where, path, f'has no "engine"; add one of: {near}')
             return None
         if found.value is BROKEN:
@@ -86,7 +87,7 @@ class Models:
                 self._reading.wrong(own[key].where, f"{path}.{key}", f"{shown(own[key].node)}: {text}")
         if choice is None or choice.names:
             # Where the engine is left open, any of them may take the key.
-            names = choice.names if choice is not None else tuple(BUILT_IN_ENGINES)
+            names = choice.names if choice is not None else BUILT_IN
             self._check_used(path, own, choice or Chosen(()), names)
         self.overrides[name] = own
 

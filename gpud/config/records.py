@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gpud.core.catalogue import Entry
+from gpud.core.engines import ORDER
 from gpud.core.facts import Limits, Model, StopTimes
 from gpud.core.keys import BOTH, Rate, Right
 
@@ -201,7 +202,7 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     idle_timeout_s: float = 300.0
     stop: StopTimes = field(default_factory=StopTimes)
-    backend_order: tuple[str, ...] = ("llama_server", "embedded", "llama_cpp", "ollama", "vllm", "tgi")
+    backend_order: tuple[str, ...] = ORDER
     base_directory: str = "/var/lib/ml-models"
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
     prefetch: PrefetchConfig = field(default_factory=PrefetchConfig)

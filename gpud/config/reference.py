@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gpud.config.schema import DEFAULTS, ENGINE, MODEL, ROOT, sections
 from gpud.config.sections import LLAMA, Key, Section
-from gpud.config.texts import BUILT_IN_ENGINES
+from gpud.core.engines import BUILT_IN
 
 SHIPPED = Path("config/gpud.yaml")
 MANUALS = (Path("docs/configuration.md"), Path("docs/man/gpud.yaml.5.md"))
@@ -138,7 +138,7 @@ def names(section: Section) -> str:
 
 
 def _users(key: Key) -> str:
-    return "llama engines" if key.engines == LLAMA else ", ".join(one for one in BUILT_IN_ENGINES if key.used_by(one))
+    return "llama engines" if key.engines == LLAMA else ", ".join(one for one in BUILT_IN if key.used_by(one))
 
 
 def _default(key: Key) -> str:

@@ -12,12 +12,15 @@ from gpud.config.kinds import Choice, Duration, Flag, Layers, PriorityName, Shar
 from gpud.config.network import FileMode, RateOf, Several, allowed_host, host_name, origin
 from gpud.config.sections import CUSTOM, HUB, LLAMA, LLAMA_SERVERS, OLLAMA, VLLM, Key, Named, Section
 from gpud.config.texts import Environment, FilePath, Folders, Json, Text, Texts, Url, WebAddress, check_engine
+from gpud.core.engines import ORDER, Family, of_family
 from gpud.core.facts import EvictionPolicy
 
 # Checks of single texts -----------------------------------------------------------------------------------------------
 
 MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}"
 RESERVED_NAMES = ("all", "default", "status", "scan", "load", "unload")
+
+_HUB_NAMES = " and ".join(of_family(Family.HUB))
 
 _PLACEHOLDERS = ("port", "socket", "model", "file", "key")
 
@@ -136,16 +139,16 @@ _SETTINGS = Section(
         Key(
             "file",
             FilePath(),
-            "The model's GGUF file; for vllm and tgi the folder that has its config.json and SafeTensors.",
+            f"The model's GGUF file; for {_HUB_NAMES} the folder that has its config.json and SafeTensors.",
             engines=LLAMA | HUB | CUSTOM,
-            absent="required for embedded, llama_server and llama_cpp",
+            absent="required for the llama engines",
             also=("path", "model_path", "gguf", "filename"),
             example="/var/lib/ml-models/llamacpp/models/tiny.gguf",
         ),
         Key(
             "model",
             Text("a model's name in Ollama, or at Hugging Face", r"[!-~]{1,255}"),
-            "What Ollama calls the model; for vllm and tgi what Hugging Face calls it, where there is no `file`.",
+            f"What Ollama calls the model; for {_HUB_NAMES} what Hugging Face calls it, where there is no `file`.",
             engines=OLLAMA | HUB,
             absent="its name here, for ollama",
             field="ollama_name",
@@ -197,7 +200,7 @@ _SETTINGS = Section(
         Key(
             "parallel",
             Whole(1, 256),
-            "Requests that are worked on at the same time; vllm and tgi decide it themselves where nothing is said.",
+            f"Requests that are worked on at the same time; {_HUB_NAMES} decide it themselves where nothing is said.",
             "1",
             engines=LLAMA | OLLAMA | HUB,
             default_engines=LLAMA,
@@ -375,7 +378,7 @@ _SETTINGS = Section(
             engines=None,
             model_field=True,
             field="size_bytes",
-            absent="gpud finds out; required for custom, and for a vllm or tgi at a `url`",
+            absent=f"gpud finds out; required for custom, and for {_HUB_NAMES} at a `url`",
             also=("vram", "memory", "vram_estimate"),
             example="300MiB",
         ),
@@ -783,7 +786,7 @@ SCHEDULER = Section(
             "backend_order",
             EngineOrder(),
             "Which engines are tried, in which order, for a model with `engine: auto`.",
-            "[llama_server, embedded, llama_cpp, ollama, vllm, tgi]",
+            f"[{', '.join(ORDER)}]",
             also=("order", "engine_order", "backends"),
         ),
     )

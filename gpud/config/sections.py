@@ -6,16 +6,15 @@ from typing import Any
 
 from gpud.config.kinds import BROKEN, Kind, Reading, Wrong, nearest
 from gpud.config.source import Items, Node, Scalar, Table, Where, shown
+from gpud.core.engines import BY_NAME, ENGINES, Family, of_family
 
-LLAMA = frozenset({"embedded", "llama_server", "llama_cpp"})
-LLAMA_SERVERS = frozenset({"embedded", "llama_server"})
-OLLAMA = frozenset({"ollama"})
-CUSTOM = frozenset({"custom"})
+LLAMA = frozenset(of_family(Family.LLAMA_CPP))
+LLAMA_SERVERS = frozenset(kind.name for kind in ENGINES if kind.all_flags)
+OLLAMA = frozenset(of_family(Family.OLLAMA))
+CUSTOM = frozenset(of_family(Family.CUSTOM))
 VLLM = frozenset({"vllm"})
-HUB = VLLM | {"tgi"}
+HUB = frozenset(of_family(Family.HUB))
 """Those that serve models as Hugging Face lays them out."""
-
-BUILT_IN = LLAMA | OLLAMA | HUB | CUSTOM
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class Key:
         return self.kind.read(Scalar(nowhere, self.default), self.name, reading)
 
     def used_by(self, engine: str) -> bool:
-        return self.engines is None or engine in self.engines or engine not in BUILT_IN
+        return self.engines is None or engine in self.engines or engine not in BY_NAME
 
     def allowed_text(self) -> str:
         default = f" (default {self.default})" if self.default is not None else ""

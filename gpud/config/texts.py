@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from gpud.config.kinds import BROKEN, DECIMAL, WHOLE, Reading, Wrong, nearest, text_of
 from gpud.config.source import Items, Node, Scalar, Table, shown
+from gpud.core.engines import BUILT_IN, ENGINES
 
 
 class Text:
@@ -136,21 +137,8 @@ class WebAddress:
         return value
 
 
-BUILT_IN_ENGINES = ("embedded", "llama_server", "llama_cpp", "ollama", "vllm", "tgi", "custom")
-
-OTHER_NAMES = {
-    "llamacpp": "llama_server",
-    "llama.cpp": "llama_server",
-    "llama-cpp": "llama_server",
-    "llama-server": "llama_server",
-    "llama-cpp-python": "llama_cpp",
-    "llama_cpp_python": "llama_cpp",
-    "vLLM": "vllm",
-    "TGI": "tgi",
-    "text-generation-inference": "tgi",
-    "text-generation-launcher": "tgi",
-}
-"""What engines are called elsewhere. "llamacpp" is nearer to "llama_cpp" by its letters, but not by what is meant."""
+OTHER_NAMES = {other: kind.name for kind in ENGINES for other in kind.also}
+"""What engines are called elsewhere."""
 
 
 def check_engine(text: str, reading: Reading) -> None:
@@ -160,7 +148,7 @@ def check_engine(text: str, reading: Reading) -> None:
         raise Wrong(f'is not what the engine is called here; did you mean "{OTHER_NAMES[text]}"?')
     if not re.fullmatch("[a-z][a-z0-9_]{0,63}", text):
         plain = text.lower().replace("-", "_").replace(".", "_")
-        near = nearest(plain, sorted(known or BUILT_IN_ENGINES))
+        near = nearest(plain, sorted(known or BUILT_IN))
         raise Wrong(f"is not the name of an engine (a-z, 0-9 and _, beginning with a letter){near}")
     if known is not None and text not in known:
         raise Wrong(f"is not an engine that is installed here ({' '.join(known)}){nearest(text, sorted(known))}")

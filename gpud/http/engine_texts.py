@@ -4,12 +4,13 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from gpud.core.engines import ENGINES
 from gpud.core.facts import Endpoint, ModelStatus, State
 from gpud.engine import Engine
 from gpud.http.client import Pool
 from gpud.http.upstream import UpstreamFailed
 
-TELLING = frozenset(("llama_server", "embedded", "vllm", "tgi"))
+TELLING = frozenset(kind.name for kind in ENGINES if kind.has_metrics)
 """The engines that have /metrics; others would be asked for what they do not know."""
 
 PATIENCE_S = 1.0

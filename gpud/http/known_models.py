@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from gpud.core.catalogue import Entry, Purpose
+from gpud.core.engines import Family, family, of_family
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Model
 from gpud.core.modelfile import ModelFile
@@ -16,7 +17,7 @@ from gpud.core.ports import Files
 from gpud.engine import Engine
 from gpud.engine.shelf import unseen
 
-LLAMA_CPP_ENGINES = ("llama_server", "embedded", "llama_cpp")
+LLAMA_CPP_ENGINES = of_family(Family.LLAMA_CPP)
 """They read GGUF, and nothing else."""
 
 LOOK_S = 5.0
@@ -132,12 +133,12 @@ def _known(model: Model, entries: Mapping[str, Entry]) -> Known:
 
 
 def format_of(model: Model) -> str:
-    if model.engine == "ollama":
+    if family(model.engine) is Family.OLLAMA:
         return "ollama"
     # Ollama calls its files after their digest.
     if model.settings.file.endswith(".gguf") or (model.settings.file and model.engine in LLAMA_CPP_ENGINES):
         return "gguf"
-    return "safetensors" if model.engine in ("vllm", "tgi") else "other"
+    return "safetensors" if family(model.engine) is Family.HUB else "other"
 
 
 def parameters_of(file: ModelFile) -> str:

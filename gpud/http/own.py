@@ -12,6 +12,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from gpud.core.engines import Family, of_family
 from gpud.core.errors import InvalidArguments, NoSuchModel
 from gpud.core.facts import ModelStatus, Priority, Snapshot
 from gpud.core.keys import EVERYTHING
@@ -40,7 +41,7 @@ Name = Annotated[str, msgspec.Meta(max_length=NAME_CHARACTERS)]
 LLAMA_CPP = "llamacpp"
 """What clients of the ml-offload API call llama.cpp, whichever of its engines serves a model."""
 
-KNOWN_BACKENDS = (LLAMA_CPP, "ollama", "vllm", "tgi")
+KNOWN_BACKENDS = (LLAMA_CPP, *of_family(Family.OLLAMA, Family.HUB))
 """They are listed whether a model uses them or not, in the order in which they are tried."""
 
 _ENGINES = {

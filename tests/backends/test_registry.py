@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from place import Journal, NoFdStore
 
-from gpud.backends import EngineOptions, make, names
+from gpud.backends import BACKENDS, EngineOptions, make
 from gpud.config.records import EngineConfig
+from gpud.core.engines import BUILT_IN
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import EngineSettings, Model
 from gpud.core.ports import Command, Launcher
@@ -40,12 +41,12 @@ def package(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def test_the_built_in_engines_come_in_order() -> None:
-    """The first is what a bare machine gets."""
-    assert names() == ("embedded", "llama_server", "llama_cpp", "ollama", "vllm", "tgi", "custom")
+def test_every_engine_that_others_know_of_has_its_backend() -> None:
+    """One row for what they know, one line for the code, in the same order."""
+    assert tuple(BACKENDS) == BUILT_IN
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_every_built_in_engine_is_made_under_its_name(name: str, launcher: Launcher) -> None:
     """The name in the configuration is the name of the backend."""
     assert make(name, EngineOptions(), launcher).name == name
@@ -108,7 +109,7 @@ def test_an_unknown_engine_names_those_that_exist(
     with pytest.raises(BackendFailed) as failure:
         make("tubro", EngineOptions(), launcher)
     assert failure.value.message == (
-        'there is no engine "tubro"; engines are embedded, llama_server, llama_cpp, ollama, vllm, tgi, custom, '
+        'there is no engine "tubro"; engines are llama_server, embedded, llama_cpp, ollama, vllm, tgi, custom, '
         "broken, failing, turbo"
     )
 

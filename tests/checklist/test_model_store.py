@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from daemon.harness import TOP
 
-from gpud.backends import names
 from gpud.config import load, render
+from gpud.core.engines import BUILT_IN
 from gpud.directories import Directories
 from gpud.engines import engine_options
 
@@ -16,16 +16,16 @@ from gpud.engines import engine_options
 def of_ollama(tmp_path: Path, text: str, *, service: bool) -> str:
     path = tmp_path / "gpud.yaml"
     path.write_text(f"models: {{m: {{engine: ollama}}}}\n{text}")
-    return engine_options(load(path, known_engines=names()), "ollama", service=service).models_dir
+    return engine_options(load(path, known_engines=BUILT_IN), "ollama", service=service).models_dir
 
 
 def test_the_base_directory_is_shown(tmp_path: Path) -> None:
     """Also where the configuration does not mention it."""
     path = tmp_path / "gpud.yaml"
     path.write_text("models: {}\n")
-    assert render(load(path, known_engines=names()), "storage.base_directory") == "/var/lib/ml-models\n"
+    assert render(load(path, known_engines=BUILT_IN), "storage.base_directory") == "/var/lib/ml-models\n"
     path.write_text("models: {}\nstorage: {base_directory: /srv/models}\n")
-    assert render(load(path, known_engines=names()), "storage.base_directory") == "/srv/models\n"
+    assert render(load(path, known_engines=BUILT_IN), "storage.base_directory") == "/srv/models\n"
 
 
 def test_the_machines_ollama_keeps_its_models_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

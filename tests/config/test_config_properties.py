@@ -12,8 +12,9 @@ from gpud.config.engine_choice import EngineOrder
 from gpud.config.kinds import Choice, Duration, Flag, Layers, PriorityName, Share, Size, Whole
 from gpud.config.network import FileMode, RateOf, Several
 from gpud.config.schema import DEFAULTS, ENGINE, EVICTION, HTTP, MODEL, QUEUE, ROOT, sections
-from gpud.config.sections import BUILT_IN, Key, Section
+from gpud.config.sections import Key, Section
 from gpud.config.texts import Environment, FilePath, Folders, Json, Text, Texts, Url, WebAddress
+from gpud.core.engines import BUILT_IN
 from gpud.core.errors import ConfigInvalid
 
 KEYS = sorted({key.name for _, section in sections() for key in section.keys})
