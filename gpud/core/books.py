@@ -12,6 +12,7 @@ from gpud.core.verdict import Device
 
 GOING = (State.DRAINING, State.STOPPING, State.KILLING)
 NOBODY: frozenset[int] = frozenset()
+AFTER_ENGINE = "their engine ended"
 
 RELOAD_FIXED_S = 1.0
 RELOAD_BYTES_PER_S = 2 << 30
@@ -28,6 +29,8 @@ class Books:
         self._own: Mapping[str, frozenset[int]] = {}
         self._claimed: Mapping[int, frozenset[int]] = {}
         self._returning = Returning()
+        self._noted: set[tuple[str, str]] = set()
+        """Models and devices whose memory is expected back before anybody has said that their engine is gone."""
 
     # The last look
 
@@ -39,6 +42,7 @@ class Books:
         now: float,
     ) -> Sequence[Expected]:
         """Take a look into the books. Returns what is late in coming back, once."""
+        self._note_ends(samples, own, now)
         self.samples = samples
         self._own = own
         self._claimed = claimed
@@ -91,24 +95,56 @@ class Books:
 
     # What is on its way back
 
+    def _note_ends(self, samples: tuple[GpuSample, ...], own: Mapping[str, frozenset[int]], now: float) -> None:
+        """An engine that the last look saw and this one does not has ended before anybody said so: what it held is on
+        its way back since then, or is back already."""
+        for before in self.samples:
+            after = next((sample for sample in samples if sample.uuid == before.uuid), None)
+            if before.uuid == HOST or after is None or after.free_bytes is None:
+                continue
+            there = {process.pid for process in after.processes}
+            for name, pids in self._own.items():
+                if there & (pids | own.get(name, NOBODY)):
+                    self._noted.discard((name, before.uuid))
+                elif held_bytes := budget.measured(before, pids):
+                    self._leaves(before, pids)
+                    self._own = {**self._own, name: NOBODY}
+                    self._expect(before, held_bytes, AFTER_ENGINE, now)
+                    self._noted.add((name, before.uuid))
+
     def expect_back(self, instance: Instance, now: float) -> None:
         """Its engine is gone. Host memory is back at once; a GPU's comes back when its driver has cleaned up."""
-        self._own = {name: pids for name, pids in self._own.items() if name != instance.model.name}
+        name = instance.model.name
         loaded = instance.ready_since_s is not None
+        pids = self.pids_of(name)
+        self._own = {other: theirs for other, theirs in self._own.items() if other != name}
         for share in instance.shares:
-            held = instance.bytes_on(share.device) if loaded else instance.used.get(share.device, 0)
-            self._expect(share.device, held, "their engine ended", now)
+            sample = self.sample_of(share.device)
+            if (name, share.device) in self._noted:
+                self._noted.discard((name, share.device))
+            elif sample is not None:
+                self._leaves(sample, pids)
+                held = instance.bytes_on(share.device) if loaded else instance.used.get(share.device, 0)
+                self._expect(sample, held, AFTER_ENGINE, now)
 
     def expect_claim_back(self, claim: Claim, now: float) -> None:
         """It is given back: what its processes were seen to hold is theirs no longer."""
-        self._claimed = {number: pids for number, pids in self._claimed.items() if number != claim.id}
-        self._expect(claim.device, claim.used_bytes or 0, "their claim was given back", now)
+        pids = self._claimed.get(claim.id, NOBODY)
+        self._claimed = {number: theirs for number, theirs in self._claimed.items() if number != claim.id}
+        sample = self.sample_of(claim.device)
+        if sample is not None:
+            self._leaves(sample, pids)
+            self._expect(sample, claim.used_bytes or 0, "their claim was given back", now)
 
-    def _expect(self, device: str, size_bytes: int, after: str, now: float) -> None:
-        sample = self.sample_of(device)
-        if device != HOST and sample is not None:
+    def _leaves(self, sample: GpuSample, pids: frozenset[int]) -> None:
+        """These processes' memory no longer counts as ours there."""
+        self._returning.left(sample.uuid, budget.measured(sample, pids) or 0)
+
+    def _expect(self, sample: GpuSample, size_bytes: int, after: str, now: float) -> None:
+        """``sample`` is the look in which it was still held."""
+        if sample.uuid != HOST:
             until_s = now + self.limits.memory_wait_s
-            self._returning.expect(Expected(device, size_bytes, after, self._free_and_ours(sample), until_s))
+            self._returning.expect(Expected(sample.uuid, size_bytes, after, self._free_and_ours(sample), until_s))
 
     def _free_and_ours(self, sample: GpuSample) -> int | None:
         """What is free together with what engines and claims hold."""

@@ -32,6 +32,15 @@ class Returning:
         if expected.bytes > 0:
             self._expected.append(expected)
 
+    def left(self, device: str, size_bytes: int) -> None:
+        """Who held so much there is none of ours any longer: what is told of the device falls by it for everybody."""
+        self._expected = [
+            replace(entry, before_bytes=max(0, entry.before_bytes - size_bytes))
+            if entry.device == device and entry.before_bytes is not None
+            else entry
+            for entry in self._expected
+        ]
+
     def seen(self, ours: Mapping[str, int | None], now: float) -> Sequence[Expected]:
         """Forget what a look shows to be back, those first that went first: nothing is taken for the return of two.
         Returns what did not come in time, once.

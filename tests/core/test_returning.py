@@ -1,0 +1,96 @@
+"""Memory on its way back from several at once: what a look shows to be back is waited for no longer."""
+
+import itertools
+
+import pytest
+
+from gpud.core import events
+from gpud.core.events import Kind
+from gpud.core.facts import Exit, State
+
+from .world import GIB, GPU, World, model
+
+SIZES = {"a": 3 * GIB, "b": 2 * GIB, "c": GIB}
+
+
+def loaded_all() -> World:
+    """Three engines, and a look that has seen what each of them holds."""
+    w = World({name: model(name) for name in SIZES}, dict(SIZES))
+    for name in SIZES:
+        w.load(name)
+        w.settle()
+    w.pass_time(1)
+    return w
+
+
+def expects(w: World) -> bool:
+    """Whether a look is wanted again: that is so while memory is on its way back."""
+    return any(isinstance(action, events.Sample) for action in w.pending)
+
+
+def late(w: World) -> list[str]:
+    return [notice.message for notice in w.notices(Kind.MEMORY_LATE)]
+
+
+def dies(w: World, name: str) -> events.EngineGone:
+    """Its process ends and its memory comes back; that is told when somebody posts what this returns."""
+    engine = w.engines.pop(name)
+    return events.EngineGone(name, engine.generation, Exit(engine.pid, 0, ()))
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(SIZES)))
+def test_what_several_held_is_back_at_once(order: tuple[str, ...]) -> None:
+    """All end between two looks: the next one shows everything free, and nobody waits for any of it."""
+    w = loaded_all()
+    for name in order:
+        w.end(name)
+    w.settle()
+    w.pass_time(0.3)
+    assert not expects(w)
+    w.pass_time(w.limits.memory_wait_s + 1)
+    assert late(w) == []
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(SIZES)))
+def test_what_a_look_saw_before_its_end_was_told_is_back(order: tuple[str, ...]) -> None:
+    """A process is gone, and so is its memory, in a look that comes before anybody has heard of its end."""
+    w = loaded_all()
+    first, second, third = order
+    w.end(first)
+    told_later = dies(w, second)
+    w.pass_time(0.3)
+    w.post(told_later)
+    w.end(third)
+    w.settle()
+    w.pass_time(0.3)
+    assert not expects(w)
+    w.pass_time(w.limits.memory_wait_s + 1)
+    assert late(w) == []
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(SIZES)))
+def test_what_really_is_late_is_told_whoever_ends_meanwhile(order: tuple[str, ...]) -> None:
+    """The memory of the one that ended first stays away, that of the others is back. Whose it is cannot be seen: at
+    least as much is told."""
+    w = loaded_all()
+    first, *others = order
+    w.gpus[GPU].late_bytes = SIZES[first]
+    w.end(first)
+    w.settle()
+    for name in others:
+        w.end(name)
+    w.pass_time(w.limits.memory_wait_s + 1)
+    told = [name for name in SIZES if any(f"{SIZES[name] // GIB}.0 GiB on" in text for text in late(w))]
+    assert sum(SIZES[name] for name in told) >= SIZES[first], late(w)
+
+
+def test_a_load_does_not_wait_for_memory_that_is_there() -> None:
+    """All three end at once, then somebody wants almost everything."""
+    w = loaded_all()
+    for name in SIZES:
+        w.end(name)
+    w.configure(model("large"), large=7 * GIB)
+    w.load("large")
+    w.settle()
+    w.pass_time(0.1)
+    assert w.state("large") is State.READY
