@@ -3,7 +3,7 @@
 Sizes are bytes and end in ``_bytes``; times are seconds and end in ``_s``; ``None`` means unknown, never zero.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
@@ -378,7 +378,7 @@ class ModelStatus:
 
     ``retry_at_s`` is when a failed model may be tried again; ``retries`` says that it will be, without anybody's asking
     anew. ``device`` is the first of ``shares``. ``waits_for`` says why it waits. ``reduced`` says what it was denied to
-    make it fit, ``source`` where ``need_bytes`` comes from.
+    make it fit, ``source`` where ``need_bytes`` comes from. ``uses`` is how often it was used since gpud started.
     """
 
     model: Model
@@ -411,6 +411,7 @@ class ModelStatus:
     source: str = ""
     kv_bytes: int | None = None
     idle_timeout_s: float = 0.0
+    uses: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -556,7 +557,7 @@ class Snapshot:
     now_s: float
     state: str
     degraded: str
-    models: tuple[ModelStatus, ...]
+    models: Sequence[ModelStatus]
     gpus: tuple[GpuStatus, ...]
     jobs: tuple[JobStatus, ...]
     holds: tuple[HoldStatus, ...]

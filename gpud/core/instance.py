@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 
 from gpud.core.budget import Charge
 from gpud.core.facts import (
-    AUTO_IDLE,
     HOST,
     Caller,
     JobKind,
@@ -19,13 +18,8 @@ from gpud.core.facts import (
 from gpud.core.lifecycle import Trigger, next_state
 from gpud.core.queue import Ticket
 from gpud.core.quote import Offer, Share
+from gpud.core.statuses import Patience
 from gpud.core.usage import Usage
-
-AUTO_IDLE_PER_LOAD_SECOND = 20.0
-LEAST_AUTO_IDLE_S = 60.0
-MOST_AUTO_IDLE_S = 1800.0
-"""An idle engine burns about a twentieth of what loading it again does: after so long keeping it has cost as much as
-a reload. A minute at least, so that a pause for thought is not an unload; half an hour at most."""
 
 
 @dataclass(slots=True)
@@ -75,7 +69,7 @@ class Failure:
 
 @dataclass(slots=True)
 class Instance:
-    """One model's life.
+    """One model's life, from the first wish for it on.
 
     ``generation`` counts starts: an answer that carries an older one is about an engine that is gone. ``wanted``: it
     was ready when its engine crashed, and comes back by itself. ``stale``: its engine no longer matches the
@@ -139,8 +133,6 @@ class Instance:
     unload_jobs: list[Job] = field(default_factory=list)
     users: set[str] = field(default_factory=set)
     leave_at_s: float | None = None
-    _at_rest: ModelStatus | None = field(default=None, repr=False, compare=False)
-    """What is shown of it as long as nobody has wished for it. Whoever compares two looks finds the very same one."""
 
     @property
     def waiting(self) -> bool:
@@ -275,16 +267,7 @@ class Instance:
     @property
     def idle_for_s(self) -> float:
         """How long it may be idle; 0: for ever."""
-        timeout_s = self.model.idle_timeout_s if self.idle_timeout_s is None else self.idle_timeout_s
-        if timeout_s == AUTO_IDLE:
-            timeout_s = self._idle_that_pays()
-        if timeout_s > 0 and self.battery_idle_s is not None:
-            return min(timeout_s, self.battery_idle_s)
-        return timeout_s
-
-    def _idle_that_pays(self) -> float:
-        reload_s = self.reload_s or 0.0
-        return min(MOST_AUTO_IDLE_S, max(LEAST_AUTO_IDLE_S, AUTO_IDLE_PER_LOAD_SECOND * reload_s))
+        return Patience(self.idle_timeout_s, self.battery_idle_s).idle_for_s(self.model, self.reload_s)
 
     def crash_count(self, now: float, limits: Limits) -> int:
         """How many failures in a row this one makes: an engine that was healthy for a while starts anew."""
@@ -292,36 +275,19 @@ class Instance:
         return 1 if healthy else self.attempts + 1
 
     def is_untouched(self) -> bool:
-        """Nobody has wished for it since it was configured or found: of thousands of models nearly all."""
+        """There is nothing to remember of it: nobody has loaded it, and nobody wishes for it."""
         return (
             self.state is State.COLD
-            and not self.generation
+            and not (self.generation or self.attempts or self.wanted or self.in_flight)
+            and not (self.load_jobs or self.unload_jobs or self.users)
+            and not self.reason
             and self.ticket is None
             and self.failure is None
-            and not self.reason
-            and not self.attempts
-            and not self.wanted
             and self.retry_at_s is None
             and self.last_used_s is None
-            and not self.in_flight
         )
 
     def status(self, holds: int, *, held: bool) -> ModelStatus:
-        if holds or not self.is_untouched():
-            self._at_rest = None
-            return self._status(holds, held=held)
-        known = self._at_rest
-        if (
-            known is None
-            or known.model is not self.model
-            or known.idle_timeout_s != self.idle_for_s
-            or known.load_seconds != self.load_seconds
-            or known.restarts != self.restarts
-        ):
-            known = self._at_rest = self._status(holds, held=held)
-        return known
-
-    def _status(self, holds: int, *, held: bool) -> ModelStatus:
         failure = self.failure or Failure("")
         loaded = self.state.has_engine()
         offer = self.offer if loaded else None
@@ -354,6 +320,7 @@ class Instance:
             source="" if offer is None else str(offer.source),
             kv_bytes=None if offer is None else offer.kv_bytes,
             idle_timeout_s=self.idle_for_s,
+            uses=self.usage.count,
         )
 
 

@@ -27,7 +27,6 @@ from gpud.core.facts import (
     JobStatus,
     Limits,
     Model,
-    ModelStatus,
     QueueStatus,
     SessionStatus,
     State,
@@ -42,6 +41,8 @@ from gpud.core.memory import Memory
 from gpud.core.pressure import Pressure
 from gpud.core.quote import Quote
 from gpud.core.sessions import Sessions
+from gpud.core.statuses import Statuses
+from gpud.core.stock import Stock
 from gpud.core.suspending import Sleeping
 from gpud.core.table import Table
 from gpud.core.verdict import Evicts, Granted, Refused, Waits, Wish
@@ -186,13 +187,13 @@ class Scheduler:
         at = instance.unload_at(held=self._holds.held(instance.model.name, "unload"))
         return None if at is None else max(at, instance.busy_until_s)
 
-    def model_statuses(self) -> tuple[ModelStatus, ...]:
+    def model_statuses(self) -> Statuses:
         count, held = self._holds.count, self._holds.held
-        if not self._holds.all():
-            return tuple(instance.status(0, held=False) for instance in self._table.instances.values())
-        return tuple(
-            instance.status(count(name), held=held(name, "unload")) for name, instance in self._table.instances.items()
-        )
+        lively = {
+            name: instance.status(count(name), held=held(name, "unload"))
+            for name, instance in self._table.instances.items()
+        }
+        return Statuses(self._table.stock, lively, self._table.patience)
 
     def gpu_statuses(self) -> tuple[GpuStatus, ...]:
         return self._books.statuses(self._table.with_engine(), self._table.claims.granted(), self._table.alerts)
@@ -275,7 +276,9 @@ class Scheduler:
 
     def state_of(self, name: str) -> State | None:
         instance = self._table.instances.get(name)
-        return None if instance is None else instance.state
+        if instance is None:
+            return State.COLD if name in self._table.stock else None
+        return instance.state
 
     def held_by_others(self, name: str, owner: str) -> bool:
         return bool(self._holds.holders(name, other_than=Caller(owner, 0)))
@@ -319,7 +322,7 @@ class Scheduler:
 
     def _apply_power(self) -> None:
         """On battery nobody is idle for longer than is configured for that."""
-        idle_s = self._table.limits.battery_idle_s if self._on_battery else None
+        idle_s = self._table.battery_idle_s = self._table.limits.battery_idle_s if self._on_battery else None
         for instance in self._table.instances.values():
             instance.battery_idle_s = idle_s
 
@@ -364,8 +367,10 @@ class Scheduler:
 
     def _take_models(self, models: Mapping[str, Model], others: Collection[str], *, forgive: bool) -> None:
         """``others`` have engines that no longer match. What failed is forgiven where its settings are others, too."""
+        self._table.stock = Stock.of(models)
+        self._table.forget_untouched()
         for name, instance in list(self._table.instances.items()):
-            model = models.get(name)
+            model = self._table.stock.get(name)
             if model is None:
                 self._remove(instance)
                 continue
@@ -386,9 +391,6 @@ class Scheduler:
                 instance.stale = True
                 if not instance.in_flight:
                     self._leaving.drain(instance, "config", model.stop.drain_s)
-        for name, model in models.items():
-            if name not in self._table.instances:
-                self._table.instances[name] = Instance(model)
         self._apply_power()
         self._table.look = True
         self._out.touch()

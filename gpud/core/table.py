@@ -1,6 +1,7 @@
 """What the parts of the scheduler share: every instance, the books, the holds, and what one event brings about."""
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 
 from gpud.core import events, queue
 from gpud.core.books import Books
@@ -12,6 +13,8 @@ from gpud.core.instance import Instance
 from gpud.core.lifecycle import Trigger
 from gpud.core.looks import Looks
 from gpud.core.outbox import Outbox
+from gpud.core.statuses import Patience
+from gpud.core.stock import Stock
 from gpud.core.verdict import Device
 
 # A look at the devices takes so long at most, as a rule: files are read, and an engine may be asked what it needs.
@@ -24,6 +27,7 @@ GPUD = ""
 class Table:
     """Everything that the scheduler knows. Only its parts write here, while they handle one event at ``now``.
 
+    ``stock`` are all models, ``instances`` the lives of those that anybody has wished for; all others rest.
     ``look``: somebody waits for memory, and the devices are to be looked at after this event. ``gpus_held``: drivers
     may be open since a look that was allowed to wake them. ``yielded``: the GPUs are given away. ``suspended``: the
     machine is about to sleep. ``sessions``: those that live, with when they began. ``alerts`` are the devices that are
@@ -31,7 +35,8 @@ class Table:
     """
 
     def __init__(self, models: Mapping[str, Model], limits: Limits) -> None:
-        self.instances = {name: Instance(model) for name, model in models.items()}
+        self.stock = Stock.of(models)
+        self.instances: dict[str, Instance] = {}
         self._lively: dict[str, Instance] = {}
         self._line: dict[int, Instance | Claim] = {}
         self.limits = limits
@@ -50,6 +55,7 @@ class Table:
         self.look = False
         self.gpus_held = False
         self.idle_override_s: float | None = None
+        self.battery_idle_s: float | None = None
         self.looks = Looks()
         self._turns = queue.Turns()
         self._sequence = 0
@@ -91,10 +97,27 @@ class Table:
                 self.out.add(events.SessionsChanged())
 
     def find(self, name: str) -> Instance:
+        """Its life, which begins here if need be."""
         instance = self.instances.get(name)
         if instance is None:
-            raise NoSuchModel(f'there is no model "{name}"', hint=_those_there(self.instances))
+            model = self.stock.get(name)
+            if model is None:
+                raise NoSuchModel(f'there is no model "{name}"', hint=_those_there(self.stock))
+            instance = self.instances[name] = Instance(
+                model, idle_timeout_s=self.idle_override_s, battery_idle_s=self.battery_idle_s
+            )
         return instance
+
+    @property
+    def patience(self) -> Patience:
+        """With those that rest."""
+        return Patience(self.idle_override_s, self.battery_idle_s)
+
+    def forget_untouched(self) -> None:
+        """Those of whom nothing is remembered rest like all others."""
+        for name, instance in list(self.instances.items()):
+            if instance.is_untouched() and name in self.stock and not self.holds.count(name):
+                del self.instances[name]
 
     def current(self, name: str, generation: int) -> Instance | None:
         """The instance that an answer is about, or None when it is about an engine of the past."""
@@ -191,9 +214,8 @@ class Table:
             self._lively.pop(instance.model.name, None)
 
 
-def _those_there(instances: Mapping[str, Instance]) -> str:
-    names = list(instances)
+def _those_there(names: Collection[str]) -> str:
     if not names:
         return "no model is there: gpudctl models list says how to come by one"
-    shown = ", ".join(names[:10])
+    shown = ", ".join(islice(names, 10))
     return f"there are {shown}" + (f" and {len(names) - 10} more" if len(names) > 10 else "")

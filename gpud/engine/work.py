@@ -32,6 +32,7 @@ from gpud.core.ports import (
     Warmer,
 )
 from gpud.core.quote import Estimate, Offer, Quote, Share
+from gpud.core.stock import Stock
 from gpud.engine.checks import Checks, Unanswered
 from gpud.engine.choice import Way, chosen
 from gpud.engine.sizing import Ground, Machine, Sizer
@@ -132,7 +133,7 @@ class Work:
         clock: Callable[[], float] | None = None,
         look_first: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        self.models = dict(models)
+        self.models = Stock.of(models)
         self.backends = backends
         self.running: dict[str, Running] = {}
         self.looks: list[asyncio.Future[None]] = []
@@ -203,8 +204,8 @@ class Work:
         """The models whose engines, running or starting, no longer match these settings."""
         running = {
             name
-            for name, model in models.items()
-            if name in self.running and not await self._still_matches(self.running[name], model, backends)
+            for name, one in list(self.running.items())
+            if (model := models.get(name)) is not None and not await self._still_matches(one, model, backends)
         }
         loading = {name for name in self._loading if not _is_launched_alike(self.models.get(name), models.get(name))}
         return frozenset(running | loading)
@@ -218,7 +219,7 @@ class Work:
     def reconfigure(self, models: Mapping[str, Model], backends: Mapping[str, Backend]) -> None:
         """From now on these. A backend that is replaced is closed once its last model has gone."""
         self._retired += [b for name, b in self.backends.items() if backends.get(name) is not b]
-        self.models = dict(models)
+        self.models = Stock.of(models)
         self.backends = backends
 
     async def close(self) -> None:

@@ -11,7 +11,6 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from difflib import get_close_matches
 from types import TracebackType
 
 from gpud.core import events
@@ -36,9 +35,11 @@ from gpud.core.instance import as_offered
 from gpud.core.ports import Backend, Files, Gpus, Launcher, Programs, Store, Warmer
 from gpud.core.quote import Offer, Quote
 from gpud.core.scheduler import Scheduler
+from gpud.core.statuses import Statuses
 from gpud.engine.clock import Clock, machine_slept_s
 from gpud.engine.downloads import Downloads
 from gpud.engine.ended import problem_of
+from gpud.engine.guessing import closest
 from gpud.engine.history import History
 from gpud.engine.library import Library
 from gpud.engine.programs import GivesWay
@@ -171,20 +172,16 @@ class Engine:
 
     def resolve(self, name: str) -> str:
         """The name of the model that a user means: the name itself, an alias, or either with ``.gguf`` behind it."""
+        models = self._work.models
         for candidate in (name, name.removesuffix(".gguf")):
-            if candidate in self._work.models:
-                return candidate
-            for model in self._work.models.values():
-                if candidate in model.aliases:
-                    return model.name
-        known = list(self._work.models)
-        near = get_close_matches(name, [*known, *(a for m in self._work.models.values() for a in m.aliases)], 1, 0.5)
-        if not known:
+            if (meant := models.meaning(candidate)) is not None:
+                return meant
+        if not models:
             hint = "no model is there: gpudctl models list says how to come by one"
-        elif near:
-            hint = f'did you mean "{near[0]}"?'
+        elif near := closest(name, (*models, *models.aliases())):
+            hint = f'did you mean "{near}"?'
         else:
-            hint = f"there are {', '.join(known[:10])}" + (", …" if len(known) > 10 else "")
+            hint = f"there are {', '.join(itertools.islice(models, 10))}" + (", …" if len(models) > 10 else "")
         raise NoSuchModel(f'there is no model "{name}"', hint=hint)
 
     # What can be wished ----------------------------------------------------------------------------------------------
@@ -496,9 +493,10 @@ class Engine:
             await self._put(self.library.models, frozenset())
         await self._work.take_over()
         caller = Caller("gpud", 0, label="the configuration")
-        for model in self._work.models.values():
-            if (model.preload or model.pinned) and model.name not in self._work.running:
-                self._post(events.LoadAsked(next(self._jobs), model.name, caller))
+        for name in self._work.models:
+            model = self._work.models.pattern(name)
+            if (model.preload or model.pinned) and name not in self._work.running:
+                self._post(events.LoadAsked(next(self._jobs), name, caller))
         self._post(events.LookAsked())
 
     def shutdown(self) -> None:
@@ -659,18 +657,17 @@ class Engine:
     # The picture -----------------------------------------------------------------------------------------------------
 
     def _look_at_everything(self) -> Snapshot:
-        models = []
-        for status in self._scheduler.model_statuses():
-            running = self._work.running.get(status.model.name)
-            if running is None:
-                models.append(status)
-            else:
+        seen = self._scheduler.model_statuses()
+        lively = dict(seen.lively)
+        for name, status in seen.lively.items():
+            running = self._work.running.get(name)
+            if running is not None:
                 # Those of the last look; right after a start or a take-over there has been none.
-                pids = tuple(sorted(self._scheduler.pids_of(status.model.name) or running.runner.pids()))
-                models.append(replace(status, endpoint=running.runner.endpoint, pids=pids))
+                pids = tuple(sorted(self._scheduler.pids_of(name) or running.runner.pids()))
+                lively[name] = replace(status, endpoint=running.runner.endpoint, pids=pids)
         gpus = self._scheduler.gpu_statuses()
         degraded, text, hint = self._degraded(gpus)
-        states = {model.state for model in models}
+        states = {status.state for status in lively.values()}
         if self._scheduler.suspended() is not None:
             state = "suspending"
         elif State.LOADING in states:
@@ -691,7 +688,7 @@ class Engine:
             degraded=degraded,
             degraded_text=text,
             degraded_hint=hint,
-            models=tuple(models),
+            models=Statuses(seen.stock, lively, seen.patience),
             gpus=gpus,
             jobs=self._job_statuses(),
             holds=self._scheduler.hold_statuses(),

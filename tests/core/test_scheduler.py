@@ -995,20 +995,46 @@ def test_a_gpu_that_sleeps_is_taken_to_be_empty_by_a_question_that_does_not_wake
 # What is shown
 
 
-def test_a_model_that_nobody_wished_for_is_shown_as_before() -> None:
-    """By the very same record, so that whoever compares two looks at thousands of models need not look into it; it is
-    another one as soon as anything about it is."""
+def test_a_model_that_nobody_wished_for_is_shown_as_it_is_configured() -> None:
+    """And as somebody has said since of all; nothing is remembered of it, so two looks at thousands are compared by
+    what they were made from."""
     w = world("a", "b")
-    a, b = w.scheduler.model_statuses()
+    before = w.scheduler.model_statuses()
     w.load("a")
     w.settle()
-    now_a, now_b = w.scheduler.model_statuses()
-    assert now_b is b and now_a.state is State.READY
+    now = w.scheduler.model_statuses()
+    assert list(now.lively) == ["a"] and now.lively["a"].state is State.READY
+    assert now.same_rest(before) and now != before
     w.unload("a")
     w.settle()
-    assert w.scheduler.model_statuses()[0] != a
+    assert w.scheduler.model_statuses() != before
     w.scheduler.handle(events.IdleTimeoutSet(77.0), w.now)
-    assert w.scheduler.model_statuses()[1].idle_timeout_s == 77.0
+    assert [status.idle_timeout_s for status in w.scheduler.model_statuses()] == [77.0, 77.0]
+    assert not w.scheduler.model_statuses().same_rest(before)
     taken = {name: model(name, pinned=True) for name in ("a", "b")}
     w.scheduler.handle(events.CatalogueTaken(taken, frozenset()), w.now)
-    assert all(status.model is taken[status.model.name] for status in w.scheduler.model_statuses())
+    assert [status.model for status in w.scheduler.model_statuses()] == [*taken.values()]
+
+
+def test_one_that_is_wished_for_later_has_the_idle_time_that_was_set_for_all() -> None:
+    """Its life begins with the wish, and what was said before holds for it as for those that lived already."""
+    w = world("a", "b")
+    w.load("a")
+    w.settle()
+    w.post(events.IdleTimeoutSet(77.0))
+    w.post(events.PowerSeen(on_battery=True))
+    w.load("b")
+    w.settle()
+    assert [status.idle_timeout_s for status in w.scheduler.model_statuses()] == [77.0, 77.0]
+
+
+def test_those_of_whom_there_is_nothing_to_remember_rest_again() -> None:
+    """Whoever was asked about once is held no longer than until the next look at what there is."""
+    w = world("a", "b")
+    w.load("a")
+    with pytest.raises(NotLoaded):
+        w.scheduler.handle(events.UnloadAsked(90, "b", ALICE, False, False), w.now)
+    w.settle()
+    assert set(w.scheduler.model_statuses().lively) == {"a", "b"}
+    w.scheduler.handle(events.CatalogueTaken({name: model(name) for name in ("a", "b")}, frozenset()), w.now)
+    assert set(w.scheduler.model_statuses().lively) == {"a"}
