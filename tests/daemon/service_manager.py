@@ -69,8 +69,13 @@ class Manager:
         return {"args": [*words, sys.executable, "-c", _HAND_OVER, numbers, *command], "pass_fds": kept.values()}
 
     def wait_ready(self, timeout_s: float) -> None:
-        """Until a daemon says that it is ready; each does once."""
+        """Until a daemon says that it is ready; each does once, and once more after each reload."""
         assert self._ready.acquire(timeout=timeout_s), "the daemon did not become ready"
+
+    def forget_ready(self) -> None:
+        """What was said until now was said by one that has ended."""
+        while self._ready.acquire(blocking=False):
+            pass
 
     def _read(self) -> None:
         while True:

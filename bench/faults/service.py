@@ -1,0 +1,223 @@
+"""gpud itself is killed, told to end, told to read another configuration; its bus, logind and polkit go away; the clock
+is set."""
+
+import os
+import signal
+import subprocess
+import time
+
+from daemon.harness import gone
+from daemon.mock_machine import wait_until
+from dbus.private_bus import NOBODY, MockPolkit
+
+from bench.faults.fault import Cuts, Over, Scene, fault
+
+
+def _killed_and_started(scene: Scene) -> None:
+    """Who was ready is taken over: the same process, and nothing is loaded anew."""
+    system = scene.system
+    scene.load.hold_back()
+    try:
+        before = system.ready()
+        system.kill()
+        living = {name: pid for name, pid in before.items() if not gone(pid) and system.pid_of(name) == pid}
+        system.start()
+        after = {name: system.pid_of(name) for name in living}
+        if after != living:
+            raise AssertionError(f"engines were not taken over: {living} before, {after} after")
+        missing = set(living) - set(system.ready())
+        if missing:
+            raise AssertionError(f"{missing} were ready before gpud was killed and are not now")
+    finally:
+        scene.load.resume()
+
+
+@fault(Cuts.ALL)
+def gpud_killed(scene: Scene) -> Over:
+    """kill -9 of gpud under load: its engines live on, and the next one takes them over."""
+    _killed_and_started(scene)
+    return scene.answers
+
+
+@fault(Cuts.ALL, also=("slow",))
+def gpud_killed_while_loading(scene: Scene) -> Over:
+    """kill -9 of gpud while an engine starts."""
+    with scene.client() as client:
+        client.call("Load", "s", "slow")
+    _killed_and_started(scene)
+    return lambda: scene.answers(scene.model, "slow")
+
+
+@fault(Cuts.ALL, "shutting_down")
+def gpud_terminated(scene: Scene) -> Over:
+    """TERM and a new start: status 0, and no engine outlives it."""
+    scene.load.hold_back()
+    try:
+        status = scene.system.terminate()
+        if status:
+            raise AssertionError(f"gpud ended with status {status}")
+        left = scene.system.place.children()
+        if left:
+            raise AssertionError(f"engines outlived a gpud that was told to end: {left}")
+        scene.system.start()
+    finally:
+        scene.load.resume()
+    return scene.answers
+
+
+@fault(Cuts.NOBODY)
+def gpud_stopped(scene: Scene) -> Over:
+    """gpud is stopped (SIGSTOP) for half a second and goes on: everything comes late, nothing is lost."""
+    scene.system.daemon.signal(signal.SIGSTOP)
+    time.sleep(0.5)
+    scene.system.daemon.signal(signal.SIGCONT)
+    return scene.answers
+
+
+@fault(Cuts.MODEL)
+def reload_with_changes(scene: Scene) -> Over:
+    """SIGHUP with a model that has another time-out and one that has another command: only what changed goes."""
+    system = scene.system
+    model = dict(system.models[scene.model])  # type: ignore[call-overload]
+    command = [*model["command"], "--notes", str(system.place.root / "notes")]
+    system.configure(**{scene.model: {**model, "command": command}}, idle={"timeout": "100s"})
+    _hang_up(scene, r"The configuration was reloaded")
+    scene.answers()
+    system.configure()
+    _hang_up(scene, r"The configuration was reloaded")
+    return scene.answers
+
+
+@fault()
+def reload_of_nonsense(scene: Scene) -> Over:
+    """SIGHUP with a configuration that is invalid: every problem is told, the old one stays."""
+    system = scene.system
+    good = system.place.config.read_text()
+    bad = scene.chance.choice(
+        (good + "bananas: 3\n", "models: [", "\0", good.replace("engine: custom", "engine: costum"))
+    )
+    try:
+        system.place.config.write_text(bad)
+        _hang_up(scene, r"The configuration was not reloaded")
+    finally:
+        system.place.config.write_text(good)
+    return scene.answers
+
+
+def _hang_up(scene: Scene, said: str) -> None:
+    daemon = scene.system.daemon
+    count = sum(1 for line in daemon.log().splitlines() if said in line)
+    daemon.signal(signal.SIGHUP)
+    daemon.wait_log(said, count=count + 1)
+
+
+@fault(kinds=("bus", "gpudctl", "look"))
+def bus_restarted(scene: Scene) -> Over:
+    """The bus dies and comes back: who speaks HTTP notices nothing, gpud is back under its name."""
+    system = scene.system
+    daemon = system.daemon
+    count = daemon.log().count("owns org.kernelcore.GpuD")
+    system.logind.kill()
+    system.polkit.kill()
+    system.bus.kill()
+    try:
+        scene.answers()
+    finally:
+        system.bus.start()
+        daemon.wait_log("owns org.kernelcore.GpuD", count=count + 1)
+        daemon.new_client()
+        system.logind.start()
+        system.polkit = MockPolkit(system.bus.address)
+    return lambda: _locked(scene)
+
+
+def _locked(scene: Scene) -> None:
+    """gpud has its locks of logind again, and answers."""
+    scene.system.logind.wait_locks("shutdown", "sleep")
+    scene.answers()
+
+
+@fault()
+def logind_restarted(scene: Scene) -> Over:
+    """logind dies and comes back: the locks for sleep and shutdown are taken again."""
+    scene.system.logind.kill()
+    scene.answers()
+    scene.system.logind.start()
+    return lambda: _locked(scene)
+
+
+@fault(Cuts.ALL, "suspending")
+def machine_sleeps(scene: Scene) -> Over:
+    """logind says that the machine sleeps, and that it is awake: everything goes and comes back."""
+    logind = scene.system.logind
+    logind.wait_locks("shutdown", "sleep")
+    logind.sleep(True)
+    try:
+        logind.wait_locks("shutdown")
+        left = scene.system.place.records()
+        if left:
+            raise AssertionError(f"the machine may sleep, and these are loaded: {sorted(left)}")
+    finally:
+        logind.sleep(False)
+    return lambda: _locked(scene)
+
+
+def _as_nobody(scene: Scene, *words: str) -> "subprocess.CompletedProcess[str]":
+    target = ("org.kernelcore.GpuD", "/org/kernelcore/GpuD", "org.kernelcore.GpuD")
+    user = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+    command = [*user, "busctl", f"--address={scene.system.bus.address}", "call", *target, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@fault()
+def polkit_absent(scene: Scene) -> Over:
+    """polkit is away: users other than root are refused with the reason, and served once it is back."""
+    if os.geteuid():
+        return scene.answers
+    scene.system.polkit.kill()
+    try:
+        done = _as_nobody(scene, "Load", "s", scene.model)
+        # busctl has a word of its own for this error, in place of ours.
+        if not done.returncode or "denied" not in done.stderr:
+            raise AssertionError(f"without polkit a user was answered: {done.stdout} {done.stderr}")
+        scene.answers()
+    finally:
+        scene.system.polkit = MockPolkit(scene.system.bus.address)
+    scene.system.polkit.tell("AllowUnknown", "b", "true")
+    wait_until(lambda: not _as_nobody(scene, "Load", "s", scene.model).returncode, "a user may load again")
+    return scene.answers
+
+
+@fault()
+def clock_set(scene: Scene) -> Over:
+    """The wall clock jumps an hour, or a day, forth or back, and later back again."""
+    hour_s = 3600
+    step_s = scene.chance.choice((hour_s, -hour_s, 24 * hour_s, -24 * hour_s))
+    scene.system.clock.set(step_s)
+    try:
+        scene.answers()
+        with scene.client() as client:
+            client.call("ListModels")
+    finally:
+        scene.system.clock.set(0)
+    return scene.answers
+
+
+@fault()
+def second_gpud(scene: Scene) -> Over:
+    """Somebody starts a second gpud: it gives way, and the first one notices nothing."""
+    place = scene.system.place
+    command = place.command
+    place.command = lambda words: {"args": [word for word in words if word != "--user"]}
+    try:
+        second = place.start(wait=False)
+    finally:
+        place.command = command
+    try:
+        status = second.wait_exit()
+        if status != 75:
+            raise AssertionError(f"a second gpud ended with {status}: {second.log()[-500:]}")
+    finally:
+        second.destroy()
+        place.daemons.remove(second)
+    return scene.answers
