@@ -3,11 +3,11 @@
 Writes nothing, so that a look that is ended has lost nothing. Of what did not change it opens no file.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from threading import Lock
 from time import monotonic, time_ns
 
-from gpud.catalog import belongings, folders, huggingface, ollama
+from gpud.catalog import belongings, folders, huggingface, ollama, single
 from gpud.catalog.copies import Copies
 from gpud.catalog.folders import Patterns
 from gpud.catalog.look import Look, Memory, found_of
@@ -17,7 +17,7 @@ from gpud.core.catalogue import Finding, Found, Roots
 
 
 class ModelFinder:
-    """Fulfils :class:`gpud.core.ports.Finder`. ``scan`` is for a thread, the others are for the loop."""
+    """Fulfils :class:`gpud.core.ports.Finder`. ``watch`` and ``close`` are for the loop, the others for a thread."""
 
     def __init__(self, now_ns: Callable[[], int] = time_ns) -> None:
         self._now_ns = now_ns
@@ -52,6 +52,31 @@ class ModelFinder:
                 look.opened,
                 monotonic() - began_s,
             )
+
+    def noticed(self) -> frozenset[str] | None:
+        """The files that are all that has changed since the last look, as far as the kernel has told, or None."""
+        return self._watch.files() if self._watch is not None else None
+
+    def look_at(self, roots: Roots, paths: Collection[str], known: Mapping[str, Found]) -> Finding | None:
+        """These files alone: those that are there now. None: what they are depends on others, look at everything.
+
+        ``known`` are the models that lie there, as far as they were there at the last look.
+        """
+        with self._scanning:
+            began_s = monotonic()
+            walk = Walk(lambda: False, lambda _: None)
+            if not single.items_at(walk, roots, paths, self._memory):
+                return None
+            look = Look(walk, self._memory, self._now_ns)
+            look.recognize(known)
+            look.read()
+            if walk.troubles or not single.are_models_alone(look, known, self._memory):
+                return None
+            single.remember(look, paths, known, self._memory)
+            if look.growing and self._watch is not None:
+                self._watch.look_again()
+            found = sorted((found_of((item,)) for item in look.items), key=lambda one: one.path)
+            return Finding(tuple(found), (), (), walk.files, look.opened, monotonic() - began_s)
 
     def _watched(self, watch: Watch, walk: Walk, growing: bool) -> None:
         watch.end()

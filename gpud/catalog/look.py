@@ -4,6 +4,7 @@ Decides what is told of each model; not where is looked, nor what belongs togeth
 """
 
 import os
+from array import array
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -42,6 +43,10 @@ class Memory:
     stretches: Stretches = field(default_factory=Stretches)
     seen: dict[str, _Seen] = field(default_factory=dict)
     unsettled: frozenset[str] = frozenset()
+    shared: frozenset[str] = frozenset()
+    """Folders with files that are no models, which may belong to any model there."""
+    sizes: "array[int]" = field(default_factory=lambda: array("Q"))
+    """Of all that was found, in no order."""
 
 
 class Look:
@@ -170,15 +175,27 @@ class Look:
             for item in self.items
             if id(item) not in models and item.glance is not None and not item.problem
         }
+        unsettled = self.unsettled()
+        return Memory(
+            self._memory.stretches,
+            {path: one for path, one in seen.items() if path not in unsettled},
+            unsettled,
+            frozenset(
+                item.path.rpartition("/")[0]
+                for item in self.items
+                if item.glance is not None and item.glance.role is not Role.MODEL
+            ),
+            array("Q", [item.size_bytes for item in self.items]),
+        )
+
+    def unsettled(self) -> frozenset[str]:
+        """Where something was written to so lately that its times say nothing."""
         since_ns = self._now_ns - SETTLED_NS
-        unsettled = frozenset(
+        return frozenset(
             item.path
             for item in self.items
             if any(file.ctime_ns > since_ns for file in item.files)
             or any(file.ctime_ns > since_ns for file in item.described)
-        )
-        return Memory(
-            self._memory.stretches, {path: one for path, one in seen.items() if path not in unsettled}, unsettled
         )
 
 

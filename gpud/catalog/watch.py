@@ -27,6 +27,9 @@ AGAIN_LONGEST_S = 600.0
 """When a file was left alone because somebody writes it, it is looked at again after this time, doubled each time until
 something happens: its end is told of, but not that its writer was killed a moment before it was looked at."""
 
+FILES_MOST = 64
+"""So many files that have changed are remembered by name: to look at all of more folders is as fast by then."""
+
 _APPEARS = inotify.CREATE | inotify.MOVED_TO
 _GOES = inotify.DELETE | inotify.MOVED_FROM
 _ITSELF = inotify.DELETE_SELF | inotify.MOVE_SELF | inotify.UNMOUNT
@@ -68,6 +71,7 @@ class Watch:
         self._folders: dict[int, str] = {}
         self._awaited: dict[int, set[str]] = {}
         self._entered: set[int] = set()
+        self._files: set[str] | None = None
         self._telling: asyncio.TimerHandle | None = None
         self._since = 0.0
         self._looking_again: asyncio.TimerHandle | None = None
@@ -98,9 +102,19 @@ class Watch:
     # For the thread that looks ---------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """A look begins: what it enters is watched, and nothing else."""
+        """A look at everything begins: what it enters is watched, and nothing else."""
         self._entered = set()
         self._noted = {}
+        with self._lock:
+            self._files = set()
+
+    def files(self) -> frozenset[str] | None:
+        """Files called like models that are all that has changed since this was asked, or a look at everything began;
+        None: there is more to look at than files.
+        """
+        with self._lock:
+            files, self._files = self._files, set() if self._files is not None else None
+            return None if files is None else frozenset(files)
 
     def enter(self, folder: str) -> None:
         """Watch this folder. One that is not there is waited for, if it is a root."""
@@ -168,7 +182,7 @@ class Watch:
             self._entered.add(watch)
             self._awaited.setdefault(watch, set()).add(way.name)
             if way.is_dir():  # It has come between the two calls, and nobody was told.
-                self._loop.call_soon_threadsafe(self._notice)
+                self._loop.call_soon_threadsafe(self._all_changed)
             return
 
     def _top_of(self, folder: str) -> str:
@@ -185,7 +199,9 @@ class Watch:
             return
         matters = False
         for event in self._kernel.read():
-            matters = self._matters(event) or matters
+            if self._matters(event):
+                matters = True
+                self._remember(event)
         if matters:
             self._again_s = AGAIN_FIRST_S
             self._notice()
@@ -195,7 +211,7 @@ class Watch:
         self._mount_changes.taken()
         before, self._mounts = self._mounts, mounts.about(self._tops, mounts.read())
         if self._mounts != before:
-            self._notice()
+            self._all_changed()
 
     def _matters(self, event: Event) -> bool:
         """Whether there may be another model, or one less, or another one, after this."""
@@ -219,6 +235,26 @@ class Watch:
             return True
         return is_about_models(folder, name, mask)
 
+    def _remember(self, event: Event) -> None:
+        """Which file it is about, if it is about one of a folder that anybody keeps models in."""
+        with self._lock:
+            folder = self._folders.get(event.watch)
+            if self._files is None:
+                return
+            name = model_name(event.name)
+            whose_place = folder is None or f"{folder}/".startswith(self._manifests)
+            if whose_place or not name or event.mask & (inotify.OVERFLOW | inotify.IS_FOLDER | _ITSELF):
+                self._files = None
+            elif len(self._files) < FILES_MOST:
+                self._files.add(f"{'' if folder == '/' else folder}/{name}")
+            else:
+                self._files = None
+
+    def _all_changed(self) -> None:
+        with self._lock:
+            self._files = None
+        self._notice()
+
     def _notice(self) -> None:
         """Gather what happens together, and then tell."""
         if self._closed:
@@ -241,7 +277,17 @@ class Watch:
     def _again(self) -> None:
         self._looking_again = None
         self._again_s = min(2 * self._again_s, AGAIN_LONGEST_S)
+        with self._lock:
+            self._files = None
         self.changed()
+
+
+def model_name(name: str) -> str:
+    """The GGUF file that an event with this name in it is about; empty where it is about something else."""
+    stem, _, ending = name.rpartition(".")
+    if ending.lower() in PARTIAL_ENDINGS:
+        name, ending = stem, stem.rpartition(".")[2]
+    return name if ending.lower() == "gguf" else ""
 
 
 def is_about_models(folder: str, name: str, mask: int) -> bool:

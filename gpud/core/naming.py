@@ -37,13 +37,18 @@ def shown_path(path: str) -> str:
 
 
 def name_all(
-    found: Sequence[Found], known: Sequence[Entry], configured: Mapping[str, str], taken: Collection[str]
+    found: Sequence[Found],
+    known: Sequence[Entry],
+    configured: Mapping[str, str],
+    taken: Collection[str],
+    reserved: Collection[str] = (),
 ) -> tuple[Named, ...]:
     """Every model under a name of its own.
 
     ``known`` are the entries of earlier times: what lies where one of them lay has its name again, wherever it was
     found first. ``configured`` are the paths that the configuration names, with the names there; such a model is that
-    one. ``taken`` are names and aliases that the configuration or somebody by command has given to others.
+    one. ``taken`` are names and aliases that the configuration or somebody by command has given to others, ``reserved``
+    the names of those that are away and not among the ``known``.
     """
     by_path = {place.path: entry for entry in known for place in reversed(entry.found.places)}
     by_name = {entry.name: entry for entry in known}
@@ -83,10 +88,10 @@ def name_all(
             names[index] = entry.name
             used.add(entry.name)
     # What is gone keeps its name for when it comes back, as long as nobody else has to have it.
-    reserved = {entry.name for entry in known if entry.id not in claimed}
+    avoided = {*reserved, *(entry.name for entry in known if entry.id not in claimed)}
     for index, one in enumerate(found):
         if index not in names:
-            names[index] = _free(one, used, reserved)
+            names[index] = _free(one, used, avoided)
             used.add(names[index])
     return tuple(Named(names[index], one, pasts.get(index)) for index, one in enumerate(found))
 
@@ -107,9 +112,9 @@ def _likeness(one: Found) -> tuple[str, int, str, str]:
 
 def _free(one: Found, used: Collection[str], reserved: Collection[str]) -> str:
     candidates = list(_candidates(one))
-    for taken in ({*used, *reserved}, set(used)):
+    for taken in ((used, reserved), (used,)):
         for name in candidates:
-            if name not in taken:
+            if not any(name in names for names in taken):
                 return name
     number = 2
     while f"{candidates[0][: LONGEST - 8]}-{number}" in used:

@@ -323,6 +323,16 @@ class Finder(Protocol):
         again it watches the new roots instead. Nothing polls.
         """
 
+    def noticed(self) -> frozenset[str] | None:
+        """The files that are all that has changed since this was asked, or a scan began; None: more has, or nobody
+        knows. For a thread.
+        """
+
+    def look_at(self, roots: Roots, paths: Collection[str], known: Mapping[str, Found]) -> Finding | None:
+        """Only at these files: those that are there, are models. None where what they are can be told only together
+        with others, by a scan. ``known`` is what the last look found there. For a thread.
+        """
+
     def close(self) -> None: ...
 
 
@@ -340,6 +350,20 @@ class Registry(Protocol):
 
         An entry whose ``id`` is 0 is new and gets one. What is kept already keeps its use, and what somebody said about
         it. Those that are known and are not among ``entries`` are no longer present.
+        """
+
+    def related(self, paths: Collection[str] = (), sizes: Collection[int] = ()) -> tuple[Entry, ...] | None:
+        """Those that lie or lay at one of these paths, at whichever of their places, or have one of these sizes; in
+        the order of their ids. This and the next two give None where that cannot be done for some alone: while the disk
+        takes nothing, for example.
+        """
+
+    def names(self) -> Mapping[str, bool] | None:
+        """Every name in use, by whether its model is there; aliases that somebody gave count as there."""
+
+    def take_some(self, entries: Sequence[Entry], gone: Collection[int], at_us: int) -> tuple[Entry, ...] | None:
+        """As :meth:`take` for these alone: of others nothing changes but those with the ids ``gone``, which are no
+        longer present. Returns those that it was about.
         """
 
     def annotate(self, entry: Entry) -> None:

@@ -145,6 +145,11 @@ def places_text(places: tuple[Place, ...]) -> str:
     return _json_text(places, lambda: [asdict(place) for place in places])
 
 
+def json_text(value: str) -> str:
+    """As it stands in the text of its place."""
+    return _json_text(value, lambda: value)
+
+
 _encode = msgspec.json.Encoder().encode
 
 

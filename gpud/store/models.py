@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from gpud.core.catalogue import Entry
 from gpud.store.database import WAITING_MOST, Change, Database
 from gpud.store.model_changes import UNSAVED_FROM, Known, Taken, merged, statements, take
-from gpud.store.model_rows import COLUMNS, Row, entry_of, number, stored, texts_text
+from gpud.store.model_rows import COLUMNS, Row, entry_of, json_text, number, stored, text, texts, texts_text
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,44 @@ class ModelRegistry:
                 self._last_unsaved = taken.last_id
             self._held = known.changed_by(taken, at_us)
             return taken.entries
+
+    def related(self, paths: Collection[str] = (), sizes: Collection[int] = ()) -> tuple[Entry, ...] | None:
+        with self._turn():
+            if self._held is not None:
+                return None
+            looked_us = self._looked_us()
+            # A path stands in the column as JSON has it.
+            values = [*map(json_text, paths), *sizes]
+            conditions = ["instr(places, ?)"] * len(paths) + ["size_bytes = ?"] * len(sizes)
+            sql = f"{_ALL} WHERE {' OR '.join(conditions) or '0'} ORDER BY id"
+            found = self._database.read_each(
+                sql, values, lambda rows: [entry_of(Row._make(row), looked_us) for row in rows]
+            )
+            return None if found is None else tuple(found)
+
+    def names(self) -> Mapping[str, bool] | None:
+        with self._turn():
+            rows = self._database.read("SELECT name, present, aliases FROM model") if self._held is None else None
+            if rows is None:
+                return None
+            found = {text(name): bool(present) for name, present, _ in rows}
+            given = [alias for _, _, aliases in rows if aliases != "[]" for alias in texts(aliases)]
+            return found | dict.fromkeys(given, True)
+
+    def take_some(self, entries: Sequence[Entry], gone: Collection[int], at_us: int) -> tuple[Entry, ...] | None:
+        with self._turn():
+            self._settle()
+            ids = {self._id(id_) for id_ in (*gone, *(entry.id for entry in entries if entry.id))}
+            last_id, looked_us = self._highest_id(), self._looked_us()
+            rows = self._rows("id", ids, lambda row: row)
+            if self._held is not None or rows is None or last_id is None:
+                return None
+            given = [replace(entry, id=self._id(entry.id)) if entry.id in self._numbers else entry for entry in entries]
+            taken = take(rows, looked_us, last_id, given, at_us)
+            anew = self._database.begun_anew
+            if not self._database.write_now(statements(taken.old, taken.new, at_us)):
+                return None
+            return taken.entries if anew == self._database.begun_anew else None
 
     def annotate(self, entry: Entry) -> None:
         aliases, tags = texts_text(entry.aliases), texts_text(entry.tags)
