@@ -125,27 +125,27 @@ class Request:
             return b""
         if length is not None and length > limit_bytes:
             raise Refused(413, f"the body is {length} bytes long; {limit_bytes} are allowed")
-        if not connection.body_ended:
-            await connection.gather(limit_bytes)
-        whole = connection.take_body()
+        if not connection.body.ended:
+            await connection.body.gather(limit_bytes)
+        whole = connection.body.take()
         if len(whole) > limit_bytes:
             raise Refused(413, f"the body is longer than the {limit_bytes} bytes that are allowed")
-        if connection.body_problem is not None:
-            raise connection.body_problem
+        if connection.body.problem is not None:
+            raise connection.body.problem
         return whole
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes. While nobody asks, the client is made to wait. Raises as :meth:`body` does."""
         connection = self._connection
         while True:
-            if piece := connection.take_body():
+            if piece := connection.body.take():
                 yield piece
-            elif connection.body_problem is not None:
-                raise connection.body_problem
-            elif connection.body_ended:
+            elif connection.body.problem is not None:
+                raise connection.body.problem
+            elif connection.body.ended:
                 return
             else:
-                await connection.more_body()
+                await connection.body.more()
 
 
 class Reply:
@@ -236,7 +236,7 @@ class Reply:
         connection = self._connection
         if connection.gone:
             raise ClientGone("the client has left")
-        if not connection.body_ended:
+        if not connection.body.ended:
             raise Refused(400, "a request that changes the protocol cannot have a body")
         head = write_head(status_line(101), headers, b"Connection: Upgrade\r\n")
         self.status = 101

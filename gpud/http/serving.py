@@ -11,14 +11,13 @@ import struct
 import termios
 from typing import TYPE_CHECKING
 
-from gpud.http.bodies import BodyReader, ChunkedReader, LengthReader
 from gpud.http.connection import ClientGone, Connection, Duplex
-from gpud.http.limits import BUFFER_BYTES, HELD_BYTES, HeadLimits
+from gpud.http.intake import Intake
+from gpud.http.limits import BUFFER_BYTES, HeadLimits
 from gpud.http.listening import identify
 from gpud.http.memory import HeadMemory
 from gpud.http.message import Peer, Reply, Request
 from gpud.http.wire import (
-    Malformed,
     Refused,
     RequestHead,
     is_hopeless,
@@ -65,24 +64,15 @@ class ServerConnection(Connection):
         self.speaks_1_1 = True
         self.work: Work | None = None
         self.deadline = NEVER
-        self.body_ended = True
-        self.body_problem: Exception | None = None
+        self.body = Intake(self)
         self._reply: Reply | None = None
         self._pending = bytearray()
         self._looked_at = 0
         self._left: asyncio.Event | None = None
-        self._reader: BodyReader = LengthReader(0)
-        self._body: list[bytes] = []
-        self._body_bytes = 0
-        self._body_waiter: asyncio.Future[None] | None = None
-        self._owes_continue = False
-        self._progress = 0
         self._stalled_from = 0
         self._stall_deadline = NEVER
         self._read_deadline = NEVER
         self._is_idle_deadline = False
-        self._drops_rest = False
-        self._gathers_bytes: int | None = None
         self._memory: HeadMemory[RequestHead] = HeadMemory()
 
     # The transport's callbacks ----------------------------------------------------------------------------------------
@@ -102,7 +92,7 @@ class ServerConnection(Connection):
         if self.at == HEAD:
             self._head_came(data)
         elif self.at == BODY:
-            self._body_came(data)
+            self.body.came(data)
         elif self.at == DUPLEX:
             assert self.duplex is not None
             self.duplex.received(data)
@@ -210,33 +200,16 @@ class ServerConnection(Connection):
         self.keep_alive = head.keep_alive and not self.server.closing
         self.speaks_1_1 = bool(head.version)
         self._left = None
-        self._body = []
-        self._body_bytes = 0
-        self.body_problem = None
         request = Request(self, head, self.peer)
         self._reply = Reply(self, head.method == "HEAD")
         if head.length == 0:
             self.at = BUSY
-            self.body_ended = True
-            self._owes_continue = False
+            self.body.begin_none()
             if rest:
                 self.received(rest)
         else:
             self.at = BODY
-            self.body_ended = False
-            self._owes_continue = head.expects
-            if head.length is not None and len(rest) == head.length:
-                # As good as always: all of it came with the head.
-                self._body.append(rest)
-                self._body_bytes = head.length
-                self.body_ended = True
-                self.at = BUSY
-            else:
-                self._reader = ChunkedReader() if head.length is None else LengthReader(head.length)
-                if rest:
-                    self._body_came(rest)
-                if not self.body_ended:
-                    self._body_awaited()
+            self.body.begin(head.length, rest, expects=head.expects)
         work = self.work = Work(self._serve(request, self._reply))
         if self.server.at_once and not was_waiting:
             work.go_on()
@@ -348,7 +321,8 @@ class ServerConnection(Connection):
 
     def closing_words(self) -> bytes:
         """The last line of a reply's head: whether another request may follow."""
-        if not self.body_ended and (self.body_problem is not None or self._unread_is_much()):
+        body = self.body
+        if not body.ended and (body.problem is not None or body.is_much_to_come):
             self.keep_alive = False
         if self.server.closing or (self.half_closed and not self._pending):
             self.keep_alive = False
@@ -358,32 +332,21 @@ class ServerConnection(Connection):
             return b"Connection: keep-alive\r\n"
         return b""
 
-    def _unread_is_much(self) -> bool:
-        """True when more of the body is to come than is worth reading for a next request."""
-        if self._owes_continue:
-            return True
-        return not isinstance(self._reader, LengthReader) or self._reader.left > BUFFER_BYTES
-
     def flush_soon(self, reply: Reply) -> None:
         asyncio.get_running_loop().call_soon(reply.flush)
 
     def _next(self) -> None:
         """The reply has ended: close, or read the next request."""
-        if not self.body_ended:
-            if not self.keep_alive:
+        if not self.body.ended:
+            if self.keep_alive:
+                self.body.drop_rest()
+            else:
                 self._linger()
-                return
-            # Little is left of a body that nobody wanted: it is read and dropped, then the next request may come.
-            self._body = []
-            self._body_bytes = 0
-            self._drops_rest = True
-            self.go_on_reading()
-            self._body_awaited()
             return
         if not self.keep_alive:
             self._finish()
             return
-        self._body = []
+        self.body.let_go()
         self.at = HEAD
         if self.is_held:
             self.go_on_reading()
@@ -422,100 +385,33 @@ class ServerConnection(Connection):
         early, self._pending = bytes(self._pending), bytearray()
         return Duplex(self, early)
 
-    # The body's side --------------------------------------------------------------------------------------------------
+    # What the body tells ----------------------------------------------------------------------------------------------
 
-    def take_body(self) -> bytes:
-        """What has come of the body."""
-        if not self._body_bytes:
-            return b""
-        pieces, self._body = self._body, []
-        self._body_bytes = 0
-        if not self.body_ended:
-            self.go_on_reading()
-            if self._read_deadline == NEVER:
-                self._body_awaited()
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    def send_continue(self) -> None:
+        """The client waits for a word before it sends the body."""
+        if self._reply is None or not self._reply.begun:
+            self.transport.write(CONTINUE)
 
-    async def more_body(self) -> None:
-        """Wait until more of the body has come, or it has ended, or cannot. Raises ClientGone."""
-        if self.gone:
-            raise ClientGone("the client has left before its request was complete")
-        if self._owes_continue:
-            self._owes_continue = False
-            if self._reply is None or not self._reply.begun:
-                self.transport.write(CONTINUE)
-        self.go_on_reading()
-        if self._read_deadline == NEVER:
-            self._body_awaited()
-        self._body_waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._body_waiter
-        finally:
-            self._body_waiter = None
-        if self.gone and not self._body_bytes and not self.body_ended:
-            raise ClientGone("the client has left before its request was complete")
-
-    async def gather(self, limit_bytes: int) -> None:
-        """Wait until all of the body is here, or more than the limit, or it cannot come. Raises ClientGone."""
-        self._gathers_bytes = limit_bytes
-        try:
-            while not self.body_ended and self.body_problem is None and self._body_bytes <= limit_bytes:
-                await self.more_body()
-        finally:
-            self._gathers_bytes = None
-
-    def _body_awaited(self) -> None:
+    def await_body(self) -> None:
         """From now on the client has to send."""
-        self._progress = 0
+        self.body.progress = 0
         self._set_read_deadline(self.server.clock() + self.server.limits.body_s)
 
-    def _body_came(self, data: bytes) -> None:
-        self._owes_continue = False
-        found: list[bytes] = []
-        try:
-            used = self._reader.feed(data, found)
-        except Malformed as problem:
-            self.keep_alive = False
-            self._body_fails(Refused(400, f"cannot read the body: {problem}"))
-            return
-        came = sum(map(len, found))
-        self._progress += came
-        if not self._drops_rest:
-            self._body += found
-            self._body_bytes += came
-        if self._reader.ended:
-            self.body_ended = True
-            self.at = BUSY
-            self._set_read_deadline(NEVER)
-            if used < len(data):
-                self._pending += data[used:]
-            if self._drops_rest:
-                self._drops_rest = False
-                self._next()
-                return
-        elif self._gathers_bytes is not None:
-            # Whoever waits for all of it is not woken for a part.
-            if self._body_bytes <= self._gathers_bytes:
-                return
-        elif self._body_bytes > HELD_BYTES:
-            # Nobody takes it: the client waits, and is not to blame.
-            self.stop_reading()
-            self._set_read_deadline(NEVER)
-        self._wake_body()
+    @property
+    def is_awaited(self) -> bool:
+        """True while the client has to send."""
+        return self._read_deadline != NEVER
 
-    def _body_fails(self, problem: Exception) -> None:
-        self.body_problem = problem
+    def await_nothing(self) -> None:
+        """The client need not send."""
         self._set_read_deadline(NEVER)
-        self.stop_reading()
-        if self._drops_rest:
-            self.cut()
-            return
-        self._wake_body()
 
-    def _wake_body(self) -> None:
-        waiter = self._body_waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+    def body_over(self, rest: bytes, *, dropped: bool) -> None:
+        """The body has ended; behind it came the rest. Dropped: nobody wanted it, and the next request may come."""
+        self.at = BUSY
+        self._pending += rest
+        if dropped:
+            self._next()
 
     # Time -------------------------------------------------------------------------------------------------------------
 
@@ -561,13 +457,13 @@ class ServerConnection(Connection):
             else:
                 self.cut()
         elif self.at == BODY:
-            if self._progress >= limits.progress_bytes:
-                self._progress = 0
+            if self.body.progress >= limits.progress_bytes:
+                self.body.progress = 0
                 self._set_read_deadline(now_s + limits.body_s)
             else:
                 self.keep_alive = False
-                self._body_fails(
-                    Refused(408, f"the body stopped coming: {self._progress} bytes in {limits.body_s:g} s")
+                self.body.fail(
+                    Refused(408, f"the body stopped coming: {self.body.progress} bytes in {limits.body_s:g} s")
                 )
         elif self.at == BUSY:
             self._set_read_deadline(NEVER)
@@ -627,7 +523,7 @@ class ServerConnection(Connection):
         self._forget_departure()
         if self._left is not None:
             self._left.set()
-        self._wake_body()
+        self.body.wake()
         # What a handler does after its answer, and with a raw stream, is not for the client's sake alone.
         if self.work is not None and self._reply is not None and not self._reply.ended:
             self.work.cancel()

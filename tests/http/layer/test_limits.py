@@ -99,15 +99,15 @@ def test_a_body_that_stops_coming_is_ended(framing: bytes, run: Run) -> None:
             (connection,) = server._connections
             piece = b"400\r\n" + b"x" * 1024 + b"\r\n" if b"chunked" in framing else b"x" * 1024
             for _ in range(10):
-                read = connection._progress
+                read = connection.body.progress
                 await client.send(piece)
-                await until(lambda read=read: connection._progress >= read + 1024)  # type: ignore[misc]
+                await until(lambda read=read: connection.body.progress >= read + 1024)  # type: ignore[misc]
                 clock.go_on(server, 30.0)
             assert server.connections == 1
             drop = b"1\r\nx\r\n" if b"chunked" in framing else b"x"
             for _ in range(2):
                 await client.send(drop)
-                await until(lambda: connection._progress > 0)
+                await until(lambda: connection.body.progress > 0)
                 clock.go_on(server, 15.1)
             answer = await client.answer()
             assert (answer.status, answer.headers["connection"]) == (408, "close")

@@ -285,7 +285,7 @@ def test_a_client_waits_while_nobody_reads_its_body(run: Run) -> None:
             for _ in range(20):
                 await asyncio.sleep(0.005)
             (connection,) = server._connections
-            assert connection._body_bytes < 256 << 10
+            assert connection.body._bytes < 256 << 10
             assert not sending.done()
             go_on.set()
             await sending
