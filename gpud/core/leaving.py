@@ -395,9 +395,13 @@ class Leaving:
         self.resume(instance)
 
 
+def _askers(instance: Instance) -> str:
+    return ", ".join(dict.fromkeys(job.caller.label or job.caller.owner for job in instance.unload_jobs))
+
+
 def _why(instance: Instance) -> str:
     return {
-        "user": "somebody asked for it",
+        "user": f"{_askers(instance) or 'somebody'} asked for it",
         "evict": "its memory was needed",
         TURN: "its memory was needed by one who had waited long enough",
         "give-way": "other programs needed its memory",

@@ -28,6 +28,9 @@ LOST_S = 30.0
 by then, or slept.
 """
 
+COME_AND_GO = ("SessionNew", "SessionRemoved")
+"""A user who lingers is not removed with the last session, so that only sessions tell who has left."""
+
 SIGNALS = {"PrepareForSleep": "sleep", "PrepareForShutdown": "shutdown"}
 WHY = {
     "sleep": "Unloads models, whose GPU memory may not survive",
@@ -75,6 +78,8 @@ class Login1:
         self._making: dict[str, asyncio.Task[None]] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
         self._lost: asyncio.TimerHandle | None = None
+        self._looking = asyncio.Lock()
+        self._somebody = False
 
     @property
     def locks(self) -> frozenset[str]:
@@ -97,6 +102,7 @@ class Login1:
             elif what in self._under_way:
                 # It was over while logind, or the bus, was away.
                 self._over(what)
+        await self._look_for_users()
 
     def gone(self) -> None:
         self._line = None
@@ -132,8 +138,8 @@ class Login1:
         what = SIGNALS.get(message.member)
         if message.interface == MANAGER and what is not None and message.signature == "b":
             self._prepare(what) if message.body[0] else self._over(what)
-        elif message.interface == MANAGER and message.member == "UserRemoved":
-            self._start(self._ask_for_users())
+        elif message.interface == MANAGER and message.member in COME_AND_GO:
+            self._start(self._look_for_users())
         elif message.interface == SESSION and message.member == "Lock":
             self._listener.locked()
         elif message.interface == PROPERTIES and message.signature == "sa{sv}as":
@@ -152,17 +158,31 @@ class Login1:
         if isinstance(idle, bool):
             self._listener.sessions_idle(idle=idle)
 
-    async def _ask_for_users(self) -> None:
-        """A user who is still listed is about to go, or lingers without a session."""
-        if self._line is None:
-            return
+    async def _look_for_users(self) -> None:
+        """Whoever was there and is so no longer has logged out; who never was has not."""
+        async with self._looking:
+            there = await self._somebody_is_there()
+            if there is not None:
+                log.debug("somebody is logged in" if there else "nobody is logged in")
+                left, self._somebody = self._somebody and not there, there
+                if left:
+                    self._listener.logged_out()
+
+    async def _somebody_is_there(self) -> bool | None:
+        """None where logind does not say. Greeters, cron and managers of users have sessions, too, and are nobody."""
+        line = self._line
+        if line is None:
+            return None
         try:
-            reply = await self._line.call(PATH, MANAGER, "ListSessions")
-        except (ReplyError, OSError, TimeoutError) as problem:
+            listed = (await line.call(PATH, MANAGER, "ListSessions")).body[0]
+            for *_, path in listed:
+                found = (await line.properties(path, SESSION)).get("Class")
+                if not isinstance(found, str) or found.startswith("user"):
+                    return True
+        except (ReplyError, OSError, TimeoutError, LookupError, TypeError) as problem:
             log.debug("logind does not say who is logged in: %s", problem)
-            return
-        if reply.body == [[]]:
-            self._listener.logged_out()
+            return None
+        return False
 
     # Sleep and shutdown
 

@@ -14,6 +14,11 @@ from jeepney.io.blocking import open_dbus_connection
 from .harness import BOUND_S
 
 MOCK = "org.freedesktop.DBus.Mock"
+SESSION = "org.freedesktop.login1.Session"
+
+
+def _session(name: str) -> str:
+    return f"/org/freedesktop/login1/session/{name}"
 
 
 class MockService:
@@ -43,8 +48,10 @@ class MockService:
         assert waited.returncode == 0, f"the mock of {self.name} did not come up"
         self._connection = open_dbus_connection(self.address)
 
-    def call(self, interface: str, member: str, signature: str | None = None, *values: object) -> Any:
-        message = new_method_call(DBusAddress(self.path, self.name, interface), member, signature, values)
+    def call(
+        self, interface: str, member: str, signature: str | None = None, *values: object, path: str | None = None
+    ) -> Any:
+        message = new_method_call(DBusAddress(path or self.path, self.name, interface), member, signature, values)
         reply = self._connection.send_and_get_reply(message, timeout=BOUND_S)
         assert reply.header.message_type is not MessageType.error, (
             reply.header.fields[HeaderFields.error_name],
@@ -89,6 +96,25 @@ class MockLogind(MockService):
     def wait_locks(self, *wanted: str, timeout_s: float = BOUND_S) -> float:
         """Returns, when these and no others are held, for how long that took."""
         return wait_until(lambda: self.locks() == sorted(wanted), f"the locks {wanted}", timeout_s)
+
+    def log_in(self, session: str, uid: int, kind: str = "user") -> None:
+        """``kind`` is what logind calls a session's class."""
+        self.call(MOCK, "AddSession", "ssusb", session, "seat0", uid, f"user{uid}", True)
+        self.call(MOCK, "UpdateProperties", "sa{sv}", SESSION, {"Class": ("s", kind)}, path=_session(session))
+        self.emit("SessionNew", "so", ("s", session), ("o", _session(session)))
+
+    def log_out(self, session: str) -> None:
+        self.call(MOCK, "RemoveObject", "s", _session(session))
+        self.emit("SessionRemoved", "so", ("s", session), ("o", _session(session)))
+
+    def ask_to_lock(self, session: str) -> None:
+        """As ``loginctl lock-session`` does."""
+        self.call(MOCK, "EmitSignal", "sssav", SESSION, "Lock", "", [], path=_session(session))
+
+    def locked(self, session: str) -> None:
+        """As a desktop tells that it has locked its screen."""
+        changed = {"LockedHint": ("b", True)}
+        self.call(MOCK, "UpdateProperties", "sa{sv}", SESSION, changed, path=_session(session))
 
     def sleep(self, begins: bool) -> None:
         self.set(PreparingForSleep=("b", begins))
