@@ -47,7 +47,7 @@ class ModelFinder:
             return Finding(
                 tuple(found),
                 walk.troubles,
-                tuple(root for root in roots.all() if _plain(root) in walk.unreachable),
+                _as_given(roots, walk.unreachable),
                 walk.files,
                 look.opened,
                 monotonic() - began_s,
@@ -125,6 +125,15 @@ class ModelFinder:
                 folders.look_into(walk, root, patterns)
         for path in roots.files:
             folders.look_at(walk, path)
+
+
+def _as_given(roots: Roots, unreachable: Collection[str]) -> tuple[str, ...]:
+    """Roots as they are configured, and then what lies below others."""
+    tops = {_plain(root) for root in roots.all()}
+    return (
+        *(root for root in roots.all() if _plain(root) in unreachable),
+        *(folder for folder in unreachable if folder not in tops),
+    )
 
 
 def _plain(root: str) -> str:

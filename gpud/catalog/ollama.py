@@ -59,7 +59,8 @@ def look_into(walk: Walk, root: str, known: Manifests) -> Manifests:
     """Every model of a store. Returns the manifests, to be given as ``known`` the next time."""
     seen: dict[str, Item] = {}
     manifests: Manifests = {}
-    for name, file in _files(walk, f"{root}/manifests"):
+    top = f"{root}/manifests"
+    for name, file in _files(walk, top):
         walk.files += 1
         try:
             before = known.get(file.path)
@@ -68,6 +69,8 @@ def look_into(walk: Walk, root: str, known: Manifests) -> Manifests:
             _add(walk, root, name, file, manifest, seen)
         except _Wrong as problem:
             walk.trouble(file.path, str(problem))
+    if any(f"{folder}/".startswith(f"{top}/") for folder in walk.unreachable):
+        walk.out_of_reach(root)  # What a manifest that nobody may read names lies elsewhere in the store.
     return manifests
 
 
@@ -83,7 +86,8 @@ def _files(walk: Walk, top: str) -> Iterator[tuple[str, File]]:
             path = (*above, entry.name)
             try:
                 status = entry.stat()
-            except OSError:
+            except OSError as problem:
+                walk.out_of_reach(folder, problem)
                 continue
             if len(path) == 4:
                 if not stat.S_ISREG(status.st_mode):
@@ -168,6 +172,11 @@ def _blob(walk: Walk, root: str, digest: str) -> File | None:
     walk.step()
     try:
         status = Path(path).stat()
+    except PermissionError:
+        walk.out_of_reach(root)
+        raise _Wrong(
+            f'gpud may not look into "{root}/blobs", where its files are: let the user that gpud runs as enter it'
+        ) from None
     except OSError:
         return None
     return File.of(path, status) if stat.S_ISREG(status.st_mode) else None

@@ -3,6 +3,7 @@
 Lists folders and asks what a file is; never opens one.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -24,6 +25,9 @@ NAMES_LIMIT = 1_000_000
 
 TROUBLES_LIMIT = 200
 """So many are told; of the others there is the number. Each takes a line in a list that somebody reads."""
+
+_NOTHING_THERE = frozenset((errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ENOENT))
+"""With these the kernel says that there is nothing, whoever asks."""
 
 
 class File(NamedTuple):
@@ -104,7 +108,6 @@ class Walk:
         self._stop = stop
         self._enter = enter
         self._unreal = _unreal()
-        self._roots: set[str] = set()
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:
@@ -126,7 +129,6 @@ class Walk:
 
     def root(self, path: str) -> bool:
         """Whether the root is there and was not looked at yet."""
-        self._roots.add(path)
         self._enter(path)
         try:
             with os.scandir(path):
@@ -139,6 +141,12 @@ class Walk:
             self.trouble(path, unlisted(problem))
             return False
         return self.visit(status)
+
+    def out_of_reach(self, folder: str, problem: OSError | None = None) -> None:
+        """What is below this folder cannot be seen: it is not gone for that."""
+        nothing_there = problem is not None and problem.errno in _NOTHING_THERE
+        if not nothing_there and folder not in self.unreachable:
+            self.unreachable.append(folder)
 
     def visit(self, status: os.stat_result) -> bool:
         """Whether nobody was in this folder before, by whatever name."""
@@ -172,8 +180,7 @@ class Walk:
             return
         except OSError as problem:
             self.trouble(folder, unlisted(problem))
-            if folder in self._roots:
-                self.unreachable.append(folder)
+            self.out_of_reach(folder, problem)
 
     def folder(self, entry: os.DirEntry[str]) -> bool:
         """Whether it is a folder that is to be looked into, which each is once."""
@@ -186,6 +193,7 @@ class Walk:
             return False
         except OSError as problem:
             self.trouble(entry.path, unlisted(problem))
+            self.out_of_reach(entry.path, problem)
             return False
 
     def file(self, entry: os.DirEntry[str]) -> File | None:
@@ -199,6 +207,7 @@ class Walk:
             return None
         except OSError as problem:
             self.trouble(entry.path, f"it cannot be looked at: {problem.strerror} (errno {problem.errno})")
+            self.out_of_reach(entry.path.rpartition("/")[0] or "/", problem)
             return None
         if not stat.S_ISREG(status.st_mode):
             self.trouble(

@@ -137,7 +137,9 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One look at the roots. ``unreachable`` are roots that could not be looked at: what is known of them stays."""
+    """One look at the roots. ``unreachable`` are roots, and folders below others, that could not be looked at: what is
+    known of them stays. Why not is among the ``troubles``, but of roots that are not there.
+    """
 
     models: tuple[Found, ...]
     troubles: tuple[Trouble, ...] = ()
@@ -149,7 +151,9 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Scanned:
-    """What one look at everything has come to. ``new``, ``gone`` and ``changed`` are names."""
+    """What one look has come to. ``new``, ``gone`` and ``changed`` are names; ``unreachable`` are folders that nobody
+    could look at, and why: what is known of them stays.
+    """
 
     models: int
     new: tuple[str, ...] = ()
@@ -160,3 +164,4 @@ class Scanned:
     read: int = 0
     seconds: float = 0.0
     at_us: int = 0
+    unreachable: tuple[Trouble, ...] = ()

@@ -526,7 +526,7 @@ def open_folder() -> Iterator[Path]:
 
 
 def test_a_folder_that_may_not_be_read_is_told(open_folder: Path) -> None:
-    """As a root it is unreachable, and what is known of it stays; below a root it is a trouble."""
+    """It is unreachable, as a root and below one: what is known of it stays."""
     root, inner = open_folder / "root", open_folder / "other" / "inner"
     for folder in (root, inner):
         trees.gguf(folder / "m.gguf", folder.name)
@@ -534,7 +534,7 @@ def test_a_folder_that_may_not_be_read_is_told(open_folder: Path) -> None:
     told = as_anybody(root, open_folder / "other")
     for folder in (root, inner):
         os.chmod(folder, 0o755)
-    assert told["unreachable"] == [str(root)]
+    assert told["unreachable"] == [str(root), str(inner)]
     assert [path for path, _ in told["troubles"]] == [str(root), str(inner)]
     assert all("gpud may not look into it" in text for _, text in told["troubles"])
 

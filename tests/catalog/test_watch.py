@@ -541,3 +541,68 @@ def test_without_descriptors_nothing_is_watched_and_nothing_is_left_open(tmp_pat
         finder.close()
 
     asyncio.run(run())
+
+
+# Which files it is about ---------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_was_copied_is_named(tmp_path: Path) -> None:
+    """So that it can be looked at alone; what was named is not named again."""
+
+    async def work(told: Told) -> None:
+        source = trees.gguf(tmp_path.parent / f"{tmp_path.name}-source" / "a.gguf")
+        subprocess.run(["cp", str(source), str(tmp_path / "b.gguf")], check=True)
+        await told.called()
+        assert told.finder.noticed() == {str(tmp_path / "b.gguf")}
+        assert told.finder.noticed() == frozenset()
+
+    watching(Roots(folders=(str(tmp_path),)), work)
+
+
+def test_a_download_that_gets_its_name_is_named_by_that(tmp_path: Path) -> None:
+    """The name that it had meanwhile is nobody's."""
+    (tmp_path / "a.gguf.part").write_bytes(b"GGUF")
+
+    async def work(told: Told) -> None:
+        (tmp_path / "a.gguf.part").rename(tmp_path / "a.gguf")
+        await told.called()
+        assert told.finder.noticed() == {str(tmp_path / "a.gguf")}
+
+    watching(Roots(folders=(str(tmp_path),)), work)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda top: (top / "folder").mkdir(),
+        lambda top: (top / "config.json").write_text("{}"),
+        lambda top: trees.safetensors(top),
+        lambda top: [trees.gguf(top / f"m-{number}.gguf") for number in range(watch.FILES_MOST + 1)],
+    ],
+    ids=["a folder", "a description", "SafeTensors", "very many files"],
+)
+def test_of_everything_else_no_file_is_named(change: Callable[[Path], Any], tmp_path: Path) -> None:
+    """Then everything has to be looked at, which forgets what was to be looked at before."""
+
+    async def work(told: Told) -> None:
+        change(tmp_path)
+        await told.called()
+        assert told.finder.noticed() is None
+        assert told.finder.noticed() is None, "nobody has looked yet"
+        await told.scan()
+        assert told.finder.noticed() == frozenset()
+
+    watching(Roots(folders=(str(tmp_path),)), work)
+
+
+def test_before_the_first_look_no_file_is_named(tmp_path: Path) -> None:
+    """Nobody knows what was there."""
+
+    async def run() -> None:
+        told = Told(Roots(folders=(str(tmp_path),)))
+        try:
+            assert told.finder.noticed() is None
+        finally:
+            told.finder.close()
+
+    asyncio.run(run())
