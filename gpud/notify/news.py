@@ -104,7 +104,10 @@ class Words:
         if state != "failed":
             return None
         title = _("The disk with the models is nearly full")
-        text = _("gpudctl storage shows what takes the room and what can go; gpudctl storage check has the numbers.")
+        text = _(
+            "gpudctl storage du shows what takes the room, gpudctl storage clean-cache empties the cache, and "
+            "gpudctl models rm deletes a model."
+        )
         return News("disk", title, text, (STORAGE,))
 
 

@@ -58,6 +58,8 @@ class Program:
         self._news = asyncio.Event()
         self._watches: dict[str, NameWatch] = {}
         self._gpud: Gpud | None = None
+        self._kind = ""
+        """The bus of the gpud that was followed last."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -123,7 +125,7 @@ class Program:
         gpud.has_desktop = True
         try:
             await gpud.subscribe()
-            self._gpud = gpud
+            self._gpud, self._kind = gpud, kind
             status = await gpud.status()
             holds: list[dict[str, Any]] = status["Holds"]
             await self._degraded(status["Degraded"], status["Gpus"])
@@ -215,8 +217,8 @@ class Program:
             await self._notices.show(self._words.of_retry(about, problem.text))
 
     async def _show(self, about: News, action: str) -> None:
-        commands = {LOG: ["log", *filter(None, (about.model,))], STORAGE: ["storage"]}
-        command = ["gpudctl", *commands[action]]
+        commands = {LOG: ["log", *filter(None, (about.model,))], STORAGE: ["storage", "du"]}
+        command = ["gpudctl", *(["--user"] if self._kind == "user" else []), *commands[action]]
         for terminal, *options in TERMINALS:
             if (program := shutil.which(terminal)) is not None:
                 # What it shows stays until somebody has read it.

@@ -3,6 +3,7 @@ the panel and in the system tray. Its parts are found by the names that a screen
 and photographed.
 """
 
+import contextlib
 import json
 import re
 import shutil
@@ -22,6 +23,9 @@ WIDTH, HEIGHT = 1000, 700
 
 PANEL = f"{WIDTH}x48+0+{HEIGHT - 48}"
 """Where the icons are, as a part of the screen."""
+
+CLICK_S = 10.0
+"""For what a click brings about, before it is clicked again."""
 
 POPUP = f"480x{HEIGHT - 160}+0+160"
 
@@ -256,16 +260,27 @@ class Plasma:
     def open(self) -> None:
         """The popup of the icon in the panel, unless it is open."""
         if not self.is_open():
-            icon = self.wait(lambda _: self.icons(), "there is no icon")[0]
-            self.tree.run(f"xdotool mousemove {icon.x} {icon.y} click 1")
-            self.part("Give the GPUs away|A program keeps the GPUs empty|GPUs abgeben")
+            self.wait(lambda _: self.icons(), "there is no icon")
+            self._toggle(is_open=True)
+        self.part("Give the GPUs away|A program keeps the GPUs empty|GPUs abgeben")
 
     def is_open(self) -> bool:
         return any(part.role == "heading" for part in self.see())
 
     def close(self) -> None:
-        if self.is_open():
+        self._toggle(is_open=False)
+        self.tree.run("xdotool mousemove 900 100")
+
+    def _toggle(self, *, is_open: bool) -> None:
+        """Click on the icon until the popup is as wanted: a click while it comes or goes by itself is one too many."""
+
+        def done() -> bool:
+            if self.is_open() is is_open:
+                return True
             icon = self.icons()[0]
             self.tree.run(f"xdotool mousemove {icon.x} {icon.y} click 1")
-            self.wait(lambda parts: not any(part.role == "heading" for part in parts), "the popup does not close")
-        self.tree.run("xdotool mousemove 900 100")
+            with contextlib.suppress(AssertionError):
+                wait_until(lambda: self.is_open() is is_open, "", within_s=CLICK_S)
+            return self.is_open() is is_open
+
+        wait_until(done, f"the popup does not {'open' if is_open else 'close'}", within_s=3 * CLICK_S)

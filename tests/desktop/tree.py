@@ -170,11 +170,12 @@ class Program:
         self._process.wait(START_S)
 
 
-def wait_until(condition: Callable[[], object], what: str, *, within_s: float = WAIT_S) -> None:
+def wait_until(condition: Callable[[], object], what: str | Callable[[], str], *, within_s: float = WAIT_S) -> None:
     """For what a desktop has no event for on this side of the wall. Fails with ``what``, which may be called."""
     deadline = time.monotonic() + within_s
     while not condition():
-        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"not within {within_s:g} s: {what() if callable(what) else what}")
         time.sleep(0.05)
 
 

@@ -183,9 +183,9 @@ def start(bus: PrivateBus, tmp_path: Path) -> Iterator[Start]:
     terminal.chmod(0o755)
     started: list[subprocess.Popen[str]] = []
 
-    def begin(language: str = "C.UTF-8") -> subprocess.Popen[str]:
+    def begin(language: str = "C.UTF-8", *words: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gpud.notify"],
+            [sys.executable, "-m", "gpud.notify", *words],
             cwd=TOP,
             env={
                 "PATH": f"{tmp_path}:{os.environ['PATH']}",
@@ -199,8 +199,8 @@ def start(bus: PrivateBus, tmp_path: Path) -> Iterator[Start]:
             text=True,
         )
         started.append(process)
-        words = ["gdbus", "wait", "--session", "--timeout", "30", "org.kernelcore.GpuD.Notify"]
-        subprocess.run(words, env={**os.environ, "DBUS_SESSION_BUS_ADDRESS": bus.address}, check=True)
+        named = ["gdbus", "wait", "--session", "--timeout", "30", "org.kernelcore.GpuD.Notify"]
+        subprocess.run(named, env={**os.environ, "DBUS_SESSION_BUS_ADDRESS": bus.address}, check=True)
         return process
 
     try:

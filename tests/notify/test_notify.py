@@ -99,7 +99,7 @@ def test_a_full_disk_is_shown_until_a_look_finds_room(
     assert shown.title == "The disk with the models is nearly full"
     desktop.press(1, shown.actions[0])
     wait_for(tmp_path / "ran")
-    assert "gpudctl storage;" in (tmp_path / "ran").read_text()
+    assert "gpudctl storage du;" in (tmp_path / "ran").read_text()
     disk(systemd, "activating")
     disk(systemd, "inactive")
     assert desktop.next_call("CloseNotification") == (1,)
@@ -109,14 +109,14 @@ def test_a_full_disk_is_shown_until_a_look_finds_room(
 def test_a_model_that_fails_again_and_again_can_be_tried_again(
     place: Place, desktop: Desktop, start: Start, tmp_path: Path
 ) -> None:
-    """With a real daemon: shown when gpud gives up, with the reason; the buttons show its log, and load it anew."""
+    """With a real daemon: shown when gpud gives up, with the reason; the buttons show the log there, and load it."""
     mended = tmp_path / "mended"
     working = engine()["command"]
     assert isinstance(working, list)
     whole = " ".join(f"'{word}'" for word in working).replace("'${socket}'", "${socket}")
     text = f"if test -e {mended}; then exec {whole}; else exit 3; fi"
     place.configure({"sad": script(text), "spare": engine()})
-    start()
+    start("C.UTF-8", "--user")
     daemon = place.start()
     for _ in range(3):
         assert daemon.load("sad").result == "failed"
@@ -126,7 +126,7 @@ def test_a_model_that_fails_again_and_again_can_be_tried_again(
     assert (shown.actions, shown.urgency) == (("log", "retry"), CRITICAL)
     desktop.press(1, "log")
     wait_for(tmp_path / "ran")
-    assert "gpudctl log sad;" in (tmp_path / "ran").read_text()
+    assert "gpudctl --user log sad;" in (tmp_path / "ran").read_text()
     mended.touch()
     desktop.press(1, "retry")
     assert desktop.next_call("CloseNotification") == (1,)
