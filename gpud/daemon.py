@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from gpud import __version__, config, gpus, systemd
@@ -20,6 +19,7 @@ from gpud.config import Config
 from gpud.core.errors import ConfigInvalid, GpudError
 from gpud.core.events import Kind, Level, Notice, Outcome, SessionsChanged
 from gpud.core.facts import State
+from gpud.core.record import replace
 from gpud.dbus.limits import CallerLimits
 from gpud.dbus.neighbour import gpud_of_the_machine
 from gpud.dbus.service import BusUnavailable, NameTaken, Service

@@ -4,14 +4,13 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from gpud.core.errors import GpudError
+from gpud.core.record import Record
 
 
-@dataclass(frozen=True, slots=True)
-class Directories:
+class Directories(Record):
     """Where gpud keeps what: systemd's directories, else the user's, else the system's."""
 
     runtime: Path

@@ -5,7 +5,6 @@ stay the same. The part of the composition that is about engines; decides nothin
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from gpud.core.engines import BUILT_IN, BY_NAME
 from gpud.core.errors import BackendFailed, ConfigInvalid
 from gpud.core.facts import Model
 from gpud.core.ports import Backend, Launcher
+from gpud.core.record import replace
 
 
 class KnownEngines(Collection[str]):

@@ -18,7 +18,6 @@ import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from gpud.catalog.inotify import CLOSE_WRITE, DELETE, MOVED_TO, ONLY_FOLDERS, Inotify
@@ -27,6 +26,7 @@ from gpud.core.errors import GpudError
 from gpud.core.events import Kind, Level, Notice, Outcome
 from gpud.core.facts import Caller, ModelStatus, Snapshot, State
 from gpud.core.ports import OutputSink, Stream
+from gpud.core.record import Record
 from gpud.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,7 @@ KEPT_BYTES = 256 << 10
 PRIORITIES = {Level.ERROR: 3, Level.WARNING: 4, Level.INFO: 6, Level.DEBUG: 7}
 
 
-@dataclass(frozen=True, slots=True)
-class Role:
+class Role(Record):
     """What one name stands for: engines, or kinds of messages, or a door."""
 
     engines: frozenset[str] = frozenset()

@@ -21,6 +21,7 @@ from gpud.http.access import Rules
 from gpud.http.admin import admin_routes
 from gpud.http.client import Pool
 from gpud.http.doors import Doors, Opening
+from gpud.http.engine_texts import EngineTexts
 from gpud.http.feed import Feed
 from gpud.http.gateway import Gateway, GatewaySettings
 from gpud.http.keys import Keys
@@ -81,7 +82,8 @@ class Web:
         for listener in (self._lines.listen, self._metrics.listen):
             engine.subscribe(listener, touched=False)
         engine.subscribe(self._feed.listen)
-        self._parts = Parts(engine, self._pool, self._feed, lines, self._metrics, files, known)
+        texts = EngineTexts(engine, self._pool)
+        self._parts = Parts(engine, self._pool, self._feed, lines, self._metrics, files, known, texts)
         self._ollama = OllamaFront(engine, self._pool, self._gateway, known=known)
         v1 = (*self._gateway.v1_routes(), *self._requests.routes())
         routers = {

@@ -13,11 +13,11 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from gpud import __version__
 from gpud.core.events import Alert, Kind, Outcome
+from gpud.core.record import Record
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +43,7 @@ class _Failed(Exception):
         self.passing = passing
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
+class _Answer(Record):
     status: int
     location: str
 

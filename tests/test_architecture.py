@@ -50,8 +50,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
 }
 
-PURE = {"collections", "dataclasses", "enum", "functools", "heapq", "itertools", "math", "operator", "re", "typing"}
+PURE = {"collections", "enum", "functools", "heapq", "itertools", "math", "msgspec", "operator", "re", "typing"}
 """All that the core imports of the standard library: nothing that waits, reads, logs or knows the time."""
+
+
+RECORDS = "gpud.core.record"
+"""Where records come from. Dataclasses of their own would take half of the start again."""
 
 
 def modules(package: Path) -> list[Path]:
@@ -106,6 +110,9 @@ def violations(package: Path) -> list[str]:
                 there = room(name)
                 if there not in {here, "core", "__version__", *MAY_IMPORT[here]}:
                     found.append(f"{where}: {here} must not import {there} ({name})")
+            elif name.startswith("dataclasses."):
+                if dotted(path, package.parent) != RECORDS:
+                    found.append(f"{where}: records are made with {RECORDS}, but this imports {name}")
             elif here == "core" and name.split(".")[0] not in PURE:
                 found.append(f"{where}: core must stay pure, but imports {name}")
     return found
@@ -146,6 +153,10 @@ BROKEN = {
     "store.py": ("from gpud import processes", "store must not import processes (gpud.processes)"),
     "mcp/tools.py": ("from gpud.engine import Engine", "mcp must not import engine (gpud.engine.Engine)"),
     "log.py": ("from .core import facts", "write the whole name instead of .core.facts"),
+    "catalog/found.py": (
+        "from dataclasses import field",
+        "records are made with gpud.core.record, but this imports dataclasses.field",
+    ),
     "surprise.py": ("", "no rule says what the room surprise may import"),
 }
 

@@ -7,12 +7,12 @@ import pstats
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 from bench.simulate.driver import LIMITS, Gpud
 from bench.simulate.physics import Machine
 from bench.simulate.trace import GIB, Request, SimulatedModel
 from gpud.core import events
+from gpud.core.record import replace
 
 MIB = GIB >> 10
 BAR_S = 0.001

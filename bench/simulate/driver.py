@@ -6,7 +6,6 @@ wait is hidden.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from bench.simulate.physics import Machine, Phase
 from bench.simulate.trace import Request
@@ -27,6 +26,7 @@ from gpud.core.facts import (
     State,
 )
 from gpud.core.quote import ANY_GPU, Offer, Quote, Share, Source
+from gpud.core.record import replace
 from gpud.core.scheduler import Scheduler
 
 GPU = "GPU-0"

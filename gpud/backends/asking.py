@@ -12,9 +12,9 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from gpud.backends import devices
+from gpud.core.record import Record
 
 READ_BYTES = 64 << 10
 
@@ -22,8 +22,7 @@ LARGEST_ANSWER_BYTES = 8 << 20
 """No help is as long, and no log before a record; what says more is another program."""
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+class Said(Record):
     """What a short-lived program said: its exit status and all its output."""
 
     code: int

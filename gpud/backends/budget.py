@@ -5,7 +5,6 @@ a server is given it fills, and a figure that followed its own measurement would
 """
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
 
 from gpud.backends.custom_plan import unfit
@@ -14,6 +13,7 @@ from gpud.core.budget import MIB, describe
 from gpud.core.facts import Model
 from gpud.core.learning import UNKNOWN_RESIDUAL_BYTES
 from gpud.core.quote import Estimate, Part, Source
+from gpud.core.record import Record
 
 GIB = 1024 * MIB
 
@@ -40,8 +40,7 @@ LEAST_CACHE_BYTES = GIB
 """Where it is not known what a token takes: that, or a quarter of the weights."""
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(Record):
     """``cache_bytes`` are for keys and values; None: all that ``total_bytes`` leaves, by the server's own count."""
 
     total_bytes: int

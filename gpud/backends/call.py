@@ -8,12 +8,12 @@ on the other side that does not speak HTTP, speaks too much or does not speak at
 import asyncio
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 
 import httptools
 
 from gpud.core.facts import Endpoint
+from gpud.core.record import Record
 
 LARGEST_ANSWER_BYTES = 16 << 20
 """No control answer of any engine comes near it; what is larger is not what was asked for."""
@@ -39,8 +39,7 @@ class Unreachable(Exception):
         self.trouble = trouble
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Record):
     """What the engine said. Header names are in lower case; of repeated headers the last counts."""
 
     status: int

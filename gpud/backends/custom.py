@@ -8,7 +8,6 @@ import asyncio
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from gpud.backends import call, devices, files, listeners, runner
@@ -22,6 +21,7 @@ from gpud.core.facts import HOST, Endpoint, Model
 from gpud.core.plan import Plan
 from gpud.core.ports import Child, Command, Launcher, LoadOrder, Progress, Runner, RunnerRecord, Standing
 from gpud.core.quote import Estimate
+from gpud.core.record import replace
 
 log = logging.getLogger(__name__)
 

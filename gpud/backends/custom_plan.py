@@ -5,20 +5,19 @@ Touches no file and asks nobody.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from gpud.backends.options import EngineOptions
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import BusyProbe, Endpoint, HttpCall, Model
+from gpud.core.record import Record, replace
 
 _NAME = re.compile(r"\$(?:\$|\{(\w*)\})")
 
 NAMES = ("port", "socket", "key", "model", "file")
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Record):
     """One engine with every name filled in. ``health_endpoint`` is where its health is asked, mostly ``endpoint``."""
 
     model: str

@@ -2,19 +2,18 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from gpud.backends import runner
 from gpud.backends.budget import Budget
 from gpud.core.facts import Endpoint, GpuSample, Model
 from gpud.core.ports import Progress, Stream
+from gpud.core.record import Record
 
 VALUE = rb"(?:\{[^}\n]*\})?[ \t]+(?P<value>[0-9.]+(?:[eE][+-]?[0-9]+)?)"
 """The labels and the value of a gauge, behind its name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(Record):
     """Everything that a command line of one start is made of. ``target`` is a folder, or a name at Hugging Face;
     ``gpu`` is None in the machine's own memory; ``scratch`` is a path that belongs to this start.
     """
@@ -28,8 +27,7 @@ class Start:
     scratch: str
 
 
-@dataclass(frozen=True, slots=True)
-class Dialect:
+class Dialect(Record):
     """How one kind of server is told what to do, and what it says of itself.
 
     ``gauges`` finds the requests that run and those that wait in its metrics, by a group "waits". ``stages`` are the

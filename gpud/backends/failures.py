@@ -6,14 +6,13 @@ that no rule knows are handed on as they are.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Exit, Model
+from gpud.core.record import Record
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(Record):
     """``kind`` is for programs, ``sentence`` says what the engine ran into, ``hint`` what to do next."""
 
     kind: str
@@ -21,8 +20,7 @@ class Failure:
     hint: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
+class _Rule(Record):
     kind: str
     pattern: re.Pattern[str]
     sentence: str

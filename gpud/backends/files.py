@@ -7,12 +7,14 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import asdict, replace
 from pathlib import Path
+
+from msgspec import to_builtins
 
 from gpud.backends.options import EngineOptions
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Model
+from gpud.core.record import replace
 
 GGUF_MAGIC = b"GGUF"
 
@@ -73,10 +75,10 @@ def fingerprint(engine: str, options: EngineOptions, model: Model) -> str:
     """
     content = {
         "engine": engine,
-        "options": asdict(options),
+        "options": to_builtins(options),
         "name": model.name,
         "gpu": model.gpu,
-        "settings": asdict(model.settings),
+        "settings": to_builtins(model.settings),
         "files": [identity(Path(name)) for name in _names(model)],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]

@@ -6,7 +6,6 @@ Reads small files of JSON, the first bytes of the weights and sizes. Downloads n
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from gpud.backends import files
 from gpud.core.engines import Family, of_family
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Model
+from gpud.core.record import Record
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -27,8 +27,7 @@ NUMBER_BYTES = 2
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
-@dataclass(frozen=True, slots=True)
-class HubModel:
+class HubModel(Record):
     """A model on this machine. ``token_bytes`` are the keys and values of one token, None where they are not such."""
 
     folder: Path

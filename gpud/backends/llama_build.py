@@ -6,7 +6,6 @@ Asks the program itself, once for each build that is met. Starts no engine.
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from gpud.backends import asking, failures
@@ -14,13 +13,13 @@ from gpud.backends.asking import Said
 from gpud.backends.llama_flags import Flags
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Model
+from gpud.core.record import Record
 
 HELP_S = 15.0
 """``--help`` takes 25 ms; a build that starts GPU drivers for it has been seen to take seconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
+class Program(Record):
     """What is started: ``title`` for messages; ``argv`` finds it, or raises BackendFailed(preflight).
 
     ``belongings`` are further files without which it would be another build; ``widens`` says that it takes a text to be
@@ -33,8 +32,7 @@ class Program:
     widens: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Mark:
+class _Mark(Record):
     """Which file lies at a path."""
 
     path: str

@@ -8,7 +8,6 @@ import asyncio
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +22,7 @@ from gpud.core.facts import HOST, Endpoint, Model
 from gpud.core.plan import ALL_LAYERS, Plan
 from gpud.core.ports import Child, Command, Launcher, LoadOrder, Runner, RunnerRecord
 from gpud.core.quote import Estimate
+from gpud.core.record import replace
 
 PROBE_S = 1.0
 """An idle server answers within milliseconds; one that works does not answer before it is done."""

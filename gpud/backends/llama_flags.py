@@ -6,11 +6,11 @@ A setting that the user asked for and the build does not know is an error; what 
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Self
 
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import EngineSettings, Model
+from gpud.core.record import Record, field
 
 DEFAULT_CONTEXT = 4096
 """What a model without a configured context gets; the engine's own default is all that the model was trained with,
@@ -49,8 +49,7 @@ DANGEROUS_ENVIRONMENT = re.compile(
 _NAME = re.compile(r"(--?[A-Za-z][\w.-]*)(,\s*|\s+|$)")
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
+class Flag(Record):
     """One line of the help: all its names, the placeholder of its value (empty: a switch), what it says."""
 
     names: tuple[str, ...]
@@ -58,8 +57,7 @@ class Flag:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Flags:
+class Flags(Record):
     """What one build understands."""
 
     by_name: Mapping[str, Flag] = field(default_factory=dict)
@@ -119,8 +117,7 @@ def _read_flag(head: str, texts: Sequence[str]) -> Flag:
     return Flag(tuple(names), value.strip(), " ".join([rest.strip(), *texts]))
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Record):
     """Where the engine listens and which memory it may use.
 
     ``split`` is each GPU's part of the layers, where there are several. ``tells`` has the engine print what it is about

@@ -5,11 +5,11 @@ What it does not know it passes over: an engine complains of its flags itself.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from gpud.core.errors import InvalidArguments
 from gpud.core.plan import ALL_LAYERS, Plan
+from gpud.core.record import replace
 
 AUTO_PARALLEL = 4
 """llama-server's own number of slots, over one unified cache."""

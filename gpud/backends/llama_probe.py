@@ -10,7 +10,6 @@ import os
 import shlex
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from gpud.core.facts import Endpoint, Exit
 from gpud.core.plan import Plan
 from gpud.core.ports import Child, Command, Launcher, Stream
 from gpud.core.quote import Estimate
+from gpud.core.record import Record
 
 PROBE_S = 10.0
 """The record comes 20 to 40 ms after the start. A driver that has to be woken first, or a disk that has to spin up to
@@ -187,8 +187,7 @@ def _untold(program: str, ended: Exit | None, tail: Sequence[str], limit_s: floa
     )
 
 
-@dataclass(frozen=True, slots=True)
-class DryRun:
+class DryRun(Record):
     """An engine that is asked outside of the daemon: all that it is started with. ``plan`` is read from the same."""
 
     program: tuple[str, ...]

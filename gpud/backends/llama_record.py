@@ -13,10 +13,10 @@ model, and once more when the engine ends. What counts is what was said before t
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 
 from gpud.core.plan import ALL_LAYERS, Plan
 from gpud.core.quote import Estimate, Part, Source
+from gpud.core.record import Record, Struct, field, replace
 
 MIB = 1 << 20
 
@@ -45,8 +45,7 @@ _PROJECTOR = re.compile(r"\[mtmd\] estimated worst-case memory usage of mmproj i
 _PROJECTOR_ON = re.compile(r"\[mtmd\] adding (?P<mib>\d+(?:\.\d+)?) MiB to fit_params_target for device (?P<name>\S+)")
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(Record):
     name: str
     is_gpu: bool
     model: int
@@ -54,8 +53,7 @@ class _Row:
     compute: int
 
 
-@dataclass(slots=True)
-class _Extras:
+class _Extras(Struct):
     """What the engine allocates and its record leaves out, in bytes."""
 
     projector: int = 0

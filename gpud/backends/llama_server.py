@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -27,6 +26,7 @@ from gpud.core.facts import HOST, Endpoint, Model
 from gpud.core.plan import Plan
 from gpud.core.ports import Child, Command, Launcher, LoadOrder, Runner, RunnerRecord
 from gpud.core.quote import Estimate
+from gpud.core.record import replace
 
 log = logging.getLogger(__name__)
 

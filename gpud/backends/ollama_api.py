@@ -5,7 +5,6 @@ Models are always named: a request with an empty name is answered with "not foun
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 
@@ -14,6 +13,7 @@ from gpud.backends.failures import classify
 from gpud.backends.ollama_store import Name, same_name
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Endpoint
+from gpud.core.record import Record
 
 CONTROL_TIMEOUT_S = 3.0
 """How long a server may take over a question that needs no model. It answers in a millisecond, but holds its list of
@@ -36,8 +36,7 @@ _UNFIT = ("failed to load model", "unable to load model", "incompatible", "unsup
 _FROM_BLOB = re.compile(r"^FROM\s+\S*sha256[:-]([0-9a-fA-F]{64})\s*$", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(Record):
     """A loaded model as ``/api/ps`` shows it. ``overdue``: its time is up and it is still there."""
 
     name: str

@@ -1,13 +1,13 @@
 """How Ollama will place a model, from its store and from what gpud tells it. Asks no server anything."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from gpud.backends.ollama_settings import load_options
 from gpud.backends.ollama_store import BadManifest, Name, Store
 from gpud.core.facts import Model
 from gpud.core.plan import ALL_LAYERS, Plan
+from gpud.core.record import replace
 
 CONTEXT_WITHOUT_GPU = 4096
 """Ollama's own choice there. With GPUs it chooses by their memory (4k, 32k, 256k), which only it knows."""

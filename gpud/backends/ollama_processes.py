@@ -9,17 +9,16 @@ import os
 import re
 import signal
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from gpud.backends import listeners
 from gpud.backends.ollama_store import Name, same_name
+from gpud.core.record import Record
 
 _BLOB = re.compile(r"sha256[:-]([0-9a-fA-F]{64})")
 
 
-@dataclass(frozen=True, slots=True)
-class RunnerProcess:
+class RunnerProcess(Record):
     """A runner as its argv tells: ``weights`` is a hex digest, or ``model`` a name (runners of tensor models)."""
 
     pid: int

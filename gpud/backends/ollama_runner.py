@@ -9,7 +9,6 @@ import logging
 import signal
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import replace
 
 from gpud.backends import failures, ollama_api
 from gpud.backends.call import Unreachable, describe
@@ -18,6 +17,7 @@ from gpud.backends.ollama_server import Server
 from gpud.backends.ollama_store import Name
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Endpoint, Exit, StopTimes
+from gpud.core.record import replace
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ import logging
 import secrets
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from ipaddress import ip_address
 
 from gpud.backends import ollama_api
@@ -19,6 +18,7 @@ from gpud.backends.ollama_store import BadName, Name, parse_name
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Endpoint, Exit, StopTimes
 from gpud.core.ports import Child, Command, Launcher
+from gpud.core.record import Record, Struct
 
 log = logging.getLogger(__name__)
 
@@ -49,16 +49,14 @@ STOP_TIMES = StopTimes(term_s=5.0, second_term_s=2.0)
 """Ollama ends its runners at the first TERM and then itself, within a second."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServerKey:
+class ServerKey(Record):
     """What models must have in common to share a server: the devices, and the settings that are the server's own."""
 
     devices: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(slots=True)
-class Claim:
+class Claim(Struct):
     """A model on this server. ``model`` names it: two claims never share one.
 
     ``on_child`` is called when the server's process exists, ``on_exit`` when it has ended; while the model is still

@@ -7,8 +7,9 @@ import difflib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from gpud.core.record import Record
 
 DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
@@ -37,8 +38,7 @@ class BadManifest(ValueError):
     """A manifest that cannot be read; ``str()`` says which file and why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+class Name(Record):
     """A model's full name. Ollama compares names without regard to case."""
 
     host: str
@@ -90,8 +90,7 @@ def same_name(text: str, name: Name) -> bool:
         return False
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(Record):
     """What a store says of one model.
 
     ``weights`` is the hex digest of the file that a runner is started with, empty for models of many tensor files and

@@ -1,10 +1,9 @@
 """What the configuration says about one engine as a whole, as every backend receives it."""
 
-from dataclasses import dataclass, field
+from gpud.core.record import Record, repr_without
 
 
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
+class EngineOptions(Record):
     """Settings of an engine, not of a model. Empty and zero mean: the backend's own default.
 
     ``binary`` is a path or a name to be found in PATH. ``environment`` is laid under a model's own and, since it may
@@ -15,10 +14,13 @@ class EngineOptions:
     """
 
     binary: str = ""
-    environment: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    environment: tuple[tuple[str, str], ...] = ()
     url: str = ""
     host: str = ""
     port: int = 0
     models_dir: str = ""
     python: str = ""
     keep_running: bool = False
+
+    def __repr__(self) -> str:
+        return repr_without(self, "environment")

@@ -10,7 +10,6 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from gpud.backends import call, failures
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Endpoint, Exit, Model, StopTimes
 from gpud.core.ports import Child, Command, Launcher, LineReader
+from gpud.core.record import Struct, field, replace
 
 T = TypeVar("T")
 
@@ -205,8 +205,7 @@ async def _look(probe: Probe, announcement: Announcement | None) -> None:
         delay_s = min(delay_s * 2, LONGEST_LOOK_S)
 
 
-@dataclass(slots=True)
-class ProcessRunner:
+class ProcessRunner(Struct):
     """A model whose memory is that of one child.
 
     ``ask_to_end`` is a politer way than TERM, where the engine has one. ``clean_up`` removes what it leaves behind

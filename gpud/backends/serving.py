@@ -8,7 +8,6 @@ import asyncio
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from gpud.backends import budget, call, devices, files, hub, listeners, runner, serving_api
@@ -24,6 +23,7 @@ from gpud.core.facts import HOST, Endpoint, Model
 from gpud.core.plan import Plan
 from gpud.core.ports import Child, Command, Launcher, LoadOrder, Progress, Runner, RunnerRecord, Standing
 from gpud.core.quote import Estimate
+from gpud.core.record import replace
 
 PROBE_S = 1.0
 """One look at a server. An answer that hangs counts as "not ready" and the look is repeated."""

@@ -4,12 +4,12 @@ sleep or wake up. Bounded questions; never relays a request.
 
 import json
 import logging
-from dataclasses import replace
 
 from gpud.backends import call, runner
 from gpud.backends.dialect import Dialect
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Endpoint, Model
+from gpud.core.record import replace
 
 log = logging.getLogger(__name__)
 

@@ -2,19 +2,18 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from gpud.catalog import names
 from gpud.catalog.glance import Role
 from gpud.catalog.walk import File, Item, Walk
 from gpud.core.catalogue import Purpose, Source
+from gpud.core.record import Record
 
 PREFERRED = ("F16", "BF16", "Q8_0", "F32")
 """Of a projector in several precisions the first of these is taken: half of a float loses nothing that can be seen."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
+class _Candidate(Record):
     """What may belong to somebody. ``words`` are empty where its name says no more than what it is."""
 
     file: File

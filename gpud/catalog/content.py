@@ -1,9 +1,9 @@
 """What of one folder is about models, by the names in it; which names are no models, or no models yet."""
 
 import os
-from dataclasses import dataclass, field
 
 from gpud.catalog.walk import File, Walk
+from gpud.core.record import Struct, field
 
 IGNORED_FOLDERS = frozenset(("cache", "tmp", "lost+found"))
 """Folders with these names, and those that begin with a dot, have nothing that somebody put there to be used."""
@@ -28,8 +28,7 @@ DESCRIPTIONS = frozenset(
 """What stands beside SafeTensors and says what they are."""
 
 
-@dataclass(slots=True)
-class Content:
+class Content(Struct):
     """By name: GGUF files; SafeTensors and what describes them; folders. ``links`` are the names of those that are
     links, ``partial`` of those that somebody is downloading.
     """

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import translate
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from gpud.catalog.content import Content, content_of
 from gpud.catalog.stream import visible
 from gpud.catalog.walk import File, Walk
 from gpud.core.catalogue import Source
+from gpud.core.record import Record
 
 DEEPEST = 32
 """So many folders below a root are entered; links can make a way of any length."""
@@ -36,8 +36,7 @@ class Patterns:
         return self._include is None or self._include.fits(below)
 
 
-@dataclass(frozen=True, slots=True)
-class _AnyOf:
+class _AnyOf(Record):
     """Some patterns: all of them for whole paths, those without a slash for names."""
 
     whole: re.Pattern[str]

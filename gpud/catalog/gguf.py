@@ -7,7 +7,6 @@ what is wrong with it, in bounded time and memory.
 import math
 import re
 import struct
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -29,6 +28,7 @@ from gpud.catalog.stream import (
 )
 from gpud.core.errors import BackendFailed
 from gpud.core.modelfile import ModelFile, Tensor, Value
+from gpud.core.record import Record, Struct, field
 
 PARTS_LIMIT = 1000
 """How many parts a model may have."""
@@ -94,8 +94,7 @@ def read_parts(path: str) -> tuple[ModelFile, tuple[Identity, ...]]:
 # Parts ---------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Part:
+class _Part(Struct):
     """One file. ``keys`` are all that it has, ``lengths`` those of its arrays of strings."""
 
     identity: Identity
@@ -317,8 +316,7 @@ def name_of(stream: Stream, what: str) -> str:
         raise stream.bad(f"{stream.doing} has the {what} {quoted(raw)}, which is not UTF-8") from None
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(Record):
     """A tensor and where its data begins, counted from the first data of the file."""
 
     tensor: Tensor

@@ -14,7 +14,6 @@ import math
 import re
 import struct
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
 from typing import TypeVar
@@ -24,6 +23,7 @@ from gpud.catalog import gguf
 from gpud.catalog.kinds import FILE_TYPES, GUESSED, KINDS
 from gpud.catalog.stream import INCOMPLETE, SUSPECT, Allowance, Stream, opened
 from gpud.core.catalogue import Purpose
+from gpud.core.record import Record
 
 WINDOW_BYTES = 32 * 1024
 """What is read at once: what comes before the vocabulary fits, and most of what comes after it."""
@@ -82,8 +82,7 @@ class Role(StrEnum):
     ASIDE = "aside"
 
 
-@dataclass(frozen=True, slots=True)
-class Glance:
+class Glance(Record):
     """What one file says of itself. ``part`` is its number among the ``parts`` of a model, from 0. ``head`` is a
     checksum of its beginning: files of one size with different ones are different models."""
 

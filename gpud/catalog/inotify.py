@@ -4,7 +4,8 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from gpud.core.record import Record
 
 ATTRIB = 0x4
 CLOSE_WRITE = 0x8
@@ -51,8 +52,7 @@ REMOTE = frozenset(
 """File systems that another machine may change, of which this one's kernel says nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Record):
     watch: int
     mask: int
     name: str

@@ -1,13 +1,12 @@
 """The types of tensors and of whole files by their numbers: names, and what a tensor of each type takes."""
 
 from collections import Counter
-from dataclasses import dataclass
 
 from gpud.core.modelfile import ModelFile
+from gpud.core.record import Record
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(Record):
     """A type of tensor: each ``block`` elements of a row take ``bytes`` together."""
 
     name: str

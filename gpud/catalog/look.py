@@ -6,7 +6,6 @@ Decides what is told of each model; not where is looked, nor what belongs togeth
 import os
 from array import array
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from gpud.catalog.glance import Glance, Role, Stretches, glance
 from gpud.catalog.stream import BadModelFile
 from gpud.catalog.walk import File, Item, Walk
 from gpud.core.catalogue import Format, Found, Source
+from gpud.core.record import Struct, field, replace
 
 GROWING_NS = 60 * 10**9
 """A file that is incomplete and was written to within this time is being written: it is not there yet. What is
@@ -36,8 +36,7 @@ class _Seen(NamedTuple):
     copy_of: tuple[File, ...]
 
 
-@dataclass(slots=True)
-class Memory:
+class Memory(Struct):
     """What is kept from one look to the next, beside what whoever looks knows of the models themselves."""
 
     stretches: Stretches = field(default_factory=Stretches)

@@ -7,8 +7,9 @@ import os
 import re
 import select
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+from gpud.core.record import Record
 
 LIST = Path("/proc/self/mountinfo")
 
@@ -40,8 +41,7 @@ _REMOTE = frozenset(
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(Record):
     """``number`` is another one whenever something is mounted, also at the same point."""
 
     number: str

@@ -8,13 +8,13 @@ import json
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpud.catalog.stream import visible
 from gpud.catalog.walk import File, Item, Walk, small_file
 from gpud.core.catalogue import Format, Place, Source
+from gpud.core.record import Record
 
 DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
@@ -35,8 +35,7 @@ _HELD = ("model", "projector", "adapter", "draft", "tensor")
 _TOOLS = re.compile(rb"\.Tools\b|\btools\b")
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(Record):
     """What a manifest says: digests in hex by the kind of layer; and what its template does."""
 
     layers: dict[str, tuple[str, ...]]

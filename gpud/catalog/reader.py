@@ -3,13 +3,13 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from threading import Lock
 from time import time_ns
 
 from gpud.catalog import gguf
 from gpud.catalog.stream import Identity
 from gpud.core.modelfile import ModelFile
+from gpud.core.record import Struct, field
 
 FILES_KEPT = 256
 TENSORS_KEPT = 3_000
@@ -21,8 +21,7 @@ SETTLED_NS = 50_000_000
 more change within the same tick would leave the same date."""
 
 
-@dataclass(slots=True)
-class _Known:
+class _Known(Struct):
     file: ModelFile
     identities: tuple[Identity, ...]
 
@@ -33,8 +32,7 @@ class _Known:
         return all(identity.holds() for identity in self.identities)
 
 
-@dataclass(slots=True)
-class _Turn:
+class _Turn(Struct):
     """Who wants the same file at the same time reads it one after the other: the first reads, the rest find it here."""
 
     lock: Lock = field(default_factory=Lock)

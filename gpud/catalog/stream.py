@@ -11,11 +11,11 @@ import stat
 import struct
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from gpud.core.errors import BackendFailed
+from gpud.core.record import Record, Struct
 
 FIRST_WINDOW_BYTES = 64 * 1024
 WINDOW_BYTES = 256 * 1024
@@ -73,8 +73,7 @@ def _short_strings() -> re.Pattern[bytes]:
     return re.compile(b"(?s:" + b"|".join(choices) + b"){%d}+" % _BATCH)
 
 
-@dataclass(slots=True)
-class Allowance:
+class Allowance(Struct):
     """What is left of what reading one model may cost, all of its parts together."""
 
     header_bytes: int = HEADER_LIMIT_BYTES
@@ -84,8 +83,7 @@ class Allowance:
     kept_bytes: int = KEPT_LIMIT_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Record):
     """Which file it was and in which state. Another content has another identity."""
 
     path: str

@@ -7,7 +7,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from gpud.catalog.glance import Glance
 from gpud.catalog.stream import visible
 from gpud.core.catalogue import Format, Found, Place, Trouble
 from gpud.core.errors import Canceled
+from gpud.core.record import Struct
 
 ASKED_EVERY = 64
 """After so many names it is asked whether to stop."""
@@ -54,8 +54,7 @@ class File(NamedTuple):
         )
 
 
-@dataclass(slots=True)
-class Item:
+class Item(Struct):
     """A model that lies somewhere, before anything is compared.
 
     ``files`` are its parts; ``described`` what stands beside them and says what they are, where they do not say it.

@@ -3,13 +3,13 @@
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gpud.cli.arguments import Parser, whole
 from gpud.cli.exits import DONE, FAILED
 from gpud.cli.output import Output, plural, span
 from gpud.core.errors import GpudError
+from gpud.core.record import Record, field
 
 if TYPE_CHECKING:
     from gpud.cli.http import Door, Question
@@ -83,8 +83,7 @@ def run(arguments: Namespace, output: Output) -> int:
 # Measuring -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(Record):
     """One answer: times from its request on. ``counted``: by the engine; else each event is taken for a token."""
 
     first_s: float
@@ -188,8 +187,7 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, -(-round(share * 100) * len(ordered) // 100) - 1)]
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(Record):
     """All of one run."""
 
     model: str

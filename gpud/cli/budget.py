@@ -2,7 +2,6 @@
 
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from gpud.cli.arguments import Parser, whole
 from gpud.cli.exits import DONE, REFUSED, NotRunning
 from gpud.cli.output import Output, size
 from gpud.cli.status import SOURCES, place_name
+from gpud.core.record import Record, replace
 
 if TYPE_CHECKING:
     from gpud.cli.client import Gpud
@@ -31,8 +31,7 @@ LEAST_CONTEXT = 1024
 """With less, a model is of no use, and nobody is told to try."""
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
+class Way(Record):
     """One way to load a model. ``shares`` has what each device would hold: "" is any one GPU."""
 
     shares: Mapping[str, int]
@@ -63,8 +62,7 @@ class Way:
         return " and ".join(filter(None, (self.reduced, f"its layers split over {gpus} GPUs" if gpus > 1 else "")))
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(Record):
     """What was asked about: the way that was asked for, and others that need less, the best of each kind first.
 
     ``allowed`` are those that the model's configuration lets gpud take by itself.
@@ -77,8 +75,7 @@ class Wish:
     allowed: tuple[Way, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
+class Room(Record):
     """One device with the scheduler's account of it; None is not known."""
 
     uuid: str

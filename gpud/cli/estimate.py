@@ -5,7 +5,6 @@ import re
 import shutil
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from gpud.cli.exits import DONE, Usage
 from gpud.cli.output import Output, mib, plural, size, table
 from gpud.core.errors import ConfigInvalid, GpudError
 from gpud.core.quote import Estimate, Part, Source
+from gpud.core.record import Record, replace
 
 if TYPE_CHECKING:
     from gpud.core.modelfile import ModelFile
@@ -63,8 +63,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("arguments", metavar="ARGS", nargs="*", help="llama-server's own arguments, behind --")
 
 
-@dataclass(frozen=True, slots=True)
-class Files:
+class Files(Record):
     """The model and what is loaded beside it."""
 
     model: "ModelFile"
@@ -73,8 +72,7 @@ class Files:
     adapter_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Record):
     """``calculated`` is what the formula says where another source decides; ``note`` says what was not done and why."""
 
     estimate: Estimate

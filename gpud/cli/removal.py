@@ -10,7 +10,6 @@ import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from gpud.cli.exits import DONE, FAILED, BusError, Usage
 from gpud.cli.output import Output, plural, size, visible
 from gpud.cli.unload import LOADED
 from gpud.core.errors import GpudError
+from gpud.core.record import Record
 
 if TYPE_CHECKING:
     from gpud.cli.client import Gpud
@@ -29,8 +29,7 @@ class Undeletable(GpudError):
     code = "access-denied"
 
 
-@dataclass(frozen=True, slots=True)
-class Doomed:
+class Doomed(Record):
     """What is deleted, links before what they lead to; and what could be expected to be, and stays, as sentences."""
 
     files: tuple[Path, ...]

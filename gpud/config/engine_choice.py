@@ -1,7 +1,6 @@
 """The kinds of values that name engines: which one serves a model, which ones may, and in what order they are tried."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from gpud.config.kinds import BROKEN, Reading, Wrong, text_of
@@ -9,12 +8,12 @@ from gpud.config.sections import Section, Values
 from gpud.config.source import Items, Node, Scalar, Table, shown
 from gpud.config.texts import OTHER_NAMES, check_engine
 from gpud.core.engines import BUILT_IN
+from gpud.core.record import Record, field
 
 AUTO = "auto"
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
+class Chosen(Record):
     """The engines of a model, in the order in which they are tried; none: by ``scheduler.backend_order``.
 
     ``own`` has the keys that were given for one of them alone.

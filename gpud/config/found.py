@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import replace
 
 from gpud.config.kinds import Reading, Wrong
 from gpud.config.models import Models
@@ -11,6 +10,7 @@ from gpud.config.sections import Values
 from gpud.config.source import Scalar, Where
 from gpud.core.catalogue import Entry, Format, Purpose
 from gpud.core.facts import Model
+from gpud.core.record import replace
 
 LEAST_CONTEXT = 2048
 """A model is rather loaded with so few tokens than not at all."""

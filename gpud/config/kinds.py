@@ -5,19 +5,18 @@ A kind raises nothing but :class:`Wrong` and never touches the file system.
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gpud.config.source import Node, Problem, Scalar, Where, shown
 from gpud.core.facts import AUTO_IDLE, Priority
+from gpud.core.record import Record, Struct
 
 
 class Wrong(Exception):
     """A value that is not allowed. The text completes ``FILE:LINE: KEY: VALUE: …``."""
 
 
-@dataclass(slots=True)
-class Reading:
+class Reading(Struct):
     """One pass over a configuration: where problems are collected, and what a value may depend on.
 
     ``home`` is what ``~/`` stands for; empty where a configuration belongs to no user. ``known_engines`` None: any; it
@@ -177,8 +176,7 @@ _PERCENT = r"([0-9]{1,3}(?:\.[0-9]{0,9})?) ?%"
 _LARGEST = 1 << 50
 
 
-@dataclass(frozen=True, slots=True)
-class Percent:
+class Percent(Record):
     """A share of the whole."""
 
     value: float

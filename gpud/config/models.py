@@ -3,7 +3,6 @@
 import os.path
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from gpud.config.source import Scalar, Where, shown
 from gpud.config.texts import plain_data
 from gpud.core.engines import BUILT_IN
 from gpud.core.facts import BusyProbe, EngineSettings, HttpCall, Model, StopTimes
+from gpud.core.record import replace
 
 OWN = ("file", "model", "command", "url", "directory", "engine")
 """What makes an entry a model of its own; without any it says how one is treated that is found."""

@@ -1,12 +1,12 @@
 """What a configuration is once it has been read: frozen records, every default applied. Never reads a file."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from gpud.core.catalogue import Entry
 from gpud.core.engines import ORDER
 from gpud.core.facts import Limits, Model, StopTimes
 from gpud.core.keys import BOTH, Rate, Right
+from gpud.core.record import Record, field, repr_without, same_without
 
 Makes = Callable[[Entry, Sequence[str]], Model | str]
 """The model that a found one is, by the engines that are there; or why there can be none, as a sentence."""
@@ -16,8 +16,7 @@ def _nothing_known(_entry: Entry, _engines: Sequence[str]) -> Model | str:
     return "no configuration says what it would be loaded with"
 
 
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
+class EngineConfig(Record):
     """What all models of one engine share.
 
     ``url`` attaches to an engine that somebody else runs; the fields before it are then empty. ``port`` 0 lets gpud
@@ -31,34 +30,36 @@ class EngineConfig:
     models_dir: str = ""
     keep_running: bool = False
     url: str = ""
-    environment: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    environment: tuple[tuple[str, str], ...] = ()
+
+    def __repr__(self) -> str:
+        return repr_without(self, "environment")
 
 
-@dataclass(frozen=True, slots=True)
-class LoggingConfig:
+class LoggingConfig(Record):
     """How much is said. An engine that prints more lines a second than allowed has the rest counted, not printed."""
 
     level: str = "info"
     engine_lines_per_second: int = 200
 
 
-@dataclass(frozen=True, slots=True)
-class AlertsConfig:
+class AlertsConfig(Record):
     """Who is told that a GPU is nearly full, beside the journal and the bus."""
 
-    webhook: str = field(default="", repr=False)
+    webhook: str = ""
+
+    def __repr__(self) -> str:
+        return repr_without(self, "webhook")
 
 
-@dataclass(frozen=True, slots=True)
-class PrefetchConfig:
+class PrefetchConfig(Record):
     """What is done ahead of time, and whether also on battery."""
 
     page_cache: bool = True
     on_battery: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class IdleConfig:
+class IdleConfig(Record):
     """When everything goes that nobody holds: all sessions have been idle for so long (None: never), one is locked, the
     last user has logged out.
     """
@@ -68,8 +69,7 @@ class IdleConfig:
     logged_out: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class SuspendConfig:
+class SuspendConfig(Record):
     """What becomes of loaded models when the machine sleeps: ``unload`` or ``keep``; and of loads while no GPU can be
     used afterwards: ``refuse`` or ``cpu``.
     """
@@ -79,15 +79,13 @@ class SuspendConfig:
     without_gpu: str = "refuse"
 
 
-@dataclass(frozen=True, slots=True)
-class GiveWayConfig:
+class GiveWayConfig(Record):
     """``programs`` are patterns of the names of those that have the GPUs while they run."""
 
     programs: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Door:
+class Door(Record):
     """Where one door listens: on each of ``hosts`` with ``port``, and on a Unix socket where it has a path."""
 
     enable: bool
@@ -97,16 +95,14 @@ class Door:
     socket_mode: int = 0o660
 
 
-@dataclass(frozen=True, slots=True)
-class TlsConfig:
+class TlsConfig(Record):
     """The files of the certificate, with its chain, and of its private key; both empty: no TLS."""
 
     certificate: str = ""
     key: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class DoorLimits:
+class DoorLimits(Record):
     """What one door grants its clients.
 
     ``header_s`` bounds a whole header; a body, or an answer that is being read, may pause for ``body_s`` or
@@ -125,8 +121,7 @@ class DoorLimits:
     answer_s: float = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class HttpConfig:
+class HttpConfig(Record):
     """Where gpud listens, and who may come in.
 
     ``without_key`` is what a TCP client of this machine may do without a key; nobody else comes in without one.
@@ -154,8 +149,7 @@ class HttpConfig:
         return {"front": self.front, "management": self.management, "ollama": self.ollama}
 
 
-@dataclass(frozen=True, slots=True)
-class BusConfig:
+class BusConfig(Record):
     """What one caller on D-Bus may have at the same time."""
 
     jobs: int = 16
@@ -163,8 +157,7 @@ class BusConfig:
     calls: int = 64
 
 
-@dataclass(frozen=True, slots=True)
-class RegistryConfig:
+class RegistryConfig(Record):
     """Where models are looked for that nobody has written down, and what they get.
 
     ``paths`` None: the folders that ``storage.base_directory`` has; ``huggingface`` and ``ollama`` None: the stores
@@ -182,8 +175,7 @@ class RegistryConfig:
     most_context: int = 16384
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(Record):
     """A whole configuration that has passed every check.
 
     ``overrides`` are the entries below ``models:`` that have no model of their own: what they say, in the words of the
@@ -195,8 +187,8 @@ class Config:
     """
 
     models: Mapping[str, Model] = field(default_factory=dict)
-    overrides: Mapping[str, Mapping[str, object]] = field(default_factory=dict, repr=False)
-    found: Makes = field(default=_nothing_known, repr=False, compare=False)
+    overrides: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    found: Makes = _nothing_known
     registry: RegistryConfig = RegistryConfig()
     engines: Mapping[str, EngineConfig] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
@@ -213,3 +205,9 @@ class Config:
     http: HttpConfig = field(default_factory=HttpConfig)
     bus: BusConfig = field(default_factory=BusConfig)
     sources: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return repr_without(self, "overrides", "found")
+
+    def __eq__(self, other: object) -> bool:
+        return same_without(self, other, "found")

@@ -2,7 +2,6 @@
 
 import os.path
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from gpud.config.source import Scalar, Where, is_secret
 from gpud.core.errors import ConfigInvalid, InvalidArguments
 from gpud.core.facts import BudgetLimits, BusyProbe, HttpCall, Model
 from gpud.core.keys import EVERYTHING
+from gpud.core.record import replace
 
 _Base: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 

@@ -1,12 +1,12 @@
 """How a map of keys is read: what a key is, what a section is, and the messages for what does not belong there."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 from gpud.config.kinds import BROKEN, Kind, Reading, Wrong, nearest
 from gpud.config.source import Items, Node, Scalar, Table, Where, shown
 from gpud.core.engines import BY_NAME, ENGINES, Family, of_family
+from gpud.core.record import Record, replace
 
 LLAMA = frozenset(of_family(Family.LLAMA_CPP))
 LLAMA_SERVERS = frozenset(kind.name for kind in ENGINES if kind.all_flags)
@@ -17,8 +17,7 @@ HUB = frozenset(of_family(Family.HUB))
 """Those that serve models as Hugging Face lays them out."""
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(Record):
     """One key.
 
     ``default`` is written as in a file; ``None`` means unset, and then null is allowed and says so explicitly.
@@ -60,8 +59,7 @@ class Key:
         return f"allowed: {self.kind.allowed}{default}"
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Record):
     """A value that was given: ``value`` is None for an explicit null, BROKEN for one that was refused."""
 
     value: Any

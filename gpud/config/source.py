@@ -6,10 +6,11 @@ It works on libyaml's event stream, not on Python values: a scalar keeps the tex
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
+
+from gpud.core.record import Record, Struct, field, same_without
 
 # The C parser is twenty times faster; a PyYAML that was built without libyaml yields the same events.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -26,8 +27,7 @@ _FLAG = r"(?i:true|false|yes|no|on|off)"
 _NUMBER = r"[-+]?(\d[\d_]*(\.\d*)?|\.\d+)([eE][-+]?\d+)?"
 
 
-@dataclass(frozen=True, slots=True)
-class Where:
+class Where(Record):
     """A place in a file, as it is printed: ``/etc/gpud/gpud.yaml:12``. Line 0 is the file as a whole.
 
     ``column`` is 0 where it is not known; whoever wants it prints it.
@@ -35,14 +35,19 @@ class Where:
 
     file: str
     line: int
-    column: int = field(default=0, compare=False)
+    column: int = 0
+
+    def __eq__(self, other: object) -> bool:
+        return same_without(self, other, "column")
+
+    def __hash__(self) -> int:
+        return hash((self.file, self.line))
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}" if self.line else self.file
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Record):
     """One thing that is wrong, and where."""
 
     where: Where
@@ -58,8 +63,7 @@ def _visible(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
 
 
-@dataclass(frozen=True, slots=True)
-class Scalar:
+class Scalar(Record):
     """One value as it was written. ``plain`` is False for what stood in quotes or in a block: that is always text."""
 
     where: Where
@@ -84,8 +88,7 @@ class Scalar:
         return "text"
 
 
-@dataclass(frozen=True, slots=True)
-class Items:
+class Items(Record):
     """A list."""
 
     where: Where
@@ -93,16 +96,14 @@ class Items:
     weight: int
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Record):
     """A key's value and the place of the key, which is what a message points at."""
 
     where: Where
     node: "Node"
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(Record):
     """A map. ``weight`` is the number of nodes in it with every alias written out."""
 
     where: Where
@@ -155,8 +156,7 @@ class _Stop(Exception):
     """Reading this file further makes no sense; the reason has been noted."""
 
 
-@dataclass(slots=True)
-class _Open:
+class _Open(Struct):
     """A list or map whose end has not been seen."""
 
     where: Where

@@ -1,19 +1,18 @@
 """May this be loaded now, and where? A function from values to a verdict; who is before whom is left to others."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from gpud.core.budget import describe
 from gpud.core.errors import BudgetExceeded, GpudError, GpuTaken, GpuUnavailable
 from gpud.core.facts import HOST, EvictionPolicy
 from gpud.core.quote import ANY_GPU, Offer, Share
+from gpud.core.record import Record
 from gpud.core.refusal import refusal
 from gpud.core.room import TIERS, Placement, Room, cheapest
 from gpud.core.verdict import Device, Evicts, Granted, Refused, Verdict, Waits, Wish
 
 
-@dataclass(frozen=True, slots=True)
-class Considered:
+class Considered(Record):
     """What would happen to a wish: ``fits``, ``waits``, ``evicts`` or ``refused``."""
 
     verdict: str

@@ -1,7 +1,6 @@
 """The queue is served: against one look at the devices, in order, each gets what is left by those before it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
 from gpud.core import events, eviction
 from gpud.core.admission import Admission
@@ -16,6 +15,7 @@ from gpud.core.leaving import TURN, Leaving
 from gpud.core.loading import Loading
 from gpud.core.queue import Ticket
 from gpud.core.quote import Quote, Share
+from gpud.core.record import replace
 from gpud.core.table import Table
 from gpud.core.verdict import Evicts, Granted, Refused, Waits, Wish
 

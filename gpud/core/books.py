@@ -1,12 +1,12 @@
 """The account of every device: the last look, what is promised, what is on its way back. Decides nothing."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 
 from gpud.core import budget, eviction
 from gpud.core.claims import Claim
 from gpud.core.facts import HOST, BudgetLimits, GpuSample, GpuStatus, Limits, State
 from gpud.core.instance import Instance
+from gpud.core.record import replace
 from gpud.core.returning import Expected, Returning
 from gpud.core.verdict import Device
 

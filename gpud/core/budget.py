@@ -1,9 +1,9 @@
 """Byte arithmetic: what a device may give, what is promised, what is left. Never decides who gets it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from gpud.core.facts import HOST, BudgetLimits, GpuSample
+from gpud.core.record import Record
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -20,8 +20,7 @@ def describe(size_bytes: int | None) -> str:
     return f"{size_bytes / MIB:.0f} MiB"
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(Record):
     """What one tenant costs a device.
 
     Until its load has settled, ``need_bytes`` is a promise: it counts against the budget and, as far as no measurement
@@ -54,8 +53,7 @@ class Charge:
         return self.grows or self.device == HOST
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(Record):
     """One device's books at one moment. ``None`` means that the device does not say.
 
     ``free_bytes`` is what is measured free beyond the reserve; negative when others have taken of that.

@@ -3,8 +3,9 @@
 Pure: what is found is found elsewhere.
 """
 
-from dataclasses import dataclass, field
 from enum import StrEnum
+
+from gpud.core.record import Record
 
 
 class Source(StrEnum):
@@ -34,8 +35,7 @@ class Purpose(StrEnum):
     """A LoRA: it is listed, and loaded only with the model that it belongs to."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Record):
     """Where a model lies. ``path`` is what an engine is given: its first file, or its folder. ``name`` is what it is
     called there: a file's stem without the number of its part, ``org/repo``, or ``llama3.2:3b`` in Ollama's store.
     """
@@ -45,8 +45,7 @@ class Place:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Record):
     """One model as it was found, however often it is there.
 
     ``places`` are all of them, the best first. ``stamp`` changes whenever any of its files does (device, inode, size,
@@ -80,8 +79,7 @@ class Found:
         return self.places[0].path
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Record):
     """One model as the registry keeps it: what was found, what became of it, and what somebody said about it.
 
     ``name`` is the one under which every surface shows it. ``aliases``, ``priority``, ``tags`` and ``notes`` are what
@@ -108,8 +106,7 @@ class Entry:
     load_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Roots:
+class Roots(Record):
     """Where models are looked for. ``include`` and ``exclude`` are patterns (fnmatch) of paths below a folder; no
     ``include``: everything. ``huggingface`` are hub caches, ``ollama`` are stores with ``manifests`` and ``blobs``.
     ``files`` are single models (a file, or a folder of SafeTensors) that the configuration names, wherever they lie:
@@ -127,16 +124,14 @@ class Roots:
         return (*self.folders, *self.huggingface, *self.ollama)
 
 
-@dataclass(frozen=True, slots=True)
-class Trouble:
+class Trouble(Record):
     """Something that could not be looked at, or is no model although it looks like one."""
 
     path: str
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Record):
     """One look at the roots. ``unreachable`` are roots, and folders below others, that could not be looked at: what is
     known of them stays. Why not is among the ``troubles``, but of roots that are not there.
     """
@@ -146,11 +141,10 @@ class Finding:
     unreachable: tuple[str, ...] = ()
     files: int = 0
     read: int = 0
-    seconds: float = field(default=0.0, compare=False)
+    seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Scanned:
+class Scanned(Record):
     """What one look has come to. ``new``, ``gone`` and ``changed`` are names; ``unreachable`` are folders that nobody
     could look at, and why: what is known of them stays.
     """

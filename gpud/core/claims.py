@@ -1,15 +1,14 @@
 """Memory for those who are no engines: who asked for how much, and where they have it. Decides nothing."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from gpud.core.budget import Charge
 from gpud.core.facts import Caller, ClaimStatus, Priority
 from gpud.core.queue import Ticket
+from gpud.core.record import Struct
 
 
-@dataclass(slots=True)
-class Claim:
+class Claim(Struct):
     """One claim's life: it waits (``ticket``), then it has ``device``, then it is dropped from :class:`Claims`."""
 
     id: int

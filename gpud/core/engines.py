@@ -3,8 +3,9 @@
 Engines of other packages are not here: of them nothing is known but their names.
 """
 
-from dataclasses import dataclass
 from enum import Enum, auto
+
+from gpud.core.record import Record
 
 
 class Family(Enum):
@@ -20,8 +21,7 @@ class Family(Enum):
     """Whatever its command or address means."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineKind:
+class EngineKind(Record):
     """``program`` is looked for on the PATH where nobody says where it lies; ``package`` is what Python imports
     instead, and ``extra`` the part of gpud that brings it. ``also`` are its names elsewhere. ``has_metrics``: it
     answers /metrics. ``all_flags``: it knows every flag of llama-server.

@@ -5,7 +5,6 @@ those actions that are *outcomes* go to every surface alike: the journal, the bu
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 
 from gpud.core.errors import GpudError
@@ -22,12 +21,12 @@ from gpud.core.facts import (
     State,
 )
 from gpud.core.quote import Offer, Quote, Share
+from gpud.core.record import Record, field
 
 # Events: what happened -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
+class LoadOptions(Record):
     """What a caller may ask of one load, beyond the configuration.
 
     ``evict`` False: rather refuse than make room. ``hold``: keep it loaded for as long as the caller lives.
@@ -46,16 +45,14 @@ class LoadOptions:
     engines: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class LoadAsked:
+class LoadAsked(Record):
     job: int
     model: str
     caller: Caller
     options: LoadOptions = field(default_factory=LoadOptions)
 
 
-@dataclass(frozen=True, slots=True)
-class UnloadAsked:
+class UnloadAsked(Record):
     """``model`` empty: every loaded model. ``others`` allows it in spite of holds that belong to somebody else."""
 
     job: int
@@ -65,13 +62,11 @@ class UnloadAsked:
     others: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class CancelAsked:
+class CancelAsked(Record):
     job: int
 
 
-@dataclass(frozen=True, slots=True)
-class HoldAsked:
+class HoldAsked(Record):
     """``model`` empty: an inhibitor. ``what`` is drawn from ``unload``, ``evict``, ``load`` (the GPUs are given away)
     and ``game`` (the same, and loads do meanwhile what is configured).
     """
@@ -84,14 +79,12 @@ class HoldAsked:
     what: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class HoldDropped:
+class HoldDropped(Record):
     cookie: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimAsked:
+class ClaimAsked(Record):
     """Somebody who is no engine wants memory on one GPU (``gpu``: index or uuid, empty: any; the machine's own memory
     where there is none), and waits for it at most ``wait_s``; None is what is configured.
     """
@@ -106,14 +99,12 @@ class ClaimAsked:
     wait_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimDropped:
+class ClaimDropped(Record):
     claim: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class YieldAsked:
+class YieldAsked(Record):
     """Empty the GPUs, and load nothing on them until somebody resumes, or for so long."""
 
     caller: Caller
@@ -121,56 +112,48 @@ class YieldAsked:
     for_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ResumeAsked:
+class ResumeAsked(Record):
     caller: Caller
 
 
-@dataclass(frozen=True, slots=True)
-class SessionBegan:
+class SessionBegan(Record):
     """A shell has registered, or a login session is going to hold something."""
 
     session: Session
 
 
-@dataclass(frozen=True, slots=True)
-class SessionEnded:
+class SessionEnded(Record):
     session: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class UsersRestored:
+class UsersRestored(Record):
     """By model, the sessions (and ``""`` for everybody else) that used it, as an earlier daemon had noted."""
 
     users: Mapping[str, frozenset[str]]
 
 
-@dataclass(frozen=True, slots=True)
-class UseBegan:
+class UseBegan(Record):
     """A request is about to be sent to a ready engine. ``by`` is the session whose request it is."""
 
     model: str
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class UseEnded:
+class UseEnded(Record):
     """Its last byte has been relayed, or its client or engine has gone."""
 
     model: str
 
 
-@dataclass(frozen=True, slots=True)
-class Progressed:
+class Progressed(Record):
     model: str
     generation: int
     stage: str
     fraction: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Sized:
+class Sized(Record):
     """The engine's own word, while it starts, on what it is about to take where; nothing has been allocated yet."""
 
     model: str
@@ -178,14 +161,12 @@ class Sized:
     shares: tuple[Share, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class BecameReady:
+class BecameReady(Record):
     model: str
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class LoadEnded:
+class LoadEnded(Record):
     """A load that did not become ready: it failed, or it was canceled (then ``error`` is empty)."""
 
     model: str
@@ -197,8 +178,7 @@ class LoadEnded:
     preflight: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class EngineGone:
+class EngineGone(Record):
     """A ready, draining or stopping engine is no more."""
 
     model: str
@@ -207,8 +187,7 @@ class EngineGone:
     hint: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class BusyAnswered:
+class BusyAnswered(Record):
     """The engine's own word on whether it works; ``busy`` None: it cannot tell."""
 
     model: str
@@ -216,16 +195,14 @@ class BusyAnswered:
     busy: bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class KillBegan:
+class KillBegan(Record):
     """The polite rungs of the stop ladder were in vain."""
 
     model: str
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class Adopted:
+class Adopted(Record):
     """An engine that an earlier daemon started was taken over, ready and answering.
 
     ``stale``: it was started with other settings than are configured now, and goes as soon as it is not busy.
@@ -241,8 +218,7 @@ class Adopted:
     engine: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Unfit:
+class Unfit(Record):
     """Why a model cannot be started, found without starting anything: a missing file, a missing program."""
 
     error: str
@@ -250,8 +226,7 @@ class Unfit:
     kind: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(Record):
     """A fresh look at all devices, begun after it was asked for.
 
     ``own`` says which processes belong to which model, ``claimed`` which to which claim. For the models that the look
@@ -269,13 +244,11 @@ class Sampled:
     tickets: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class TimePassed:
+class TimePassed(Record):
     """A deadline of the scheduler's has come (or the clock made a jump: all deadlines are looked at again)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reconfigured:
+class Reconfigured(Record):
     """New models and limits. ``changed`` are the models whose running engines no longer match the configuration."""
 
     models: Mapping[str, Model]
@@ -284,8 +257,7 @@ class Reconfigured:
     changed: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class CatalogueTaken:
+class CatalogueTaken(Record):
     """Other models are there than before; what was set for a while, and what failed, stays as it is.
 
     ``changed`` are the models whose running engines no longer match.
@@ -295,34 +267,29 @@ class CatalogueTaken:
     changed: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class LookAsked:
+class LookAsked(Record):
     """Somebody wants to see fresh figures; a sleeping device is not woken for that."""
 
 
-@dataclass(frozen=True, slots=True)
-class BudgetSet:
+class BudgetSet(Record):
     """Until the next reload: this many bytes on each GPU (on the host where there is no GPU); 0 goes back."""
 
     budget_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class IdleTimeoutSet:
+class IdleTimeoutSet(Record):
     """Until the next reload: this idle time-out for every model that is not pinned."""
 
     idle_timeout_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class PowerSeen:
+class PowerSeen(Record):
     """The machine runs on its battery from now on, or does so no longer."""
 
     on_battery: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SuspendAsked:
+class SuspendAsked(Record):
     """The machine is about to sleep, or to shut down: every engine that would not survive it is gone within
     ``within_s``, by force if need be.
 
@@ -335,8 +302,7 @@ class SuspendAsked:
     lost: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class WokeUp:
+class WokeUp(Record):
     """The machine is awake again, or does not sleep after all. ``restore``: what was unloaded for it comes back.
 
     ``problem`` says why the GPUs cannot be used: what needs them stays away until another one comes without.
@@ -347,8 +313,7 @@ class WokeUp:
     hint: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ShutdownAsked:
+class ShutdownAsked(Record):
     """gpud ends: drain within the bound, then stop every engine. A second one does not wait any longer."""
 
 
@@ -391,8 +356,7 @@ Event = (
 # Actions: what is to be done -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(Record):
     """Start the engine of ``model`` as ``offer`` says, with its shares placed; every answer carries ``generation``."""
 
     model: Model
@@ -402,8 +366,7 @@ class Launch:
     vendor: str
 
 
-@dataclass(frozen=True, slots=True)
-class CancelLaunch:
+class CancelLaunch(Record):
     """``kill``: at once, it takes memory that it was not promised."""
 
     model: str
@@ -411,8 +374,7 @@ class CancelLaunch:
     kill: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(Record):
     """Walk the stop ladder. ``kill`` skips to its last rung."""
 
     model: str
@@ -420,8 +382,7 @@ class Stop:
     kill: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class AskBusy:
+class AskBusy(Record):
     """Ask the engine whether it works, not before ``delay_s`` from now."""
 
     model: str
@@ -429,8 +390,7 @@ class AskBusy:
     delay_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(Record):
     """Look at the devices, not before ``delay_s`` from now. ``wake``: a sleeping device may be woken for it.
 
     ``check`` are the models whose files, programs and needs are looked at in the same go, as they would be loaded;
@@ -447,13 +407,11 @@ class Sample:
     tickets: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseGpus:
+class ReleaseGpus(Record):
     """Nothing is loaded: let go of the drivers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Learn:
+class Learn(Record):
     """Remember what the model was measured to hold, by device, and how long its load took."""
 
     model: str
@@ -461,15 +419,13 @@ class Learn:
     load_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Warm:
+class Warm(Record):
     """Have the file of this model in the page cache: it is likely to be loaded next, and there is memory for it."""
 
     model: Model
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(Record):
     """Everything has been stopped after ShutdownAsked."""
 
 
@@ -533,8 +489,7 @@ class Level(StrEnum):
     DEBUG = "debug"
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
+class Notice(Record):
     """Something happened and this is why, with the numbers. The same words on every surface.
 
     ``fields`` are for programs; their names become journal fields with the prefix ``GPUD_``.
@@ -548,8 +503,7 @@ class Notice:
     detail: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Logged:
+class Logged(Record):
     """A notice in the event log. ``at_us`` is the time of day in microseconds since the epoch; ``id`` grows."""
 
     at_us: int
@@ -557,8 +511,7 @@ class Logged:
     id: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ModelChanged:
+class ModelChanged(Record):
     """``reason`` is one of user idle budget suspend session crash config shutdown request adopt."""
 
     model: str
@@ -567,8 +520,7 @@ class ModelChanged:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class JobEnded:
+class JobEnded(Record):
     """``error`` is why, where it failed or timed out; ``generation`` the engine that a load came to."""
 
     job: int
@@ -581,22 +533,19 @@ class JobEnded:
     generation: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class HoldEnded:
+class HoldEnded(Record):
     cookie: int
     owner: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimGranted:
+class ClaimGranted(Record):
     claim: int
     device: str
     vendor: str
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimOver:
+class ClaimOver(Record):
     """It was refused, timed out, or given back; ``error`` is None for the last."""
 
     claim: int
@@ -604,8 +553,7 @@ class ClaimOver:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Alert:
+class Alert(Record):
     """A device is nearly full (``raised``), or is no longer."""
 
     device: str
@@ -618,18 +566,15 @@ class Alert:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Touched:
+class Touched(Record):
     """Something visible changed that has no outcome of its own (progress, a measurement, a deadline)."""
 
 
-@dataclass(frozen=True, slots=True)
-class SessionsChanged:
+class SessionsChanged(Record):
     """A session began or ended, or a model has another user than before."""
 
 
-@dataclass(frozen=True, slots=True)
-class CatalogueChanged:
+class CatalogueChanged(Record):
     """Other models can be asked for than before, or something is said otherwise about them. All are names."""
 
     new: tuple[str, ...] = ()

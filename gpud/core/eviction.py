@@ -1,9 +1,9 @@
 """Who goes when somebody needs the memory. Decides by values alone, and must not log."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from gpud.core.facts import EvictionPolicy
+from gpud.core.record import Record
 from gpud.core.usage import Usage, unknown
 
 HORIZON_S = 20.0
@@ -30,8 +30,7 @@ TRIES = 600
 choice, which is rarely far off."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Record):
     """A ready model that nobody holds, and the bytes that its unloading gives back on the device in question.
 
     ``reload_s`` is what loading it again takes, ``usage`` how it was used. ``busy``: it has to answer first.

@@ -4,8 +4,9 @@ Sizes are bytes and end in ``_bytes``; times are seconds and end in ``_s``; ``No
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+
+from gpud.core.record import Record, field, repr_without
 
 HOST = "host"
 """The device name of the machine's own memory: the budget of a machine without a GPU, and of models kept off the
@@ -45,8 +46,7 @@ class Priority(IntEnum):
 # What the configuration says about a model -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class HttpCall:
+class HttpCall(Record):
     """One request to an engine, as data: ``POST /free {"unload_models": true}``."""
 
     method: str
@@ -54,8 +54,7 @@ class HttpCall:
     body: Mapping[str, object] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class BusyProbe:
+class BusyProbe(Record):
     """How to ask a custom engine whether it works right now: it does if any of ``fields`` of the JSON answer is truthy.
 
     A field may reach inside with dots: ``exec_info.queue_remaining``.
@@ -65,8 +64,7 @@ class BusyProbe:
     fields: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class StopTimes:
+class StopTimes(Record):
     """The rungs of the stop ladder.
 
     ``drain_s`` bounds the wait for running requests; after the first TERM an engine has ``term_s``, after the second
@@ -78,8 +76,7 @@ class StopTimes:
     second_term_s: float = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
+class EngineSettings(Record):
     """What an engine is told for one model. ``None`` and empty mean: the engine's own default.
 
     ``layers`` is a number, ``auto`` or ``all``. The fields from ``command`` on belong to custom engines,
@@ -111,13 +108,15 @@ class EngineSettings:
     health: str = ""
     unload: HttpCall | None = None
     busy: BusyProbe | None = None
-    environment: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    environment: tuple[tuple[str, str], ...] = ()
     extra_flags: tuple[str, ...] = ()
     hub_name: str = ""
 
+    def __repr__(self) -> str:
+        return repr_without(self, "environment")
 
-@dataclass(frozen=True, slots=True)
-class Model:
+
+class Model(Record):
     """One model as configured: a name, the engine that serves it, and how it is to be treated.
 
     ``size_bytes`` is what the user declares that it needs; ``None`` lets gpud find out. ``idle_timeout_s`` 0 means
@@ -143,8 +142,7 @@ class Model:
     alternatives: tuple["Model", ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class BudgetLimits:
+class BudgetLimits(Record):
     """What gpud may take of each device. ``budget`` is bytes, ``percent`` a share of the total; both absent mean all.
 
     ``reserve_bytes`` is always left free: for the desktop on a GPU, for everything else in host memory.
@@ -163,8 +161,7 @@ class EvictionPolicy(StrEnum):
     PRIORITY = "priority"
 
 
-@dataclass(frozen=True, slots=True)
-class QueueLimits:
+class QueueLimits(Record):
     """``size`` models may wait for memory, each for ``timeout_s``. Who has waited for ``turn_s`` has its turn: models
     in the way take no new requests. Who has waited for ``aging_s`` rises by one priority.
     """
@@ -175,8 +172,7 @@ class QueueLimits:
     aging_s: float = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class EvictionLimits:
+class EvictionLimits(Record):
     """``residence_s`` is what a model that was loaded for a request has at least before it goes for another.
 
     Above ``above_percent`` of a device idle models go, without anybody's asking, until it is below ``below_percent``;
@@ -189,8 +185,7 @@ class EvictionLimits:
     below_percent: float = 80.0
 
 
-@dataclass(frozen=True, slots=True)
-class SessionLimits:
+class SessionLimits(Record):
     """When a session ends, what only it has used is unloaded ``grace_s`` later, if ``unload_on_exit``."""
 
     unload_on_exit: bool = True
@@ -205,8 +200,7 @@ class LoadsMeanwhile(StrEnum):
     REFUSE = "refuse"
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Record):
     """The numbers that the scheduler obeys; all of them come from the configuration.
 
     Every ``watch_s`` the devices are looked at while something is loaded; 0: only when something happens. An alert is
@@ -238,8 +232,7 @@ class Limits:
 # What is measured ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class GpuProcess:
+class GpuProcess(Record):
     """One process that uses a device; ``used_bytes`` is None where the driver does not say."""
 
     pid: int
@@ -247,8 +240,7 @@ class GpuProcess:
     used_bytes: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class GpuSample:
+class GpuSample(Record):
     """One look at one device. ``uuid`` is :data:`HOST` for the machine's own memory.
 
     ``asleep`` says that the device was left alone, because it is runtime-suspended or its driver was let go: the
@@ -276,8 +268,7 @@ class GpuSample:
         return self.uuid == HOST
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(Record):
     """Where an engine answers: a Unix socket, or a loopback address. ``key`` is the engine's own API key.
 
     ``model`` is the name by which the engine knows the model, where it wants to hear that and no other.
@@ -287,12 +278,14 @@ class Endpoint:
     host: str = ""
     port: int = 0
     base_path: str = ""
-    key: str = field(default="", repr=False)
+    key: str = ""
     model: str = ""
 
+    def __repr__(self) -> str:
+        return repr_without(self, "key")
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+
+class Exit(Record):
     """How a process ended. ``code`` is negative for a signal and None where it cannot be known (an adopted process)."""
 
     pid: int
@@ -310,8 +303,7 @@ class Exit:
         return f"exited with status {self.code}"
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(Record):
     """Who asks. ``label`` is how the caller appears in messages; ``owner`` is what its holds and jobs are counted on.
 
     ``party`` is whom the queue is fair to: an API key, an address; empty means the user. ``session`` is the id of the
@@ -336,8 +328,7 @@ def session_owner(session: str) -> str:
     return f"session:{session}"
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(Record):
     """Somebody at work: a shell that has registered, or a login session that holds something. It ends with the process
     ``pid``. ``label`` is how it appears in messages, ``login`` what logind calls the login session that it is in.
     """
@@ -355,8 +346,7 @@ class Session:
         return session_owner(self.id)
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(Record):
     """What the kernel says of one process. ``leader`` is the first process of its terminal session, ``tty`` 0 means
     none. ``started`` tells it from another one that had the same pid.
     """
@@ -372,8 +362,7 @@ class Process:
 # What is told to the outside -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ModelStatus:
+class ModelStatus(Record):
     """One model as every surface shows it. Deadlines are on the scheduler's clock (seconds, monotonic).
 
     ``retry_at_s`` is when a failed model may be tried again; ``retries`` says that it will be, without anybody's asking
@@ -414,8 +403,7 @@ class ModelStatus:
     uses: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class GpuStatus:
+class GpuStatus(Record):
     """One device with the scheduler's account of it."""
 
     sample: GpuSample
@@ -429,8 +417,7 @@ class GpuStatus:
     own_pids: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimStatus:
+class ClaimStatus(Record):
     """Memory that somebody asked for who is no engine. ``device`` is empty while it waits."""
 
     id: int
@@ -450,8 +437,7 @@ class ClaimStatus:
         return bool(self.device)
 
 
-@dataclass(frozen=True, slots=True)
-class QueueStatus:
+class QueueStatus(Record):
     """One who waits for memory, in the order in which they will be served. ``claim`` is 0 for a model.
 
     ``overdue``: it has waited long enough for models in the way to take no new requests. ``until_s`` is when it is told
@@ -472,8 +458,7 @@ class QueueStatus:
     load_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SessionStatus:
+class SessionStatus(Record):
     """One session with what it has used of what is loaded or on its way; ``alone`` are those that nobody else has."""
 
     session: Session
@@ -482,8 +467,7 @@ class SessionStatus:
     alone: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class YieldStatus:
+class YieldStatus(Record):
     """The GPUs are given away: nothing is loaded until ``until_s`` (None: until somebody resumes)."""
 
     caller: Caller
@@ -492,8 +476,7 @@ class YieldStatus:
     until_s: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Suspension:
+class Suspension(Record):
     """The machine is about to sleep, or sleeps; with ``shutdown`` it goes down. Engines are to be gone by
     ``until_s``.
     """
@@ -517,8 +500,7 @@ class JobResult(StrEnum):
     SUPERSEDED = "superseded"
 
 
-@dataclass(frozen=True, slots=True)
-class JobStatus:
+class JobStatus(Record):
     """A load or unload that somebody asked for and that has not ended. ``model`` is empty for "all models".
 
     Of a download, ``model`` is what is downloaded, and the bytes are known; ``total_bytes`` None: not how many in all.
@@ -535,8 +517,7 @@ class JobStatus:
     total_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class HoldStatus:
+class HoldStatus(Record):
     """A promise that a model stays loaded while its owner lives. ``model`` is empty for an inhibitor of all models."""
 
     cookie: int
@@ -548,8 +529,7 @@ class HoldStatus:
     since_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Record):
     """Everything that can be seen of gpud at one moment. ``degraded_text`` and ``degraded_hint`` say in sentences what
     the word ``degraded`` means this time, and what to do about it.
     """

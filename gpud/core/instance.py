@@ -1,7 +1,6 @@
 """What the scheduler knows about one configured model. Mutable, and written by the scheduler alone."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
 
 from gpud.core.budget import Charge
 from gpud.core.facts import (
@@ -18,12 +17,12 @@ from gpud.core.facts import (
 from gpud.core.lifecycle import Trigger, next_state
 from gpud.core.queue import Ticket
 from gpud.core.quote import Offer, Share
+from gpud.core.record import Struct, field, replace
 from gpud.core.statuses import Patience
 from gpud.core.usage import Usage
 
 
-@dataclass(slots=True)
-class Job:
+class Job(Struct):
     """Somebody's wish.
 
     What belongs to a load holds when its engine is started: ``evict``, ``context``, ``engines`` and
@@ -57,8 +56,7 @@ class Job:
         return JobStatus(self.id, self.kind, self.model, self.caller, self.since_s, stage, progress)
 
 
-@dataclass(slots=True)
-class Failure:
+class Failure(Struct):
     """Why the last try did not work, until the next one does."""
 
     message: str
@@ -67,8 +65,7 @@ class Failure:
     tail: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
-class Instance:
+class Instance(Struct, eq=False):
     """One model's life, from the first wish for it on.
 
     ``generation`` counts starts: an answer that carries an older one is about an engine that is gone. ``wanted``: it

@@ -1,9 +1,9 @@
 """What an API key is to the rooms that read, check and count it: its name, what it may, how often. Never the key."""
 
-from dataclasses import dataclass, field
 from enum import StrEnum
 
 from gpud.core.facts import Priority
+from gpud.core.record import Record, repr_without
 
 EVERYTHING = "*"
 """In a list of models: all of them. At the end of a name: whatever begins so."""
@@ -19,8 +19,7 @@ class Right(StrEnum):
 BOTH = frozenset(Right)
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(Record):
     """So many requests in so many seconds; all of them may come at once, and then one by one as time passes."""
 
     count: int
@@ -31,8 +30,7 @@ class Rate:
         return f"{self.count}/{units.get(self.per_s, f'{self.per_s:g}s')}"
 
 
-@dataclass(frozen=True, slots=True)
-class ApiKey:
+class ApiKey(Record):
     """One entry of the keys file. ``digest`` is the SHA-256 of the key, which itself is kept nowhere.
 
     ``allow`` are names of models, or beginnings of names that end in ``*``. ``rate`` None is what is configured for all
@@ -40,11 +38,14 @@ class ApiKey:
     """
 
     name: str
-    digest: bytes = field(repr=False)
+    digest: bytes
     allow: tuple[str, ...] = (EVERYTHING,)
     rate: Rate | None = None
     priority: Priority | None = None
     may: frozenset[Right] = frozenset({Right.USE})
+
+    def __repr__(self) -> str:
+        return repr_without(self, "digest")
 
     def allows(self, *names: str) -> bool:
         """Whether it may use a model, which is given with its name and its aliases: any of them is enough."""

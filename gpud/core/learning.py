@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from gpud.core.budget import MIB
+from gpud.core.record import Record
 
 UNKNOWN_RESIDUAL_BYTES = 512 * MIB
 """What a process holds on a GPU beyond what its engine counts, before it was ever measured there: the driver's context
@@ -31,8 +31,7 @@ REMEMBERED = 50
 changes without a new version is learnt, too."""
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(Record):
     """One model with one set of settings, as it was when its load had settled: bytes by device kind, and the time.
 
     ``load_s`` 0 is a time that nobody took.
@@ -58,8 +57,7 @@ def largest(measured: Sequence[Measured]) -> Measured | None:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Residual:
+class Residual(Record):
     """What engines held beyond their own count, on one kind of GPU with one driver and one build of the engine.
 
     ``count`` stays at :data:`REMEMBERED` once it is there. ``spread_bytes`` is the standard deviation of what was

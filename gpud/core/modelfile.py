@@ -1,14 +1,14 @@
 """What a model file says about itself, as far as memory is concerned. Read elsewhere; here are only the records."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from gpud.core.record import Record
 
 Value = int | float | bool | str | tuple[int | float | bool, ...]
 """One entry of a file's metadata. Of an array of strings (a vocabulary) only the length is kept, as an ``int``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(Record):
     """``shape`` has the fastest dimension first; ``kind`` is its type's name (``Q4_K``); ``bytes`` what it takes."""
 
     name: str
@@ -17,8 +17,7 @@ class Tensor:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFile:
+class ModelFile(Record):
     """One GGUF model, all of its parts together.
 
     ``values`` has the metadata under its own keys (``llama.block_count``). ``vocabulary`` is the number of tokens, 0

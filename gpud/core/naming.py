@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from gpud.core.catalogue import Entry, Found, Source
+from gpud.core.record import Record
 
 LONGEST = 128
 """As in a configuration: more is cut."""
@@ -15,8 +15,7 @@ COMMANDS = frozenset(("all", "default", "status", "scan", "load", "unload"))
 LATEST = ":latest"
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
+class Named(Record):
     """A model that was found, what it is called, and what was known of it before."""
 
     name: str

@@ -1,13 +1,12 @@
 """How llama.cpp is told to place a model: what its command line says about memory, and nothing else of it."""
 
-from dataclasses import dataclass
+from gpud.core.record import Record
 
 ALL_LAYERS = 1 << 20
 """More layers than any model has: everything goes to the GPU."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Record):
     """The defaults are llama-server's own.
 
     ``context`` 0 is what the model was trained with. ``parallel`` None is the server's own choice (four slots over one

@@ -4,7 +4,6 @@ An adapter never knows another adapter: a backend starts processes through the :
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +14,7 @@ from gpud.core.learning import Measured, Residual
 from gpud.core.modelfile import ModelFile
 from gpud.core.plan import Plan
 from gpud.core.quote import Estimate, Share
+from gpud.core.record import Record, field, repr_without
 
 # Processes -----------------------------------------------------------------------------------------------------------
 
@@ -28,8 +28,7 @@ LineReader = Callable[[Stream, str], bool]
 """Sees each line of a child's output first; returns True to keep the line out of the journal (protocol lines)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(Record):
     """A process to be started, complete: nothing is added by a shell.
 
     ``environment`` is laid over what is left of the daemon's own environment after scrubbing. ``lease`` asks for a
@@ -43,13 +42,15 @@ class Command:
     model: str
     engine: str
     argv: tuple[str, ...]
-    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    environment: Mapping[str, str] = field(default_factory=dict)
     directory: str = ""
     lease: bool = False
 
+    def __repr__(self) -> str:
+        return repr_without(self, "environment")
 
-@dataclass(frozen=True, slots=True)
-class ChildRecord:
+
+class ChildRecord(Record):
     """A child's identity, enough for a restarted daemon to find it again or to know that it is gone.
 
     A PID alone proves nothing: ``start_time`` (clock ticks since boot, field 22 of /proc/PID/stat) makes it unique.
@@ -132,16 +133,14 @@ class Launcher(Protocol):
 # Engines -------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Record):
     """How far a load is: ``fraction`` from 0 to 1, or None where the engine does not tell."""
 
     stage: str
     fraction: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LoadOrder:
+class LoadOrder(Record):
     """What the engine asks of a backend: load this model, on these devices.
 
     ``devices`` are the uuids of GPUs, empty for the machine's own memory; ``split`` gives each its part of the layers
@@ -164,8 +163,7 @@ class LoadOrder:
     gpus: tuple[GpuSample, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RunnerRecord:
+class RunnerRecord(Record):
     """What is kept in the state directory for each start. ``extra`` belongs to the backend that wrote it (strings
     only).
 
@@ -263,8 +261,7 @@ class Backend(Protocol):
         """End what the backend shares between models (a supervised ``ollama serve``)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(Record):
     """An engine that somebody else runs has this model at hand, and works on so many requests.
 
     ``full``: another one would have to wait. ``resident``: the memory that it needs is taken already.
@@ -474,8 +471,7 @@ class OutputSink(Protocol):
 # Programs of others --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class OtherProgram:
+class OtherProgram(Record):
     """A process that is none of gpud's; ``start_time`` as in :class:`ChildRecord`."""
 
     pid: int

@@ -1,15 +1,14 @@
 """Who stands before whom. Knows places and parties, never memory: whether somebody fits is not its business."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Protocol, TypeVar
 
 from gpud.core.facts import Priority, QueueLimits
+from gpud.core.record import Struct
 
 
-@dataclass(slots=True)
-class Ticket:
+class Ticket(Struct):
     """A place in the queue. ``sequence`` counts them all, ``turn`` is the best that one of ``parties`` has for it.
 
     ``waits_for`` says why it has not been served yet. ``queued``: the devices were looked at for it, and it has to wait

@@ -1,9 +1,9 @@
 """What a load would take: by part and device, and the ways in which it may be done. Values only; nobody is admitted."""
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from gpud.core.facts import HOST
+from gpud.core.record import Record
 
 ANY_GPU = ""
 """In a :class:`Share`: one GPU, whichever admission chooses."""
@@ -19,8 +19,7 @@ class Source(StrEnum):
     GUESS = "guess"
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Record):
     """What one device holds of a model, as the engine counts it.
 
     ``device`` is the engine's own name of it (``CUDA0``, ``Host``); ``gpu`` is the position among the GPUs that the
@@ -39,8 +38,7 @@ class Part:
         return self.weights_bytes + self.kv_bytes + self.state_bytes + self.compute_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(Record):
     """What the engine itself will allocate, GPUs first, in the engine's order; the machine's own memory is the last."""
 
     architecture: str
@@ -54,16 +52,14 @@ class Estimate:
         return sum(part.total_bytes for part in self.parts)
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(Record):
     """So many bytes on one device: :data:`ANY_GPU`, the uuid of a GPU, or :data:`gpud.core.facts.HOST`."""
 
     device: str
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(Record):
     """One way to load a model: what the engine is told, and what that takes where.
 
     ``context`` and ``layers`` differ from the configuration where less was needed to make it fit; ``reduced`` says so
@@ -107,8 +103,7 @@ class Offer:
         return tuple(Share(device, share.bytes) if share.device == ANY_GPU else share for share in self.shares)
 
 
-@dataclass(frozen=True, slots=True)
-class Quote:
+class Quote(Record):
     """All ways in which a model may be loaded, the best first.
 
     Admission takes the first that fits, and gives up none of a better one's context or layers while other models could

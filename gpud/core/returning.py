@@ -1,14 +1,14 @@
 """Memory on its way back: engines and claims that have gone, whose bytes no sample shows as free yet."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+
+from gpud.core.record import Record, replace
 
 # A driver may keep a little for itself and others may take some at the same moment: this share counts as all of it.
 RETURNED_SHARE = 0.75
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
+class Expected(Record):
     """``after`` says what it is the memory of. It was held when ``before_bytes`` were free and ours."""
 
     device: str

@@ -1,13 +1,13 @@
 """What room there is on each device beside those who wait already, and whose going would make more. Decides nothing."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 from gpud.core import eviction
 from gpud.core.budget import describe
 from gpud.core.eviction import Candidate
 from gpud.core.facts import EvictionPolicy
 from gpud.core.quote import Share
+from gpud.core.record import Record
 from gpud.core.verdict import Device, Evicts, Waits
 
 Tier = Sequence[Candidate]
@@ -67,8 +67,7 @@ class Room:
         return self.left_bytes == 0 and self.within[-1] == 0
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(Record):
     """So many bytes in each of these rooms."""
 
     parts: Sequence[tuple[Room, int]]

@@ -1,10 +1,10 @@
 """How all models stand: of thousands at rest nothing is held but that they rest. Pure."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import overload
 
 from gpud.core.facts import AUTO_IDLE, Model, ModelStatus, State
+from gpud.core.record import Record
 from gpud.core.stock import Stock
 
 AUTO_IDLE_PER_LOAD_SECOND = 20.0
@@ -14,8 +14,7 @@ MOST_AUTO_IDLE_S = 1800.0
 a reload. A minute at least, so that a pause for thought is not an unload; half an hour at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
+class Patience(Record):
     """How long models may be idle, whichever they are. ``idle_timeout_s``: somebody has said so by command, for all;
     ``battery_idle_s``: the machine runs on its battery, and that is the longest.
     """

@@ -4,18 +4,18 @@ Pure and unchangeable: whoever wants other models makes another one.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
 from operator import attrgetter
 from typing import Any, cast
 
 from gpud.core.facts import EngineSettings, Model
+from gpud.core.record import replace
 
 _FILES = ("file", "mmproj", "draft_file", "ollama_name")
 _OWN = frozenset(("name", "aliases", "settings", "alternatives"))
 
 _files_of = attrgetter(*_FILES)
-_settings_of = attrgetter(*(one.name for one in fields(EngineSettings) if one.name not in _FILES))
-_rest_of = attrgetter(*(one.name for one in fields(Model) if one.name not in _OWN))
+_settings_of = attrgetter(*(name for name in EngineSettings.__struct_fields__ if name not in _FILES))
+_rest_of = attrgetter(*(name for name in Model.__struct_fields__ if name not in _OWN))
 
 _ITS_OWN = "\0"
 """Stands in a pattern where each model has a file of its own: no path and no name has this in it."""

@@ -1,17 +1,16 @@
 """What is asked of admission, and what it answers. Values only."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from gpud.core.budget import Account
 from gpud.core.errors import GpudError
 from gpud.core.eviction import Candidate
 from gpud.core.facts import HOST, GpuSample, Model
 from gpud.core.quote import Offer, Quote, Share
+from gpud.core.record import Record, field
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(Record):
     """One device as admission sees it.
 
     ``coming_bytes`` are promised back: engines that are stopping, and memory of engines just gone that no sample shows
@@ -47,8 +46,7 @@ class Device:
         return sum(candidate.bytes for tier in (self.movable, self.occupied, self.starting) for candidate in tier)
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(Record):
     """Who wants memory: ``subject`` completes "cannot …". ``gpu`` is one by index or uuid, or the machine's memory.
 
     ``overdue``: it has waited for as long as others may be served before it, so that models which are in use are in the
@@ -81,15 +79,13 @@ class Wish:
         return cls(f'load "{model.name}"', quote, gpu, may_evict, overdue, before=before, less=less)
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(Record):
     offer: Offer
     shares: tuple[Share, ...]
     vendor: str
 
 
-@dataclass(frozen=True, slots=True)
-class Waits:
+class Waits(Record):
     """``shares`` are kept free for it from now on. ``cause``: ``coming`` memory is on its way, ``eviction`` idle models
     are asked to go, ``behind`` others are before it, ``busy`` models in the way have to answer first, ``loading`` some
     have to come up before they can go, ``claimed`` programs have to give back what they claimed.
@@ -104,8 +100,7 @@ class Waits:
     freed: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Evicts:
+class Evicts(Record):
     """It fits once these models are unloaded; ``spared`` are those that could have gone and stay."""
 
     shares: tuple[Share, ...]
@@ -114,8 +109,7 @@ class Evicts:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Record):
     error: GpudError
 
 

@@ -8,9 +8,9 @@ hide the caller.
 import importlib
 import io
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
+from gpud.core.record import Record
 from gpud.dbus.frame import enclose_body, frame
 from gpud.dbus.wire import Message, Variant
 from gpud.dbus.writing import SIGNATURES, write
@@ -18,8 +18,7 @@ from gpud.dbus.writing import SIGNATURES, write
 LIBRARIES = ("dbus_next", "dbus_fast")
 
 
-@dataclass(frozen=True, slots=True)
-class Library:
+class Library(Record):
     """One D-Bus library, reduced to a codec."""
 
     name: str

@@ -3,11 +3,11 @@
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from gpud.core.errors import AccessDenied
 from gpud.core.facts import Caller, Session
+from gpud.core.record import replace
 from gpud.dbus.connection import Connection, ReplyError
 from gpud.dbus.wire import Variant
 

@@ -10,11 +10,11 @@ import inspect
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gpud.core.errors import GpudError
+from gpud.core.record import Record, Struct, field
 from gpud.dbus import errors
 from gpud.dbus.address import BusUnavailable
 from gpud.dbus.errors import CallError, bus_error
@@ -26,8 +26,7 @@ from gpud.dbus.wire import Flag, Kind, Message, Variant
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class Request:
+class Request(Struct):
     """One call as a handler sees it."""
 
     sender: str
@@ -35,8 +34,7 @@ class Request:
     interactive: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Record):
     """What a handler returns: the values (or the bytes that they are), and descriptors that are closed once they are
     sent."""
 

@@ -2,8 +2,9 @@
 
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+from gpud.core.record import Record
 
 INTERFACE = "org.kernelcore.GpuD"
 PATH = "/org/kernelcore/GpuD"
@@ -46,24 +47,21 @@ _STANDARD = f"""<node>
 </node>"""
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
+class Method(Record):
     """What a method takes and gives, as signatures."""
 
     takes: str
     gives: str
 
 
-@dataclass(frozen=True, slots=True)
-class Property:
+class Property(Record):
     """A property's type, and whether PropertiesChanged tells of it."""
 
     signature: str
     emits: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Interface:
+class Interface(Record):
     """One interface of an object."""
 
     name: str
@@ -72,8 +70,7 @@ class Interface:
     properties: Mapping[str, Property]
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectTree:
+class ObjectTree(Record):
     """The one object, the interfaces it has, and the answers to Introspect for it and for the paths above it."""
 
     interfaces: Mapping[str, Interface]

@@ -2,11 +2,11 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from gpud.core.errors import InvalidArguments, InvalidOption, LimitsExceeded
 from gpud.core.facts import Priority
+from gpud.core.record import Record
 from gpud.dbus.wire import Variant
 
 # Buckets are kept for so many senders; the one that was longest silent goes first. A unique name costs an attacker one
@@ -22,8 +22,7 @@ MAX_BUDGET_BYTES = 1 << 50
 MAX_CLAIM_BYTES = 1 << 62
 
 
-@dataclass(frozen=True, slots=True)
-class CallerLimits:
+class CallerLimits(Record):
     """What one caller may have at a time.
 
     ``outstanding`` calls of one connection that are not answered yet (they wait for polkit, or for memory); ``holds``,

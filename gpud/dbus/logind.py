@@ -5,9 +5,9 @@ Machines without logind are machines like others: every question has the answer 
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from gpud.core.record import Record
 from gpud.dbus.connection import Connection, ReplyError
 from gpud.dbus.wire import BUS_NAME, Flag, Kind, Message, Variant
 
@@ -23,8 +23,7 @@ ANSWER_S = 2.0
 """logind answers within milliseconds; a shell that registers does not wait longer for one that hangs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Login:
+class Login(Record):
     """One login session. ``leader`` is the process that logged in: it ends at logout, whatever stays behind."""
 
     id: str

@@ -1,10 +1,10 @@
 """What everybody may see of the engine, put together and turned into bytes once for each change; decides nothing."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from gpud.core.facts import Snapshot
+from gpud.core.record import replace
 from gpud.dbus.model_records import ModelRecords
 from gpud.dbus.render import (
     Record,

@@ -1,8 +1,9 @@
 """Messages as gpud sees them, whichever library turns their bodies into bytes; owns no socket."""
 
-from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from typing import Any, NamedTuple
+
+from gpud.core.record import Struct, field
 
 BUS_NAME = "org.freedesktop.DBus"
 BUS_PATH = "/org/freedesktop/DBus"
@@ -34,8 +35,7 @@ class Variant(NamedTuple):
     value: Any
 
 
-@dataclass(slots=True)
-class Message:
+class Message(Struct):
     """One message, in or out.
 
     ``oversize`` says what of a call was too large to be read; ``damaged`` marks one whose body cannot be. ``encoded``

@@ -4,14 +4,13 @@ Values only: who asked the engines is not its business.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from gpud.core.ports import Standing
 from gpud.core.quote import Offer, Quote, Share
+from gpud.core.record import Record, replace
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
+class Way(Record):
     """What a model needs with one of its engines, and how that engine stands with it where somebody else runs it."""
 
     quote: Quote

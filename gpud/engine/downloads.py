@@ -3,11 +3,11 @@ of whoever asked for them.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from gpud.core.errors import NoSuchJob
 from gpud.core.events import JobEnded, Outcome
 from gpud.core.facts import Caller, JobKind, JobResult, JobStatus
+from gpud.core.record import replace
 
 STAGE = "downloading"
 

@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import replace
 from difflib import get_close_matches
 
 from gpud.core.catalogue import Entry, Scanned, Trouble
@@ -18,6 +17,7 @@ from gpud.core.errors import Canceled, InvalidOption, NoSuchModel
 from gpud.core.events import CatalogueChanged, Kind, Level, Notice, Outcome
 from gpud.core.facts import Model
 from gpud.core.ports import Finder, Registry
+from gpud.core.record import replace
 from gpud.engine import saying
 from gpud.engine.needs import Needs
 from gpud.engine.shelf import Known, Shelf, find, known_of, made_of, needs_otherwise, remembered, unseen

@@ -5,13 +5,13 @@ Decides; when is looked, and who is told, is the library's business.
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from gpud.core import naming
 from gpud.core.catalogue import Entry, Finding, Format, Found, Place, Purpose, Roots, Source, Trouble
 from gpud.core.facts import Model, Priority
 from gpud.core.ports import Finder, Registry
+from gpud.core.record import Record, field, replace
 
 Makes = Callable[[Entry], Model | str]
 """What a found model is loaded with, or why it cannot be, as a sentence."""
@@ -31,8 +31,7 @@ def _nothing(_entry: Entry) -> Model | str:
     return "nothing is looked for"
 
 
-@dataclass(frozen=True, slots=True)
-class Shelf:
+class Shelf(Record):
     """What of the configuration is about models on disk.
 
     ``configured`` are its own models; ``makes``, asked anew for each look, knows what it says of those that are found.

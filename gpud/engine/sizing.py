@@ -6,7 +6,6 @@ Puts together what the engine's backend, the files and the store know. Admits no
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
 
 from gpud.core.budget import describe
 from gpud.core.errors import BackendFailed, GpudError
@@ -17,6 +16,7 @@ from gpud.core.modelfile import ModelFile
 from gpud.core.plan import Plan
 from gpud.core.ports import Backend, Files, Store, TellsNeed
 from gpud.core.quote import ANY_GPU, Estimate, Offer, Quote, Share, Source
+from gpud.core.record import Record, Struct, field, replace
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,7 @@ SHAPES_KEPT = 10
 """Each has what its file says with it, 0.1 MB for one of a few hundred tensors: enough for those that come and go."""
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(Record):
     """The GPUs that a quote is made for, as the last look saw them, the roomiest first. Those that are not well count
     only where there is no other: a model that belongs on a GPU is not sized for the machine's memory because of that.
     """
@@ -54,8 +53,7 @@ class Machine:
         return self.gpus
 
 
-@dataclass(slots=True)
-class Ground:
+class Ground(Struct):
     """All that is known of one model with one engine before anything is calculated.
 
     ``told`` is what the engine will be told to take, where its backend decides that by itself.

@@ -8,7 +8,6 @@ import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, assert_never
 
@@ -32,6 +31,7 @@ from gpud.core.ports import (
     Warmer,
 )
 from gpud.core.quote import Estimate, Offer, Quote, Share
+from gpud.core.record import Record, Struct, replace
 from gpud.core.stock import Stock
 from gpud.engine.checks import Checks, Unanswered
 from gpud.engine.choice import Way, chosen
@@ -68,8 +68,7 @@ Refuses = Callable[[str], tuple[str, str] | None]
 """Asked about an engine before a load: why it is not to be started now and what to do, or None where it may be."""
 
 
-@dataclass(slots=True)
-class Start:
+class Start(Struct):
     """One start of an engine, and the settings it was made with.
 
     ``context`` and ``layers`` are those of this start alone, where it has others than are configured. ``counted`` is
@@ -87,8 +86,7 @@ class Start:
     gpus: tuple[GpuSample, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(Record):
     """A start that has become ready."""
 
     start: Start

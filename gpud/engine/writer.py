@@ -10,7 +10,6 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from types import TracebackType
 
 from gpud.core import events
@@ -34,6 +33,7 @@ from gpud.core.facts import (
 from gpud.core.instance import as_offered
 from gpud.core.ports import Backend, Files, Gpus, Launcher, Programs, Store, Warmer
 from gpud.core.quote import Offer, Quote
+from gpud.core.record import replace
 from gpud.core.scheduler import Scheduler
 from gpud.core.statuses import Statuses
 from gpud.engine.clock import Clock, machine_slept_s

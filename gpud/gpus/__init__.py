@@ -8,12 +8,12 @@ itself.
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from gpud.core.facts import GpuSample
+from gpud.core.record import replace
 from gpud.gpus.amdgpu import AmdGpuProbe
 from gpud.gpus.host import HostProbe
 from gpud.gpus.nvml import NvmlProbe

@@ -6,11 +6,11 @@ identity and its memory may be read in any state.
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from gpud.core.facts import GpuProcess, GpuSample
+from gpud.core.record import Record, replace
 from gpud.gpus.host import machine_memory
 from gpud.gpus.sysfs import driver_of, entries, is_suspended, process_name, read_int, read_text, stays_awake
 
@@ -22,8 +22,7 @@ VRAM_KEYS = ("drm-memory-vram", "drm-resident-vram", "drm-total-vram")
 GTT_KEYS = ("drm-memory-gtt", "drm-resident-gtt", "drm-total-gtt")
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
+class Card(Record):
     """One card. ``uses_gtt``: it has little memory of its own and works in the machine's (an APU)."""
 
     directory: Path

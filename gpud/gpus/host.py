@@ -1,16 +1,15 @@
 """The machine's own memory: the budget of a machine without a GPU and of models kept off it. Never touches a GPU."""
 
 import os
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from gpud.core.facts import HOST, GpuProcess, GpuSample
+from gpud.core.record import Record
 from gpud.gpus.sysfs import process_name, read_int, read_text
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(Record):
     """``free_bytes`` is what a new process could take, caches included."""
 
     total_bytes: int | None

@@ -6,11 +6,11 @@ read before it is known that this is wanted.
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gpud.core.facts import GpuSample
+from gpud.core.record import replace
 from gpud.gpus.nvml_calls import LIBRARY, Calls, Unwell, load_nvml
 from gpud.gpus.nvml_device import VENDOR, Device, Known
 from gpud.gpus.nvml_trouble import XidWatch

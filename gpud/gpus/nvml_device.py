@@ -1,11 +1,11 @@
 """One NVIDIA GPU, read call by call: who it is, its memory, its processes, and its parts where it is divided (MIG)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gpud.core.facts import GpuProcess, GpuSample
+from gpud.core.record import Record, replace
 from gpud.gpus.host import machine_memory
 from gpud.gpus.nvml_calls import Calls, Unwell, figure, known_bytes
 from gpud.gpus.nvml_trouble import check_advice
@@ -15,8 +15,7 @@ VENDOR = "nvidia"
 SHARING = "shares the machine's memory"
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(Record):
     """What stays true of a GPU, or of a part of one, while it is left alone. ``index`` is how NVML counts its GPU.
 
     ``is_shared``: it has no memory of its own (GB10) and works in the machine's; its name says so. ``whole`` is the

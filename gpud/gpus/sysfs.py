@@ -1,7 +1,8 @@
 """Small reads from /sys and /proc that never raise: a file that is not there, or that the kernel refuses, is None."""
 
-from dataclasses import dataclass
 from pathlib import Path
+
+from gpud.core.record import Record
 
 DISPLAY_CLASS = "0x03"
 """PCI class of display controllers: VGA (0x0300) and 3D (0x0302) alike."""
@@ -11,8 +12,7 @@ COMM_LENGTH = 15
 LONGEST_PATH = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class PciDevice:
+class PciDevice(Record):
     """A display controller as the kernel sees it, found without waking it. ``driver`` is empty where none is bound;
     ``stays_awake``: it is never suspended, so that no look can keep it from its sleep.
     """

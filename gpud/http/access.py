@@ -5,7 +5,6 @@ It decides and answers nothing: what it refuses, it refuses by raising :class:`D
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Protocol
 
 from gpud.core.facts import Caller, Priority
 from gpud.core.keys import BOTH, ApiKey, Rate, Right
+from gpud.core.record import Record, replace
 from gpud.http.hosts import HostList, is_own_origin
 from gpud.http.keys import Denied, Headers, Keys, shown_key, single
 from gpud.http.rates import Rates
@@ -54,8 +54,7 @@ class Peer(Protocol):
     def is_loopback(self) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(Record):
     """What is configured for one door. ``addresses`` are those that it listens on.
 
     ``without_key`` is what a TCP client of this machine may do that shows no key. ``rate`` is for keys that have none
@@ -71,8 +70,7 @@ class Rules:
     own_uid: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(Record):
     """A request that may come in: for whom, and what it may. ``key`` None: it showed none that is known."""
 
     caller: Caller

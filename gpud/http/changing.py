@@ -5,11 +5,11 @@ A client that leaves while it waits leaves the job behind: it goes on, and /jobs
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from gpud.core.errors import Busy, Canceled, GpudError, LimitsExceeded, NotLoaded
 from gpud.core.events import JobEnded, Kind, LoadOptions, Notice, Outcome
 from gpud.core.facts import Caller, JobResult, ModelStatus, State
+from gpud.core.record import Struct, field
 from gpud.engine import Engine
 from gpud.engine.ended import problem_of
 from gpud.http.shapes import HttpError
@@ -18,8 +18,7 @@ JOBS_AT_ONCE = 64
 """So many loads and unloads of one caller may be under way. More than any client means to have."""
 
 
-@dataclass(slots=True)
-class Unloaded:
+class Unloaded(Struct):
     """What came of it: names, errors by name, and what was given back in all."""
 
     names: list[str] = field(default_factory=list)

@@ -2,13 +2,13 @@
 
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+
+from gpud.core.record import Struct, field
 
 Labels = tuple[str, ...]
 
 
-@dataclass(slots=True)
-class Counter:
+class Counter(Struct):
     """One number for each combination of labels, which only grows."""
 
     name: str
@@ -28,8 +28,7 @@ class Counter:
         _keep(self.values, self.labels, models)
 
 
-@dataclass(slots=True)
-class Tally:
+class Tally(Struct):
     """How many fell into each bucket (the last one has no upper bound), and their sum."""
 
     counts: list[int]
@@ -39,8 +38,7 @@ class Tally:
         return Tally(self.counts.copy(), self.sum)
 
 
-@dataclass(slots=True)
-class Histogram:
+class Histogram(Struct):
     """A distribution for each combination of labels. ``bounds`` are the buckets' upper ends, ascending."""
 
     name: str

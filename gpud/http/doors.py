@@ -9,11 +9,11 @@ import errno
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 
 from gpud.core.errors import GpudError
 from gpud.core.events import Kind, Level, Notice
 from gpud.core.facts import Caller
+from gpud.core.record import Record, field, replace
 from gpud.engine import Engine
 from gpud.http.access import NOBODY, Access, Admitted, Rules
 from gpud.http.exchange import Exchange
@@ -43,8 +43,7 @@ CLIENT_LEFT = 499
 _KNOWN = "door"
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
+class _Known(Record):
     """What a door found out about a request: it holds for the next one of the same head and the same client for as long
     as the rules and the routes are the same. 25 µs a request.
     """
@@ -56,8 +55,7 @@ class _Known:
     admitted: Admitted
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
+class Opening(Record):
     """One door as it is configured. ``api`` is how its clients read what no route answers."""
 
     name: str

@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
 
 from gpud.core.errors import GpudError, InvalidArguments
 from gpud.core.facts import Caller
+from gpud.core.record import Struct, field
 from gpud.engine import Engine
 from gpud.http.access import Admitted
 from gpud.http.message import Reply, Request
@@ -23,8 +23,7 @@ SMALL_BODY_BYTES = 1 << 20
 """The body of a question to gpud itself. What goes to an engine has a limit of its own."""
 
 
-@dataclass(slots=True)
-class Exchange:
+class Exchange(Struct):
     """Belongs to one request. ``headers`` go out with whatever is answered (CORS). ``model`` is the configured name of
     the model that it turned out to be for; tokens are None where the engine did not count them. ``tail`` gives what
     passed last of an engine's answer.

@@ -5,11 +5,11 @@ No caller, key or prompt is in them; lines of engines have lost their secrets be
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 
 from gpud.core.events import Alert, CatalogueChanged, ClaimGranted, ClaimOver, JobEnded, Notice
 from gpud.core.facts import GpuStatus, JobKind, JobStatus, ModelStatus, QueueStatus, Snapshot, State
+from gpud.core.record import Record
 from gpud.http.lines import Line
 from gpud.http.redaction import redacted
 
@@ -42,8 +42,7 @@ USUAL = frozenset(Type) - {Type.REQUEST}
 """What comes to those who name no types."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Record):
     """``number`` grows through all types. ``text`` is all of it in JSON, ``body`` what it says beyond the head."""
 
     number: int

@@ -6,13 +6,13 @@ It decides which model that is and how patient the client is; it never takes par
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 import msgspec
 
 from gpud.core.errors import NoSuchModel, NotLoaded
 from gpud.core.events import LoadOptions
 from gpud.core.facts import ModelStatus, State
+from gpud.core.record import Record, replace
 from gpud.engine import Engine
 from gpud.http.client import Pool
 from gpud.http.exchange import JSON, Exchange
@@ -38,8 +38,7 @@ BODIES_AT_ONCE = 8
 _YES = frozenset(("1", "true", "yes"))
 
 
-@dataclass(frozen=True, slots=True)
-class GatewaySettings:
+class GatewaySettings(Record):
     """``body_bytes`` is the largest body, ``default_model`` answers requests that name none (empty: the one that was
     used last, else the first). A client that waits for a stream is told nothing for ``first_s`` (what fails within it
     keeps its status), then something every ``heartbeat_s`` (0: never anything). ``stall_s`` is how long an engine may

@@ -2,17 +2,16 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 from gpud.core.facts import GpuStatus, JobKind, ModelStatus, Priority, Snapshot, State
+from gpud.core.record import Struct, field
 from gpud.http.counting import Labels
 
 MODEL_STATES = (*(state.value for state in State),)
 DEGRADED = ("gpu-unavailable", "state-not-kept")
 
 
-@dataclass(slots=True)
-class Gauge:
+class Gauge(Struct):
     """One number for each combination of labels, as it is now."""
 
     name: str

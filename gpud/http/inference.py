@@ -6,7 +6,6 @@ It asks the engine and reads its answer; of prompts and answers it keeps nothing
 
 import contextlib
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -14,6 +13,7 @@ import msgspec
 from gpud.core.errors import BackendFailed, GpudError
 from gpud.core.events import LoadOptions
 from gpud.core.facts import Caller, Endpoint, State
+from gpud.core.record import Record
 from gpud.engine import Engine
 from gpud.http.client import Pool
 from gpud.http.exchange import Exchange
@@ -87,8 +87,7 @@ class _Answer(msgspec.Struct):
     usage: Usage | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(Record):
     """What an engine answered, and how long the wait for the engine was. ``engine`` is which it was."""
 
     answer: _Answer

@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 
 from gpud.core.catalogue import Entry, Purpose
 from gpud.core.engines import Family, family, of_family
@@ -14,6 +13,7 @@ from gpud.core.errors import BackendFailed
 from gpud.core.facts import Model
 from gpud.core.modelfile import ModelFile
 from gpud.core.ports import Files
+from gpud.core.record import Record, replace
 from gpud.engine import Engine
 from gpud.engine.shelf import unseen
 
@@ -27,8 +27,7 @@ SINGLY = 50
 """So many models are looked up by name; of more than that all are read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(Record):
     """One model. ``file`` is its head, where that was read; ``problem`` says why it could not be. Empty and None are
     what is not known.
     """

@@ -1,6 +1,6 @@
 """The numbers that the HTTP layer obeys: how large, how many, how long. It decides nothing."""
 
-from dataclasses import dataclass
+from gpud.core.record import Record
 
 READ_BYTES = 128 << 10
 """What is read at once. All connections of a server or a pool share one buffer of this size."""
@@ -18,8 +18,7 @@ LARGEST_TRAILER_BYTES = 8 << 10
 """Trailers are read and dropped."""
 
 
-@dataclass(frozen=True, slots=True)
-class HeadLimits:
+class HeadLimits(Record):
     """How large the head of a message may be. Past the first it is 414, past the others 431."""
 
     target_bytes: int = 16 << 10
@@ -27,8 +26,7 @@ class HeadLimits:
     fields: int = 100
 
 
-@dataclass(frozen=True, slots=True)
-class ServerLimits:
+class ServerLimits(Record):
     """What a server grants its clients.
 
     ``connections`` in all; when there are as many, the one that has been idle for longest makes room for a new one, and
@@ -56,8 +54,7 @@ class ServerLimits:
     progress_bytes: int = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class ClientLimits:
+class ClientLimits(Record):
     """How engines are reached.
 
     ``connect_s`` bounds a connect, ``header_s`` the wait for the header of the answer, ``stall_s`` the time in which

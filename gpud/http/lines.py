@@ -7,12 +7,12 @@ up the engine that prints, and no secret gets in: see :mod:`gpud.http.redaction`
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from heapq import merge
 
 from gpud.core.events import Level, Notice, Outcome
 from gpud.core.ports import OutputSink, Stream
+from gpud.core.record import Record
 from gpud.http.mailbox import Mailbox
 from gpud.http.redaction import redacted
 
@@ -38,8 +38,7 @@ class Origin(StrEnum):
     GPUD = "gpud"
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(Record):
     """``at_s`` is the time of day. ``model`` is empty for what is about no model, or about an engine that several
     share; ``engine`` is empty for what gpud itself says, and ``stream`` then its level.
     """

@@ -12,10 +12,10 @@ import socket
 import stat
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from gpud.core.record import Record
 from gpud.http.message import Peer
 
 if TYPE_CHECKING:
@@ -25,24 +25,21 @@ BACKLOG = 512
 """Connections that may wait to be accepted: a burst of clients comes within one turn of the loop."""
 
 
-@dataclass(frozen=True, slots=True)
-class TcpAddress:
+class TcpAddress(Record):
     """A host name or an address, and a port; 0 lets the kernel choose one."""
 
     host: str
     port: int
 
 
-@dataclass(frozen=True, slots=True)
-class UnixAddress:
+class UnixAddress(Record):
     """A path; who may connect is up to its mode."""
 
     path: str
     mode: int = 0o600
 
 
-@dataclass(frozen=True, slots=True)
-class PassedSocket:
+class PassedSocket(Record):
     """A listening socket that this process was started with.
 
     Who passed it goes on listening: clients wait while nobody accepts them. A duplicate is used, and what was closed
@@ -55,8 +52,7 @@ class PassedSocket:
 Address = TcpAddress | UnixAddress | PassedSocket
 
 
-@dataclass(frozen=True, slots=True)
-class Tls:
+class Tls(Record):
     """The files of a certificate (with its chain) and of its private key, in PEM."""
 
     certificate: str

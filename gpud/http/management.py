@@ -4,8 +4,8 @@ It puts together what the other modules answer; /v1 is the gateway's.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
+from gpud.core.record import replace
 from gpud.http.admin import Admin
 from gpud.http.admin_shapes import Reloaded
 from gpud.http.inference import Inference

@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
+from gpud.core.record import Record
 from gpud.http.connection import ClientGone, Duplex
 from gpud.http.fields import HeadStart, start_head
 from gpud.http.wire import FieldItems, Fields, Refused, RequestHead, decode_path, status_line, write_head
@@ -17,8 +17,7 @@ SLICE_BYTES = 256 << 10
 """A large body is handed to the kernel in pieces of this size, so that it is not copied as a whole."""
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(Record):
     """Who is at the other end: an address, or on a Unix socket a process and its user (as the kernel says).
 
     ``door`` is the name that was given to :meth:`gpud.http.server.Server.listen`; ``at`` is where it was reached.

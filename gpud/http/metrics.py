@@ -10,7 +10,6 @@ costs neither memory nor start-up time.
 import asyncio
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,6 +24,7 @@ from gpud.core.events import (
     Outcome,
 )
 from gpud.core.facts import JobKind, JobResult, Snapshot, State
+from gpud.core.record import Record, replace
 from gpud.engine import Engine
 from gpud.http.counting import Counter, Histogram, Labels
 from gpud.http.gauges import Gauge, gauges
@@ -309,8 +309,7 @@ def _build(snapshot: Snapshot) -> Gauge:
     return gauge
 
 
-@dataclass(frozen=True, slots=True)
-class Numbers:
+class Numbers(Record):
     """Every number of one moment; a thread may read it while the counting goes on."""
 
     counters: list[Counter]

@@ -5,12 +5,12 @@ It reads and writes bytes that are handed to it; it holds of an answer what is n
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
+from gpud.core.record import Struct, field
 from gpud.http.shapes import HttpError
 
 EVENT_BYTES = 32 << 20
@@ -103,8 +103,7 @@ class Events:
                     yield data
 
 
-@dataclass(slots=True)
-class Part:
+class Part(Struct):
     """What one event adds to an answer."""
 
     content: str = ""

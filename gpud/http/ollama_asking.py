@@ -6,7 +6,6 @@ then is not its business.
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from math import inf, sqrt
 from typing import Any
@@ -15,6 +14,7 @@ from gpud.core.errors import Busy, GpudError, NotLoaded
 from gpud.core.events import LoadOptions
 from gpud.core.facts import State
 from gpud.core.keys import Right
+from gpud.core.record import Record, replace
 from gpud.engine import Engine
 from gpud.http.client import Pool
 from gpud.http.exchange import Exchange
@@ -32,8 +32,7 @@ GOES_S = 0.001
 """keep_alive 0: the model goes as soon as nobody uses it, as one that was idle for too long."""
 
 
-@dataclass(frozen=True, slots=True)
-class OllamaSettings:
+class OllamaSettings(Record):
     """``attached``: the Ollama is one that somebody else runs."""
 
     attached: bool = False

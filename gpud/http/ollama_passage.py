@@ -7,13 +7,13 @@ How often it is tried, and how it is told that an engine ended, is as for every 
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from gpud.core.errors import BackendFailed, GpudError
 from gpud.core.facts import Endpoint, Model
+from gpud.core.record import Record
 from gpud.http.client import Response
 from gpud.http.ollama_answers import Part, Reading, finished, words_of
 from gpud.http.redaction import redacted
@@ -44,8 +44,7 @@ _OF_THE_LOAD = frozenset(("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mm
 """With another value of one of these than it was loaded with, Ollama loads a model anew, asking nobody for memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(Record):
     """The same request in both languages. ``translated`` makes the path and the body for an engine of OpenAI's kind;
     ``body`` is what the client sent, ``path`` where. ``named`` is the model as the client calls it, ``line`` tells a
     part of the answer. ``attached``: the Ollama is one that gpud did not start.

@@ -6,12 +6,12 @@ It starts no server: it is handed something that has one running for as long as 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
 from gpud.core.facts import Endpoint, State
+from gpud.core.record import replace
 from gpud.engine import Engine
 from gpud.http.client import Body, Pool
 from gpud.http.exchange import SMALL_BODY_BYTES, Exchange

@@ -6,7 +6,6 @@ It answers nothing and changes nothing.
 import re
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Annotated, TypeVar
 
@@ -17,6 +16,7 @@ from gpud.core.errors import InvalidArguments, NoSuchModel
 from gpud.core.facts import ModelStatus, Priority, Snapshot
 from gpud.core.keys import EVERYTHING
 from gpud.core.ports import Files
+from gpud.core.record import Record, Struct, field
 from gpud.engine import Engine
 from gpud.http.client import Pool
 from gpud.http.engine_texts import EngineTexts
@@ -54,8 +54,7 @@ _ENGINES = {
 _PRIORITIES = {"medium": Priority.NORMAL} | {priority.name.lower(): priority for priority in Priority}
 
 
-@dataclass(frozen=True, slots=True)
-class OwnSettings:
+class OwnSettings(Record):
     """``models_path`` is the directory of the machine's models, empty where there is none of that kind;
     ``default_model`` is what ``default`` means (empty: the one that was used last); ``attached`` are the engines that
     somebody else runs. A stream on which nothing happens says something every ``heartbeat_s``.
@@ -67,8 +66,7 @@ class OwnSettings:
     heartbeat_s: float = 15.0
 
 
-@dataclass(slots=True)
-class Parts:
+class Parts(Struct):
     """``settings`` may be replaced at any time."""
 
     engine: Engine
@@ -78,13 +76,10 @@ class Parts:
     metrics: Metrics
     files: Files
     known: KnownModels
+    texts: EngineTexts
     settings: OwnSettings = field(default_factory=OwnSettings)
     clock: Callable[[], float] = time.time
     began_s: float = field(default_factory=time.monotonic)
-    texts: EngineTexts = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.texts = EngineTexts(self.engine, self.pool)
 
     @property
     def uptime_s(self) -> float:

@@ -10,7 +10,6 @@ import logging
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
@@ -18,6 +17,7 @@ import msgspec
 from gpud.core.errors import BackendFailed, GpudError
 from gpud.core.events import LoadOptions, Outcome
 from gpud.core.facts import Endpoint, ModelStatus, State
+from gpud.core.record import Record
 from gpud.engine import Engine
 from gpud.http.client import Pool, Question, Response
 from gpud.http.connection import tunnel
@@ -139,8 +139,7 @@ class Call(msgspec.Struct, frozen=True):
     options: LoadOptions | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RelaySettings:
+class RelaySettings(Record):
     """``first_s`` is how long a client that waits is told nothing, ``heartbeat_s`` how often it is told something then,
     ``limits`` are for the engine's side.
     """

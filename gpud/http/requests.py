@@ -7,10 +7,10 @@ answer is counted when somebody asks.
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import msgspec
 
+from gpud.core.record import Struct, field
 from gpud.http.exchange import Exchange
 from gpud.http.routing import Route
 from gpud.http.shapes import Api
@@ -60,8 +60,7 @@ class RunningRequests(msgspec.Struct):
     served: dict[str, Served]
 
 
-@dataclass(slots=True)
-class Requests:
+class Requests(Struct):
     """Told by the doors when a request begins and ends. ``clock`` is the time of day."""
 
     clock: Callable[[], float] = time.time

@@ -1,9 +1,9 @@
 """Which handler answers what: a table of routes, found by method and path. Answers nothing itself."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from gpud.core.record import Record, Struct, field
 from gpud.http.shapes import Api
 
 if TYPE_CHECKING:
@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 Handler = Callable[["Exchange"], Awaitable[None]]
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Record):
     """``path`` has names in braces for one part each (``/models/{name}``) and may end in one for all that is left
     (``/upstream/{model}/{rest...}``).
 
@@ -46,24 +45,21 @@ class Route:
         return self.uses or (self.method not in ("GET", "HEAD") and not self.changes)
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(Record):
     """A route and what stands in its braces."""
 
     route: Route
     parameters: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class NotAllowed:
+class NotAllowed(Record):
     """The path is there, but not for this method."""
 
     allowed: Sequence[str]
     api: Api
 
 
-@dataclass(slots=True)
-class _Node:
+class _Node(Struct):
     """One part of a path. ``rest`` takes whatever is left."""
 
     parts: dict[str, "_Node"] = field(default_factory=dict)

@@ -4,10 +4,10 @@ happens, so that whoever stands between does not cut it.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 from gpud.core.errors import InvalidArguments
 from gpud.core.events import Level
+from gpud.core.record import replace
 from gpud.http.exchange import Exchange
 from gpud.http.feed_events import Type
 from gpud.http.feed_shapes import Shape

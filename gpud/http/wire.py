@@ -6,10 +6,10 @@ hold it against llhttp.
 """
 
 import re
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from gpud.core.record import Struct, field
 from gpud.http.fields import (
     FIELD_NAME,
     TOKEN,
@@ -53,8 +53,7 @@ _LENGTH = re.compile(rb"[0-9]{1,15}")
 # Heads ---------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class RequestHead:
+class RequestHead(Struct):
     """What the head of a request says. ``length`` is None for a chunked body, 0 without one.
 
     ``kept`` is for what follows from the head alone, the length of its body left out: on its connection the next head
@@ -91,8 +90,7 @@ class RequestHead:
         )
 
 
-@dataclass(slots=True)
-class ResponseHead:
+class ResponseHead(Struct):
     """What the head of an answer says. ``length`` is the Content-Length, None where there is none; ``body_length`` that
     of the body that comes, None when it is chunked or ends with the connection. ``kept`` as in RequestHead.
     """

@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 
 from gpud.config.source import Where
+from gpud.core.record import Record
 from gpud.importing.reading import unreadable
 from gpud.importing.secrets import names_secret
 
@@ -20,8 +20,7 @@ class Program(StrEnum):
     OTHER = "other"
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(Record):
     """A command: the program as it was written, its own arguments, and the variables that ``env`` sets before it."""
 
     kind: Program

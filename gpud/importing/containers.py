@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from gpud.config.source import Items, Node, Scalar, Table, Where
+from gpud.core.record import replace
 from gpud.importing import llama_flags, llama_variables, ollama_variables
 from gpud.importing.commands import split
 from gpud.importing.fields import Fields

@@ -5,11 +5,11 @@ The spellings of old and new builds are known alike; a flag that is given twice 
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from gpud.config.forbidden import check_flag
 from gpud.config.kinds import Wrong
 from gpud.config.source import Where
+from gpud.core.record import Record, Struct, field
 from gpud.importing.commands import is_value
 from gpud.importing.report import Draft, Path, shown
 from gpud.importing.secrets import names_secret
@@ -22,8 +22,7 @@ HUB = "/var/lib/ml-models/huggingface/hub"
 """Where gpud's own store keeps what comes from Hugging Face."""
 
 
-@dataclass(slots=True)
-class _Parse:
+class _Parse(Struct):
     """One command line that is being read."""
 
     draft: Draft
@@ -59,8 +58,7 @@ class _Parse:
             flags.append(words[0])
 
 
-@dataclass(frozen=True, slots=True)
-class _Later:
+class _Later(Record):
     """A value whose meaning depends on what else is said."""
 
     value: str
@@ -284,8 +282,7 @@ _PATHS = words(
 _SHARES = {"--lora-scaled", "--control-vector-scaled"}
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Record):
     """Arguments, where they stand, and what a note calls that. ``single``: it names one setting, not a command."""
 
     where: Where

@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
 from gpud.config.network import is_loopback
 from gpud.config.source import Items, Scalar, Table, Where
+from gpud.core.record import Record
 from gpud.importing import hub_flags, llama_flags, llama_variables
 from gpud.importing.commands import Command, Program, split, understand, without_comments, without_secrets
 from gpud.importing.fields import Fields
@@ -33,8 +33,7 @@ _FLAGS = {
 _DOWNLOADS = ("HF_HUB_CACHE", "HF_HOME", "LLAMA_CACHE")
 
 
-@dataclass(frozen=True, slots=True)
-class _Started:
+class _Started(Record):
     """A program that a model is started with."""
 
     engine: str
@@ -43,8 +42,7 @@ class _Started:
     setting: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Later:
+class _Later(Record):
     """Aliases are given when all models are known, for a model's own name comes first."""
 
     path: Path

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
 from gpud.config.source import Entry, Items, Node, Scalar, Table, Where
+from gpud.core.record import Struct, field
 from gpud.importing.reading import unreadable
 from gpud.importing.report import Draft
 from gpud.importing.secrets import names_secret
@@ -23,8 +23,7 @@ _MACRO = re.compile(r"\$\{([A-Za-z0-9_-]{1,64}|env\.[A-Za-z_][A-Za-z0-9_]*)\}")
 _RESERVED = ("PORT", "PID", "MODEL_ID")
 
 
-@dataclass(slots=True)
-class Macros:
+class Macros(Struct):
     """The macros that hold for one model. ``${PORT}`` and ``${PID}`` stay: they are known when something is started."""
 
     draft: Draft

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from gpud.config.source import Entry, Node, Table, Where
+from gpud.core.record import Record
 from gpud.importing import llama_swap, nixos_offload, ollama_variables
 from gpud.importing.fields import Fields
 from gpud.importing.llama_flags import Part, mention_context, translate
@@ -113,8 +113,7 @@ def _at(table: Table, path: tuple[str, ...]) -> Node | None:
 # llama.cpp ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Options:
+class _Options(Record):
     """How a module calls the settings of llama-server, as flags; and what it takes where nothing is said."""
 
     flags: Mapping[str, str]

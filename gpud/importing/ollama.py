@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from gpud.config.source import Items, Node, Scalar, Table, Where
 from gpud.core.errors import ConfigInvalid
+from gpud.core.record import Record, field
 from gpud.importing import llama_flags, ollama_variables
 from gpud.importing.reading import Variable, read_json, top, unreadable
 from gpud.importing.report import Draft, Given, Path
@@ -17,8 +17,7 @@ KINDS = ("model", "projector", "adapter", "params", "template", "system", "messa
 """The layers of a manifest that an import looks at."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(Record):
     """One model of a store. ``layers`` has the digests in hex, by kind; ``parameters`` is the JSON of its Modelfile's
     parameters, and ``problem`` what was wrong with what could not be read."""
 

@@ -6,7 +6,6 @@ error. What cannot be read raises :class:`~gpud.core.errors.ConfigInvalid` with 
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from json.decoder import scanstring  # type: ignore[attr-defined]
 
 from gpud.config.source import (
@@ -23,6 +22,7 @@ from gpud.config.source import (
     read,
 )
 from gpud.core.errors import ConfigInvalid
+from gpud.core.record import Record
 
 MAX_SHOWN = 20
 """More sentences than these about one file help nobody."""
@@ -229,8 +229,7 @@ class _Json:
 # Lists of variables ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Variable:
+class Variable(Record):
     """One variable and where it was set. Without a value it was to be taken from the environment of a caller."""
 
     where: Where

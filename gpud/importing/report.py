@@ -5,7 +5,6 @@ Secrets go nowhere: neither into the configuration nor into a sentence.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -13,6 +12,7 @@ from gpud.config.kinds import Wrong
 from gpud.config.schema import RESERVED_NAMES, check_model_name
 from gpud.config.source import Where
 from gpud.core.errors import GpudError
+from gpud.core.record import Record, field, replace
 from gpud.importing.reading import place, plain
 from gpud.importing.secrets import Secrets
 
@@ -34,8 +34,7 @@ class Fate(StrEnum):
     DROPPED = "dropped"  # It is not there.
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(Record):
     """One setting and what became of it. ``instead`` says what to do; ``key`` is where it is now."""
 
     where: Where
@@ -50,8 +49,7 @@ class Note:
         return plain(place(self.where))
 
 
-@dataclass(frozen=True, slots=True)
-class Comment:
+class Comment(Record):
     """What the configuration says about one of its keys; where and what it was before, where it was something."""
 
     text: str
@@ -59,8 +57,7 @@ class Comment:
     setting: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
+class Given(Record):
     """What an importer may know beside the text: where relative paths start, and what was said on the command line.
 
     ``home`` is what ``~/`` stands for. ``variables`` are those that ``${env.NAME}`` and ``${NAME}`` may name.
@@ -74,8 +71,7 @@ class Given:
     maps: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Record):
     """The outcome: a configuration that gpud takes, as text and as data, and the notes in the order of the file."""
 
     kind: str

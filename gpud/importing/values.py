@@ -3,12 +3,12 @@
 import os.path
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from gpud.config.forbidden import check_variable
 from gpud.config.kinds import Wrong
 from gpud.config.network import is_loopback, origin
 from gpud.config.source import Where
+from gpud.core.record import Record
 from gpud.importing.report import Draft, Path, shown
 from gpud.importing.secrets import names_secret
 
@@ -28,8 +28,7 @@ VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"
 _COUNTED = "gpud counts GPUs as nvidia-smi does"
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Record):
     """A path in full, what was done to make it so, and whether that was a guess."""
 
     path: str

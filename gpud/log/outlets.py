@@ -13,8 +13,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
+
+from gpud.core.record import Record, field
 
 IDENTIFIER = "gpud"
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
@@ -33,8 +34,7 @@ ERROR, WARNING, INFO, DEBUG = 3, 4, 6, 7
 """syslog's priorities, as far as they are used."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Record):
     """One message with its fields, before it has a form."""
 
     priority: int

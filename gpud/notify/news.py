@@ -4,9 +4,9 @@ The frame of each sentence is in the person's language; what gpud itself says of
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from gpud.core.record import Record
 from gpud.tray.texts import Texts
 
 LOG = "log"
@@ -17,8 +17,7 @@ AGAIN_AND_AGAIN = 3
 """Failures in a row. One may be chance, and of two somebody has asked for the second."""
 
 
-@dataclass(frozen=True, slots=True)
-class News:
+class News(Record):
     """``key`` names the event: the same one is shown once, and goes when it is over. ``model``: what it is about."""
 
     key: str

@@ -7,10 +7,10 @@ import os
 import select
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
 
 from gpud.core.facts import Exit, StopTimes
 from gpud.core.ports import ChildRecord
+from gpud.core.record import Struct
 from gpud.processes.output import ChildLines, OutputReader
 from gpud.processes.tree import Tree
 
@@ -20,8 +20,7 @@ WRITE_LIMIT_BYTES = select.PIPE_BUF
 """A longer line to the stdin of a child could arrive in part, and would block the protocol: it is not sent."""
 
 
-@dataclass(slots=True)
-class Connections:
+class Connections(Struct):
     """What a child gets from its launcher, and owns from then on. ``lease`` is -1 without one."""
 
     pidfd: int

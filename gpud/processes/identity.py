@@ -7,10 +7,11 @@ inherit them whatever session or parent they end up with.
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from gpud.core.record import Record
 
 MARKER = "GPUD_CHILD"
 """``PID:START_TIME:UNIT:RUNTIME_DIR`` of the main process, in the environment of everything that it forks."""
@@ -18,8 +19,7 @@ MARKER = "GPUD_CHILD"
 _DEAD = frozenset("ZXx")
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessStat:
+class ProcessStat(Record):
     """What gpud needs of /proc/PID/stat."""
 
     pid: int

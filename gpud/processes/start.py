@@ -17,12 +17,12 @@ import signal
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from gpud.core.errors import BackendFailed
 from gpud.core.ports import Command
+from gpud.core.record import Struct
 from gpud.processes import identity
 from gpud.processes.tree import readable
 
@@ -61,8 +61,7 @@ _LOADER = re.compile(rb"/[!-~]+/ld[!-~]+(?=\0)")
 """The dynamic loader that an ELF file names, near its beginning."""
 
 
-@dataclass(slots=True)
-class Started:
+class Started(Struct):
     """A process that waits at its gate, and our ends of what connects it. ``lease`` is -1 without one.
 
     ``said`` is what had to be read of its errors to see how the start went.

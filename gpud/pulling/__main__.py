@@ -8,9 +8,10 @@ import queue
 import sys
 import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from msgspec import to_builtins
 
 from gpud.core.errors import GpudError
 from gpud.pulling import hub
@@ -136,7 +137,7 @@ class Worker:
         """What there is, and which of it is meant; without a word for it, everything is."""
         found = hub.contents(wish["repo"], wish["revision"], self._telling.waiting)
         meant = matching(found.choices, wish["wanted"]) if wish["wanted"] else found.choices
-        return {"listing": asdict(found), "meant": [asdict(choice) for choice in meant]}
+        return {"listing": to_builtins(found), "meant": [to_builtins(choice) for choice in meant]}
 
     def _header(self, wish: dict[str, Any]) -> dict[str, Any]:
         """The headers of all parts of a model, in one folder; the path of the first."""

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
+from gpud.core.record import Record, field
 from gpud.pulling.names import quantization_of, split_of
 
 WEIGHTS = (
@@ -17,8 +17,7 @@ LARGEST_SMALL_BYTES = 256 << 20
 """Of what belongs to a model and is no weights; a vocabulary has up to 40 MB."""
 
 
-@dataclass(frozen=True, slots=True)
-class HubFile:
+class HubFile(Record):
     """One file of a repository. ``checksum`` is what it must come to, of the kind that the hub has for it."""
 
     path: str
@@ -27,8 +26,7 @@ class HubFile:
     checksum: str
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Record):
     """One model: a file, or all of its parts. ``label`` is its quantization, or its name where that says none.
     ``missing`` parts keep it from being used.
     """
@@ -43,8 +41,7 @@ class Choice:
         return sum(file.size_bytes for file in self.files)
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(Record):
     """``safetensors`` are the files of the model in that format, empty where there is none."""
 
     repo: str

@@ -12,10 +12,12 @@ import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
+from msgspec import to_builtins
+
+from gpud.core.record import Record
 from gpud.pulling.problems import DownloadFailed, NoSpace, NotAllowed
 
 BLOCK_BYTES = 1 << 20
@@ -26,16 +28,14 @@ MODE = 0o644
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-@dataclass(frozen=True, slots=True)
-class Checksum:
+class Checksum(Record):
     """What the content must come to. ``kind`` is ``sha256``, or ``git``: how git names a file's content."""
 
     kind: str
     hex: str
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(Record):
     """What a part is a part of. ``validator`` is the server's word for this very content (an ETag, or a date); what has
     the same checksum is the same without it. ``source`` is the address, in a form that gives no secret away.
     """
@@ -109,7 +109,7 @@ class Part:
                 fresh.unlink()
             fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
             with os.fdopen(fd, "w") as file:
-                json.dump(asdict(origin), file)
+                json.dump(to_builtins(origin), file)
             fresh.replace(self._meta)
         except OSError as problem:
             raise self._cannot_write(problem, None) from None

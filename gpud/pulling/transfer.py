@@ -4,10 +4,10 @@ import hashlib
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from gpud.core.record import Record, repr_without
 from gpud.pulling.part import Checksum, Origin, Part, Sum, open_part
 from gpud.pulling.problems import Broken, DownloadFailed, WrongContent
 from gpud.pulling.web import Answer, Web, host_of, refusal
@@ -31,8 +31,7 @@ _RANGE = re.compile(r"bytes (?P<first>\d{1,18})-(?P<last>\d{1,18})/(?P<total>\d{
 _UNSATISFIED = re.compile(r"bytes \*/(?P<total>\d{1,18})")
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Record):
     """One file. ``size_bytes`` and ``checksum`` are what somebody vouches for, where somebody does. ``force``: another
     file of its name is replaced.
     """
@@ -41,8 +40,11 @@ class Wanted:
     final: Path
     size_bytes: int | None = None
     checksum: Checksum | None = None
-    token: str = field(default="", repr=False)
+    token: str = ""
     force: bool = False
+
+    def __repr__(self) -> str:
+        return repr_without(self, "token")
 
 
 class Watcher(Protocol):
@@ -60,8 +62,7 @@ class Watcher(Protocol):
         """It broke off, and goes on in so many seconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
+class Arrived(Record):
     """``was_there``: nothing had to be downloaded. ``sha256`` is empty where another process has downloaded it."""
 
     path: Path

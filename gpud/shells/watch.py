@@ -8,12 +8,14 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from msgspec import to_builtins
+
 from gpud.core.errors import LimitsExceeded, NoSession
 from gpud.core.facts import Process, Session
+from gpud.core.record import Record
 from gpud.shells.cgroups import Group, cgroup_of, members
 from gpud.shells.proc import ancestry, look, read, terminal_name, uid_of
 from gpud.shells.sockets import cgroup_of_client
@@ -54,8 +56,7 @@ class Client(Protocol):
     def at(self) -> tuple[str, int]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Watched:
+class _Watched(Record):
     session: Session
     started: int
     tty: int
@@ -270,7 +271,7 @@ class Shells:
                 self._dirty = False
                 data = {
                     "sessions": [
-                        {**asdict(w.session), "started": w.started, "tty": w.tty} for w in self._watched.values()
+                        {**to_builtins(w.session), "started": w.started, "tty": w.tty} for w in self._watched.values()
                     ],
                     "users": {model: sorted(users) for model, users in self._users.items()},
                 }

@@ -4,10 +4,10 @@ import json
 import logging
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from gpud.core.events import Kind, Level, Logged, Notice
+from gpud.core.record import replace
 from gpud.store.database import WAITING_MOST, Change, Database
 
 log = logging.getLogger(__name__)

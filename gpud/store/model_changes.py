@@ -5,9 +5,9 @@ Values only.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 
 from gpud.core.catalogue import Entry
+from gpud.core.record import Struct, field, replace
 from gpud.store.database import Change
 from gpud.store.model_rows import (
     COLUMNS,
@@ -35,8 +35,7 @@ _INSERT = f"INSERT INTO model ({COLUMNS}) VALUES ({', '.join('?' * len(Row._fiel
 _LOOKED = "INSERT OR REPLACE INTO scan VALUES (1, ?)"
 
 
-@dataclass(slots=True)
-class Known:
+class Known(Struct):
     """All rows by their ids, when the last look was, and the highest id that was ever given."""
 
     rows: dict[int, Row]
@@ -53,8 +52,7 @@ class Known:
         return Known(rows, at_us, taken.last_id)
 
 
-@dataclass(slots=True)
-class Taken:
+class Taken(Struct):
     """``old`` and ``new`` are the rows that differ, before and after."""
 
     entries: tuple[Entry, ...]

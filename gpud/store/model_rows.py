@@ -6,13 +6,13 @@ What was changed by hand, or damaged, is read as far as it makes sense: no row i
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
 
 from gpud.core.catalogue import Entry, Format, Found, Place, Purpose, Source
+from gpud.core.record import replace
 
 Stored = str | bytes
 """A text as it is kept: as bytes where these are no UTF-8, as names of files may be."""
@@ -142,7 +142,7 @@ def texts_text(values: tuple[str, ...]) -> str:
 
 
 def places_text(places: tuple[Place, ...]) -> str:
-    return _json_text(places, lambda: [asdict(place) for place in places])
+    return _json_text(places, lambda: [msgspec.to_builtins(place) for place in places])
 
 
 def json_text(value: str) -> str:

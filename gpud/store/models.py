@@ -4,10 +4,10 @@ import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from gpud.core.catalogue import Entry
+from gpud.core.record import replace
 from gpud.store.database import WAITING_MOST, Change, Database
 from gpud.store.model_changes import UNSAVED_FROM, Known, Taken, merged, statements, take
 from gpud.store.model_rows import COLUMNS, Row, entry_of, json_text, number, stored, text, texts, texts_text

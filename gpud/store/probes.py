@@ -2,7 +2,8 @@
 
 import json
 import logging
-from dataclasses import asdict
+
+from msgspec import to_builtins
 
 from gpud.core.quote import Estimate, Part, Source
 from gpud.store.database import Change, Database
@@ -33,7 +34,7 @@ class Probes:
             *self._uses(),
             Change(
                 f"INSERT OR REPLACE INTO probe (key, estimate, used) VALUES (?, ?, {_USED})",  # noqa: S608
-                (key, json.dumps(asdict(estimate))),
+                (key, json.dumps(to_builtins(estimate))),
             ),
             Change(
                 "DELETE FROM probe WHERE used <= (SELECT used FROM probe ORDER BY used DESC LIMIT 1 OFFSET ?)",

@@ -4,9 +4,10 @@ import contextlib
 import json
 import logging
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from msgspec import to_builtins
 
 from gpud.core.facts import Endpoint
 from gpud.core.ports import ChildRecord, RunnerRecord
@@ -57,7 +58,7 @@ class EngineRecords:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Records carry the engines' keys: nobody else may read them.
             with os.fdopen(os.open(beside, _ANEW, 0o600), "w", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(record)))
+                file.write(json.dumps(to_builtins(record)))
             beside.replace(path)
         except OSError as error:
             with contextlib.suppress(OSError):

@@ -7,12 +7,12 @@ import itertools
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from gpud.cli import client
 from gpud.cli.exits import NotRunning
 from gpud.cli.library import Message, MessageBus
+from gpud.core.record import Record
 from gpud.tray import menu
 from gpud.tray.menu import Menu
 from gpud.tray.picture import Picture, pixmaps
@@ -33,8 +33,7 @@ REGISTER_S = 10.0
 _counter = itertools.count(1)
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
+class Shown(Record):
     """All that the tray shows at one moment."""
 
     title: str

@@ -4,8 +4,8 @@ arithmetic over pixels, and no image library.
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from gpud.core.record import Record
 from gpud.tray.settings import Settings
 from gpud.tray.view import Snapshot
 
@@ -30,8 +30,7 @@ Shape = Callable[[float, float], float]
 """How far a point of the unit square is outside of the shape; negative inside."""
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
+class Picture(Record):
     """What the icon shows: eighths of filling, a color, and a mark: "", pause, alert, cross or dots."""
 
     level: int

@@ -5,11 +5,11 @@ Answers every call that comes in, also those that make no sense, and knows nothi
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from gpud.cli.library import Message, MessageFlag, MessageType, Variant
+from gpud.core.record import Record, field
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +27,7 @@ class Refused(Exception):
         self.name = name
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
+class Method(Record):
     """What it takes and gives, as ``name:type`` each, and what it does: it returns the values of the reply."""
 
     takes: tuple[str, ...]
@@ -44,8 +43,7 @@ class Method:
         return "".join(argument.partition(":")[2] for argument in self.gives)
 
 
-@dataclass(frozen=True, slots=True)
-class Interface:
+class Interface(Record):
     """One interface of one object. A property is its type and what reads it; a signal is what it carries."""
 
     path: str

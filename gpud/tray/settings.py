@@ -6,10 +6,10 @@ import configparser
 import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpud.core.errors import GpudError
+from gpud.core.record import Record, replace
 
 SECTION = "tray"
 AMBER_PERCENT = 85
@@ -25,8 +25,7 @@ class BadSettings(GpudError):
 KEYS = ("favourites", "amber", "red")
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Record):
     """From ``amber`` percent of the fullest GPU on the icon is amber, from ``red`` on red."""
 
     favourites: tuple[str, ...] = ()

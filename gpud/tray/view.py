@@ -4,8 +4,9 @@ Knows nothing of buses, words or pictures.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from gpud.core.record import Record
 
 HOST = "host"
 """The machine's own memory among the devices."""
@@ -16,8 +17,7 @@ COMING = ("loading", "queued")
 """The states of a model, in the words of the bus. Every other one means that it is not there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(Record):
     """A GPU, or the machine's own memory. ``foreign_bytes`` is what other programs hold."""
 
     name: str
@@ -31,8 +31,7 @@ class Device:
         return min(100, 100 * self.used_bytes // self.total_bytes) if self.total_bytes else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
+class Model(Record):
     """One model. ``size_bytes`` is measured where something was measured, else what is reserved for it, else
     what it would need."""
 
@@ -54,8 +53,7 @@ class Model:
         return self.state not in (*LOADED, *LEAVING, *COMING)
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Record):
     """The daemon at one moment. ``models`` are in the order in which they were last used, the newest first."""
 
     state: str

@@ -1,7 +1,8 @@
 """What a person can ask for in the menu, as values."""
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from gpud.core.record import Record
 
 
 class Kind(StrEnum):
@@ -17,8 +18,7 @@ class Kind(StrEnum):
     QUIT = "quit"
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(Record):
     """``model`` and ``job`` where the kind has any."""
 
     kind: Kind

@@ -1,8 +1,8 @@
 """What the tray says: the headline, the tooltip and the menu, made of a snapshot. Sends nothing, and keeps nothing."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from gpud.core.record import Record
 from gpud.tray.settings import Settings
 from gpud.tray.texts import Texts
 from gpud.tray.view import Device, Model, Snapshot
@@ -15,8 +15,7 @@ PROBLEM_CHARACTERS = 160
 """A menu is as wide as its widest line; the whole text was in the notification."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Record):
     """A line of the menu. ``key`` says what it is about, and stays while its words change; no other has it.
 
     Without a wish and without children it only says something. ``checked`` is None where it is no check mark.

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,6 +11,7 @@ from gpud.backends import call
 from gpud.core.facts import Model, StopTimes
 from gpud.core.ports import LoadOrder, Progress, Runner, RunnerRecord, Stream
 from gpud.core.quote import Estimate
+from gpud.core.record import replace
 from gpud.processes.launcher import ProcessLauncher
 
 HERE = Path(__file__).parent

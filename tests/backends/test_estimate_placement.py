@@ -8,7 +8,6 @@ formula is not to be much below them.
 
 import os
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from core.model_headers import HEADERS
 
 from gpud.core.estimate import Shape, estimate
 from gpud.core.plan import Plan
+from gpud.core.record import replace
 
 pytestmark = pytest.mark.engines
 

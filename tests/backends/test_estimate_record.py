@@ -6,7 +6,6 @@ that it keeps rearranged: nothing is larger by that but embeddings that are the 
 ``--no-repack`` makes it one row and keeps them once.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from core.model_headers import ENCODERS, HEADERS
 from gpud.catalog import gguf
 from gpud.core.estimate import estimate
 from gpud.core.plan import Plan
+from gpud.core.record import replace
 
 pytestmark = pytest.mark.engines
 

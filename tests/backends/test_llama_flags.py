@@ -1,13 +1,12 @@
 """The command line for one model, for the flags that an old and a new build of llama-server know."""
 
-from dataclasses import replace
-
 import place
 import pytest
 
 from gpud.backends.llama_flags import Flags, Place, check_environment, check_settings, command_line
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import EngineSettings, Model
+from gpud.core.record import replace
 
 OLD = Flags.parse(place.HELP_OLD.read_text())
 NEW = Flags.parse(place.HELP_NEW.read_text())

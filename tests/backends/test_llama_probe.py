@@ -4,7 +4,6 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from gpud.core.facts import Endpoint, EngineSettings, Model
 from gpud.core.plan import ALL_LAYERS, Plan
 from gpud.core.ports import Command
 from gpud.core.quote import Estimate, Source
+from gpud.core.record import replace
 
 Run = Callable[..., Any]
 

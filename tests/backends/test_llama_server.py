@@ -6,7 +6,6 @@ import json
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from gpud.backends.runner import ProcessRunner
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import EngineSettings, Model, StopTimes
 from gpud.core.ports import Child, Command, LineReader
+from gpud.core.record import replace
 
 Run = Callable[..., Any]
 

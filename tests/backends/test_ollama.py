@@ -5,7 +5,6 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from gpud.backends.options import EngineOptions
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Endpoint, Model
 from gpud.core.ports import Runner, Standing
+from gpud.core.record import replace
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 

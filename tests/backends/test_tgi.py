@@ -5,7 +5,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from gpud.backends.tgi import tgi
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import EngineSettings, GpuSample, Model
 from gpud.core.ports import Child, Command, LineReader, LoadOrder, Standing
+from gpud.core.record import replace
 
 Run = Callable[..., Any]
 

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from gpud.core.errors import BackendFailed
 from gpud.core.facts import Endpoint, EngineSettings, GpuSample, Model, StopTimes
 from gpud.core.ports import LoadOrder, Standing, TellsNeed, TellsStanding
 from gpud.core.quote import Source
+from gpud.core.record import replace
 
 Run = Callable[..., Any]
 

@@ -1,6 +1,5 @@
 """The section http: what it means, and what is refused because it would leave a door open."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ from gpud import config
 from gpud.config.api_keys import keys_text
 from gpud.core.errors import ConfigInvalid
 from gpud.core.keys import BOTH, ApiKey, Rate, Right
+from gpud.core.record import replace
 
 
 def http(text: str) -> config.HttpConfig:
@@ -193,7 +193,7 @@ def test_the_section_is_shown_as_it_is_in_effect() -> None:
     assert config.render(parsed, "http.rate") == "5/s\n"
     assert config.render(parsed, "http.without_key") == "none\n"
     assert config.render(parsed, "http.front.host") == "- localhost\n- ::1\n"
-    assert dataclasses.replace(config.parse(config.to_yaml(parsed), "x")) == parsed
+    assert replace(config.parse(config.to_yaml(parsed), "x")) == parsed
 
 
 def test_warnings_name_what_stands_open(tmp_path: Path) -> None:

@@ -1,13 +1,12 @@
 """What models that are found on disk are loaded with: what is right for their kind, and what the configuration says."""
 
-import dataclasses
-
 import pytest
 
 from gpud import config
 from gpud.core.catalogue import Entry, Format, Found, Place, Purpose, Source
 from gpud.core.errors import ConfigInvalid
 from gpud.core.facts import Model, Priority
+from gpud.core.record import replace
 
 FILE = "/srv/models/qwen3-8b-q4_k_m.gguf"
 ENGINES = ("llama_server", "embedded", "ollama")
@@ -16,7 +15,7 @@ ENGINES = ("llama_server", "embedded", "ollama")
 def entry(name: str = "qwen3-8b-q4_k_m", **found: object) -> Entry:
     place = Place(FILE, Source.FOLDER, name)
     one = Found((place,), Format.GGUF, "stamp", 5 << 30, architecture="qwen3", trained_context=40960)
-    return Entry(1, name, dataclasses.replace(one, **found))  # type: ignore[arg-type]
+    return Entry(1, name, replace(one, **found))  # type: ignore[arg-type]
 
 
 def made(text: str = "", one: Entry | None = None, engines: tuple[str, ...] = ENGINES) -> Model:

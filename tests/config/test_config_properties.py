@@ -1,6 +1,5 @@
 """Whatever a file holds, the answer is a configuration or ConfigInvalid; what is written back reads the same."""
 
-import dataclasses
 import json
 
 import yaml
@@ -16,6 +15,7 @@ from gpud.config.sections import Key, Section
 from gpud.config.texts import Environment, FilePath, Folders, Json, Text, Texts, Url, WebAddress
 from gpud.core.engines import BUILT_IN
 from gpud.core.errors import ConfigInvalid
+from gpud.core.record import replace
 
 KEYS = sorted({key.name for _, section in sections() for key in section.keys})
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -284,5 +284,5 @@ def test_a_configuration_reads_back_as_it_was_written(tree: dict[str, object]) -
     text = json.dumps(tree, ensure_ascii=False)
     parsed = config.parse(text, "/srv/x.yaml", known_engines=BUILT_IN)
     again = config.parse(config.to_yaml(parsed, secrets=True), "/elsewhere/y.yaml", known_engines=BUILT_IN)
-    assert dataclasses.replace(again, sources=parsed.sources) == parsed
+    assert replace(again, sources=parsed.sources) == parsed
     assert list(again.models) == list(parsed.models)

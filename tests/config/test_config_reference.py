@@ -1,11 +1,11 @@
 """The shipped file, the examples and the manuals say what the table of keys says."""
 
-import dataclasses
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 
@@ -104,9 +104,9 @@ def test_there_are_examples_for_three_machines() -> None:
 def test_every_key_of_a_model_reaches_the_record() -> None:
     """No key is read and dropped, and no field of the contract is out of reach."""
     reached = {(key.model_field, key.field or key.name) for key in MODEL.keys}
-    of_model = {one.name for one in dataclasses.fields(Model)} - {"name", "settings", "alternatives"}
+    of_model = {one.name for one in msgspec.structs.fields(Model)} - {"name", "settings", "alternatives"}
     # What is called "model" is a name in Ollama or one at Hugging Face: each has a field of its own.
-    of_settings = {one.name for one in dataclasses.fields(EngineSettings)} - {"hub_name"}
+    of_settings = {one.name for one in msgspec.structs.fields(EngineSettings)} - {"hub_name"}
     assert reached == {(True, name) for name in of_model} | {(False, name) for name in of_settings}
 
 

@@ -1,7 +1,6 @@
 """Whether somebody may have memory now, and where: rule by rule, values only."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 
@@ -12,6 +11,7 @@ from gpud.core.errors import BudgetExceeded, GpuTaken, GpuUnavailable
 from gpud.core.eviction import Candidate
 from gpud.core.facts import HOST, BudgetLimits, EngineSettings, GpuSample, Model
 from gpud.core.quote import ANY_GPU, Offer, Quote, Share, Source
+from gpud.core.record import replace
 from gpud.core.verdict import Device, Evicts, Granted, Refused, Verdict, Waits, Wish
 
 GIB = 1 << 30

@@ -1,7 +1,6 @@
 """What a model takes, from the header of its file: llama.cpp's rules with values computed by hand."""
 
 import re
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -22,6 +21,7 @@ from gpud.core.estimate import (
 from gpud.core.modelfile import ModelFile, Tensor
 from gpud.core.plan import ALL_LAYERS, Plan
 from gpud.core.quote import Estimate, Part, Source
+from gpud.core.record import replace
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 

@@ -1,7 +1,5 @@
 """What is true of every estimate, whatever the model and however it is placed."""
 
-from dataclasses import replace
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +10,7 @@ from gpud.core.estimate.architectures import ARCHITECTURES
 from gpud.core.modelfile import ModelFile, Tensor, Value
 from gpud.core.plan import Plan
 from gpud.core.quote import Estimate
+from gpud.core.record import replace
 
 SHAPES = {name: Shape.of(header.file()) for name, header in HEADERS.items()}
 

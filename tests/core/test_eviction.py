@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 from counted import calls_of
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from gpud.core.eviction import Candidate, choose, loss
 from gpud.core.facts import EvictionPolicy
+from gpud.core.record import replace
 from gpud.core.usage import Usage
 
 GIB = 1 << 30

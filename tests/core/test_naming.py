@@ -1,12 +1,11 @@
 """Names of models that were found: each its own, and the same one for ever."""
 
-from dataclasses import replace
-
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpud.core import naming
 from gpud.core.catalogue import Entry, Format, Found, Place, Source
+from gpud.core.record import replace
 
 
 def found(path: str, name: str = "", source: Source = Source.FOLDER, *, size_bytes: int = 1, digest: str = "") -> Found:

@@ -1,12 +1,11 @@
 """On which devices a model is loaded, whole, split or reduced, and what is said of it."""
 
-from dataclasses import replace
-
 from gpud.core import events
 from gpud.core.errors import BudgetExceeded, GpuUnavailable
 from gpud.core.events import Kind
 from gpud.core.facts import HOST, JobResult, State
 from gpud.core.quote import ANY_GPU, Offer, Part, Quote, Share, Source
+from gpud.core.record import replace
 
 from .world import ALICE, BOB, GIB, GPU, GPU1, Gpu, World, model
 

@@ -1,11 +1,10 @@
 """Other programs need the memory: idle models go, busy ones are named, and everybody is told when it is nearly full."""
 
-from dataclasses import replace
-
 from gpud.core import events
 from gpud.core.errors import GpuTaken
 from gpud.core.events import Kind, Level
 from gpud.core.facts import HOST, BudgetLimits, EvictionLimits, JobResult, Limits, State
+from gpud.core.record import replace
 
 from .world import ALICE, BOB, GIB, GPU, GPU1, Gpu, World, model
 

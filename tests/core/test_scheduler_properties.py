@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -23,6 +22,7 @@ from gpud.core.facts import (
     StopTimes,
 )
 from gpud.core.quote import ANY_GPU, Offer, Quote, Share, Source
+from gpud.core.record import replace
 
 from .world import ALICE, BOB, CAROL, GIB, GPU, GPU1, Gpu, World, model
 

@@ -1,13 +1,12 @@
 """What a session alone has used goes with it; what anybody else uses, holds, or waits for stays."""
 
-from dataclasses import replace
-
 import pytest
 
 from gpud.core import events
 from gpud.core.errors import Busy
 from gpud.core.events import Kind
 from gpud.core.facts import Caller, JobResult, Limits, Session, SessionLimits, State
+from gpud.core.record import replace
 
 from .world import ALICE, BOB, GIB, World, model
 

@@ -1,12 +1,12 @@
 """Very many models in little: what goes in comes out, and what is alike is there once."""
 
 import sys
-from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpud.core.facts import EngineSettings, HttpCall, Model, Priority
+from gpud.core.record import replace
 from gpud.core.stock import Stock
 
 TEXTS = st.sampled_from(("", "/a/one.gguf", "/b/two.gguf"))

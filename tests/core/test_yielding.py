@@ -1,13 +1,12 @@
 """The GPUs are given away, for a time, until somebody resumes, or for as long as somebody forbids loading."""
 
-from dataclasses import replace
-
 import pytest
 
 from gpud.core import events
 from gpud.core.errors import Yielded
 from gpud.core.events import Kind
 from gpud.core.facts import HOST, EngineSettings, JobResult, LoadsMeanwhile, State
+from gpud.core.record import replace
 
 from .world import ALICE, BOB, GIB, GPU, World, model
 

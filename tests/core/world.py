@@ -5,7 +5,7 @@ hand.
 import heapq
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from gpud.core import events
 from gpud.core.errors import GpudError
@@ -28,6 +28,7 @@ from gpud.core.facts import (
     State,
 )
 from gpud.core.quote import Quote, Share
+from gpud.core.record import replace
 from gpud.core.scheduler import Scheduler
 
 GIB = 1 << 30

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import secrets
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from gpud.core.admission import Considered
@@ -42,6 +41,7 @@ from gpud.core.facts import (
     YieldStatus,
 )
 from gpud.core.quote import Quote
+from gpud.core.record import replace
 
 GIB = 1 << 30
 NO_OPTIONS = LoadOptions()

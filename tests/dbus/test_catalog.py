@@ -1,7 +1,6 @@
 """What models there are, on the bus: listed, looked for, spoken of, and told of when others come."""
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from gpud.core.catalogue import Entry, Format, Found, Place, Scanned, Source, Trouble
 from gpud.core.errors import InvalidOption, NoSuchModel
 from gpud.core.events import CatalogueChanged
+from gpud.core.record import replace
 
 from .fake_engine import FakeEngine
 from .peers import NAME, Polkit, peer, serving

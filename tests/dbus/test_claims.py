@@ -5,7 +5,6 @@ import contextlib
 import os
 import select
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from jeepney.io.blocking import open_dbus_connection
 
 from gpud.core.errors import BudgetExceeded, GpuTaken, QueueFull, WaitedTooLong, Yielded
 from gpud.core.facts import Priority
+from gpud.core.record import replace
 from gpud.dbus.limits import CallerLimits
 
 from .fake_engine import GIB, FakeEngine

@@ -2,13 +2,13 @@
 
 import importlib
 import io
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
+from gpud.core.record import replace
 from gpud.dbus.bus import LIBRARIES, load_library
 from gpud.dbus.frame import MalformedMessage, frame, parse_header, sizes
 from gpud.dbus.wire import Flag, Kind, Message

@@ -1,7 +1,6 @@
 """The queue, giving the GPUs away, and what was or would be decided, as the bus shows them."""
 
 import time
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ from gpud.core.admission import Considered
 from gpud.core.events import Alert, Kind, Level, Logged, Notice
 from gpud.core.facts import Caller, ClaimStatus, Priority, QueueStatus, State, YieldStatus
 from gpud.core.quote import ANY_GPU, Offer, Part, Quote, Share, Source
+from gpud.core.record import replace
 from gpud.dbus.render import WallClock, logged_record, model_record, property_values
 
 from .fake_engine import GIB, FakeEngine, gpu, status

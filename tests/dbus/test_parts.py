@@ -4,7 +4,6 @@ import asyncio
 import socket
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from jeepney import DBusAddress, new_method_call
 
 from gpud.core.errors import AccessDenied, LimitsExceeded
 from gpud.core.facts import HOST, Caller, Endpoint, State
+from gpud.core.record import replace
 from gpud.dbus.address import BusUnavailable, bus_address, socket_addresses
 from gpud.dbus.bus import load_library
 from gpud.dbus.connection import Connection

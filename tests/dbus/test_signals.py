@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ from jeepney import DBusAddress, HeaderFields, MessageType, new_method_call
 
 from gpud.core.events import Touched
 from gpud.core.facts import JobResult, State
+from gpud.core.record import replace
 from gpud.dbus.announce import Announcer
 from gpud.dbus.bus import load_library
 from gpud.dbus.interface import load_tree

@@ -1,6 +1,5 @@
 """Bodies that gpud writes itself are, byte for byte, those that the library writes."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpud.core.facts import EngineSettings, Model, ModelStatus, State
+from gpud.core.record import replace
 from gpud.dbus.bus import Library, clean_text, load_library
 from gpud.dbus.model_records import NAMES, ModelRecords
 from gpud.dbus.render import WallClock, model_record

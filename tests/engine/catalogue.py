@@ -2,10 +2,10 @@
 
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 
 from gpud.core.catalogue import Entry, Finding, Format, Found, Place, Roots, Source, Trouble
 from gpud.core.facts import Model
+from gpud.core.record import replace
 from gpud.engine.library import Library
 from gpud.engine.shelf import Shelf
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from gpud.core.events import LoadOptions
 from gpud.core.facts import HOST, Caller, Endpoint, JobResult, Model, State
 from gpud.core.ports import RunnerRecord, Standing
 from gpud.core.quote import ANY_GPU, Estimate, Offer, Part, Quote, Share, Source
+from gpud.core.record import replace
 from gpud.engine.choice import Way, chosen
 
 from .parts import GIB, Bench, FakeBackend, FakeRunner, MemoryStore

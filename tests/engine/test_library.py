@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from gpud.core.catalogue import Entry, Purpose, Roots, Trouble
 from gpud.core.errors import InvalidOption, NoSuchModel
 from gpud.core.events import CatalogueChanged, Kind, Notice, Outcome
 from gpud.core.facts import Caller, Model, Priority, State
+from gpud.core.record import replace
 from gpud.engine.library import Library
 from gpud.engine.shelf import Shelf
 

@@ -1,7 +1,6 @@
 """What there is stays in order whatever happens to files, disks and the configuration, in whichever order."""
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from gpud.core.errors import InvalidOption
 from gpud.core.facts import EngineSettings, Model, State
+from gpud.core.record import replace
 from gpud.engine.library import Library
 from gpud.engine.shelf import Shelf
 from gpud.store import FileStore

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from gpud.core.errors import Suspending
 from gpud.core.facts import Caller, JobResult, Model, State
 from gpud.core.ports import OtherProgram
+from gpud.core.record import replace
 from gpud.engine.clock import LEAST_SLEEP_S, Clock
 
 from .parts import Bench

@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import asdict
 from pathlib import Path
+
+from msgspec import to_builtins
 
 from gpud.gpus import AllGpus
 from gpud.gpus.host import HostProbe
@@ -40,7 +41,7 @@ class Program:
         return self._warnings.lines
 
     async def sample(self, wake: bool) -> object:
-        return [asdict(sample) for sample in await self.gpus.sample(frozenset(), wake=wake)]
+        return [to_builtins(sample) for sample in await self.gpus.sample(frozenset(), wake=wake)]
 
     async def samples_at_once(self, count: int) -> object:
         return len(await asyncio.gather(*(self.gpus.sample(frozenset(), wake=True) for _ in range(count))))

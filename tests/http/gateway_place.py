@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +21,7 @@ from gpud.backends.options import EngineOptions
 from gpud.backends.vllm import vllm
 from gpud.core.facts import EngineSettings, Limits, Model, QueueLimits, StopTimes
 from gpud.core.keys import ApiKey
+from gpud.core.record import replace
 from gpud.engine import Engine
 from gpud.http.client import Pool
 from gpud.http.doors import Doors, Opening

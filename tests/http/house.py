@@ -22,6 +22,7 @@ from gpud.http.access import Rules
 from gpud.http.admin import admin_routes
 from gpud.http.client import Pool
 from gpud.http.doors import Doors, Opening
+from gpud.http.engine_texts import EngineTexts
 from gpud.http.feed import Feed
 from gpud.http.keys import Keys
 from gpud.http.known_models import KnownModels
@@ -68,7 +69,8 @@ class House:
         self.metrics = Metrics(engine)
         self.pool = Pool()
         known = KnownModels(engine, files, quantization)
-        self.parts = Parts(engine, self.pool, self.feed, self.lines, self.metrics, files, known, settings=settings)
+        texts = EngineTexts(engine, self.pool)
+        self.parts = Parts(engine, self.pool, self.feed, self.lines, self.metrics, files, known, texts, settings)
         self.keys = keys
         self.notices: list[Notice] = []
         self.routes = {"front": admin_routes(self.parts), "management": management_routes(self.parts)}

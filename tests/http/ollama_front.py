@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +24,7 @@ from gpud.catalog.kinds import quantization
 from gpud.catalog.reader import FileReader
 from gpud.core.facts import EngineSettings, Limits, Model, ModelStatus, QueueLimits
 from gpud.core.keys import BOTH, ApiKey, Right
+from gpud.core.record import replace
 from gpud.engine import Engine
 from gpud.http.client import Pool
 from gpud.http.doors import Doors, Opening

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +13,7 @@ from gpud.core.errors import BackendFailed, BudgetExceeded
 from gpud.core.events import Alert, CatalogueChanged, ClaimOver, Kind, Level, ModelChanged, Notice, Touched
 from gpud.core.facts import Caller, JobResult, Model, State
 from gpud.core.ports import Stream
+from gpud.core.record import replace
 from gpud.engine import Engine
 from gpud.http.feed import KEPT, KEPT_LOGS, MAILBOX, Feed, Subscription
 from gpud.http.feed_events import USUAL, Type, timestamp

@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any
 
 from engine.catalogue import found
 from engine.test_library import House, house
 
 from gpud.core.facts import ModelStatus
+from gpud.core.record import replace
 from gpud.http.kept_list import KeptList, joined
 from gpud.http.known_models import Known, KnownModels
 

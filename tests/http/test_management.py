@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from gpud.core.errors import BackendFailed
 from gpud.core.facts import Caller, EngineSettings, Model, Priority
 from gpud.core.keys import ApiKey
 from gpud.core.plan import Plan
+from gpud.core.record import replace
 from gpud.http.own import OwnSettings
 
 Run = Callable[..., Any]

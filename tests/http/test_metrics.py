@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from gpud.core.errors import BackendFailed, GpudError, QueueFull
 from gpud.core.events import ClaimGranted, ClaimOver, JobEnded, Kind, ModelChanged, Notice
 from gpud.core.facts import Caller, GpuSample, JobKind, JobResult, Model, Priority, State
+from gpud.core.record import replace
 from gpud.engine import Engine
 from gpud.http.metrics import ROUTES, Metrics, RequestSeen
 

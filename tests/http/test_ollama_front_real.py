@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from ollama_front import OllamaDoor
 
 from gpud.backends.options import EngineOptions
 from gpud.core.facts import EngineSettings, Model, State
+from gpud.core.record import replace
 from gpud.http.ollama import OllamaSettings
 
 pytestmark = pytest.mark.engines

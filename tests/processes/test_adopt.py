@@ -8,15 +8,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import to_builtins
 from process_parts import BOUND_S, PATIENT, SHORT, Lines, MemoryFdStore, command, is_running, shell
 
 from gpud.core.facts import Exit
 from gpud.core.ports import ChildRecord, Stream
+from gpud.core.record import replace
 from gpud.processes import identity
 from gpud.processes.cgroup import Cgroup, Leaf
 from gpud.processes.launcher import ProcessLauncher
@@ -24,7 +25,7 @@ from gpud.processes.launcher import ProcessLauncher
 Run = Callable[..., Any]
 
 FIRST_DAEMON = """
-import asyncio, dataclasses, json, socket, sys
+import asyncio, json, msgspec, socket, sys
 from pathlib import Path
 from process_parts import Lines, MemoryFdStore, shell
 from gpud.processes.cgroup import Cgroup
@@ -38,7 +39,7 @@ async def main():
     group = Cgroup(Path(cgroup)) if cgroup else None
     launcher = ProcessLauncher(runtime_dir=Path(runtime_dir), fd_store=Forwarding(), sink=Lines(), cgroup=group)
     child = await launcher.spawn(shell(script, lease=lease))
-    print(json.dumps(dataclasses.asdict(child.record)), flush=True)
+    print(json.dumps(msgspec.to_builtins(child.record)), flush=True)
     await child.wait()
 
 number, runtime_dir, cgroup, script, lease = json.loads(sys.argv[1])
@@ -306,7 +307,7 @@ def test_first_record_says_who_the_child_is(
         stat = identity.stat_of(child.pid)
         assert stat is not None and stat.start_time == child.record.start_time
         assert bool(child.record.cgroup) == bool(inherited._cgroup_root)
-        assert asdict(child.record)["unit"] == "qwen3:8b-2"
+        assert to_builtins(child.record)["unit"] == "qwen3:8b-2"
         assert all(":" not in name and name.startswith("qwen3_8b-2-") for name in store.names)
         assert {name.rpartition(".")[2] for name in store.names} == {"out", "err", "in"}
         await child.kill()

@@ -2,11 +2,11 @@
 
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gpud.core.catalogue import Entry, Format, Found, Place, Source
+from gpud.core.record import replace
 
 
 def found(name: str, folder: str = "/models", **changes: Any) -> Found:

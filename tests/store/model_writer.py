@@ -4,9 +4,9 @@ FIRST``.
 
 import sys
 from collections import deque
-from dataclasses import replace
 from pathlib import Path
 
+from gpud.core.record import replace
 from gpud.store import FileStore
 from store.model_entries import entry
 

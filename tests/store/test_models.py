@@ -4,7 +4,6 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 
 from gpud.core.catalogue import Entry, Format, Found, Place, Purpose, Source
 from gpud.core.ports import Registry
+from gpud.core.record import replace
 from gpud.store import FileStore
 from gpud.store.model_changes import ABSENT_MOST
 from gpud.store.model_rows import INTEGER_MOST

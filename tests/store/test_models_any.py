@@ -3,12 +3,13 @@
 import sqlite3
 import tempfile
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpud.core.record import replace
 from gpud.store.database import Database
 from gpud.store.models import ModelRegistry
 from gpud.store.problems import Problems

@@ -5,13 +5,13 @@ import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gpud.core.catalogue import Entry
 from gpud.core.learning import Measured
+from gpud.core.record import replace
 from gpud.store import FileStore
 from gpud.store.database import MIGRATIONS, Database, numbered
 from gpud.store.model_changes import UNSAVED_FROM

@@ -5,12 +5,12 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gpud.core.record import replace
 from gpud.tray.picture import SIZES, Picture, draw, picture, pixmaps
 from gpud.tray.settings import BadSettings, Settings, read, write
 from gpud.tray.texts import Texts, languages, parse, texts

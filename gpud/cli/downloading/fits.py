@@ -3,12 +3,12 @@ what gpud may use. Decides what is recommended; downloads nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gpud.cli.budget import Way, counted
 from gpud.cli.output import Output, size, table
 from gpud.core.errors import GpudError
+from gpud.core.record import Record, replace
 
 if TYPE_CHECKING:
     from gpud.core.quote import Estimate
@@ -26,8 +26,7 @@ COMMON = ("Q4_K_M", "Q4_K_S", "UD-Q4_K_XL", "IQ4_XS", "MXFP4", "Q4_0", "Q5_K_M")
 Choice = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Record):
     """One quantization. ``now`` and ``ever``: whether it fits as things are, and when everything else is unloaded;
     None: nobody knows.
     """

@@ -3,15 +3,14 @@
 import os
 import stat
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpud.cli.storing.use import BLOCK
 from gpud.core.errors import GpudError
+from gpud.core.record import Struct, field
 
 
-@dataclass(slots=True)
-class Cleaned:
+class Cleaned(Struct):
     """``freed_bytes`` counts a file when the last of its links goes. ``kept`` are paths, each with why."""
 
     removed: int = 0

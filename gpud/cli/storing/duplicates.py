@@ -4,10 +4,10 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from gpud.cli.storing.use import files_below
+from gpud.core.record import Record
 
 LEAST_BYTES = 1 << 20
 """Smaller files cost nothing worth a question."""
@@ -16,8 +16,7 @@ PIECE_BYTES = 4 << 20
 HEAD_BYTES = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Same:
+class Same(Record):
     """Files with one content. Each of ``copies`` is one on a disk, with all its names: hard links cost nothing."""
 
     digest: str

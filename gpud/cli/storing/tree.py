@@ -5,17 +5,16 @@ import os
 import pwd
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from gpud.core.errors import GpudError
+from gpud.core.record import Record
 
 OWNER = "gpud"
 """The service's user and its group: whoever is to put models there is a member of the group."""
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
+class Folder(Record):
     """``path`` below the base; ``shared``: the group may write there."""
 
     path: str

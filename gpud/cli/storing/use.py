@@ -3,15 +3,15 @@
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from gpud.core.record import Struct, field
 
 BLOCK = 512
 """What ``st_blocks`` counts in."""
 
 
-@dataclass(slots=True)
-class Use:
+class Use(Struct):
     """One file or folder with all that is in it. ``taken_bytes`` is what the disk has given for it."""
 
     name: str

@@ -5,8 +5,9 @@ that is not written here yet (sparse-attention indexes, encoders with decoders, 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
+
+from gpud.core.record import Record
 
 
 class Cache(StrEnum):
@@ -29,8 +30,7 @@ class Recurrent(StrEnum):
     """All but every so many-th."""
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(Record):
     """Layers that look back only so far.
 
     ``pattern`` is the distance between layers that see everything, the last of each such group, or the first where
@@ -47,8 +47,7 @@ class Window:
     every: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(Record):
     """One architecture.
 
     ``kv_layers`` is the number of layers that own keys and values where the others reuse theirs, ``lists_shared`` says

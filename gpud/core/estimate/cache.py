@@ -1,13 +1,13 @@
 """Keys, values and states: how many cells llama.cpp makes for a context, and what each layer keeps in them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from gpud.core.errors import GpudError
 from gpud.core.estimate.architectures import Cache
 from gpud.core.estimate.shape import Shape
 from gpud.core.estimate.weights import HOST_ALIGNMENT, padded
 from gpud.core.plan import Plan
+from gpud.core.record import Record
 
 CELLS = 256
 """Cells come in multiples of so many."""
@@ -42,8 +42,7 @@ class UnknownCacheType(GpudError):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Cells:
+class Cells(Record):
     """``context`` is what the engine reports; each of ``streams`` caches has ``full`` cells, ``windowed`` in layers
     that look back only so far. ``sequences`` is the number of states, ``tokens`` what is computed at once."""
 

@@ -8,18 +8,16 @@ bench.estimate --measure`` measures them again and prints the error of every mod
 regression values; a GPU's own plans differ (other fusions, other scratch), and the engine's dry run says what they are.
 """
 
-from dataclasses import dataclass
-
 from gpud.core.estimate.architectures import Cache
 from gpud.core.estimate.cache import Cells
 from gpud.core.estimate.shape import Shape, Work
 from gpud.core.plan import Plan
+from gpud.core.record import Record
 
 FLOAT_BYTES = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Factors:
+class Factors(Record):
     """Numbers of floats for each token, in units of a width of the model.
 
     Fitted to llama-server 0.5.0-dev (0c1e570), CPU, 30 models × 15 argument sets. ``gated``: of a feed-forward network
@@ -44,8 +42,7 @@ class Factors:
 FACTORS = Factors()
 
 
-@dataclass(frozen=True, slots=True)
-class Buffers:
+class Buffers(Record):
     """``all`` is what one device needs that computes whole layers and the output.
 
     In it are ``inputs``, which each device gets copies of: masks and embedded tokens. ``hidden`` is what a layer hands

@@ -1,12 +1,12 @@
 """What a model file says of itself, brought into the form that the formula works with. Made once for each file."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from gpud.core.errors import GpudError
 from gpud.core.estimate.architectures import ARCHITECTURES, Cache, Recurrent, Rules, Window
 from gpud.core.estimate.weights import Weights, row, rows, weigh
 from gpud.core.modelfile import ModelFile
+from gpud.core.record import Record, field
 
 MOST_LAYERS = 512
 """All that llama.cpp can load."""
@@ -34,8 +34,7 @@ class ShapeInvalid(GpudError):
     code = "invalid-model"
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(Record):
     """What one layer keeps: elements of a key and of a value for each token, a state for each sequence.
 
     ``windowed``: it looks back only :attr:`Shape.window` tokens. A layer that reuses the cache of another has none.
@@ -48,8 +47,7 @@ class Layer:
     convolution: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(Record):
     """Widths that decide how much memory a computation needs; 0 for what the model does not have."""
 
     width: int
@@ -68,8 +66,7 @@ class Work:
     gated: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(Record, eq=False):
     """A file as the formula sees it. ``layers`` has the repeating ones that are loaded, ``count`` all of the file.
 
     Keep it for as long as the file does not change: it costs milliseconds to make, an estimate with it microseconds.
@@ -85,7 +82,7 @@ class Shape:
     trained: int
     causal: bool
     work: Work
-    _weights: dict[tuple[tuple[str, str], ...], Weights] = field(default_factory=dict, compare=False, repr=False)
+    _weights: dict[tuple[tuple[str, str], ...], Weights] = field(default_factory=dict)
 
     @classmethod
     def of(cls, file: ModelFile) -> "Shape":

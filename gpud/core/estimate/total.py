@@ -1,7 +1,6 @@
 """The estimate itself: a file, a plan and what else is loaded beside it, added up by device."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 
 from gpud.core.estimate import cache, compute
 from gpud.core.estimate.placement import HOST, devices_of_layers, only_gpu, shares
@@ -11,6 +10,7 @@ from gpud.core.estimate.weights import GPU_ALIGNMENT, Place, Sizes, padded
 from gpud.core.modelfile import ModelFile
 from gpud.core.plan import Plan
 from gpud.core.quote import Estimate, Part, Source
+from gpud.core.record import Struct, replace
 
 PIPELINE_COPIES = 4
 """Of all inputs, where several GPUs work on a model one after the other and nothing is left to the CPU."""
@@ -70,8 +70,7 @@ def draft_plan(plan: Plan, cells: cache.Cells) -> Plan:
     )
 
 
-@dataclass(slots=True)
-class _Sums:
+class _Sums(Struct):
     weights: int = 0
     kv: int = 0
     state: int = 0

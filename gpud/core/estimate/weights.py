@@ -8,10 +8,10 @@ piece by piece, count in full, as they do in its own record.
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 from gpud.core.errors import GpudError
 from gpud.core.modelfile import ModelFile, Tensor
+from gpud.core.record import Record, Struct, field
 
 INPUT = -1
 HOST_ALIGNMENT = 32
@@ -50,8 +50,7 @@ class OverrideInvalid(GpudError):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
+class Sizes(Record):
     """The same tensors in the machine's own memory and on a GPU; ``largest`` is the largest matrix among them."""
 
     host: int = 0
@@ -62,8 +61,7 @@ class Sizes:
         return Sizes(self.host + other.host, self.gpu + other.gpu, max(self.largest, other.largest))
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Record):
     """A layer's tensors: what moves with the layer, its experts apart, and what an override pins to a device."""
 
     movable: Sizes = Sizes()
@@ -71,8 +69,7 @@ class Place:
     pinned: tuple[tuple[str, Sizes], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
+class Weights(Record):
     """All tensors of a file: ``places`` has one entry for each layer and the output at the end.
 
     ``everywhere`` is what each device with a layer gets a copy of. ``tied`` are the embeddings again, as the output;
@@ -112,8 +109,7 @@ def padded(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
 
 
-@dataclass(slots=True)
-class _Sum:
+class _Sum(Struct):
     movable: list[Sizes] = field(default_factory=list)
     experts: list[Sizes] = field(default_factory=list)
     pinned: dict[str, list[Sizes]] = field(default_factory=dict)
