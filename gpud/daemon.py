@@ -33,7 +33,6 @@ from gpud.http.lines import Lines, TeeSink
 from gpud.log import Journal, set_level, setup
 from gpud.machine import Machine, Surroundings
 from gpud.pagecache import PageCache
-from gpud.power import on_battery
 from gpud.processes.cgroup import Cgroup, enter_delegated_cgroup
 from gpud.processes.launcher import ProcessLauncher
 from gpud.programs import OtherPrograms
@@ -353,7 +352,7 @@ class Daemon:
     def _may_read_ahead(self) -> bool:
         """Asked in a thread, each time before a file is read ahead of its load."""
         wanted = self._config.prefetch
-        return wanted.page_cache and (wanted.on_battery or on_battery() is not True)
+        return wanted.page_cache and (wanted.on_battery or not self._machine.runs_on_battery())
 
     # What is told ----------------------------------------------------------------------------------------------------
 

@@ -105,7 +105,7 @@ class Machine:
         self._all_idle = False
         self._neighbours = Neighbours(
             address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS,
-            (self._login1, UPower(self._battery_told)),
+            (self._login1, UPower(self.power_told)),
             library=library,
         )
 
@@ -223,10 +223,14 @@ class Machine:
 
     # Power, as UPower tells it
 
-    def _battery_told(self, battery: bool | None) -> None:
+    def power_told(self, battery: bool | None) -> None:
         self._knows_battery = battery is not None
         if battery is not None:
             self._set_battery(battery)
+
+    def runs_on_battery(self) -> bool:
+        """Blocks where nobody tells: for a thread."""
+        return self._battery is True if self._knows_battery else on_battery() is True
 
     def looks_at_battery(self) -> bool:
         """Where there is no UPower, it is noticed when a look is made anyway."""

@@ -19,6 +19,7 @@ from gpud import config
 from gpud.config import Config
 from gpud.core.facts import Caller
 from gpud.machine import Machine, loses_memory
+from gpud.power import on_battery
 from gpud.programs import OtherPrograms
 from gpud.trial import Trial
 
@@ -145,6 +146,7 @@ class Told:
         self.woken: list[tuple[bool, str, str]] = []
         self.unloaded: list[str] = []
         self.suspended: list[dict[str, Any]] = []
+        self.power: list[bool] = []
         self.news = asyncio.Event()
 
     async def suspend(self, within_s: float, **how: Any) -> None:
@@ -153,6 +155,9 @@ class Told:
     def woke_up(self, *, restore: bool = True, problem: str = "", hint: str = "") -> None:
         self.woken.append((restore, problem, hint))
         self.news.set()
+
+    def power_seen(self, *, on_battery: bool) -> None:
+        self.power.append(on_battery)
 
     def unload(self, name: str, caller: Caller) -> None:
         self.unloaded.append(caller.label)
@@ -290,6 +295,28 @@ def test_a_sleep_ends_the_tries(run: Run) -> None:
         for _ in range(20):
             await asyncio.sleep(0)
         assert (len(engine.woken), gpus.tries) == (1, before)
+
+    run(work())
+
+
+def test_what_upower_says_of_the_battery_holds_until_it_is_gone(run: Run) -> None:
+    """For the idle time and for reading ahead; each change is told once, and without it /sys is looked at."""
+
+    async def work() -> None:
+        engine = Told()
+        made = machine(engine, Gpus(""), config.parse("idle: {timeout_on_battery: 60}", "x"))
+        assert made.looks_at_battery()
+        made.power_told(True)
+        made.power_told(True)
+        assert (made.runs_on_battery(), made.looks_at_battery()) == (True, False)
+        made.power_told(False)
+        assert not made.runs_on_battery()
+        made.power_told(True)
+        made.power_told(None)
+        assert made.looks_at_battery()
+        assert made.runs_on_battery() == (on_battery() is True)
+        assert engine.power == [True, False, True]
+        assert not machine(engine, Gpus("")).looks_at_battery()
 
     run(work())
 

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from fake_nvml.gpu import GIB, FakeGpus
 from jeepney import DBusAddress, HeaderFields, MessageType, new_method_return, new_signal
 from jeepney.bus_messages import message_bus
 from jeepney.io.blocking import open_dbus_connection
 
-from .harness import BOUND_S, Daemon, Place, engine
+from .harness import BOUND_S, CallFailed, Daemon, Place, engine
 from .mock_machine import wait_until
 
 NAME = "com.feralinteractive.GameMode"
@@ -25,7 +26,7 @@ class GameMode:
 
     def __init__(self, address: str, *playing: int) -> None:
         self._connection = open_dbus_connection(address)
-        self._playing = playing
+        self._playing = list(playing)
         self._writing = threading.Lock()
         assert self._connection.send_and_get_reply(message_bus.RequestName(NAME), timeout=BOUND_S).body[0] == 1
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -47,6 +48,14 @@ class GameMode:
             signal = new_signal(DBusAddress(PATH, NAME, NAME), member, "io", (pid, f"{PATH}/Games/{pid}"))
             assert signal.header.message_type is MessageType.signal
             self._connection.send(signal)
+
+    def play(self, pid: int) -> None:
+        self._playing.append(pid)
+        self.tell("GameRegistered", pid)
+
+    def stop(self, pid: int) -> None:
+        self._playing.remove(pid)
+        self.tell("GameUnregistered", pid)
 
     def close(self) -> None:
         self._connection.sock.shutdown(socket.SHUT_RDWR)
@@ -109,6 +118,81 @@ def test_a_game_that_starts_is_noticed(place: Place) -> None:
             gamemode.tell("GameUnregistered", 1)
             gamemode.tell("GameUnregistered", os.getpid())
             wait_until(lambda: game_holds(daemon) == [], "all have ended")
+    finally:
+        gamemode.close()
+    daemon.aftermath()
+
+
+@pytest.fixture
+def gpus(place: Place) -> Iterator[FakeGpus]:
+    with FakeGpus(place.root / "gpus", 6 * GIB) as made:
+        place.environment |= made.environment()
+        yield made
+        for daemon in place.daemons:
+            daemon.destroy()
+
+
+def on_gpu(place: Place, gpus: FakeGpus, name: str, **settings: object) -> dict[str, object]:
+    mark = f"{place.root.name}-{name}."
+    gpus.rule(mark, GIB)
+    return engine("--say", mark, size="1GiB", **settings)
+
+
+@pytest.mark.parametrize("loads", ["wait", "cpu", "refuse"])
+def test_loads_meanwhile_do_as_they_are_told(place: Place, gpus: FakeGpus, loads: str) -> None:
+    """They wait for the end of the game, run on the processor, or are refused with the game's name; what needs no GPU
+    is not concerned, and what was held comes back when the game is over.
+    """
+    models = {name: on_gpu(place, gpus, name) for name in ("held", "other")}
+    place.configure({**models, "host": engine(gpu="host")}, give_way={"loads": loads}, gpu={"reserve": 0, "watch": 0})
+    daemon = place.start()
+    assert daemon.load("held").result == "done", daemon.log()
+    holder = place.client()
+    holder.call("Hold", "sss", "held", "an editor", "it is used")
+    gamemode = GameMode(place.address)
+    try:
+        with helper(place):
+            # It may be following already, or see this game when it comes to.
+            gamemode.play(os.getpid())
+            daemon.wait_state("held", "unloaded")
+            name = game_holds(daemon)[0]
+            assert daemon.load("host").result == "done"
+            job = None
+            if loads == "refuse":
+                with pytest.raises(CallFailed, match=f"the GPUs are given away, {name} has them") as caught:
+                    daemon.ask_load("other")
+                assert caught.value.name == "Yielded"
+            else:
+                job = daemon.ask_load("other")
+            if loads == "cpu":
+                assert daemon.wait_job(job or 0).result == "done"
+                assert daemon.model("other")["Device"] == "host"
+            gamemode.stop(os.getpid())
+            daemon.wait_state("held", "ready")
+            if loads == "wait":
+                assert daemon.wait_job(job or 0).result == "done"
+                assert daemon.model("other")["Device"] == gpus.uuid()
+            assert game_holds(daemon) == []
+    finally:
+        gamemode.close()
+    assert gpus.overflows() == []
+    assert daemon.stop() == 0
+
+
+def test_gpud_is_killed_while_a_game_runs(place: Place) -> None:
+    """The next one hears of the game from the helper, and a model that was taken over leaves the GPUs again."""
+    place.configure({"model": engine(), "spare": engine()})
+    daemon = place.start()
+    gamemode = GameMode(place.address, os.getpid())
+    try:
+        with helper(place):
+            wait_until(lambda: len(game_holds(daemon)) == 1, "it follows")
+            daemon.kill9()
+            daemon = place.start()
+            wait_until(lambda: len(game_holds(daemon)) == 1, "it follows the next one")
+            job = daemon.ask_load("model")
+            gamemode.stop(os.getpid())
+            assert daemon.wait_job(job).result == "done"
     finally:
         gamemode.close()
     daemon.aftermath()
