@@ -20,6 +20,7 @@ from gpud.core.errors import ConfigInvalid, GpudError
 from gpud.core.events import Kind, Level, Notice, Outcome, SessionsChanged
 from gpud.core.facts import State
 from gpud.core.record import replace
+from gpud.core.statuses import lively
 from gpud.dbus.limits import CallerLimits
 from gpud.dbus.neighbour import gpud_of_the_machine
 from gpud.dbus.service import BusUnavailable, NameTaken, Service
@@ -376,7 +377,7 @@ class Daemon:
         """One line for ``systemctl status``."""
         snapshot = self._engine.snapshot()
         by_state: dict[State, list[str]] = {}
-        for model in snapshot.models:
+        for model in lively(snapshot.models):
             if model.state is not State.COLD:
                 by_state.setdefault(model.state, []).append(model.model.name)
         parts = [f"{state}: {', '.join(names)}" for state, names in by_state.items()]

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from gpud.catalog.inotify import CLOSE_WRITE, DELETE, MOVED_TO, ONLY_FOLDERS, Inotify
+from gpud.core import statuses
 from gpud.core.engines import Family, of_family
 from gpud.core.errors import GpudError
 from gpud.core.events import Kind, Level, Notice, Outcome
@@ -188,10 +189,10 @@ class Facades:
         if not self._pipes or self._engine is None:
             return
         snapshot = self._engine.snapshot()
-        engines = {status.model.name: status.model.engine for status in snapshot.models}
         for outcome in outcomes:
             if isinstance(outcome, Notice):
-                self._tell(outcome, engines.get(outcome.model, ""))
+                about = statuses.status_of(snapshot.models, outcome.model)
+                self._tell(outcome, "" if about is None else about.model.engine)
         for name, pipe in self._pipes.items():
             pipe.status(self._status(name, snapshot))
 
@@ -344,7 +345,7 @@ class Facades:
         assert self._engine is not None
         return [
             status.model.name
-            for status in self._engine.snapshot().models
+            for status in statuses.lively(self._engine.snapshot().models)
             if status.model.engine in ROLES[name].engines and (status.state.has_engine() or status.waiting)
         ]
 
@@ -363,7 +364,9 @@ class Facades:
     def _status(self, name: str, snapshot: Snapshot) -> str:
         role = ROLES[name]
         if role.engines:
-            shown = [_shown(status) for status in snapshot.models if status.model.engine in role.engines]
+            shown = [
+                _shown(status) for status in statuses.lively(snapshot.models) if status.model.engine in role.engines
+            ]
             return "; ".join(filter(None, shown)) or "nothing loaded"
         if name == "ml-vram-monitor":
             return _memory(snapshot)

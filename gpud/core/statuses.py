@@ -81,6 +81,10 @@ class Statuses(Sequence[ModelStatus]):
     def of(self, name: str) -> ModelStatus | None:
         return self._of(name) if name in self.lively or name in self.stock else None
 
+    def chosen(self, names: Iterable[str]) -> list[ModelStatus]:
+        """Of those with these names, which are there."""
+        return [self._of(name) for name in names]
+
     def _of(self, name: str) -> ModelStatus:
         status = self.lively.get(name)
         return at_rest(self.stock[name], self.patience) if status is None else status
@@ -104,3 +108,21 @@ def status_of(models: Sequence[ModelStatus], name: str) -> ModelStatus | None:
 
 def names_of(models: Sequence[ModelStatus]) -> Iterable[str]:
     return models.names() if isinstance(models, Statuses) else (one.model.name for one in models)
+
+
+def only(models: Sequence[ModelStatus], names: Collection[str] | None) -> Sequence[ModelStatus]:
+    """Those with one of these names; None: all."""
+    if names is None:
+        return models
+    if isinstance(models, Statuses):
+        return models.chosen(name for name in models.names() if name in names)
+    return [one for one in models if one.model.name in names]
+
+
+def names_with_aliases(models: Sequence[ModelStatus]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    if not isinstance(models, Statuses):
+        yield from ((one.model.name, one.model.aliases) for one in models)
+        return
+    stock = models.stock
+    for name in models.names():
+        yield name, stock.aliases_of(name) if name in stock else models.lively[name].model.aliases

@@ -6,6 +6,7 @@ A client that leaves while it waits leaves the job behind: it goes on, and /jobs
 import asyncio
 from collections.abc import Iterable
 
+from gpud.core import statuses
 from gpud.core.errors import Busy, Canceled, GpudError, LimitsExceeded, NotLoaded
 from gpud.core.events import JobEnded, Kind, LoadOptions, Notice, Outcome
 from gpud.core.facts import Caller, JobResult, ModelStatus, State
@@ -28,9 +29,9 @@ class Unloaded(Struct):
 
 def status_of(engine: Engine, name: str) -> ModelStatus:
     """A configured model. Raises NotLoaded when a reload has removed it meanwhile."""
-    for one in engine.snapshot().models:
-        if one.model.name == name:
-            return one
+    found = statuses.status_of(engine.snapshot().models, name)
+    if found is not None:
+        return found
     raise NotLoaded(f'"{name}" is no longer there', hint="GET /models lists what is")
 
 
@@ -115,7 +116,7 @@ def _problem(engine: Engine, name: str, ended: JobEnded) -> GpudError | None:
     if ended.error is not None:
         return ended.error
     if ended.result is JobResult.DONE:
-        status = next((one for one in engine.snapshot().models if one.model.name == name), None)
+        status = statuses.status_of(engine.snapshot().models, name)
         stays = status is not None and status.state in (State.READY, State.DRAINING)
         return Busy(ended.message) if stays and not ended.message.startswith("unloaded") else None
     if ended.result is JobResult.TIMEOUT:

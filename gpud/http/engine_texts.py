@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from gpud.core import statuses
 from gpud.core.engines import ENGINES
 from gpud.core.facts import Endpoint, ModelStatus, State
 from gpud.engine import Engine
@@ -40,7 +41,7 @@ class EngineTexts:
         async with self._reading:
             found = {
                 status.model.name: status.endpoint
-                for status in self._engine.snapshot().models
+                for status in statuses.lively(self._engine.snapshot().models)
                 if status.endpoint is not None and _tells(status)
             }
             now = self._clock()

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from gpud.core import statuses
 from gpud.core.errors import GpudError, InvalidArguments
 from gpud.core.facts import Caller
 from gpud.core.record import Struct, field
@@ -52,16 +53,15 @@ class Exchange(Struct):
         """The configured names of the models that the caller may use and see; None: all of them."""
         if self.admitted.key is None:
             return None
-        models = (status.model for status in self.engine.snapshot().models)
-        return frozenset(model.name for model in models if self.admitted.allows(model.name, *model.aliases))
+        models = statuses.names_with_aliases(self.engine.snapshot().models)
+        return frozenset(name for name, aliases in models if self.admitted.allows(name, *aliases))
 
     def check_model(self, name: str) -> None:
         """Raises Denied for a model that the caller's key may not use."""
         if self.admitted.allows(name):
             return
-        models = (status.model for status in self.engine.snapshot().models)
-        aliases = next((model.aliases for model in models if model.name == name), ())
-        self.admitted.require(name, *aliases)
+        found = statuses.status_of(self.engine.snapshot().models, name)
+        self.admitted.require(name, *(() if found is None else found.model.aliases))
 
     async def value(self, limit_bytes: int = SMALL_BODY_BYTES) -> dict[str, Any]:
         """The body as a JSON object; an empty body is an empty object. Raises InvalidArguments."""

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 
+from gpud.core import statuses
 from gpud.core.events import (
     Alert,
     CatalogueChanged,
@@ -220,7 +221,7 @@ class Feed:
         self._emit(Type.REQUEST, body)
 
     def _changed(self, change: ModelChanged) -> None:
-        status = next((one for one in self._engine.snapshot().models if one.model.name == change.model), None)
+        status = statuses.status_of(self._engine.snapshot().models, change.model)
         self._emit(
             Type.MODEL_STATE, feed_events.model_state(status, change.model, change.old, change.new, change.reason)
         )
@@ -277,7 +278,7 @@ class Feed:
     def _tell_progress(self, snapshot: Snapshot) -> None:
         loading = {
             status.model.name: feed_events.progress(status, snapshot)
-            for status in snapshot.models
+            for status in statuses.lively(snapshot.models)
             if status.state is State.LOADING and status.progress is not None
         }
         for name, body in loading.items():

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from gpud.core import statuses
 from gpud.core.facts import ModelStatus, State
 from gpud.http.feed_events import Body, Event, Type, timestamp
 from gpud.http.lines import Origin
@@ -246,7 +247,7 @@ def _progress(body: Body, feed: "Feed") -> Body:
     """What is left is reckoned from how long the last load took, where there was one."""
     done = body.get("progress")
     share = float(done) if isinstance(done, int | float) else 0.0
-    status = next((one for one in feed.engine.snapshot().models if one.model.name == body["model"]), None)
+    status = statuses.status_of(feed.engine.snapshot().models, str(body["model"]))
     took_s = None if status is None else status.load_seconds
     return {
         "model_id": body["model"],

@@ -5,10 +5,11 @@ It decides which model that is and how patient the client is; it never takes par
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from gpud.core import statuses
 from gpud.core.errors import NoSuchModel, NotLoaded
 from gpud.core.events import LoadOptions
 from gpud.core.facts import ModelStatus, State
@@ -263,7 +264,7 @@ class Gateway:
     async def _model(self, exchange: Exchange) -> None:
         default = self._settings.default_model
         name = resolved(self._engine, exchange.parameters["id"], default, lambda: exchange.allowed_models)
-        status = next((one for one in self._allowed(exchange) if one.model.name == name), None)
+        status = statuses.status_of(self._allowed(exchange), name)
         if status is None:
             raise NoSuchModel(f'there is no model "{exchange.parameters["id"]}"', hint="GET /v1/models lists them")
         (known,) = await self._known.of([status.model])
@@ -271,9 +272,8 @@ class Gateway:
         told = for_anthropic(known, self._began_s) if anthropic else for_openai(status, known, self._began_s)
         await exchange.answer(told)
 
-    def _allowed(self, exchange: Exchange) -> list[ModelStatus]:
-        allowed = exchange.allowed_models
-        return [one for one in self._engine.snapshot().models if allowed is None or one.model.name in allowed]
+    def _allowed(self, exchange: Exchange) -> Sequence[ModelStatus]:
+        return statuses.only(self._engine.snapshot().models, exchange.allowed_models)
 
     # Bodies ----------------------------------------------------------------------------------------------------------
 

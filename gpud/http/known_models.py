@@ -23,7 +23,7 @@ LLAMA_CPP_ENGINES = of_family(Family.LLAMA_CPP)
 LOOK_S = 5.0
 """How long a look at the disk may take: after it models are told of without what only their files say."""
 
-SINGLY = 50
+SINGLY = 500
 """So many models are looked up by name; of more than that all are read."""
 
 
@@ -131,11 +131,13 @@ def _known(model: Model, entries: Mapping[str, Entry]) -> Known:
     return Known(model, entry, quantization=entry.found.quantization)
 
 
-def format_of(model: Model) -> str:
+def format_of(model: Model, file: str | None = None) -> str:
+    """``file``: instead of the model's own."""
+    file = model.settings.file if file is None else file
     if family(model.engine) is Family.OLLAMA:
         return "ollama"
     # Ollama calls its files after their digest.
-    if model.settings.file.endswith(".gguf") or (model.settings.file and model.engine in LLAMA_CPP_ENGINES):
+    if file.endswith(".gguf") or (file and model.engine in LLAMA_CPP_ENGINES):
         return "gguf"
     return "safetensors" if family(model.engine) is Family.HUB else "other"
 

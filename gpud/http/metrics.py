@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from gpud.core import statuses
 from gpud.core.events import (
     ClaimGranted,
     ClaimOver,
@@ -191,7 +192,7 @@ class Metrics:
     def _load_ended(self, name: str, new: State) -> None:
         if new is State.READY:
             self._loads.add((name, "loaded"))
-            status = next((one for one in self._engine.snapshot().models if one.model.name == name), None)
+            status = statuses.status_of(self._engine.snapshot().models, name)
             if status is not None and status.load_seconds is not None:
                 self._load_seconds.observe((name,), status.load_seconds)
         elif new is State.STOPPING:
@@ -238,7 +239,7 @@ class Metrics:
     def _is_configured(self, model: str) -> bool:
         """Only configured models become labels. One that is not known may have come with a reload: it is looked up."""
         if model and model not in self._models:
-            self._models = frozenset(status.model.name for status in self._engine.snapshot().models)
+            self._models = frozenset(statuses.names_of(self._engine.snapshot().models))
         return model in self._models
 
     def _bounded(self, word: str) -> str:
@@ -277,7 +278,7 @@ class Metrics:
     def _numbers(self) -> "Numbers":
         """A copy of every number of this moment."""
         snapshot = self._engine.snapshot()
-        models = self._models = frozenset(status.model.name for status in snapshot.models)
+        models = self._models = frozenset(statuses.names_of(snapshot.models))
         self._canceled &= models
         self._places.clear()
         for name in models:

@@ -10,8 +10,10 @@ from typing import Literal
 import msgspec
 
 from gpud.core.catalogue import Scanned
+from gpud.core.errors import NoSuchModel
 from gpud.core.facts import Model, ModelStatus, State
 from gpud.core.naming import shown_path
+from gpud.core.statuses import Statuses, only, status_of
 from gpud.http.exchange import JSON, Exchange
 from gpud.http.feed_events import state_word, timestamp
 from gpud.http.kept_list import KeptList, joined
@@ -172,20 +174,21 @@ class Models:
         limit = number(exchange, "limit", LISTED, 1, LISTED_MOST)
         tag = exchange.request.parameter("tag")
         allowed, number_of = exchange.allowed_models, self._parts.engine.library.number_of
-        found = (
-            one
-            for one in self._parts.engine.snapshot().models
-            if (allowed is None or one.model.name in allowed)
-            and (not wanted or format_of(one.model) == wanted)
-            and (not engines or serves(one.model, engines))
+        models = self._parts.engine.snapshot().models
+        assert isinstance(models, Statuses)
+        names = (
+            name
+            for name in models.names()
+            if (allowed is None or name in allowed)
+            and (not (wanted or engines) or _is_one(models, name, wanted, engines))
         )
         if tag:
             # That only the registry can tell.
-            infos = await self.infos([(number_of(one.model.name), one) for one in found])
+            infos = await self.infos([(number_of(one.model.name), one) for one in models.chosen(names)])
             await exchange.answer([info for info in infos if tag in info.tags][:limit])
             return
         await self._parts.engine.keep_uses()
-        listed = await self._listed.of(list(islice(found, limit)))
+        listed = await self._listed.named(models, islice(names, limit))
         await exchange.send(joined(listed), JSON)
 
     async def _one(self, exchange: Exchange) -> None:
@@ -196,7 +199,10 @@ class Models:
         await exchange.answer(await self._info_of(exchange, model_of(exchange, self._parts, said)))
 
     async def _info_of(self, exchange: Exchange, name: str) -> ModelInfo:
-        (info,) = await self.infos([(id_, one) for id_, one in seen(exchange) if one.model.name == name])
+        found = status_of(only(self._parts.engine.snapshot().models, exchange.allowed_models), name)
+        if found is None:
+            raise NoSuchModel(f'"{name}" is no longer there', hint="GET /models lists what is")
+        (info,) = await self.infos([(self._parts.engine.library.number_of(name), found)])
         return info
 
     async def _annotate(self, exchange: Exchange) -> None:
@@ -330,6 +336,16 @@ def scan_answer(scanned: Scanned) -> ScanAnswer:
 
 
 # What a model is -----------------------------------------------------------------------------------------------------
+
+
+def _is_one(models: Statuses, name: str, wanted: str, engines: Sequence[str]) -> bool:
+    """Of this format, and served by one of these engines. Told without making a model: there may be thousands."""
+    if name in models.stock:
+        model, file = models.stock.pattern(name), models.stock.file_of(name)
+    else:
+        model = models.lively[name].model
+        file = model.settings.file
+    return (not wanted or format_of(model, file) == wanted) and (not engines or serves(model, engines))
 
 
 def serves(model: Model, engines: Sequence[str]) -> bool:

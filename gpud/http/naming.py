@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from gpud.core import statuses
 from gpud.core.errors import NoSuchModel
 from gpud.core.facts import State
 from gpud.engine import Engine
@@ -176,14 +177,16 @@ def resolved(engine: Engine, name: str, default: str, allowed: Callable[[], Coll
     if default:
         return engine.resolve(default)
     names = allowed()
-    models = [one for one in engine.snapshot().models if names is None or one.model.name in names]
-    if not models:
+    models = engine.snapshot().models
+    first = next((one for one in statuses.names_of(models) if names is None or one in names), None)
+    if first is None:
         raise NoSuchModel("there is no model to choose from", hint="add one under models: in gpud.yaml, or name one")
-    ready = [one for one in models if one.state is State.READY and one.last_used_s is None]
-    used = [one for one in models if one.last_used_s is not None]
+    moving = [one for one in statuses.lively(models) if names is None or one.model.name in names]
+    used = [one for one in moving if one.last_used_s is not None]
     if used:
         return max(used, key=lambda one: one.last_used_s or 0.0).model.name
-    return (ready or models)[0].model.name
+    ready = [one for one in moving if one.state is State.READY]
+    return ready[0].model.name if ready else first
 
 
 def _model_span(body: bytes) -> tuple[int, int] | None:

@@ -4,12 +4,14 @@ What stays loaded, and for how long, is gpud's to decide; a client's keep_alive 
 do is passed on to it.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from gpud.core.facts import ModelStatus
+from gpud.core.statuses import lively, only
 from gpud.engine import Engine
 from gpud.http.client import Pool
 from gpud.http.exchange import JSON, Exchange
@@ -134,7 +136,7 @@ class OllamaFront:
         await exchange.answer({"models": found})
 
     async def _running(self, exchange: Exchange) -> None:
-        statuses = [status for status in self._visible(exchange) if is_loaded(status)]
+        statuses = [status for status in lively(self._visible(exchange)) if is_loaded(status)]
         has_ollamas = any(status.model.engine == OLLAMA for status in statuses)
         stored = await self._original.tags() if has_ollamas else {}
         known = await self._known.of([status.model for status in statuses])
@@ -170,9 +172,8 @@ class OllamaFront:
         async with self._original.serving() as endpoint:
             return await self._original.asked(endpoint, "POST", "/api/show", question)
 
-    def _visible(self, exchange: Exchange) -> list[ModelStatus]:
-        allowed = exchange.allowed_models
-        return [one for one in self._engine.snapshot().models if allowed is None or one.model.name in allowed]
+    def _visible(self, exchange: Exchange) -> Sequence[ModelStatus]:
+        return only(self._engine.snapshot().models, exchange.allowed_models)
 
     # Ollama's store --------------------------------------------------------------------------------------------------
 

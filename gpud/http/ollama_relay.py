@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
+from gpud.core import statuses
 from gpud.core.facts import Endpoint, State
 from gpud.core.record import replace
 from gpud.engine import Engine
@@ -50,7 +51,7 @@ class Original:
 
     def running(self) -> Endpoint | None:
         """Where one answers now, because gpud has a model in it."""
-        for status in self._engine.snapshot().models:
+        for status in statuses.lively(self._engine.snapshot().models):
             if status.model.engine == OLLAMA and status.endpoint is not None and status.state is State.READY:
                 return status.endpoint
         return None

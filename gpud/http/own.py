@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from gpud.core import statuses
 from gpud.core.engines import Family, of_family
 from gpud.core.errors import InvalidArguments, NoSuchModel
 from gpud.core.facts import ModelStatus, Priority, Snapshot
@@ -198,8 +199,8 @@ def engines_of(parts: Parts, backend: str) -> tuple[str, ...]:
 def seen(exchange: Exchange) -> list[tuple[int, ModelStatus]]:
     """The models that the caller may know of, each with its number in the registry."""
     allowed, number_of = exchange.allowed_models, exchange.engine.library.number_of
-    models = exchange.engine.snapshot().models
-    return [(number_of(one.model.name), one) for one in models if allowed is None or one.model.name in allowed]
+    models = statuses.only(exchange.engine.snapshot().models, allowed)
+    return [(number_of(one.model.name), one) for one in models]
 
 
 def model_of(exchange: Exchange, parts: Parts, said: str | int | None, path: str = "") -> str:

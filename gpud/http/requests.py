@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from gpud.core import statuses
 from gpud.core.record import Struct, field
 from gpud.http.exchange import Exchange
 from gpud.http.routing import Route
@@ -95,7 +96,7 @@ class Requests(Struct):
     async def _show(self, exchange: Exchange) -> None:
         """The question itself is not shown; a key that is for some models sees their requests alone."""
         allowed = exchange.allowed_models
-        configured = {one.model.name for one in exchange.engine.snapshot().models}
+        configured = set(statuses.names_of(exchange.engine.snapshot().models))
         for name in self._served.keys() - configured:
             del self._served[name]
         await exchange.answer(

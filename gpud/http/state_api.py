@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gpud.core import statuses
 from gpud.core.errors import InvalidArguments
 from gpud.core.facts import ModelStatus, Snapshot
 from gpud.core.facts import State as ModelState
@@ -285,7 +286,8 @@ class State:
         engine.yield_gpus(exchange.caller, why=why, for_s=body.for_seconds)
         snapshot = engine.snapshot()
         given = self._given(snapshot)
-        leaving = [one.model.name for one in snapshot.models if one.state.has_engine() and one.device != "host"]
+        moving = statuses.lively(snapshot.models)
+        leaving = [one.model.name for one in moving if one.state.has_engine() and one.device != "host"]
         until = given.until if given is not None else None
         text = "The GPUs are given away" + (f" until {until}" if until else " until somebody resumes")
         await exchange.answer(Yielding("yielded", text, until, leaving))

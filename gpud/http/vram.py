@@ -7,6 +7,7 @@ import asyncio
 
 import msgspec
 
+from gpud.core import statuses
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import HOST, GpuStatus, ModelStatus, Snapshot, State
 from gpud.core.modelfile import ModelFile
@@ -238,7 +239,8 @@ def _place(snapshot: Snapshot, name: str, offer: Offer) -> str:
     """Where it would have to go: the machine's memory, the GPU that its configuration names, or any."""
     if not offer.gpu_bytes:
         return HOST
-    return next((one.model.gpu for one in snapshot.models if one.model.name == name), "")
+    found = statuses.status_of(snapshot.models, name)
+    return "" if found is None else found.model.gpu
 
 
 def _layers(quote: Quote, available: int, everything: int) -> int | None:

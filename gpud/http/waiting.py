@@ -7,6 +7,7 @@ import contextlib
 
 import msgspec
 
+from gpud.core import statuses
 from gpud.core.facts import ModelStatus, State
 from gpud.engine import Engine
 from gpud.http.connection import ClientGone
@@ -68,7 +69,7 @@ class Waiting:
 
 
 def status_of(engine: Engine, model: str) -> ModelStatus | None:
-    return next((one for one in engine.snapshot().models if one.model.name == model), None)
+    return statuses.status_of(engine.snapshot().models, model)
 
 
 def in_words(engine: Engine, model: str) -> str:
