@@ -1,6 +1,5 @@
 """The kernel's inotify and what it takes to use it: the calls, the events, of which file systems it says nothing."""
 
-import ctypes
 import os
 import struct
 from collections.abc import Iterator
@@ -62,12 +61,16 @@ class Inotify:
     """One instance. Raises OSError as the calls do."""
 
     def __init__(self) -> None:
+        # Imported here: only who watches needs it, and that is after the start.
+        import ctypes
+
+        self._c = ctypes
         self._libc = ctypes.CDLL(None, use_errno=True)
         self.fd = self._checked(self._libc.inotify_init1(_CLOSE_ON_EXEC | _NONBLOCKING), "")
 
     def add(self, path: str, mask: int) -> int:
         """The number of the watch on this folder, which is the same for the same folder."""
-        return self._checked(self._libc.inotify_add_watch(self.fd, os.fsencode(path), ctypes.c_uint32(mask)), path)
+        return self._checked(self._libc.inotify_add_watch(self.fd, os.fsencode(path), self._c.c_uint32(mask)), path)
 
     def remove(self, watch: int) -> None:
         """Nothing happens to one that is gone already."""
@@ -88,17 +91,17 @@ class Inotify:
 
     def remote(self, path: str) -> bool:
         """Whether another machine may change what is there. Waits for it, if it does not answer."""
-        buffer = ctypes.create_string_buffer(512)
+        buffer = self._c.create_string_buffer(512)
         if self._libc.statfs(os.fsencode(path), buffer) != 0:
             return False
         # The first word is the kind, of the width that the machine has.
-        return ctypes.c_ulong.from_buffer(buffer).value & 0xFFFF_FFFF in REMOTE
+        return self._c.c_ulong.from_buffer(buffer).value & 0xFFFF_FFFF in REMOTE
 
     def close(self) -> None:
         os.close(self.fd)
 
     def _checked(self, result: int, path: str) -> int:
         if result < 0:
-            number = ctypes.get_errno()
+            number = self._c.get_errno()
             raise OSError(number, os.strerror(number), path)
         return result

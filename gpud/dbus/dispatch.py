@@ -207,7 +207,7 @@ class Dispatcher:
             raise CallError(errors.LIMITS_EXCEEDED, f"cannot read a call of {what}: {message.oversize}")
         if message.damaged:
             raise CallError(errors.INVALID_ARGS, f"the arguments of {message.member} cannot be read")
-        if message.path not in self._tree.introspection and message.interface != PEER:
+        if not self._tree.has(message.path) and message.interface != PEER:
             raise CallError(errors.UNKNOWN_OBJECT, f'there is no object "{message.path}"; the only one is "{PATH}"')
         name = message.interface or self._interface_of(message)
         present = message.path == PATH or name in (INTROSPECTABLE, PEER)
@@ -235,7 +235,7 @@ class Dispatcher:
         if interface == INTERFACE:
             return self._handlers[message.member]
         if interface == INTROSPECTABLE:
-            text = self._tree.introspection[message.path]
+            text = self._tree.introspection(message.path)
             return lambda _request: Reply((text,))
         standard: dict[str, Handler] = {
             "Ping": lambda _request: Reply(),

@@ -70,15 +70,31 @@ class Interface(Record):
     properties: Mapping[str, Property]
 
 
-class ObjectTree(Record):
+class ObjectTree:
     """The one object, the interfaces it has, and the answers to Introspect for it and for the paths above it."""
 
-    interfaces: Mapping[str, Interface]
-    introspection: Mapping[str, str]
+    def __init__(self, root: ElementTree.Element) -> None:
+        self._root = root
+        self.interfaces = {element.attrib["name"]: _interface(element) for element in root.iter("interface")}
+        parts = PATH.strip("/").split("/")
+        self._above = {"/" + "/".join(parts[:depth]): child for depth, child in enumerate(parts)}
+        self._written = ""
 
     @property
     def own(self) -> Interface:
         return self.interfaces[INTERFACE]
+
+    def has(self, path: str) -> bool:
+        return path == PATH or path in self._above
+
+    def introspection(self, path: str) -> str:
+        """Written when it is first asked for: nobody asks while gpud starts."""
+        if path != PATH:
+            return f'{_DOCTYPE}<node>\n  <node name="{self._above[path]}"/>\n</node>\n'
+        if not self._written:
+            ElementTree.indent(self._root)
+            self._written = _DOCTYPE + ElementTree.tostring(self._root, encoding="unicode") + "\n"
+        return self._written
 
 
 def load_tree() -> ObjectTree:
@@ -91,14 +107,7 @@ def parse_tree(text: str) -> ObjectTree:
     root = ElementTree.fromstring(text)  # noqa: S314 -- our own file
     for number, standard in enumerate(ElementTree.fromstring(_STANDARD)):  # noqa: S314 -- our own text
         root.insert(number, standard)
-    interfaces = {element.attrib["name"]: _interface(element) for element in root.iter("interface")}
-    ElementTree.indent(root)
-    introspection = {PATH: _DOCTYPE + ElementTree.tostring(root, encoding="unicode") + "\n"}
-    parts = PATH.strip("/").split("/")
-    for depth, child in enumerate(parts):
-        above = "/" + "/".join(parts[:depth])
-        introspection[above] = f'{_DOCTYPE}<node>\n  <node name="{child}"/>\n</node>\n'
-    return ObjectTree(interfaces, introspection)
+    return ObjectTree(root)
 
 
 def _interface(element: ElementTree.Element) -> Interface:

@@ -1,7 +1,6 @@
 """What somebody may have meant who named a model that is not there. Pure."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 from itertools import islice
 
 COMPARED_MOST = 300
@@ -19,4 +18,7 @@ def closest(name: str, known: Iterable[str]) -> str:
         alike = (one for one in names if one.casefold().startswith(wanted[:ALIKE]) or wanted in one.casefold())
         # The shortest first: a name with little more than what was said is what was meant.
         names = list(islice(sorted(alike, key=len), COMPARED_MOST))
+    # Imported here: only who mistypes needs it.
+    from difflib import get_close_matches
+
     return next(iter(get_close_matches(name, names, 1, 0.5)), "")

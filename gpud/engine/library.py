@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from difflib import get_close_matches
 
 from gpud.core.catalogue import Entry, Scanned, Trouble
 from gpud.core.errors import Canceled, InvalidOption, NoSuchModel
@@ -174,6 +173,9 @@ class Library:
         return found[0]
 
     def _no_such(self, name: str) -> NoSuchModel:
+        # Imported here: only who mistypes needs it.
+        from difflib import get_close_matches
+
         near = get_close_matches(name, self.models, 1, 0.5)
         return NoSuchModel(
             f'there is no model "{name}"', hint=f'did you mean "{near[0]}"?' if near else "see gpudctl models list"

@@ -4,7 +4,6 @@ The driver's advice (reset, reboot) is a state and decides whether a GPU is well
 the journal and named in the sentence about a GPU that is not well; most are the fault of the program that ran.
 """
 
-import ctypes
 import logging
 import time
 from collections.abc import Callable
@@ -121,4 +120,7 @@ class XidWatch:
 
 def _place(handle: Any) -> int:
     """A handle is a pointer, and a fresh object each time: only where it points tells whose it is."""
+    # Imported here: by then NVML has done so. Machines without it do not need it.
+    import ctypes
+
     return ctypes.cast(handle, ctypes.c_void_p).value or 0

@@ -11,7 +11,6 @@ import msgspec
 
 from gpud.engine import Engine
 from gpud.http.exchange import Exchange
-from gpud.http.page import PAGE_HEADERS, page
 from gpud.http.routing import Route
 from gpud.http.shapes import Api
 
@@ -119,6 +118,9 @@ class Description:
         await exchange.answer(self._made())
 
     async def _docs(self, exchange: Exchange) -> None:
+        # Imported here: few read it, and none before everything else is loaded.
+        from gpud.http.page import PAGE_HEADERS, page
+
         await exchange.send(page(self._made()).encode(), *PAGE_HEADERS)
 
 

@@ -6,7 +6,6 @@ It answers nothing and changes nothing.
 import re
 import time
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -117,6 +116,9 @@ def decoded(body: bytes, kind: type[T]) -> T:
         unknown = _UNKNOWN_FIELD.search(str(problem))
         if unknown is None:
             raise InvalidArguments(f"cannot read the body: {problem}", hint="/docs has an example of each") from None
+        # Imported here: only who mistypes needs it.
+        from difflib import get_close_matches
+
         name, known = unknown[1], _fields(kind)
         near = get_close_matches(name, known, 1, 0.5)
         hint = f'did you mean "{near[0]}"?' if near else f"it may have {', '.join(known)}"

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from email.utils import formatdate
 
 from gpud.http.accepting import Listener
 from gpud.http.connection import read_buffer
@@ -221,5 +220,7 @@ class Server:
         now = int(time.time())
         if now != self._date_s:
             self._date_s = now
-            self._date = b"Date: %b\r\n" % formatdate(now, usegmt=True).encode()
+            # In English: gpud sets no locale.
+            date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now))
+            self._date = b"Date: %b\r\n" % date.encode()
         return self._date

@@ -9,8 +9,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 from gpud.core.record import Record
 
 MARKER = "GPUD_CHILD"
@@ -129,6 +127,9 @@ def _children(pid: int) -> list[int]:
             children += map(int, (thread / "children").read_bytes().split())
     except OSError:
         if Path("/proc/self/task").exists() and not Path(f"/proc/self/task/{os.getpid()}/children").exists():
+            # Imported here: hardly a kernel needs it, and it is 2 MiB.
+            import psutil
+
             try:
                 return [child.pid for child in psutil.Process(pid).children()]
             except psutil.Error:
