@@ -127,10 +127,18 @@ def quoted(text: bytes | str) -> str:
 
 
 def visible(text: str) -> str:
-    """The text without anything that a terminal would obey, or that is no character at all."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    """The text without anything that a terminal would obey, or that is no character at all: bytes of a name that are no
+    text are written as such.
+    """
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(char: str) -> str:
+    if char.isprintable():
+        return char
+    if "\udc80" <= char <= "\udcff":
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return repr(char)[1:-1]
 
 
 class Stream:

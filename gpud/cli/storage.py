@@ -180,7 +180,7 @@ def _duplicates(arguments: Namespace, output: Output) -> int:
             output.text(f"{size(same.wasted_bytes):>10}  {copies}:")
             for file in same.files:
                 output.text(f"            {_printable(str(file))}")
-        output.text(f"{size(wasted):>10}  could be had back" if found else "nothing is there twice")
+        output.text(f"{size(wasted):>10}  could be had back" if found else "no file of 1 MiB or more is there twice")
     linked: list[str] = []
     failed: dict[str, str] = {}
     if arguments.link and found:

@@ -425,6 +425,7 @@ def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
     for trouble in finding.troubles:
         assert "not UTF-8" in trouble.text
         trouble.path.encode()
+    assert {trouble.path.rpartition("/")[2] for trouble in finding.troubles} == {r"m\xff.gguf", r"d\xfe"}
 
 
 def test_long_and_strange_names_are_found(tmp_path: Path) -> None:
