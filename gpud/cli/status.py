@@ -155,6 +155,8 @@ def state_words(record: dict[str, Any]) -> str:
         return f"loading {record['Progress']:.0%}"
     if state == "busy":
         return f"busy ({record['InFlight']})"
+    if state == "failed" and record["Attempts"] > 1:
+        return f"failed ({record['ErrorCode'] or 'crash'} ×{record['Attempts']})"
     return state
 
 
@@ -187,7 +189,8 @@ def trouble(record: dict[str, Any]) -> list[str]:
     if record["RetryAtUSec"]:
         lines.append(f"  attempt {record['Attempts'] + 1} in {until(record['RetryAtUSec'])}")
     elif record["State"] == "failed":
-        lines.append(f'  not tried again by itself: "gpudctl load {record["Id"]}" does, "gpudctl reset" forgets it')
+        name = record["Id"]
+        lines.append(f'  not tried again by itself: mend it, then "gpudctl reset {name}" and "gpudctl load {name}"')
     return lines
 
 

@@ -343,7 +343,10 @@ class Loading:
         )
         self._table.move(instance, Trigger.CANCEL, "budget")
         self._table.enqueue(instance)
+        # Whoever runs out of memory each time has failed, too, after so many times.
+        attempts = instance.attempts
         self._leaving.gone(instance, "it ran out of memory")
+        instance.attempts = attempts
         return True
 
     # Refused

@@ -173,16 +173,20 @@ class Login1:
         line = self._line
         if line is None:
             return None
+        there: bool | None = False
         try:
             listed = (await line.call(PATH, MANAGER, "ListSessions")).body[0]
             for *_, path in listed:
-                found = (await line.properties(path, SESSION)).get("Class")
-                if not isinstance(found, str) or found.startswith("user"):
+                known = await line.properties(path, SESSION)
+                if not known:
+                    # It has ended since it was listed, which is told next.
+                    there = None
+                elif str(known.get("Class", "user")).startswith("user"):
                     return True
         except (ReplyError, OSError, TimeoutError, LookupError, TypeError) as problem:
             log.debug("logind does not say who is logged in: %s", problem)
             return None
-        return False
+        return there
 
     # Sleep and shutdown
 

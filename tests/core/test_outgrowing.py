@@ -1,5 +1,7 @@
 """Engines that take more than they were promised, or say that they will: ended before it hurts, once tried again."""
 
+import pytest
+
 from gpud.core import events
 from gpud.core.errors import BackendFailed, BudgetExceeded
 from gpud.core.events import Kind
@@ -196,6 +198,20 @@ def test_a_load_that_runs_out_of_memory_twice_has_failed() -> None:
     assert isinstance(w.jobs[job].error, BackendFailed)
     assert launches(w, "a") == [4.0, 5.0]
     assert w.state("a") is State.BACKOFF
+
+
+def test_one_that_runs_out_of_memory_each_time_has_failed_like_any_other() -> None:
+    """After so many times it is not tried again, although each time it was given more; and the count is told."""
+    w = world("a", size=1 * GIB, oom={"a": 7 * GIB})
+    tries = w.limits.backoff_attempts
+    for _ in range(tries):
+        job = w.load("a")
+        w.settle()
+        w.pass_time(w.limits.backoff_max_s + 1)
+        assert w.result(job) is JobResult.FAILED
+    assert (w.state("a"), w.status("a").attempts) == (State.FAILED, tries)
+    with pytest.raises(BackendFailed, match=f"{tries} attempts have failed"):
+        w.load("a")
 
 
 def test_memory_of_a_load_that_failed_is_waited_for() -> None:

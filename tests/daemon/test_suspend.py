@@ -334,6 +334,7 @@ def test_everything_goes_when_the_last_user_has_logged_out(place: Place, logind:
     assert daemon.state("held") == "ready"
     assert daemon.load("model").result == "done"
     logind.log_in("c4", 0, "background")
+    daemon.wait_log("nobody is logged in", count=2)
     logind.log_out("c4")
     daemon.wait_log("nobody is logged in", count=3)
     assert daemon.state("model") == "ready"
