@@ -41,7 +41,10 @@ class Memory:
         self.report_health(event.gpus)
         granted = {claim.id for claim in self._table.claims.granted()}
         claimed = {claim: pids for claim, pids in event.claimed.items() if claim in granted}
-        for late in self._books.seen(event.gpus, event.own, claimed, self._table.now):
+        # Who has ended since the look began is in it, and holds nothing for us any more.
+        engines = {instance.model.name for instance in self._table.with_engine()}
+        own = {name: pids for name, pids in event.own.items() if name in engines}
+        for late in self._books.seen(event.gpus, own, claimed, self._table.now):
             self.tell_late(late)
         self.measure(event.settling)
         for claim in self._table.claims.granted():

@@ -382,10 +382,12 @@ class Work:
             else:
                 quotes[model.name] = answer
         claimed = await self._families(action.claims)
-        own = self._own_pids()
-        samples = await self._look(
-            {**own, **{f"claim {claim}": pids for claim, pids in claimed.items()}}, wake=action.wake
-        )
+        before = self._processes()
+        samples = await self._look(frozenset[int]().union(*before.values(), *claimed.values()), wake=action.wake)
+        # Who was started during the look may be in it, and so may a process that has ended since, of an engine that is
+        # still one: neither is a stranger.
+        after = self._processes()
+        own = {name: pids | before.get((name, number), frozenset()) for (name, number), pids in after.items()}
         self._samples = samples
         self.looked_at_s = self._now()
         for problem in self._gpus.problems:
@@ -398,13 +400,19 @@ class Work:
             if not look.done():
                 look.set_result(None)
 
-    def _own_pids(self) -> Mapping[str, frozenset[int]]:
-        """The processes of every model, also of those that are still loading."""
-        return {**self._starting_pids, **{name: running.runner.pids() for name, running in self.running.items()}}
+    def _processes(self) -> Mapping[tuple[str, int], frozenset[int]]:
+        """Those of every engine, by model and generation, also of those that are still loading."""
+        pids_of = self._starting_pids
+        loading = {(name, load[0]): pids_of[name] for name, load in self._loading.items() if name in pids_of}
+        running = {(name, each.start.generation): each.runner.pids() for name, each in self.running.items()}
+        return {**loading, **running}
 
-    async def _look(self, own: Mapping[str, frozenset[int]], *, wake: bool) -> tuple[GpuSample, ...]:
+    def _own_pids(self) -> frozenset[int]:
+        return frozenset[int]().union(*self._processes().values())
+
+    async def _look(self, own: frozenset[int], *, wake: bool) -> tuple[GpuSample, ...]:
         try:
-            return await self._gpus.sample(frozenset[int]().union(*own.values()), wake=wake)
+            return await self._gpus.sample(own, wake=wake)
         except Exception:
             # Nothing is admitted on figures that are not there, and everybody who waits is told so.
             log.exception("internal error: looking at the devices failed")

@@ -94,3 +94,26 @@ def test_a_load_does_not_wait_for_memory_that_is_there() -> None:
     w.settle()
     w.pass_time(0.1)
     assert w.state("large") is State.READY
+
+
+def test_a_look_from_before_an_end_shows_nothing_to_be_back() -> None:
+    """It still sees the engines that made room and have ended meanwhile; what they hold is nobody's any more, and
+    whoever waits for it goes on waiting until a look shows it free."""
+    w = loaded_all()
+    w.configure(model("large"), large=7 * GIB)
+    job = w.load("large")
+    while others := [action for action in w.pending if not isinstance(action, events.Stop)]:
+        w.do(others[0])
+    stops = list(w.pending)
+    assert {stop.model for stop in stops} == {"a", "b"}  # With these gone it fits beside the third.
+    seen, own = w.sample(), {engine.model: frozenset((engine.pid,)) for engine in w.engines.values()}
+    w.gpus[GPU].late_bytes = 5 * GIB
+    for stop in stops:
+        w.do(stop)
+    large = w.models["large"]
+    w.post(events.Sampled(seen, own, {"large": w.quote(large)}, checked=(large,), tickets=99))
+    w.pass_time(0.5)
+    assert job not in w.jobs, w.jobs[job].message
+    w.gpus[GPU].late_bytes = 0
+    w.pass_time(0.1)
+    assert w.state("large") is State.READY
