@@ -280,3 +280,50 @@ def upload_broken_off(scene: Scene) -> Over:
         with contextlib.suppress(*GONE):
             client.sendall(b" " * 10_000_000)
     return scene.answers
+
+
+INHIBITOR = """
+import sys
+from jeepney import DBusAddress, new_method_call
+from jeepney.io.blocking import open_dbus_connection
+connection = open_dbus_connection(sys.argv[1], enable_fds=True)
+address = DBusAddress("/org/kernelcore/GpuD", "org.kernelcore.GpuD", "org.kernelcore.GpuD")
+reply = connection.send_and_get_reply(new_method_call(address, "Inhibit", "sss", (sys.argv[2], "bench", "bench")))
+print(len(reply.body), flush=True)
+sys.stdin.read()
+"""
+
+
+@fault(Cuts.NOBODY, "gpu_yielded", "insufficient_vram")
+def inhibitor_killed(scene: Scene) -> Over:
+    """kill -9 of the program that keeps models loaded, or that has the GPUs as a game has: that ends with it."""
+    what = scene.chance.choice(("unload:evict", "game", "load"))
+    command = [sys.executable, "-c", INHIBITOR, scene.system.bus.address, what]
+    inhibitor = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert inhibitor.stdout is not None
+    said = inhibitor.stdout.readline()
+    time.sleep(0.3)
+    scene.end(inhibitor)
+    if said != "1\n":
+        raise AssertionError(f"Inhibit {what} was answered {said!r}")
+
+    def over() -> None:
+        scene.until(lambda: not scene.system.daemon.property("Yielded"), "the GPUs are not given away any more")
+        scene.answers()
+
+    return over
+
+
+@fault(Cuts.NOBODY, "limits_exceeded")
+def many_loads_at_once(scene: Scene) -> Over:
+    """A hundred loads by one caller, who leaves at once: they end, one way or the other."""
+    with scene.client() as client:
+        for _ in range(100):
+            client.send("Load", "s", scene.chance.choice(TALKERS))
+        client.call("Status")
+
+    def over() -> None:
+        scene.answers()
+        scene.until(lambda: len(scene.system.doors.management.ask("/jobs").value) < 40, "the jobs end")
+
+    return over

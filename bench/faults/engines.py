@@ -202,3 +202,13 @@ def engine_stalls_in_stream(scene: Scene) -> Over:
             while client.recv(65536):
                 pass
     return scene.answers
+
+
+@fault(also=("loud",))
+def engine_prints_without_end(scene: Scene) -> Over:
+    """An engine prints two megabytes, text and bytes of any kind, before it is ready."""
+    ended = scene.load_job("loud")
+    if ended.result == "failed" and "memory" not in ended.message:
+        raise AssertionError(f"a loud engine was not loaded: {ended}")
+    scene.forgive("loud")
+    return scene.answers

@@ -1,6 +1,7 @@
 """Model files that vanish, are cut off, replaced or hostile; a registry that is deleted, damaged, or has no disk."""
 
 import contextlib
+import json
 import os
 import shutil
 import sqlite3
@@ -238,3 +239,50 @@ def disk_read_only(scene: Scene) -> Over:
     finally:
         system.write_disk(True)
     return lambda: _remembers(scene)
+
+
+@fault(Cuts.ALL)
+def registry_of_a_newer_gpud(scene: Scene) -> Over:
+    """gpud is replaced by an older one, which leaves a registry that it does not understand alone, and works."""
+    system = scene.system
+    scene.load.hold_back()
+    try:
+        system.kill()
+        version = _set_version(scene, 999)
+        system.start()
+        scene.answers()
+        system.kill()
+        if _set_version(scene, version) != 999:
+            raise AssertionError("a registry of a newer gpud was changed")
+        system.start()
+    finally:
+        scene.load.resume()
+    return lambda: _remembers(scene)
+
+
+def _set_version(scene: Scene, version: int) -> int:
+    """Returns what it was."""
+    with contextlib.closing(sqlite3.connect(_database(scene), isolation_level=None, timeout=5)) as file:
+        (before,) = file.execute("PRAGMA user_version").fetchone()
+        file.execute(f"PRAGMA user_version = {version}")
+        return int(before)
+
+
+@fault()
+def hostile_manifests(scene: Scene) -> Over:
+    """Manifests of Ollama's that are no JSON, or that point out of the store."""
+    folder = scene.system.place.root / "ollama" / "manifests" / "registry.ollama.ai" / "library" / "evil"
+    folder.mkdir(parents=True, exist_ok=True)
+    layer = {"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:../../../../etc/passwd", "size": 1}
+    contents = (b"", b"[" * 5000, b"{}", b"\0" * 1000, json.dumps({"schemaVersion": 2, "layers": [layer]}).encode())
+    try:
+        for number, content in enumerate(contents):
+            (folder / f"v{number}").write_bytes(content)
+        _scan(scene)
+        with scene.client() as client:
+            names = sorted(plain(record)["Id"] for record in client.call("ListModels"))
+        if bad := [name for name in names if "evil" in name]:
+            raise AssertionError(f"these are listed as models: {bad}")
+    finally:
+        shutil.rmtree(folder)
+    return scene.answers

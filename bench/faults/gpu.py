@@ -100,7 +100,8 @@ def _nobody_holds_any(scene: Scene) -> None:
     """What lingered is gone, too."""
 
     def others_bytes() -> int:
-        return sum(plain(device).get("VramForeign", 0) for device in scene.system.daemon.call("ListGpus"))
+        gpus = [device for device in map(plain, scene.system.daemon.call("ListGpus")) if device["Uuid"] != "host"]
+        return sum(device.get("VramForeign", 0) for device in gpus)
 
     scene.until(lambda: not others_bytes(), "what ended engines held is back")
     scene.answers()

@@ -42,6 +42,7 @@ def sick(place: Place, gpus: FakeGpus) -> dict[str, object]:
         "deaf": engine("--ignore-term", stop=brief),
         "broke": script('echo "CUDA error: out of memory" >&2; echo "ggml_cuda: 9999 MiB" >&2; exit 1'),
         "greedy": engine("--say", f"{place.root.name}-greedy.", "--ready-after", "20", size="512MiB"),
+        "loud": engine("--print-mb", "1", "--print-binary-mb", "1", stop=brief),
         "parent": engine("--fork-holder", stop=brief),
         "huge": talker(place, size="40GiB"),
     }

@@ -2,6 +2,7 @@
 is set."""
 
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -220,4 +221,74 @@ def second_gpud(scene: Scene) -> Over:
     finally:
         second.destroy()
         place.daemons.remove(second)
+    return scene.answers
+
+
+@fault(Cuts.ALL)
+def gpud_killed_while_it_starts(scene: Scene) -> Over:
+    """kill -9 of gpud, and of the next one at any moment of its start: the third takes over what runs."""
+    system = scene.system
+    scene.load.hold_back()
+    try:
+        before = system.ready()
+        system.kill()
+        living = {name: pid for name, pid in before.items() if not gone(pid) and system.pid_of(name) == pid}
+        system.start_and_kill(scene.chance.uniform(0.05, 1.0))
+        system.start()
+        after = {name: system.pid_of(name) for name in living}
+        if after != living:
+            raise AssertionError(f"engines were not taken over: {living} before, {after} after")
+    finally:
+        scene.load.resume()
+    return scene.answers
+
+
+@fault(Cuts.ALL, "suspending")
+def gpud_killed_while_the_machine_sleeps(scene: Scene) -> Over:
+    """kill -9 of gpud between the word that the machine sleeps and the word that it is awake."""
+    logind = scene.system.logind
+    logind.wait_locks("shutdown", "sleep")
+    scene.load.hold_back()
+    logind.sleep(True)
+    try:
+        if scene.chance.random() < 0.5:
+            logind.wait_locks("shutdown")
+        scene.system.kill()
+        scene.system.start()
+    finally:
+        logind.sleep(False)
+        scene.load.resume()
+    return lambda: _locked(scene)
+
+
+@fault(Cuts.ALL, "shutting_down")
+def gpud_terminated_twice(scene: Scene) -> Over:
+    """TERM under load, and again at once: it waits for nobody any longer, ends with 0, and no engine outlives it."""
+    daemon = scene.system.daemon
+    scene.load.hold_back()
+    try:
+        daemon.signal(signal.SIGTERM)
+        time.sleep(scene.chance.uniform(0.0, 0.2))
+        status = scene.system.terminate()
+        if status:
+            raise AssertionError(f"gpud ended with status {status}")
+        if left := scene.system.place.children():
+            raise AssertionError(f"engines outlived a gpud that was told to end: {left}")
+        scene.system.start()
+    finally:
+        scene.load.resume()
+    return scene.answers
+
+
+@fault(Cuts.ALL)
+def descriptors_used_up(scene: Scene) -> Over:
+    """gpud may not open one more file for a moment: what needs one fails with a word, everything works afterwards."""
+    pid = scene.system.daemon.pid
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    used = max(int(entry.name) for entry in os.scandir(f"/proc/{pid}/fd")) + 1
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + scene.chance.randrange(0, 12), hard))
+    try:
+        time.sleep(0.7)
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
     return scene.answers

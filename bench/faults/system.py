@@ -88,6 +88,8 @@ class System:
         self.has_disk = is_apart() and self.mount_disk()
         self.folder = self.place.root / "models"
         self.folder.mkdir()
+        (self.place.root / "ollama" / "manifests").mkdir(parents=True)
+        (self.place.root / "ollama" / "blobs").mkdir()
         # Programs of other users speak to its bus.
         self.place.root.chmod(0o755)
         self.clock = Clock(self.place)
@@ -137,7 +139,7 @@ class System:
         """Write the file; ``changed`` are models that are another, or sections."""
         models = {**self.models, **{name: value for name, value in changed.items() if name in self.models}}
         sections = {name: value for name, value in changed.items() if name not in self.models}
-        registry = {"paths": [str(self.folder)], "huggingface": [], "ollama": []}
+        registry = {"paths": [str(self.folder)], "huggingface": [], "ollama": [str(self.place.root / "ollama")]}
         storage = {"base_directory": str(self.place.root / "store")}
         self.place.configure(models, **{**SETTINGS, "registry": registry, "storage": storage, **sections})
 
@@ -158,6 +160,13 @@ class System:
                     raise AssertionError(f"{problem}:\n{self.daemon.log()[-3000:]}") from None
         self.daemon.is_ready()
         self.up.set()
+
+    def start_and_kill(self, after_s: float) -> None:
+        """One that does not come far."""
+        self.daemon = self.place.start(wait=False)
+        self._starts += 1
+        time.sleep(after_s)  # The moment is the point of it: it is drawn, not waited for.
+        self.kill()
 
     def kill(self) -> None:
         self._end_daemon(Daemon.kill9)
