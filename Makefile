@@ -1,7 +1,7 @@
 # What people and machines do with this folder. `make` lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-desktop check install uninstall clean
+.PHONY: help setup run test test-desktop check install uninstall dist deb lock audit licences clean
 
 # Options of the goals below; all may be given on the command line.
 export PYTHON ?= /usr/bin/python3
@@ -43,6 +43,21 @@ install: ## install to /opt/gpud and into the system, as root (DESTDIR=, WHEELS=
 
 uninstall: ## take all of that away; configuration, models and state stay
 	@tools/install uninstall
+
+dist: ## build the sdist and the wheel into build/dist
+	@tools/dist
+
+deb: ## build the Debian package into build/deb, for the Debian and the architecture that this is
+	@tools/deb
+
+lock: ## fit requirements/*.txt, the versions and hashes of all that is installed, to pyproject.toml (UPGRADE=1 takes the newest)
+	@"$$(tools/maintain)/bin/python" tools/lock.py $(if $(UPGRADE),--upgrade)
+
+audit: ## ask PyPI's advisories about requirements/*.txt; writes what is installed to build/sbom.json (CycloneDX)
+	@"$$(tools/maintain)/bin/python" tools/audit.py
+
+licences: setup ## write docs/licences.md anew from what is installed
+	@.venv/bin/python tools/licences.py
 
 clean: ## remove what was built here (.venv stays)
 	@rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
