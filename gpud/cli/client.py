@@ -193,6 +193,11 @@ def changed_models(signal: Signal) -> list[dict[str, Any]] | None:
     return models
 
 
+def asks_for_models(signal: Signal) -> bool:
+    """Whether they have changed, and are too many for the signal to bring them."""
+    return signal.member == "PropertiesChanged" and signal.body[0] == NAME and "Models" in signal.body[2]
+
+
 def changed(signal: Signal, name: str) -> Any:
     """The new value of a property, where the signal brings it; else None."""
     if signal.member != "PropertiesChanged" or signal.body[0] != NAME:

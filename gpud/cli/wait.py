@@ -66,11 +66,11 @@ async def wait(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
 
 async def _change(gpud: "Gpud", model: str, state: str) -> None:
     """Return when the model's state may be another one."""
-    from gpud.cli.client import changed_models
+    from gpud.cli.client import asks_for_models, changed_models
 
     while True:
         signal = await gpud.next_signal()
-        if signal.member == "ModelStateChanged" and signal.body[0] == model:
+        if (signal.member == "ModelStateChanged" and signal.body[0] == model) or asks_for_models(signal):
             return
         models = changed_models(signal)
         if models is None:

@@ -82,9 +82,9 @@ def holding(models: list[dict[str, Any]], devices: set[str]) -> dict[str, dict[s
 
 async def _change(gpud: "Gpud") -> None:
     """Return when a model may hold less than before."""
-    from gpud.cli.client import changed_models
+    from gpud.cli.client import asks_for_models, changed_models
 
     while True:
         signal = await gpud.next_signal()
-        if signal.member == "ModelStateChanged" or changed_models(signal) is not None:
+        if signal.member == "ModelStateChanged" or asks_for_models(signal) or changed_models(signal) is not None:
             return

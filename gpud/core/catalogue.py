@@ -84,7 +84,8 @@ class Entry(Record):
 
     ``name`` is the one under which every surface shows it. ``aliases``, ``priority``, ``tags`` and ``notes`` are what
     somebody gave it by command; ``priority`` empty: as configured. ``estimate_bytes`` is what it would need as it is
-    configured, None where nobody has calculated it yet. ``present``: it was there when it was last looked for; what is
+    configured, None where nobody has calculated it yet, and ``estimate_of`` marks the settings that this was calculated
+    from. ``present``: it was there when it was last looked for; what is
     not keeps its entry, so that it gets its name back with its past.
     """
 
@@ -104,6 +105,7 @@ class Entry(Record):
     last_scanned_us: int = 0
     last_used_us: int | None = None
     load_s: float | None = None
+    estimate_of: str = ""
 
 
 class Roots(Record):

@@ -366,8 +366,8 @@ class Registry(Protocol):
     def annotate(self, entry: Entry) -> None:
         """Keep what somebody said about it: its aliases, priority, tags and notes."""
 
-    def estimated(self, sizes: Mapping[int, int]) -> None:
-        """What they would need, by id."""
+    def estimated(self, sizes: Mapping[int, tuple[int, str]]) -> None:
+        """What they would need, by id, and a mark of what that was calculated from."""
 
     def used(self, uses: Mapping[int, tuple[int, int, float | None]]) -> None:
         """By id: so many uses more, the time of the last (microseconds), and how long it took to load, where it was."""

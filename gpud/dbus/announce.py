@@ -18,8 +18,9 @@ from gpud.core.events import (
     Outcome,
 )
 from gpud.core.facts import Snapshot
+from gpud.core.statuses import lively, status_of
 from gpud.dbus.interface import INTERFACE, PATH, PROPERTIES, ObjectTree
-from gpud.dbus.model_records import ModelRecords
+from gpud.dbus.model_records import MANY, ModelRecords
 from gpud.dbus.render import Record, alert_values, shown_state, state_word
 from gpud.dbus.shown import Shown
 from gpud.dbus.wire import Flag, Kind, Message, Variant, is_unique_name
@@ -37,7 +38,7 @@ _RESTLESS: dict[str, frozenset[str] | None] = {
     "VramUsed": None,
     "NextUnloadUSec": None,
     "Queue": None,
-    "Models": frozenset({"LastUsedUSec", "UnloadAtUSec", "VramBytes", "InFlight", "WaitsFor"}),
+    "Models": frozenset({"LastUsedUSec", "UnloadAtUSec", "VramBytes", "InFlight", "WaitsFor", "Uses"}),
     "Claims": frozenset({"UsedBytes", "WaitsFor"}),
     "Downloads": frozenset({"Progress", "Bytes", "TotalBytes"}),
 }
@@ -69,7 +70,7 @@ class Announcer:
     def baseline(self) -> None:
         """Everybody who connects now reads everything: only what changes from here on is news."""
         snapshot = self._shown.look()
-        self._states = {status.model.name: shown_state(status) for status in snapshot.models}
+        self._states = {status.model.name: shown_state(status) for status in lively(snapshot.models)}
         self._values = self._current()
 
     def listen(self, outcomes: tuple[Outcome, ...]) -> None:
@@ -151,7 +152,7 @@ class Announcer:
     def _tell_states(self, snapshot: Snapshot, *, rested: bool) -> bool:
         """States that have no event: queued, and ready against busy. Returns whether something is left for later."""
         left = False
-        for status in snapshot.models:
+        for status in lively(snapshot.models):
             name, state = status.model.name, shown_state(status)
             told = self._states.get(name, "unloaded")
             if state == told:
@@ -160,8 +161,10 @@ class Announcer:
                 left = True
             else:
                 self._tell_state(name, state, {"queued": "budget", "busy": "request"}.get(state, status.reason))
-        present = {status.model.name for status in snapshot.models}
-        for name in self._states.keys() - present:
+        for name in self._states.keys() - {status.model.name for status in lively(snapshot.models)}:
+            # It rests again, or has gone: of that others tell.
+            if status_of(snapshot.models, name) is not None:
+                self._tell_state(name, "unloaded", "")
             del self._states[name]
         return left
 
@@ -188,7 +191,10 @@ class Announcer:
             changed[name] = value
         if changed:
             self._values |= changed
-            self._signal("PropertiesChanged", [INTERFACE, changed, []], interface=PROPERTIES, signature="sa{sv}as")
+            # Thousands of records would go to everybody who listens, again and again.
+            asked_for = ["Models"] if "Models" in changed and len(snapshot.models) > MANY else []
+            sent = {name: value for name, value in changed.items() if name not in asked_for}
+            self._signal("PropertiesChanged", [INTERFACE, sent, asked_for], interface=PROPERTIES, signature="sa{sv}as")
         return left
 
     def _total(self, snapshot: Snapshot) -> int:

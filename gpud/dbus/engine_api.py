@@ -8,6 +8,7 @@ from gpud.core.catalogue import Entry, Scanned
 from gpud.core.events import LoadOptions, Logged, Outcome
 from gpud.core.facts import Caller, ClaimStatus, JobResult, JobStatus, Priority, Session, Snapshot
 from gpud.core.quote import Quote
+from gpud.engine.shelf import Past
 
 
 class LibraryApi(Protocol):
@@ -20,6 +21,12 @@ class LibraryApi(Protocol):
     @property
     def uses_kept(self) -> int:
         """Another one whenever it was kept that models were used."""
+
+    def need_of(self, name: str) -> int | None:
+        """What a model would need as it is configured; None: that was not calculated."""
+
+    def past_of(self, name: str) -> Past | None:
+        """How it was used before gpud started; None: never."""
 
     async def entries(self, names: Collection[str] | None = None, *, everything: bool = False) -> tuple[Entry, ...]: ...
 

@@ -86,18 +86,25 @@ class Methods:
     def status(self, _request: Request) -> Reply | Awaitable[Reply]:
         return self._fresh(self._shown.status)
 
-    def list_models(self, _request: Request) -> Reply:
-        return Reply(encoded=self._shown.models())
+    def list_models(self, _request: Request) -> Reply | Awaitable[Reply]:
+        return Reply(encoded=self._shown.models()) if self._shown.is_ready() else self._prepared(self._shown.models)
 
     def list_gpus(self, _request: Request) -> Reply | Awaitable[Reply]:
         return self._fresh(self._shown.gpus)
 
     def _fresh(self, show: Callable[[], bytes]) -> Reply | Awaitable[Reply]:
         """An answer with the figures of the devices: at once while they are fresh, else after a look."""
-        return Reply(encoded=show()) if self._engine.is_fresh() else self._after_a_look(show)
+        fresh = self._engine.is_fresh() and self._shown.is_ready()
+        return Reply(encoded=show()) if fresh else self._after_a_look(show)
 
     async def _after_a_look(self, show: Callable[[], bytes]) -> Reply:
-        await self._engine.refresh()
+        if not self._engine.is_fresh():
+            await self._engine.refresh()
+        return await self._prepared(show)
+
+    async def _prepared(self, show: Callable[[], bytes]) -> Reply:
+        if not self._shown.is_ready():
+            await self._shown.prepare()
         return Reply(encoded=show())
 
     # Loading and unloading ------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpud.core.admission import Considered
 from gpud.core.events import Alert, Logged
@@ -20,6 +20,7 @@ from gpud.core.facts import (
     State,
 )
 from gpud.core.quote import Offer, Quote
+from gpud.core.statuses import lively
 from gpud.dbus.wire import Variant
 
 Record = dict[str, Variant]
@@ -109,24 +110,39 @@ def state_word(state: State) -> str:
     }[state]
 
 
-def model_record(status: ModelStatus, clock: WallClock) -> Record:
+class Known(NamedTuple):
+    """What the registry knows of a model: what it would need, how often it was used before gpud started, and when it
+    was used last.
+    """
+
+    need_bytes: int = 0
+    uses: int = 0
+    last_used_us: int = 0
+
+
+NOTHING_KNOWN = Known()
+
+
+def model_record(status: ModelStatus, clock: WallClock, known: Known = NOTHING_KNOWN) -> Record:
     model = status.model
+    last_used_us = known.last_used_us if status.last_used_s is None else clock.usec(status.last_used_s)
     record = {
         "Id": text(model.name),
         "DisplayName": text(model.name),
         "Aliases": words(model.aliases),
+        "VramEstimate": number("t", status.need_bytes or model.size_bytes or known.need_bytes),
+        "LastUsedUSec": number("t", last_used_us),
+        "Uses": number("t", known.uses + status.uses),
         "Backend": text(model.engine),
         "State": text(shown_state(status)),
         "Reason": text(status.reason),
         "VramBytes": number("t", status.used_bytes),
-        "VramEstimate": number("t", status.need_bytes),
         "NeedBytes": number("t", status.need_bytes),
         "Device": text(status.device),
         "ContextSize": number("u", model.settings.context),
         "InFlight": number("u", status.in_flight),
         "Holds": number("u", status.holds),
         "Pinned": truth(model.pinned),
-        "LastUsedUSec": number("t", clock.usec(status.last_used_s)),
         "UnloadAtUSec": number("t", clock.usec(status.unload_at_s)),
         "RetryAtUSec": number("t", clock.usec(status.retry_at_s if status.retries else None)),
         "Attempts": number("u", status.attempts),
@@ -384,16 +400,17 @@ def shown_overall(snapshot: Snapshot) -> str:
 
 def loaded_models(snapshot: Snapshot) -> list[ModelStatus]:
     """Those that answer, most recently used first; those in use before the others of the same moment."""
-    ready = [status for status in snapshot.models if status.state in (State.READY, State.DRAINING)]
+    ready = [status for status in lively(snapshot.models) if status.state in (State.READY, State.DRAINING)]
     return sorted(ready, key=lambda status: (-(status.last_used_s or 0.0), -status.in_flight, status.model.name))
 
 
 def property_values(snapshot: Snapshot, clock: WallClock, version: str, models: Sequence[Record] = ()) -> Record:
     """Every property of the interface; ``models`` are its records. The clock must have seen the snapshot."""
     loaded = loaded_models(snapshot)
+    moving = lively(snapshot.models)
     active = [status for status in loaded if status.in_flight] or loaded
     gpus = [gpu for gpu in snapshot.gpus if not gpu.sample.is_host] or list(snapshot.gpus)
-    unloads = [status.unload_at_s for status in snapshot.models if status.unload_at_s is not None]
+    unloads = [status.unload_at_s for status in moving if status.unload_at_s is not None]
     return {
         "Version": text(snapshot.version or version),
         "InterfaceVersion": number("u", INTERFACE_VERSION),

@@ -26,7 +26,7 @@ from gpud.dbus.logind import Logind
 from gpud.dbus.memory import MemoryMethods
 from gpud.dbus.methods import Methods
 from gpud.dbus.polkit import Authority
-from gpud.dbus.render import WallClock
+from gpud.dbus.render import Known, WallClock
 from gpud.dbus.sessions import SessionMethods, ShellsApi
 from gpud.dbus.shown import Shown
 from gpud.dbus.wire import BUS_NAME, Message, is_unique_name
@@ -88,7 +88,14 @@ class Service:
         self._inhibitors = Pipes(self._inhibitor_closed)
         self._claims = Pipes(self._claim_closed)
         self._meter = Meter(limits)
-        shown = Shown(engine.snapshot, WallClock(), version, self._library.encode_body)
+        shown = Shown(
+            engine.snapshot,
+            WallClock(),
+            version,
+            self._library.encode_body,
+            lambda name: _known(engine, name),
+            lambda: (engine.library.version, engine.library.uses_kept),
+        )
         gate = Gate(
             engine,
             limits=limits,
@@ -327,3 +334,10 @@ async def _owner(connection: Connection) -> str:
     except (ReplyError, OSError):
         return "somebody who has just left"
     return f"{owner} (pid {pid})"
+
+
+def _known(engine: EngineApi, name: str) -> Known:
+    """What the registry knows of a model."""
+    past = engine.library.past_of(name)
+    need_bytes = engine.library.need_of(name) or 0
+    return Known(need_bytes) if past is None else Known(need_bytes, past.uses, past.last_used_us or 0)

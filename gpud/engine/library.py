@@ -9,19 +9,24 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 
-from gpud.core.catalogue import Entry, Scanned, Trouble
+from gpud.core.catalogue import Entry, Found, Scanned, Trouble
 from gpud.core.errors import Canceled, InvalidOption, NoSuchModel
 from gpud.core.events import CatalogueChanged, Kind, Level, Notice, Outcome
 from gpud.core.facts import Model
 from gpud.core.ports import Finder, Registry
 from gpud.core.record import replace
+from gpud.core.stock import Stock
 from gpud.engine import saying
-from gpud.engine.needs import Needs
-from gpud.engine.shelf import Known, Shelf, find, known_of, made_of, needs_otherwise, remembered, unseen
+from gpud.engine.glimpse import glimpse, renewed
+from gpud.engine.guessing import closest
+from gpud.engine.needs import Needs, settings_mark
+from gpud.engine.shelf import Held, Past, Shelf, look, remembered, taken_anew, unseen
 
 log = logging.getLogger(__name__)
+
+NOT_THERE = "it is not there; if it is on a disk of its own, mount that"
 
 NAMED = 10
 """So many names stand in one message; of the others there is the number."""
@@ -34,9 +39,7 @@ class Library:
         self._finder = finder
         self._registry = registry
         self._shelf = Shelf()
-        self._made_of: dict[str, Model] = {}
-        """Those that were found, and those that are configured and of which somebody said something by command."""
-        self._known: dict[str, Known] = {}
+        self._held = Held()
         self._put: Callable[[Mapping[str, Model], frozenset[str]], Awaitable[None]]
         self._tell: Callable[[tuple[Outcome, ...]], None]
         self._needs: Needs
@@ -48,7 +51,9 @@ class Library:
         self._told: frozenset[Trouble] = frozenset()
         self._counted: dict[str, int] = {}
         self._begun = False
-        self._changes = 0
+        self._everything = True
+        """Whether the next look has to be at everything, whatever the kernel has told."""
+        self._changes = self._sized = 0
         self._uses_kept = 0
         self.last_scan: Scanned | None = None
 
@@ -60,17 +65,17 @@ class Library:
     ) -> None:
         """Whom it works for; called once, before anything else."""
         self._put, self._tell = put, tell
-        self._needs = Needs(self._registry, lambda: self.models, size)
+        self._needs = Needs(self._registry, lambda: self.models, self._needs_unknown, size, self._need_told)
 
     @property
-    def models(self) -> dict[str, Model]:
+    def models(self) -> Stock:
         """All that can be asked for now."""
-        return {**self._shelf.configured, **self._made_of}
+        return self._held.models
 
     @property
     def version(self) -> int:
         """Another one whenever something else may be known of a model but how it was used."""
-        return self._changes + self._needs.calculated
+        return self._changes + self._sized
 
     @property
     def uses_kept(self) -> int:
@@ -79,12 +84,21 @@ class Library:
 
     def number_of(self, name: str) -> int:
         """The number that the registry has for a model, for ever; 0: it has none yet."""
-        known = self._known.get(name)
+        known = self._held.known.get(name)
         return 0 if known is None else known.number
+
+    def need_of(self, name: str) -> int | None:
+        """What a model would need as it is configured, as far as that was calculated."""
+        known = self._held.known.get(name)
+        return None if known is None else known.need_bytes
+
+    def past_of(self, name: str) -> Past | None:
+        """How it was used before gpud started; None: never. What was kept since is told by whoever counts."""
+        return self._held.past.get(name)
 
     def numbered(self, number: int) -> str | None:
         """The model with this number, where it is there."""
-        names = (name for name, known in self._known.items() if known.number == number)
+        names = (name for name, known in self._held.known.items() if known.number == number)
         return next((name for name in names if name in self.models), None)
 
     @property
@@ -99,17 +113,9 @@ class Library:
     async def configure(self, shelf: Shelf) -> None:
         """From now on by this configuration, those that were found before, too. Whoever calls it takes the models."""
         async with self._one_at_a_time:
-            before = self.models
-            made, known = await asyncio.to_thread(remembered, self._registry, shelf)
-            self._shelf, self._made_of, self._known = shelf, made, known
-            self._changes += 1
-            after = self.models
-            # What was calculated is of other settings; of what is configured nobody knows with which it was.
-            self._needs.anew(
-                name
-                for name, model in after.items()
-                if (needs_otherwise(before[name], model) if name in before else name in shelf.configured)
-            )
+            held = await asyncio.to_thread(remembered, self._registry, shelf, self._held)
+            self._shelf = shelf
+            self._take(held)
         if self._begun:
             self.begin()
             self._needs.soon()
@@ -121,6 +127,7 @@ class Library:
         self._begun = True
         self._watch()
         if self._shelf.on_start:
+            self._everything = True
             self._changed()
 
     def _watch(self) -> None:
@@ -152,7 +159,7 @@ class Library:
         known = await asyncio.to_thread(self._registry.entries, names)
         here = self.models
         listed = [
-            replace(entry, configured=entry.name in self._shelf.configured)
+            replace(entry, configured=entry.name in self._shelf.configured, found=self._as_seen(entry.found))
             for entry in known
             if entry.name in here or (everything and entry.present)
         ]
@@ -172,19 +179,23 @@ class Library:
             raise self._no_such(name)
         return found[0]
 
-    def _no_such(self, name: str) -> NoSuchModel:
-        # Imported here: only who mistypes needs it.
-        from difflib import get_close_matches
+    def _as_seen(self, found: Found) -> Found:
+        """With the reason why nobody can look at it now, if there is one."""
+        away = () if self.last_scan is None else self.last_scan.unreachable
+        why = next((one for one in away if is_below(found.path, one.path)), None)
+        return found if why is None else replace(found, problem=f"cannot be reached now: {why.path}: {why.text}")
 
-        near = get_close_matches(name, self.models, 1, 0.5)
+    def _no_such(self, name: str) -> NoSuchModel:
+        near = closest(name, self.models)
         return NoSuchModel(
-            f'there is no model "{name}"', hint=f'did you mean "{near[0]}"?' if near else "see gpudctl models list"
+            f'there is no model "{name}"', hint=f'did you mean "{near}"?' if near else "see gpudctl models list"
         )
 
     # What can be wished ----------------------------------------------------------------------------------------------
 
     async def scan(self) -> Scanned:
         """Look at everything. One that is under way may have passed what has changed since: another follows it."""
+        self._everything = True
         return await asyncio.shield(self._next_look())
 
     async def annotate(
@@ -206,7 +217,7 @@ class Library:
                 )
             entry = replace(
                 entry,
-                aliases=entry.aliases if aliases is None else saying.aliases(name, aliases, self.models.values()),
+                aliases=entry.aliases if aliases is None else saying.aliases(name, aliases, self.models),
                 priority=entry.priority if priority is None else saying.priority(priority),
                 tags=entry.tags if tags is None else saying.tags(tags),
                 notes=entry.notes if notes is None else saying.notes(notes),
@@ -271,6 +282,7 @@ class Library:
     def _time_to_look(self) -> None:
         # What could not be watched may be watched by now: a folder that has appeared, another limit.
         self._watch()
+        self._everything = True
         self._changed()
 
     async def _scan_after(self, other: asyncio.Task[Scanned]) -> Scanned:
@@ -297,47 +309,117 @@ class Library:
         return scanned
 
     async def _look(self) -> Scanned:
-        shelf = self._shelf
-        began_s = time.monotonic()
-        at_us = time.time_ns() // 1000
-        finding, entries = await asyncio.to_thread(
-            find, self._finder, self._registry, shelf, at_us, self._stopping.is_set
-        )
-        made, refused = await asyncio.to_thread(made_of, shelf, entries)
-        before, old = self.models, self._known
-        known = known_of(entries, shelf, old)
-        self._made_of, self._known = made, known
-        self._changes += 1
-        after = self.models
-        new = tuple(sorted(after.keys() - before.keys()))
-        gone = tuple(sorted(before.keys() - after.keys()))
-        stayed = after.keys() & before.keys()
-        both = {name: (old[name], known[name]) for name in stayed if name in old and name in known}
-        # What nobody has looked at yet, or can look at just now, is not another file: its engine goes on.
-        replaced = {name for name, (was, now) in both.items() if was.last and now.last and was.last != now.last}
-        others = {name for name, (was, now) in both.items() if was[:2] != now[:2]}
-        changed = tuple(sorted(others | {name for name in stayed if after[name] != before[name]}))
-        if new or gone or changed:
-            await self._put(after, frozenset(replaced))
-        self.last_scan = Scanned(
-            len(after),
-            new,
-            gone,
-            changed,
-            (*finding.troubles, *refused),
-            finding.files,
-            finding.read,
-            time.monotonic() - began_s,
-            at_us,
-        )
+        everything, self._everything = self._everything, False
+        try:
+            scanned = None if everything or self.last_scan is None else await self._glimpse(self.last_scan)
+            self.last_scan = scanned or await self._look_at_everything()
+        except BaseException:
+            self._everything = True
+            raise
         return self.last_scan
+
+    async def _glimpse(self, last: Scanned) -> Scanned | None:
+        """Only at the files that the kernel has named, which takes no longer where there are thousands of others."""
+        began_s, at_us = time.monotonic(), time.time_ns() // 1000
+        seen = await asyncio.to_thread(
+            glimpse, self._finder, self._registry, self._shelf, self.models, last.troubles, at_us
+        )
+        if seen is None:
+            return None
+        touched = {entry.name for entry in seen.entries} | set(seen.gone)
+        told = await self._become(renewed(seen, self._held, self._shelf), touched)
+        return replace(
+            told,
+            unreachable=last.unreachable,
+            troubles=(*last.troubles, *seen.refused),
+            files=seen.finding.files,
+            read=seen.finding.read,
+            seconds=time.monotonic() - began_s,
+            at_us=at_us,
+        )
+
+    async def _look_at_everything(self) -> Scanned:
+        shelf = self._shelf
+        began_s, at_us = time.monotonic(), time.time_ns() // 1000
+        held, finding, refused = await asyncio.to_thread(
+            look, self._finder, self._registry, shelf, at_us, self._stopping.is_set, self._held
+        )
+        told = await self._become(held)
+        reasons = {trouble.path: trouble.text for trouble in finding.troubles}
+        away = tuple(Trouble(path, reasons.get(path, NOT_THERE)) for path in finding.unreachable)
+        return replace(
+            told,
+            changed=tuple(sorted({*told.changed, *self._seen_otherwise(away)} - {*told.new, *told.gone})),
+            unreachable=away,
+            troubles=(*finding.troubles, *refused),
+            files=finding.files,
+            read=finding.read,
+            seconds=time.monotonic() - began_s,
+            at_us=at_us,
+        )
+
+    def _seen_otherwise(self, away: Collection[Trouble]) -> Iterator[str]:
+        """Those that can be reached again, or no longer, or cannot be for another reason."""
+        differs = {one.path for one in set(away) ^ set(() if self.last_scan is None else self.last_scan.unreachable)}
+        for name, model in self.models.items() if differs else ():
+            if any(is_below(model.settings.file, path) for path in differs):
+                yield name
+
+    async def _become(self, held: Held, touched: Collection[str] | None = None) -> Scanned:
+        """These are there now; returns what is otherwise than before. ``touched``: all others are as they were."""
+        before = self._take(held)
+        was, now = before.models, held.models
+        if held is before or (touched is None and was is now and before.known == held.known):
+            return Scanned(len(now))
+        new = tuple(sorted(now.keys() - was.keys()))
+        gone = tuple(sorted(was.keys() - now.keys()))
+        stayed = now.keys() & was.keys() if touched is None else now.keys() & was.keys() & set(touched)
+        both = {n: (before.known[n], held.known[n]) for n in stayed if n in before.known and n in held.known}
+        # What nobody has looked at yet, or can look at just now, is not another file: its engine goes on.
+        replaced = {name for name, (old, one) in both.items() if old.last and one.last and old.last != one.last}
+        others = {name for name, (old, one) in both.items() if old[:2] != one[:2]}
+        changed = tuple(sorted(others | {name for name in stayed if not now.same(was, name)}))
+        if new or gone or changed:
+            await self._put(now, frozenset(replaced))
+        return Scanned(len(now), new, gone, changed)
 
     async def _take_anew(self) -> None:
         """After something was said about a model: as it is kept now, without a look at the disk."""
-        entries = await asyncio.to_thread(self._registry.entries)
-        self._made_of, _ = await asyncio.to_thread(made_of, self._shelf, entries)
-        self._changes += 1
+        self._take(await asyncio.to_thread(taken_anew, self._registry, self._shelf, self._held))
         await self._put(self.models, frozenset())
+
+    def _take(self, held: Held) -> Held:
+        """This is what is held from now on; returns what was. What was calculated meanwhile is in the old one alone."""
+        before, self._held = self._held, held
+        for name, old in before.known.items():
+            one = held.known.get(name)
+            if one is not None and old.need_bytes is not None and one[:2] == old[:2]:
+                held.known[name] = one._replace(need_bytes=old.need_bytes, need_of=old.need_of)
+        self._changes += 1
+        return before
+
+    # What they would need --------------------------------------------------------------------------------------------
+
+    def _needs_unknown(self) -> dict[str, int]:
+        """Of those that are there: whose need was not calculated, or was of other settings. By their numbers."""
+        models = self.models
+        marks: dict[int, str] = {}
+        unknown = {}
+        for name in models:
+            known = self._held.known.get(name)
+            if known is None or not known.number:
+                continue
+            pattern = models.pattern(name)
+            mark = marks.get(id(pattern)) or marks.setdefault(id(pattern), settings_mark(pattern))
+            if known.need_bytes is None or known.need_of != mark:
+                unknown[name] = known.number
+        return unknown
+
+    def _need_told(self, name: str, need_bytes: int, of: str) -> None:
+        known = self._held.known.get(name)
+        if known is not None:
+            self._held.known[name] = known._replace(need_bytes=need_bytes, need_of=of)
+            self._sized += 1
 
     def _report(self, scanned: Scanned) -> None:
         outcomes: list[Outcome] = []
@@ -370,6 +452,10 @@ class Library:
             )
         if outcomes:
             self._tell(tuple(outcomes))
+
+
+def is_below(path: str, folder: str) -> bool:
+    return f"{path}/".startswith(f"{folder.rstrip('/')}/")
 
 
 def _there_are(count: int) -> str:

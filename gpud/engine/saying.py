@@ -2,11 +2,10 @@
 InvalidOption with what is allowed.
 """
 
-from collections.abc import Collection
-
 from gpud.core import naming
 from gpud.core.errors import InvalidOption
-from gpud.core.facts import Model, Priority
+from gpud.core.facts import Priority
+from gpud.core.stock import Stock
 
 ALIASES_MOST = 32
 TAGS_MOST = 32
@@ -14,7 +13,7 @@ NOTES_MOST = 4000
 """What somebody may say about one model, in characters."""
 
 
-def aliases(name: str, given: tuple[str, ...], models: Collection[Model]) -> tuple[str, ...]:
+def aliases(name: str, given: tuple[str, ...], models: Stock) -> tuple[str, ...]:
     """Those that ``name`` may have beside what ``models`` are called."""
     if len(given) > ALIASES_MOST:
         raise InvalidOption(
@@ -27,7 +26,7 @@ def aliases(name: str, given: tuple[str, ...], models: Collection[Model]) -> tup
                 hint="at most 128 of A-Z a-z 0-9 . _ : / @ + -, the first a letter or digit, and none of "
                 + " ".join(sorted(naming.COMMANDS)),
             )
-        owner = next((m.name for m in models if alias in (m.name, *m.aliases)), name)
+        owner = models.owner(alias) or name
         if owner != name or alias == name:
             raise InvalidOption(
                 f'"{alias}" is what "{owner}" is called already', hint="choose another, or take it from there first"

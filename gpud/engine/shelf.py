@@ -3,8 +3,10 @@
 Decides; when is looked, and who is told, is the library's business.
 """
 
+import pickle
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import chain
 from typing import NamedTuple
 
 from gpud.core import naming
@@ -12,6 +14,7 @@ from gpud.core.catalogue import Entry, Finding, Format, Found, Place, Purpose, R
 from gpud.core.facts import Model, Priority
 from gpud.core.ports import Finder, Registry
 from gpud.core.record import Record, field, replace
+from gpud.core.stock import Stock
 
 Makes = Callable[[Entry], Model | str]
 """What a found model is loaded with, or why it cannot be, as a sentence."""
@@ -19,12 +22,40 @@ Makes = Callable[[Entry], Model | str]
 
 class Known(NamedTuple):
     """Of a model that is there its number in the registry, and what its files are like: 0 where nobody could look.
-    ``last`` is what they were like when somebody could.
+    ``last`` is what they were like when somebody could. ``need_bytes`` is what it would need, None where nobody has
+    calculated that, and ``need_of`` of which settings.
     """
 
     number: int
     mark: int
     last: int
+    need_bytes: int | None = None
+    need_of: str = ""
+
+
+class Past(NamedTuple):
+    """How often a model was used before gpud started, and when it was used last."""
+
+    uses: int
+    last_used_us: int | None
+
+
+class Held(Record):
+    """What is held in memory of all entries: as little as can be, for there may be thousands. ``past`` has only those
+    that were ever used.
+    """
+
+    models: Stock = field(default_factory=Stock)
+    known: dict[str, Known] = field(default_factory=dict)
+    past: Mapping[str, Past] = field(default_factory=dict)
+
+    def becoming(self, other: "Held") -> "Held":
+        """The other one; what both have is this one's, which is in memory already."""
+        models = self.models.becoming(other.models)
+        here = dict.fromkeys(models) | dict.fromkeys(other.known)
+        known = {name: other.known[name] for name in here if name in other.known}
+        known |= {name: one for name, one in self.known.items() if known.get(name) == one}
+        return Held(models, known, other.past)
 
 
 def _nothing(_entry: Entry) -> Model | str:
@@ -50,17 +81,17 @@ def find(
 ) -> tuple[Finding, tuple[Entry, ...]]:
     """For a thread: look, name, keep."""
     known = registry.entries()
-    finding = finder.scan(shelf.roots, _by_path(known), stop)
+    finding = finder.scan(shelf.roots, found_by_path(known), stop)
     out_of_reach = tuple(f"{root.rstrip('/')}/" for root in finding.unreachable)
-    away = [entry.found for entry in known if entry.present and entry.found.path.startswith(out_of_reach)]
+    away = [entry.found for entry in known if entry.present and f"{entry.found.path}/".startswith(out_of_reach)]
     elsewhere = {place.path for one in finding.models for place in one.places} if away else set()
     # Those that have another place within reach have been found there.
     kept = [one for one in away if elsewhere.isdisjoint(place.path for place in one.places)]
     configured = {model.settings.file: name for name, model in shelf.configured.items() if model.settings.file}
-    taken = _taken(shelf) | {alias for entry in known for alias in entry.aliases}
+    taken = names_configured(shelf) | {alias for entry in known for alias in entry.aliases}
     named = naming.name_all((*finding.models, *kept), known, configured, taken)
     past = {entry.name: entry for entry in known}
-    entries = [_entry(one, past.get(one.name), shelf, at_us) for one in named]
+    entries = [entry_as_named(one, past.get(one.name), shelf, at_us) for one in named]
     seen, claimed = {entry.name for entry in entries}, {entry.id for entry in entries}
     for name, model in shelf.configured.items():
         if name not in seen:
@@ -72,13 +103,47 @@ def find(
     return finding, registry.take(entries, at_us)
 
 
-def made_of(shelf: Shelf, entries: Collection[Entry]) -> tuple[dict[str, Model], list[Trouble]]:
-    """For a thread: what each of those that were found is loaded with."""
-    made: dict[str, Model] = {}
-    refused = []
+def look(
+    finder: Finder, registry: Registry, shelf: Shelf, at_us: int, stop: Callable[[], bool], before: Held
+) -> tuple[Held, Finding, list[Trouble]]:
+    """For a thread: all of it, and what comes of it. Of the finding the models are left out.
+
+    A look makes some megabytes of records, and what is to stay would lie among them: it is written down, they are let
+    go of, and then it is read where there is room, so that the memory of the records goes back.
+    """
+    written = _looked(finder, registry, shelf, at_us, stop, before.known)
+    held, finding, refused = pickle.loads(written)  # noqa: S301 -- written a moment ago, by ourselves
+    return before.becoming(held), finding, refused
+
+
+def _looked(
+    finder: Finder, registry: Registry, shelf: Shelf, at_us: int, stop: Callable[[], bool], old: Mapping[str, Known]
+) -> bytes:
+    finding, entries = find(finder, registry, shelf, at_us, stop)
+    held, refused = held_of(shelf, entries, old)
+    return pickle.dumps((held, replace(finding, models=()), refused))
+
+
+def held_of(shelf: Shelf, entries: Collection[Entry], old: Mapping[str, Known]) -> tuple[Held, list[Trouble]]:
+    """For a thread."""
+    refused: list[Trouble] = []
+    models = Stock(chain(shelf.configured.items(), made_of(shelf, entries, refused)))
+    return Held(models, known_of(entries, shelf, old), past_of(entries)), refused
+
+
+def past_of(entries: Collection[Entry]) -> dict[str, Past]:
+    return {
+        entry.name: Past(entry.usage_count, entry.last_used_us)
+        for entry in entries
+        if entry.present and (entry.usage_count or entry.last_used_us is not None)
+    }
+
+
+def made_of(shelf: Shelf, entries: Collection[Entry], refused: list[Trouble]) -> Iterator[tuple[str, Model]]:
+    """For a thread: what each of those that were found is loaded with. ``refused`` is told which cannot be."""
     makes = shelf.makes()
     here = [entry for entry in entries if entry.present]
-    taken = _taken(shelf)
+    taken = names_configured(shelf)
     # The name of one that is away for a moment must not mean another one meanwhile.
     others = naming.other_names(here, taken | {entry.name for entry in entries if not entry.present})
     taken |= {entry.name for entry in here}
@@ -95,16 +160,25 @@ def made_of(shelf: Shelf, entries: Collection[Entry]) -> tuple[dict[str, Model],
         if isinstance(model, Model):
             # What somebody has called it may be another's name by now.
             aliases = tuple(alias for alias in entry.aliases if alias not in taken or alias in model.aliases)
-            made[entry.name] = _annotated(model, entry, (*aliases, *others.get(entry.name, ())))
+            yield entry.name, _annotated(model, entry, (*aliases, *others.get(entry.name, ())))
         else:
             refused.append(Trouble(entry.found.path, model))
-    return made, refused
 
 
-def remembered(registry: Registry, shelf: Shelf) -> tuple[dict[str, Model], dict[str, Known]]:
+def remembered(registry: Registry, shelf: Shelf, before: Held) -> Held:
     """For a thread: what was there at the last look, as the configuration wants it now; what is configured since
     has its number from now on.
     """
+    return before.becoming(pickle.loads(_remembered(registry, shelf)))  # noqa: S301 -- as in look()
+
+
+def taken_anew(registry: Registry, shelf: Shelf, before: Held) -> Held:
+    """For a thread: after something was said about a model, without a look at the disk."""
+    made = Stock(chain(shelf.configured.items(), made_of(shelf, registry.entries(), [])))
+    return Held(before.models.becoming(made), before.known, before.past)
+
+
+def _remembered(registry: Registry, shelf: Shelf) -> bytes:
     entries = registry.entries()
     by_name = {entry.name: entry for entry in entries}
     by_path = {place.path: entry for entry in entries for place in entry.found.places}
@@ -126,8 +200,8 @@ def remembered(registry: Registry, shelf: Shelf) -> tuple[dict[str, Model], dict
         for entry in entries
         if entry.name in shelf.configured or (roots and (not entry.configured or entry.found.path.startswith(roots)))
     ]
-    made, _ = made_of(shelf, here)
-    return made, known_of(entries, shelf, {})
+    models = Stock(chain(shelf.configured.items(), made_of(shelf, here, [])))
+    return pickle.dumps(Held(models, known_of(entries, shelf, {}), past_of(entries)))
 
 
 def known_of(entries: Collection[Entry], shelf: Shelf, old: Mapping[str, Known]) -> dict[str, Known]:
@@ -138,20 +212,16 @@ def known_of(entries: Collection[Entry], shelf: Shelf, old: Mapping[str, Known])
             is_its_file = model is None or any(place.path == model.settings.file for place in entry.found.places)
             mark = hash(entry.found.stamp) if entry.found.stamp and is_its_file else 0
             before = old.get(entry.name)
-            known[entry.name] = Known(entry.id, mark, mark or (0 if before is None else before.last))
+            last = mark or (0 if before is None else before.last)
+            known[entry.name] = Known(entry.id, mark, last, entry.estimate_bytes, entry.estimate_of)
     return known
 
 
-def needs_otherwise(before: Model, after: Model) -> bool:
-    """Whether more is said of it than what it is called and who goes first."""
-    return before is not after and before != replace(after, aliases=before.aliases, priority=before.priority)
-
-
-def _by_path(known: Collection[Entry]) -> dict[str, Found]:
+def found_by_path(known: Collection[Entry]) -> dict[str, Found]:
     return {place.path: entry.found for entry in known for place in entry.found.places if entry.found.stamp}
 
 
-def _entry(named: naming.Named, past: Entry | None, shelf: Shelf, at_us: int) -> Entry:
+def entry_as_named(named: naming.Named, past: Entry | None, shelf: Shelf, at_us: int) -> Entry:
     past = named.known or past
     found = named.found
     if past is None:
@@ -170,7 +240,7 @@ def _entry(named: naming.Named, past: Entry | None, shelf: Shelf, at_us: int) ->
     )
 
 
-def _taken(shelf: Shelf) -> set[str]:
+def names_configured(shelf: Shelf) -> set[str]:
     return {*shelf.configured, *(alias for model in shelf.configured.values() for alias in model.aliases)}
 
 

@@ -525,6 +525,7 @@ class Engine:
         self, *, shelf: Shelf, limits: Limits, idle_timeout_s: float, backends: Mapping[str, Backend]
     ) -> None:
         """Take a new configuration. Engines that still match it are not touched."""
+        before = self._work.models
         await self.library.configure(shelf)
         while True:
             models = self.library.models
@@ -535,6 +536,10 @@ class Engine:
         self._work.reconfigure(models, backends)
         self._idle_timeout_s = idle_timeout_s
         self._post(events.Reconfigured(models, limits, idle_timeout_s, changed))
+        new, gone = sorted(models.keys() - before.keys()), sorted(before.keys() - models.keys())
+        others = sorted(name for name in models.keys() & before.keys() if not models.same(before, name))
+        if new or gone or others:
+            self._tell((events.CatalogueChanged(tuple(new), tuple(gone), tuple(others)),))
         self._work.close_retired()
 
     async def _put(self, models: Mapping[str, Model], others: frozenset[str]) -> None:

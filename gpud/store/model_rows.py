@@ -57,6 +57,7 @@ class Row(NamedTuple):
     last_seen_us: int | None
     last_used_us: int | None
     load_s: float | None
+    estimate_of: Stored
 
 
 COLUMNS = ", ".join(Row._fields)
@@ -114,6 +115,7 @@ def new_row(id_: int, entry: Entry, at_us: int) -> Row:
         None if entry.present else at_us,
         entry.last_used_us,
         entry.load_s,
+        stored(entry.estimate_of),
     )
     return Row._make((id_, *found_columns(entry), *past))
 
@@ -187,6 +189,7 @@ def entry_of(row: Row, looked_us: int, like: Entry | None = None) -> Entry:
         looked_us if row.last_seen_us is None else number(row.last_seen_us) or 0,
         number(row.last_used_us),
         row.load_s if isinstance(row.load_s, (int, float)) else None,
+        sys.intern(text(row.estimate_of)),
     )
 
 

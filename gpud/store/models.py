@@ -126,8 +126,8 @@ class ModelRegistry:
             {entry.id: lambda row: row._replace(aliases=aliases, priority=priority, tags=tags, notes=notes)},
         )
 
-    def estimated(self, sizes: Mapping[int, int]) -> None:
-        self._edit({id_: _with_estimate(size) for id_, size in sizes.items()})
+    def estimated(self, sizes: Mapping[int, tuple[int, str]]) -> None:
+        self._edit({id_: _with_estimate(*size) for id_, size in sizes.items()})
 
     def used(self, uses: Mapping[int, tuple[int, int, float | None]]) -> None:
         self._edit({id_: _with_use(*use) for id_, use in uses.items()})
@@ -284,8 +284,8 @@ def _apply(rows: dict[int, Row], id_: int, edit: Edit) -> bool:
     return True
 
 
-def _with_estimate(size: int) -> Edit:
-    return lambda row: row._replace(estimate_bytes=size)
+def _with_estimate(size: int, of: str) -> Edit:
+    return lambda row: row._replace(estimate_bytes=size, estimate_of=of)
 
 
 def _with_use(more: int, at_us: int, load_s: float | None) -> Edit:

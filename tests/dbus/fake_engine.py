@@ -42,6 +42,7 @@ from gpud.core.facts import (
 )
 from gpud.core.quote import Quote
 from gpud.core.record import replace
+from gpud.engine.shelf import Past
 
 GIB = 1 << 30
 NO_OPTIONS = LoadOptions()
@@ -51,11 +52,28 @@ def status(name: str, state: State = State.COLD, **changes: Any) -> ModelStatus:
     return replace(ModelStatus(model=Model(name=name, engine="llama_server"), state=state), **changes)
 
 
+class NothingKnown:
+    """A library that knows nothing of any model but its name."""
+
+    version = uses_kept = 0
+
+    def __init__(self) -> None:
+        self.needs: dict[str, int] = {}
+        self.past: dict[str, Past] = {}
+
+    def need_of(self, name: str) -> int | None:
+        return self.needs.get(name)
+
+    def past_of(self, name: str) -> Past | None:
+        return self.past.get(name)
+
+
 class FakeEngine:
     """``calls`` holds what was asked, in order; ``fail`` makes the next load raise."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
+        self.library = NothingKnown()
         self.models = {"tiny": status("tiny"), "big": status("big")}
         self.gpus = (gpu(),)
         self.jobs: dict[int, JobStatus] = {}

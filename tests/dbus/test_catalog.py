@@ -10,7 +10,7 @@ from gpud.core.errors import InvalidOption, NoSuchModel
 from gpud.core.events import CatalogueChanged
 from gpud.core.record import replace
 
-from .fake_engine import FakeEngine
+from .fake_engine import FakeEngine, NothingKnown
 from .peers import NAME, Polkit, peer, serving
 from .private_bus import NOBODY, PrivateBus
 
@@ -36,10 +36,11 @@ TINY = Entry(
 )
 
 
-class FakeLibrary:
+class FakeLibrary(NothingKnown):
     """Remembers what it was asked."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.kept = {"tiny": TINY}
         self.calls: list[Any] = []
         self.version = self.uses_kept = 0

@@ -13,9 +13,11 @@ from gpud.core.record import replace
 from gpud.dbus.announce import Announcer
 from gpud.dbus.bus import load_library
 from gpud.dbus.interface import load_tree
+from gpud.dbus.model_records import MANY
 from gpud.dbus.render import WallClock
 from gpud.dbus.shown import Shown
 from gpud.dbus.wire import Message
+from gpud.engine.shelf import Past
 
 from .fake_engine import GIB, FakeEngine, gpu, status
 from .hand_clock import HandClock
@@ -137,6 +139,54 @@ def test_properties_that_change_in_one_turn_come_in_one_signal_with_their_values
             assert (values["State"], values["LoadedModels"], values["ActiveModel"]) == ("active", ["tiny"], "tiny")
             assert "PropertiesChanged" not in await settle(client, signals)
             assert await client.get("Utilization") == 99
+
+    run(scenario())
+
+
+def test_very_many_models_are_asked_for_and_not_sent_round(
+    run: Any, private_bus: PrivateBus, engine: FakeEngine, library: str
+) -> None:
+    """The signal says that they have changed; everything else comes with its value, and so do states."""
+
+    async def scenario() -> None:
+        engine.models |= {f"m{number}": status(f"m{number}") for number in range(MANY)}
+        async with (
+            serving(private_bus.address, engine, library=library),
+            peer(private_bus.address) as client,
+            client.signals() as signals,
+        ):
+            engine.change("tiny", State.READY, last_used_s=990.0)
+            assert (await signals.next("ModelStateChanged"))[1][:2] == ("tiny", "ready")
+            _, (_, values, invalidated) = await signals.next("PropertiesChanged")
+            assert (set(values), invalidated) == ({"LoadedModels", "ActiveModel"}, ["Models"])
+            assert [one["State"][1] for one in await client.get("Models") if one["Id"][1] == "tiny"] == ["ready"]
+
+    run(scenario())
+
+
+def test_what_the_registry_knows_is_shown_of_a_model_at_rest(
+    run: Any, private_bus: PrivateBus, engine: FakeEngine, library: str
+) -> None:
+    """What it would need, how often it was used and when; uses since gpud started count with those before."""
+
+    async def scenario() -> None:
+        engine.library.needs["tiny"] = 3 * GIB
+        engine.library.past["tiny"] = Past(4, 1_700_000_000_000_000)
+        async with serving(private_bus.address, engine, library=library), peer(private_bus.address) as client:
+
+            async def shown() -> tuple[int, ...]:
+                records = {one["Id"][1]: one for one in await client.call("ListModels")}
+                keys = ("VramEstimate", "NeedBytes", "Uses", "LastUsedUSec")
+                return tuple(records["tiny"][key][1] for key in keys)
+
+            assert await shown() == (3 * GIB, 0, 4, 1_700_000_000_000_000)
+            engine.library.needs["tiny"] = 2 * GIB
+            engine.library.version += 1
+            assert (await shown())[0] == 2 * GIB
+            engine.change("tiny", State.READY, last_used_s=990.0, uses=2, need_bytes=GIB)
+            estimate, need, uses, last_used = await shown()
+            assert (estimate, need, uses) == (GIB, GIB, 6)
+            assert last_used > 1_700_000_000_000_000
 
     run(scenario())
 

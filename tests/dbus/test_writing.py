@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from gpud.core.facts import EngineSettings, Model, ModelStatus, State
 from gpud.core.record import replace
+from gpud.core.statuses import Patience, Statuses
+from gpud.core.stock import Stock
 from gpud.dbus.bus import Library, clean_text, load_library
-from gpud.dbus.model_records import NAMES, ModelRecords
-from gpud.dbus.render import WallClock, model_record
+from gpud.dbus.model_records import NAMES, ModelRecords, Parts
+from gpud.dbus.render import NOTHING_KNOWN, Known, WallClock, model_record
 from gpud.dbus.wire import Variant
 from gpud.dbus.writing import SIGNATURES, write
 
@@ -177,3 +179,48 @@ def test_two_looks_are_compared_by_what_is_shown(
         [{key: value for key, value in record.items() if key not in keys} for record in each] for each in (one, two)
     ]
     assert one.same(two, keys) == (calm[0] == calm[1])
+
+
+KNOWN = st.builds(Known, st.sampled_from((0, 5 << 30)), st.integers(0, 2), st.sampled_from((0, 1_700_000_000_000_000)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    resting=st.lists(st.tuples(STATUSES.map(lambda one: one.model), KNOWN), max_size=5),
+    moving=st.lists(STATUSES, max_size=3),
+    later=KNOWN,
+)
+def test_bytes_that_are_kept_are_those_that_would_be_made(
+    resting: list[tuple[Model, Known]], moving: list[ModelStatus], later: Known
+) -> None:
+    """Of models at rest, whoever asks and however often, and when something else is known of one."""
+    clock = WallClock(lambda: 100.0)
+    clock.see(1.0)
+    named = [(replace(model, name=f"m{number}"), one) for number, (model, one) in enumerate(resting)]
+    known = {model.name: one for model, one in named}
+    lively = {
+        f"{'m' if number % 2 else 'x'}{number}": replace(
+            status, model=replace(status.model, name=f"{'m' if number % 2 else 'x'}{number}")
+        )
+        for number, status in enumerate(moving)
+    }
+    parts = Parts()
+
+    def check(stock: Stock, lively: dict[str, ModelStatus]) -> None:
+        statuses = Statuses(stock, lively, Patience())
+
+        def tells(name: str) -> Known:
+            return known.get(name, NOTHING_KNOWN)
+
+        records = ModelRecords(statuses, clock, tells, None, parts)
+        plain = [model_record(status, clock, tells(status.model.name)) for status in statuses]
+        assert list(records) == plain
+        assert write("aa{sv}", [records], clean_text) == write("aa{sv}", [plain], clean_text)
+
+    stock = Stock((model.name, model) for model, _ in named)
+    check(stock, {})
+    check(stock, lively)
+    if known:
+        known["m0"] = later
+    check(stock, {})
+    check(stock.changed({"m0": Model("m0", "other", aliases=("short",))}), lively)

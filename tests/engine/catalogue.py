@@ -98,9 +98,10 @@ class MemoryRegistry:
         said = {"aliases": entry.aliases, "priority": entry.priority, "tags": entry.tags, "notes": entry.notes}
         self.kept[entry.id] = replace(self.kept[entry.id], **said)  # type: ignore[arg-type]
 
-    def estimated(self, sizes: Mapping[int, int]) -> None:
-        for id_, size in sizes.items():
-            self.kept[id_] = replace(self.kept[id_], estimate_bytes=size)
+    def estimated(self, sizes: Mapping[int, tuple[int, str]]) -> None:
+        for id_, (size, of) in sizes.items():
+            if id_ in self.kept:
+                self.kept[id_] = replace(self.kept[id_], estimate_bytes=size, estimate_of=of)
 
     def used(self, uses: Mapping[int, tuple[int, int, float | None]]) -> None:
         for id_, (count, at_us, load_s) in uses.items():

@@ -10,7 +10,7 @@ import pytest
 from gpud.core.catalogue import Entry, Purpose, Roots, Trouble
 from gpud.core.errors import InvalidOption, NoSuchModel
 from gpud.core.events import CatalogueChanged, Kind, Notice, Outcome
-from gpud.core.facts import Caller, Model, Priority, State
+from gpud.core.facts import Caller, EngineSettings, Model, Priority, State
 from gpud.core.record import replace
 from gpud.engine.library import Library
 from gpud.engine.shelf import Shelf
@@ -158,6 +158,57 @@ def test_models_of_a_root_that_cannot_be_reached_stay(run: Any) -> None:
             assert place.names() == ["away", "here"]
             place.shelves.unreachable = ()
             assert (await place.library.scan()).gone == ("away",)
+
+    run(scenario())
+
+
+def test_a_model_in_a_folder_that_may_no_longer_be_read_says_so_and_comes_back(run: Any) -> None:
+    """It is neither gone nor unknown: whoever asks is told why nobody can look at it, and both changes are told."""
+
+    async def scenario() -> None:
+        def at_its_file() -> Callable[[Entry], Model | str]:
+            return lambda entry: Model(entry.name, "fake", settings=EngineSettings(file=entry.found.path))
+
+        async with house(found("here"), found("away", "/models/inner")) as place:
+            await place.configure(Shelf(roots=ROOTS, makes=at_its_file))
+            await place.library.scan()
+            place.shelves.models = [found("here")]
+            place.shelves.unreachable = ("/models/inner",)
+            place.shelves.troubles = [Trouble("/models/inner", "gpud may not look into it: let it")]
+            scanned = await place.library.scan()
+            assert (scanned.new, scanned.gone, scanned.changed) == ((), (), ("away",))
+            assert place.names() == ["away", "here"]
+            problem = (await place.library.entry("away")).found.problem
+            assert problem == "cannot be reached now: /models/inner: gpud may not look into it: let it"
+            assert not (await place.library.entry("here")).found.problem
+            assert (await place.library.scan()).changed == (), "nothing has changed since"
+            place.shelves.models = [found("here"), found("away", "/models/inner")]
+            place.shelves.unreachable, place.shelves.troubles = (), []
+            assert (await place.library.scan()).changed == ("away",)
+            assert not (await place.library.entry("away")).found.problem
+
+    run(scenario())
+
+
+def test_what_a_reload_takes_away_and_brings_is_told(run: Any) -> None:
+    """Whoever shows the catalogue hears of a configuration that no longer looks for models, and of one that does."""
+
+    async def scenario() -> None:
+        async with house(found("qwen"), found("phi"), configured=[A]) as place:
+            await place.configure(shelf(A))
+            await place.library.scan()
+            place.told.clear()
+            await place.configure(Shelf(configured={"a": A}))
+            assert CatalogueChanged((), ("phi", "qwen"), ()) in place.told and place.names() == ["a"]
+            place.told.clear()
+            await place.configure(Shelf(configured={"b": replace(A, name="b")}))
+            assert CatalogueChanged(("b",), ("a",), ()) in place.told
+            place.told.clear()
+            await place.configure(Shelf(configured={"b": replace(A, name="b", size_bytes=2 << 30)}))
+            assert CatalogueChanged((), (), ("b",)) in place.told
+            place.told.clear()
+            await place.configure(Shelf(configured={"b": replace(A, name="b", size_bytes=2 << 30)}))
+            assert not [one for one in place.told if isinstance(one, CatalogueChanged)]
 
     run(scenario())
 

@@ -74,8 +74,9 @@ def test_what_is_known_of_a_configured_file_on_a_disk_that_is_away_stays(run: An
             place.shelves.models.clear()
             place.shelves.unreachable = ("/models/usb",)
             scanned = await place.library.scan()
-            assert (scanned.changed, scanned.gone) == ((), ())
-            assert (await place.library.entry("mine")).found.architecture == "llama"
+            assert (scanned.changed, scanned.gone) == (("mine",), ()), "that it cannot be reached is news"
+            entry = await place.library.entry("mine")
+            assert entry.found.architecture == "llama" and "/models/usb" in entry.found.problem
 
     run(scenario())
 

@@ -328,7 +328,7 @@ def test_an_estimate_is_of_one_file(place: Where) -> None:
     """It stays while the model does, also where only its times are new and its digest is the same; not for another."""
     registry = place.store().registry
     (one,) = registry.take([entry("a", found=found("a", digest="d"))], 1)
-    registry.estimated({one.id: 5, 99: 1})
+    registry.estimated({one.id: (5, "a"), 99: (1, "a")})
     (one,) = registry.take([one], 2)
     assert one.estimate_bytes == 5
     (one,) = registry.take([replace(one, found=replace(one.found, stamp="touched"))], 3)
@@ -377,6 +377,70 @@ def test_the_old_queries_work(place: Where) -> None:
     assert query(place.database, query_of_old) == [("llama", "Q4_K_M", 5.0)]
     tagged = "SELECT name FROM models WHERE EXISTS (SELECT 1 FROM json_each(tags) WHERE value = 'größe')"
     assert query(place.database, tagged) == [("qwen-vl",)]
+
+
+def test_the_old_table_says_which_engines_take_a_model(place: Where) -> None:
+    """By its format, as the old registry did, where nobody has said otherwise; what is broken is taken by none."""
+
+    def one(name: str, kind: Format, **more: object) -> Entry:
+        place_of = (Place(f"/models/{name}", Source.FOLDER, name),)
+        return Entry(0, name, replace(Found(place_of, kind, name, 1), **more))  # type: ignore[arg-type]
+
+    place.store().registry.take(
+        [
+            one("gguf", Format.GGUF),
+            one("folder", Format.SAFETENSORS),
+            one("far", Format.OTHER, ollama_name="far"),
+            one("own", Format.OTHER),
+            one("broken", Format.GGUF, problem="it is cut off"),
+            one("lora", Format.GGUF, purpose=Purpose.ADAPTER),
+        ],
+        1,
+    )
+    assert dict(query(place.database, "SELECT name, compatible_backends FROM models")) == {
+        "gguf": '["llamacpp","ollama"]',
+        "folder": '["vllm","tgi"]',
+        "far": '["ollama"]',
+        "own": "[]",
+        "broken": "[]",
+        "lora": "[]",
+    }
+
+
+def test_some_are_taken_as_all_are(place: Where) -> None:
+    """Of the others nothing changes; who is gone is no longer there, and whose name and path are wanted gives way."""
+    registry = place.store().registry
+    before = registry.take([entry("a"), entry("b"), entry("c")], 5)
+    a, b, c = before
+    moved = replace(b, found=replace(b.found, stamp="another", size_bytes=7))
+    taken = registry.take_some([moved, entry("d")], [a.id], 9)
+    assert taken is not None
+    assert [(one.name, one.present) for one in taken] == [("a", False), ("b", True), ("d", True)]
+    now = {one.name: one for one in registry.entries()}
+    assert now["c"] == replace(c, last_scanned_us=9) and now["b"].found.size_bytes == 7
+    assert (now["a"].present, now["a"].last_scanned_us, now["d"].id) == (False, 5, 4)
+    same = entry("e", found=replace(found("e"), places=a.found.places))
+    assert registry.take_some([same], [a.id], 10) is not None
+    assert {one.name: one.found.path for one in registry.entries()}["a"] == f"{a.found.path}~{a.id}"
+
+
+def test_what_may_be_the_same_is_found_by_its_places_and_sizes(place: Where) -> None:
+    """Whichever of its places it is, and whatever stands in its name."""
+    registry = place.store().registry
+    odd = 'qu"ote\\ and 100% größe'
+    two = (Place("/models/two.gguf", Source.FOLDER, "two"), Place(f"/hub/{odd}.gguf", Source.HUGGINGFACE, "two"))
+    registry.take([entry("one"), entry("two", found=replace(found("two"), places=two, size_bytes=77))], 1)
+
+    def related(*paths: str, sizes: tuple[int, ...] = ()) -> list[str]:
+        return [one.name for one in registry.related(paths, sizes) or ()]
+
+    assert related("/models/one.gguf") == ["one"] and related("/models/one") == related() == []
+    assert related(f"/hub/{odd}.gguf") == related(sizes=(77,)) == ["two"]
+    assert related("/models/one.gguf", "/models/two.gguf") == ["one", "two"]
+    one, two_kept = registry.entries()
+    registry.annotate(replace(one, aliases=("uno",)))
+    registry.take([two_kept], 2)
+    assert registry.names() == {"one": False, "uno": True, "two": True}
 
 
 def test_every_model_is_shown_whose_name_is_no_text(place: Where) -> None:

@@ -45,7 +45,7 @@ def test_a_full_disk_keeps_all_of_a_look_or_nothing(place: Place, small: Callabl
     assert registry.entries() == taken
     registry.used({first.id: (1, 5, 2.0), taken[-1].id: (2, 6, None)})
     registry.annotate(replace(taken[-1], tags=("late",)))
-    registry.estimated({taken[5].id: 55})
+    registry.estimated({taken[5].id: (55, "a")})
     registry.forget(taken[7].id)
     after = registry.take(tuple(one for one in registry.entries() if one.name != "m3"), 3)
     assert registry.entries() == after and registry.entries(["m3"])[0].present is False
@@ -99,7 +99,7 @@ def test_a_read_only_disk_stops_no_look(place: Place, small: Callable[[Path], No
     subprocess.run(["mount", "-o", "remount,rw", str(place.state)], check=True)
     # The ids of that time stay valid.
     registry.used({for_now[0].id: (1, 12, None)})
-    registry.estimated({for_now[1].id: 9})
+    registry.estimated({for_now[1].id: (9, "a")})
     now = registry.entries()
     assert [(one.id, one.name, one.present) for one in now] == [(1, "a", True), (2, "gone", False), (3, "b", True)]
     assert (now[0].usage_count, now[0].last_used_us, now[0].load_s, now[0].notes) == (7, 12, 5.0, "n")
