@@ -89,6 +89,10 @@ globalThis.desk = {
 """
 
 
+REST_S = 120.0
+"""For two pictures of the whole screen that are the same: on a busy machine each takes seconds, drawn without a GPU."""
+
+
 def build(release: str, folder: Path) -> Path:
     """The extension's folder for a release of the shell ("43" or "45")."""
     subprocess.run([sys.executable, TOP / "desktop/gnome/build.py", release, folder], check=True)
@@ -148,7 +152,7 @@ class GnomeShell:
             pictures.append(self.screenshot("rest").read_bytes())
             return pictures[-1] == pictures[-2]
 
-        wait_until(rests, "the screen does not come to rest")
+        wait_until(rests, "the screen does not come to rest", within_s=REST_S)
 
     def picture(self, name: str, crop: str) -> Path:
         """What is on the screen, cut to what matters ("640x480+10+0"), with the fewer colours of a small file."""

@@ -129,7 +129,8 @@ class Plasma:
         tree.run(f"mkdir --parents {WIDGETS} /root/.config && cp -r {built}/. {WIDGETS}")
         shutil.copy(Path(__file__).with_name("plasma_eyes.py"), tree.shared)
         self.session_bus = session_bus(tree)
-        tree.start("xvfb.log", "Xvfb", DISPLAY, "-screen", "0", f"{WIDTH}x{HEIGHT}x24")
+        # It would start anew whenever its last client leaves, and refuse whoever comes meanwhile.
+        tree.start("xvfb.log", "Xvfb", DISPLAY, "-noreset", "-screen", "0", f"{WIDTH}x{HEIGHT}x24")
         wait_until(lambda: "1000" in tree.run("xdotool getdisplaygeometry || true"), "the X server did not start")
         (tree.shared / "applets").write_text(applets)
         (tree.shared / "kdeglobals").write_text("[KDE]\nAnimationDurationFactor=0\n")

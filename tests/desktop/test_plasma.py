@@ -52,7 +52,7 @@ def plasma(running: Plasma) -> Iterator[Plasma]:
 def keep(picture: Path) -> None:
     """Put it among the pictures of the documentation, where somebody asks for that."""
     assert picture.stat().st_size <= 150 * 1024
-    if os.environ.get("GPUD_KEEP_PICTURES"):
+    if os.environ.get("PICTURES"):
         shutil.copy(picture, TOP / "docs" / "images" / picture.name)
 
 

@@ -38,6 +38,16 @@ def test_looking_does_not_start_the_daemon() -> None:
         assert script.name == "service.js" or ".call(" not in script.read_text()
 
 
+def test_every_part_of_a_model_that_is_shown_is_read() -> None:
+    """Of a model's record only what is listed can be had: what others ask for is in the list, and no more."""
+    (listed,) = re.findall(
+        r"^const SHOWN = \[(.*?)\];$", (GNOME / "shared/service.js").read_text(), re.MULTILINE | re.DOTALL
+    )
+    others = "".join(script.read_text() for script in SCRIPTS if script.name != "service.js")
+    asked = set(re.findall(r"\b(?:model|record|known|first|waiting|loading|a|b)\??\.([A-Z]\w+)\b(?!\()", others))
+    assert set(re.findall(r"'(\w+)'", listed)) == asked
+
+
 def test_each_build_names_its_shells(build: Path, release: str) -> None:
     """Its metadata has the releases that it is for, and keeps it away from the lock screen."""
     metadata = json.loads((build / "metadata.json").read_text())

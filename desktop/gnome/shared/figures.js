@@ -177,8 +177,7 @@ function choicesOf(models, favourites) {
     const chosen = favourites.length
         ? favourites.map(name => idle.find(model => model.Id === name)).filter(model => model)
             .slice(0, MOST_FAVOURITES)
-        : [...idle].sort((a, b) => (b.LastUsedUSec ?? 0) - (a.LastUsedUSec ?? 0) || compare(nameOf(a), nameOf(b)))
-            .slice(0, MOST_USED);
+        : lastUsed(idle).slice(0, MOST_USED);
     return chosen.map(model => {
         const bytes = model.NeedBytes || model.VramEstimate || 0;
         const name = nameOf(model);
@@ -189,6 +188,14 @@ function choicesOf(models, favourites) {
             accessible: fill(_('Load {model}'), {model: name}),
         };
     });
+}
+
+/** Those that were used, the last one first; where these are few, the others by their names. */
+function lastUsed(models) {
+    const byName = (a, b) => compare(nameOf(a), nameOf(b));
+    const used = models.filter(model => model.LastUsedUSec)
+        .sort((a, b) => b.LastUsedUSec - a.LastUsedUSec || byName(a, b));
+    return used.length >= MOST_USED ? used : [...used, ...models.filter(model => !model.LastUsedUSec).sort(byName)];
 }
 
 function compare(a, b) {

@@ -14,6 +14,45 @@ const ANSWER_MS = 150000;
 const LOOK = Gio.DBusCallFlags.NO_AUTO_START;
 const ACT = Gio.DBusCallFlags.NO_AUTO_START | Gio.DBusCallFlags.ALLOW_INTERACTIVE_AUTHORIZATION;
 
+/** What is shown of a model: a tenth of what gpud says of it. */
+const SHOWN = [
+    'Id', 'DisplayName', 'State', 'Backend', 'VramBytes', 'NeedBytes', 'VramEstimate', 'LastUsedUSec', 'Progress', 'WaitsFor',
+    'Error', 'ErrorHint',
+];
+
+/** A model that reads of its record what it is asked for: reading all of thousands would hold up the shell for seconds. */
+class Model {
+    constructor(record) {
+        this._record = record;
+    }
+}
+
+for (const key of SHOWN) {
+    Object.defineProperty(Model.prototype, key, {
+        get() {
+            const value = this._record.lookup_value(key, null)?.recursiveUnpack();
+            Object.defineProperty(this, key, {value});
+            return value;
+        },
+    });
+}
+
+function modelsOf(list) {
+    return Array.from({length: list.n_children()}, (_nothing, position) => new Model(list.get_child_value(position)));
+}
+
+/** The values by their names, without the types. */
+function plain(dictionary) {
+    const found = {};
+    for (let position = 0; position < dictionary.n_children(); position++) {
+        const entry = dictionary.get_child_value(position);
+        const name = entry.get_child_value(0).unpack();
+        const value = entry.get_child_value(1).get_variant();
+        found[name] = name === 'Models' ? modelsOf(value) : value.recursiveUnpack();
+    }
+    return found;
+}
+
 /** gpud on one of the two buses. */
 class Line {
     constructor(bus, changed, jobEnded) {
@@ -56,7 +95,8 @@ class Line {
             // It did not answer when it was asked first. It lives: ask again.
             this.refresh();
         } else if (name === PROPERTIES && member === 'PropertiesChanged') {
-            const [, values, invalidated] = body.recursiveUnpack();
+            const values = plain(body.get_child_value(1));
+            const invalidated = body.get_child_value(2).recursiveUnpack();
             Object.assign(this.status, values);
             this._changed();
             if ('VramUsed' in values)
@@ -76,12 +116,12 @@ class Line {
         if (!this._connection || this._asking)
             return;
         this._asking = true;
-        this.call('Status', null, LOOK, (error, status) => {
+        this._look('Status', (error, status) => {
             this._asking = false;
             if (error) {
                 console.warn(`gpud does not say how it is: ${error.message}`);
             } else {
-                this.status = status[0];
+                this.status = plain(status);
                 this._changed();
             }
         });
@@ -97,18 +137,23 @@ class Line {
             return;
         }
         this._questions.set(name, false);
-        this.call(method, null, LOOK, (error, values) => {
+        this._look(method, (error, list) => {
             const again = this._questions.get(name);
             this._questions.delete(name);
             if (error) {
                 console.warn(`gpud does not answer ${method}: ${error.message}`);
             } else if (this.status) {
-                [this.status[name]] = values;
+                this.status[name] = name === 'Models' ? modelsOf(list) : list.recursiveUnpack();
                 this._changed();
             }
             if (again)
                 this._ask(name, method);
         });
+    }
+
+    /** A question without arguments; the answer is the first value of the reply, as it came. */
+    _look(method, answered) {
+        this.call(method, null, LOOK, (error, reply) => answered(error, reply?.get_child_value(0)));
     }
 
     call(method, parameters, flags, answered) {
@@ -118,7 +163,7 @@ class Line {
                 let reply = null;
                 let failure = null;
                 try {
-                    reply = connection.call_finish(result).recursiveUnpack();
+                    reply = connection.call_finish(result);
                 } catch (error) {
                     failure = error;
                 }
@@ -170,7 +215,7 @@ export class Service {
      */
     ask(method, [signature, ...values], answered) {
         const parameters = signature ? new GLib.Variant(`(${signature})`, values) : null;
-        this._line?.call(method, parameters, ACT, answered);
+        this._line?.call(method, parameters, ACT, (error, reply) => answered(error, reply?.recursiveUnpack() ?? null));
     }
 
     close() {
