@@ -1,9 +1,13 @@
 """Units with old names on a real Debian: their status, their journal, and what stopping and starting them does."""
 
+import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
-from booted_machine import Machine
+from booted_machine import TOP, Machine, provision
 
 pytestmark = pytest.mark.booted
 
@@ -43,13 +47,14 @@ def status_becomes(machine: Machine, unit: str, pattern: str) -> None:
 
 def test_the_status_names_model_and_memory(facades: Machine) -> None:
     """``systemctl status llamacpp`` is active, and says which model is ready and how much it takes."""
-    facades.run("systemctl start llamacpp")
+    facades.run("systemctl start llamacpp llamacpp-turbo")
     status_becomes(facades, "llamacpp", "^nothing loaded$")
     facades.load("tiny")
-    status_becomes(facades, "llamacpp", "^ready: tiny [0-9]+ MiB$")
-    shown = facades.run("systemctl --no-pager status llamacpp").out
-    assert "Active: active (running)" in shown
-    assert 'Status: "ready: tiny ' in shown
+    for unit in ("llamacpp", "llamacpp-turbo"):
+        status_becomes(facades, unit, "^ready: tiny [0-9]+ MiB$")
+        shown = facades.run(f"systemctl --no-pager status {unit}").out
+        assert "Active: active (running)" in shown
+        assert 'Status: "ready: tiny ' in shown
     facades.run("gpudctl unload tiny")
     status_becomes(facades, "llamacpp", "^nothing loaded$")
 
@@ -186,6 +191,15 @@ def test_a_waiting_facade_is_small_and_sleeps(facades: Machine) -> None:
     assert facades.run(count).out == before
 
 
+def test_the_places_of_the_documentation_are_there(facades: Machine) -> None:
+    """The table of where gpud lives names what is installed, and nothing else."""
+    table = re.findall(r"^\|.*\|$", (TOP / "docs/operations.md").read_text().split("| what | where |")[1], re.MULTILINE)
+    places = [place for row in table[:9] for place in re.findall(r"`(/[^`*]+)", row)]
+    assert len(places) >= 12
+    for place in places:
+        assert facades.run(f"test -e {place.removesuffix('/')}", check=False).code == 0, place
+
+
 def test_the_units_are_well_formed(facades: Machine) -> None:
     """systemd has nothing to say against any of them."""
     units = " ".join(f"{name}.service" for name in NAMES.split())
@@ -223,3 +237,169 @@ def test_the_pipe_is_full_and_nothing_waits(facades: Machine) -> None:
     finally:
         facades.run(f"kill -CONT {pid}")
     status_becomes(facades, "llamacpp", "^nothing loaded$")
+
+
+# Ollama itself -------------------------------------------------------------------------------------------------------
+
+OLLAMA = """\
+engines:
+  ollama:
+    binary: /opt/ollama/bin/ollama
+    models_dir: /var/lib/ml-models/ollama/models
+models:
+  llama:
+    engine: ollama
+    model: tiny
+    threads: 1
+"""
+
+CREATE = """\
+cd /var/lib/ml-models/ollama && export HOME=$PWD OLLAMA_MODELS=$PWD/models OLLAMA_HOST=127.0.0.1:11999 OLLAMA_NO_CLOUD=1
+/opt/ollama/bin/ollama serve >/dev/null 2>&1 & server=$!
+until /opt/ollama/bin/ollama list >/dev/null 2>&1; do sleep 0.1; done
+/opt/ollama/bin/ollama create tiny -f Modelfile; status=$?
+kill $server; wait $server; exit $status
+"""
+
+
+@pytest.fixture(scope="module")
+def with_ollama(with_names: Machine) -> Iterator[Machine]:
+    """The machine with Ollama, a model that ``ollama create`` has made, and gpud told of both."""
+    place = with_names.root / "opt/ollama"
+    shutil.copytree(provision("ollama"), place, symlinks=True)
+    store = with_names.root / "var/lib/ml-models/ollama"
+    maker = [sys.executable, str(TOP / "tests/tiny_model.py"), str(store / "tiny.gguf"), "--name", "tiny"]
+    subprocess.run(maker, check=True, stdout=subprocess.DEVNULL)
+    (store / "Modelfile").write_text("FROM ./tiny.gguf\n")
+    with_names.run("chmod -R a+rX /opt/ollama; chown -R gpud:gpud /var/lib/ml-models/ollama")
+    with_names.run(CREATE, user="gpud", timeout_s=120)
+    configuration = with_names.root / "etc/gpud/gpud.d/ollama.yaml"
+    configuration.write_text(OLLAMA)
+    with_names.run("systemctl reload gpud")
+    yield with_names
+    with_names.run("gpudctl unload --all --force", check=False)
+    configuration.unlink()
+    with_names.run("systemctl reload gpud; rm -rf /opt/ollama", check=False)
+
+
+def runner_of(machine: Machine) -> int:
+    """The process of Ollama's that holds the model."""
+    return int(machine.run("gpudctl status --json llama | sed -n 's/.*\"pid\": \\([0-9]*\\).*/\\1/p'").out)
+
+
+@pytest.mark.engines
+def test_ollamas_own_lines_and_memory_are_those_of_its_unit(with_ollama: Machine, facades: Machine) -> None:
+    """``journalctl -xeu ollama`` has what Ollama and its runner say, the status model and MiB; llamacpp has neither."""
+    facades.run("systemctl start ollama llamacpp")
+    began = facades.now()
+    facades.load("llama")
+    status_becomes(facades, "ollama", "^ready: llama [0-9]+ MiB$")
+    assert 'Status: "ready: llama ' in facades.run("systemctl --no-pager status ollama").out
+    for words in ("Listening on 127.0.0.1", "llama_model_loader", '"llama" is ready'):
+        facades.wait(words, f"journalctl --no-pager -xeu ollama --since={began} | grep -qF '{words}'")
+    facades.run("systemctl stop llamacpp")
+    assert "llama_model_loader" not in facades.run(f"journalctl --no-pager -u llamacpp --since={began}").out
+    assert facades.states()["llama"] == "ready"
+
+
+@pytest.mark.engines
+def test_ollama_is_restarted_stopped_and_started(with_ollama: Machine, facades: Machine) -> None:
+    """A restart gives the model a new process and llama.cpp's keep theirs; stopped, only Ollama's are refused."""
+    facades.run("systemctl start ollama")
+    facades.load("llama", "tiny")
+    before, other = runner_of(facades), engine_of(facades, "tiny")
+    facades.run("systemctl restart ollama && gpudctl wait --timeout 60s llama", timeout_s=120)
+    assert runner_of(facades) not in (0, before)
+    assert facades.run(f"test -e /proc/{before}", check=False).code == 1
+    facades.run("systemctl stop ollama")
+    assert facades.states()["llama"] == "unloaded"
+    refused = facades.run("gpudctl load llama", check=False)
+    assert refused.code != 0
+    assert '"ollama.service" was stopped' in refused.err
+    assert "systemctl start ollama" in refused.err
+    assert engine_of(facades, "tiny") == other
+    facades.run("systemctl start ollama && gpudctl wait --timeout 60s llama", timeout_s=120)
+    by_command = runner_of(facades)
+    facades.run("gpudctl restart ollama", timeout_s=120)
+    assert runner_of(facades) not in (0, by_command)
+    assert engine_of(facades, "tiny") == other
+
+
+# The commands with old names, as installed ---------------------------------------------------------------------------
+
+FOLLOWING = "timeout --foreground 2 "
+
+DAY = (
+    ("gpu-status", "tiny +embedded +ready"),
+    ("gpu-mem", "Budget:"),
+    ("gpu-procs", "Budget:"),
+    ("ml-vram", "Budget:"),
+    ("ml-vram-status", "Budget:"),
+    ("gpu-temp", "no GPU tells how warm it is"),
+    ("gpu-report", r"MODEL +ENGINE[\s\S]*Budget:"),
+    ("gpu-mode-docker", 'given away until "gpudctl resume"; unloaded 1 model'),
+    ("gpu-mode-local", "resumed: the GPUs were given away"),
+    ("gpu-mode-auto", "nothing to resume"),
+    ("llama-start tiny", 'loaded "tiny"'),
+    ("llama-status tiny", "state +ready"),
+    ("llama-logs tiny", "gpud-embedded.*llama"),
+    ("llama-stop tiny", "unloaded 1 model, freed"),
+    ("llama-start", "loaded "),
+    ("ollama-status", '"models":\\[{"name":'),
+    ("ollama-unload", r"unloaded 1 model, freed \d+ MiB"),
+    ("ollama-unload", "nothing loaded"),
+    ("ollama-models", '"name":"tiny:latest"'),
+    ("ml-models", '"name":"tiny"'),
+    ("ml-status", '"backends":'),
+    ("ml-backends", '"name":"llamacpp"'),
+    ("ml-vllm-status", '"name":"vllm"'),
+    ("ml-vllm-health", '"vllm":{"available":false'),
+    ("ml-vllm-models", r"^\[\]$"),
+    ("ml-offload /vram", '"total_gb":'),
+    ("ml-offload-test", '"status":"healthy"'),
+    ("ml-offload-api", "Active: active"),
+    ("ml-offload-api-log", "Management API of gpud"),
+    ("ml-offload-api-restart", "^$"),
+    ("ml-registry-scan", "files looked at"),
+    ("ml-registry-status", "tiny +embedded +llama"),
+    ("ml-registry-log", "There are [0-9]+ models now"),
+    ("ml-vram-log", "^$"),
+    ("ml-vram-restart", "^$"),
+    ("ml-ls", "llamacpp/"),
+    ("ml-du", "in all"),
+    ("ml-clean-cache --yes", "removed 0 files"),
+)
+"""Each command with what it says. Nothing has run short of memory on this machine, and it has no GPU."""
+
+
+def test_every_old_command_does_it_as_installed(facades: Machine) -> None:
+    """In the order of a day; those that follow the journal are ended after they have shown what there was."""
+    assert {line.split()[0] for line, _ in DAY} == {path.name for path in (TOP / "shell/bin").iterdir()}
+    facades.run("systemctl start ml-offload-api ml-vram-monitor")
+    facades.load("tiny")
+    monitor = facades.show("ml-vram-monitor", "MainPID")
+    wrong = []
+    for line, words in DAY:
+        follows = line.split()[0].endswith(("-log", "-logs"))
+        done = facades.run((FOLLOWING if follows else "") + line, check=False)
+        if done.code != (124 if follows else 0) or not re.search(words, done.out):
+            wrong.append(done.explain())
+    assert wrong == []
+    assert facades.show("ml-vram-monitor", "MainPID") != monitor
+    facades.wait("the API", ALIVE)
+
+
+def test_without_their_units_the_old_commands_say_what_to_do(facades: Machine) -> None:
+    """``ml-offload-api`` shows gpud itself; what could restart nothing says so, with status 1."""
+    place = "/usr/lib/systemd/system"
+    hidden = "ml-offload-api ml-vram-monitor"
+    facades.run(f"cd {place}; for unit in {hidden}; do mv $unit.service $unit.away; done; systemctl daemon-reload")
+    try:
+        assert "gpud.service" in facades.run("ml-offload-api").out.splitlines()[0]
+        for name in ("ml-offload-api-restart", "ml-vram-restart"):
+            refused = facades.run(name, check=False)
+            assert refused.code == 1
+            assert refused.err.startswith(f"{name}: ")
+            assert "gpudctl" in refused.err
+    finally:
+        facades.run(f"cd {place}; for unit in {hidden}; do mv $unit.away $unit.service; done; systemctl daemon-reload")

@@ -114,3 +114,32 @@ def test_the_old_name_of_a_users_unit_shows_its_engine(anna: Anna) -> None:
     refused = anna.run("gpudctl --user load tiny", check=False)
     assert '"llama-cpp-server.service" was stopped' in refused.err
     anna.run("systemctl --user start llama-cpp-server && gpudctl --user wait tiny")
+
+
+def test_the_lines_of_the_old_documents_work_for_a_user(anna: Anna) -> None:
+    """start, stop, restart, status, enable, disable and is-active of llama-cpp-server, its journal, and who listens."""
+    unit = "llama-cpp-server"
+    anna.machine.run(f"make --directory=/src install WHEELS=/wheels FACADES={unit}", timeout_s=300)
+    anna.machine.run("systemctl disable --now gpud")
+    anna.run(f"systemctl --user daemon-reload && systemctl --user start {unit} && gpudctl --user load tiny")
+    assert anna.run(f"systemctl --user is-active {unit} gpud").out.split() == ["active", "active"]
+    assert "Active: active (running)" in anna.run(f"systemctl --user --no-pager status {unit}").out
+    lines = f"journalctl --user --no-pager -u {unit}"
+    for how in ("-n 100", "-b", "--since '1 hour ago'"):
+        anna.run(f"until {lines} {how} | grep -q llama_context; do sleep 0.1; done")
+    assert anna.run(f"timeout 1 {lines} -f", check=False).code == 124
+    before = anna.run("pgrep --full 'alias tiny '").out
+    anna.run(f"systemctl --user restart {unit} && gpudctl --user wait tiny")
+    assert anna.run("pgrep --full 'alias tiny '").out not in ("", before)
+    anna.run(f"systemctl --user enable {unit}")
+    assert anna.run(f"systemctl --user is-enabled {unit}").out == "enabled"
+    anna.run(f"systemctl --user disable {unit}")
+    # The door of her gpud, and the process that has it, by its name and by its unit.
+    pid = anna.run("systemctl --user show gpud --property=MainPID --value").out
+    inode = anna.run("""awk '$2 ~ /:46A0$/ && $4 == "0A" { print $10 }' /proc/net/tcp""").out
+    assert f"socket:[{inode}]" in anna.run(f"ls -l /proc/{pid}/fd").out, "18080 is hers"
+    assert pid in anna.run("pgrep -x gpud").out.split()
+    anna.run(f"systemctl --user stop {unit}")
+    assert anna.run("gpudctl --user models --loaded").out == ""
+    assert anna.run(f"systemctl --user is-active {unit}", check=False).out == "inactive"
+    anna.run(f"systemctl --user start {unit} && gpudctl --user wait tiny")
