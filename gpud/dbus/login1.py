@@ -32,6 +32,7 @@ COME_AND_GO = ("SessionNew", "SessionRemoved")
 """A user who lingers is not removed with the last session, so that only sessions tell who has left."""
 
 SIGNALS = {"PrepareForSleep": "sleep", "PrepareForShutdown": "shutdown"}
+PREPARING = {"sleep": "PreparingForSleep", "shutdown": "PreparingForShutdown"}
 WHY = {
     "sleep": "Unloads models, whose GPU memory may not survive",
     "shutdown": "Lets running answers end, and stops the engines",
@@ -80,6 +81,7 @@ class Login1:
         self._lost: asyncio.TimerHandle | None = None
         self._looking = asyncio.Lock()
         self._somebody = False
+        self._newer: dict[str, Any] = {}
 
     @property
     def locks(self) -> frozenset[str]:
@@ -93,9 +95,11 @@ class Login1:
         self._stop_waiting()
         for what in SIGNALS.values():
             await self._take(what)
-        known = await line.properties(PATH, MANAGER)
+        self._newer = {}
+        # What is told meanwhile is handled before the answer is, and may be newer.
+        known = await line.properties(PATH, MANAGER) | self._newer
         self._learn(known)
-        for what, name in (("sleep", "PreparingForSleep"), ("shutdown", "PreparingForShutdown")):
+        for what, name in PREPARING.items():
             if known.get(name) is True:
                 # The lock was taken anew, whatever was done before logind went away.
                 self._prepare(what, anew=True)
@@ -137,6 +141,7 @@ class Login1:
     def signal(self, message: Message) -> None:
         what = SIGNALS.get(message.member)
         if message.interface == MANAGER and what is not None and message.signature == "b":
+            self._newer[PREPARING[what]] = message.body[0]
             self._prepare(what) if message.body[0] else self._over(what)
         elif message.interface == MANAGER and message.member in COME_AND_GO:
             self._start(self._look_for_users())
@@ -146,6 +151,7 @@ class Login1:
             interface, changed, _ = message.body
             values = plain(changed)
             if interface == MANAGER:
+                self._newer |= values
                 self._learn(values)
             elif interface == SESSION and values.get("LockedHint") is True:
                 self._listener.locked()

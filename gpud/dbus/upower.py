@@ -19,9 +19,14 @@ class UPower:
     def __init__(self, tell: Callable[[bool | None], None]) -> None:
         self._tell = tell
         self._known: bool | None = None
+        self._told_since = False
 
     async def came(self, line: Line) -> None:
-        self._take((await line.properties(PATH, UPOWER)).get("OnBattery"))
+        self._told_since = False
+        known = await line.properties(PATH, UPOWER)
+        # What was told meanwhile has been handled before this answer, and may be newer.
+        if not self._told_since:
+            self._take(known.get("OnBattery"))
 
     def gone(self) -> None:
         self._take(None)
@@ -30,6 +35,7 @@ class UPower:
         if message.interface == PROPERTIES and message.signature == "sa{sv}as" and message.body[0] == UPOWER:
             changed = plain(message.body[1])
             if "OnBattery" in changed:
+                self._told_since = True
                 self._take(changed["OnBattery"])
 
     def _take(self, value: object) -> None:

@@ -43,3 +43,17 @@ def test_a_stopped_gpud_is_not_waited_for(machine: Machine) -> None:
         assert locks(machine) == []
     finally:
         machine.run("systemctl start gpud")
+
+
+def test_the_module_for_cuda_is_loaded_anew_where_that_is_wanted(machine: Machine) -> None:
+    """The unit is sound, its program is there, and it is run after each kind of sleep once it has been enabled."""
+    unit = "gpud-uvm-reload.service"
+    machine.run(f"systemd-analyze verify /usr/lib/systemd/system/{unit}")
+    machine.run("test -x /usr/lib/gpud/uvm-reload")
+    assert machine.show(unit, "SuccessExitStatus") == "75"
+    machine.run(f"systemctl enable {unit}")
+    try:
+        for sleep in ("suspend", "hibernate", "hybrid-sleep", "suspend-then-hibernate"):
+            assert unit in machine.show(f"{sleep}.target", "Wants").split()
+    finally:
+        machine.run(f"systemctl disable {unit}")

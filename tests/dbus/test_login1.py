@@ -11,8 +11,9 @@ import pytest
 
 from gpud.dbus.connection import ReplyError
 from gpud.dbus.login1 import Login1
-from gpud.dbus.logind import MANAGER, PATH, SESSION
-from gpud.dbus.wire import Kind, Message
+from gpud.dbus.logind import MANAGER, PATH, PROPERTIES, SESSION
+from gpud.dbus.upower import UPower
+from gpud.dbus.wire import Kind, Message, Variant
 
 Run = Callable[..., Any]
 
@@ -25,6 +26,7 @@ class Line:
         self.manager: dict[str, object] = {}
         self.read_ends: list[tuple[str, int]] = []
         self.refuses = False
+        self.meanwhile: Callable[[], None] = lambda: None
 
     async def call(self, _path: str, _interface: str, member: str, _signature: str = "", *values: object) -> Message:
         if member == "Inhibit":
@@ -37,9 +39,10 @@ class Line:
         return Message(Kind.RETURN, body=[listed])
 
     async def properties(self, path: str, interface: str) -> dict[str, Any]:
-        if interface == MANAGER:
-            return self.manager
-        assert interface == SESSION
+        if interface != SESSION:
+            known = dict(self.manager)
+            self.meanwhile()
+            return known
         found = self.sessions[path.rpartition("/")[2]]
         return {} if found is None else {"Class": found}
 
@@ -114,6 +117,62 @@ def scene(run: Run, work: Callable[[Line, Listener, Login1], Any]) -> None:
             line.close()
 
     run(whole())
+
+
+def test_what_is_told_while_logind_is_asked_is_newer_than_its_answer(run: Run) -> None:
+    """A sleep that has just begun is not over, and a delay that has just been changed holds."""
+
+    async def work(line: Line, listener: Listener, login1: Login1) -> None:
+        def meanwhile() -> None:
+            changed = {"InhibitDelayMaxUSec": Variant("t", 10_000_000), "IdleHint": Variant("b", True)}
+            login1.signal(
+                Message(
+                    Kind.SIGNAL,
+                    path=PATH,
+                    interface=PROPERTIES,
+                    member="PropertiesChanged",
+                    signature="sa{sv}as",
+                    body=[MANAGER, changed, []],
+                )
+            )
+            login1.signal(signal("PrepareForSleep", True))
+
+        login1.gone()
+        line.manager = {"InhibitDelayMaxUSec": 5_000_000, "IdleHint": False, "PreparingForSleep": False}
+        line.meanwhile = meanwhile
+        await login1.came(line)  # type: ignore[arg-type]
+        await settled()
+        assert "over sleep" not in listener.told
+        assert [told for told in listener.told if str(told).startswith("idle")][-1] == "idle True"
+        assert listener.within[-1] == 8.0
+
+    scene(run, work)
+
+
+def test_what_upower_tells_while_it_is_asked_is_newer_than_its_answer(run: Run) -> None:
+    """The plug was pulled in that moment."""
+
+    async def work() -> None:
+        told: list[bool | None] = []
+        upower, line = UPower(told.append), Line()
+        line.manager = {"OnBattery": False}
+        pulled = Message(
+            Kind.SIGNAL,
+            path="/org/freedesktop/UPower",
+            interface=PROPERTIES,
+            member="PropertiesChanged",
+            signature="sa{sv}as",
+            body=["org.freedesktop.UPower", {"OnBattery": Variant("b", True)}, []],
+        )
+        line.meanwhile = lambda: upower.signal(pulled)
+        await upower.came(line)  # type: ignore[arg-type]
+        assert told == [True]
+        line.meanwhile = lambda: None
+        upower.gone()
+        await upower.came(line)  # type: ignore[arg-type]
+        assert told == [True, None, False]
+
+    run(work())
 
 
 def test_a_session_that_ends_while_it_is_looked_at_is_nobody_who_leaves(run: Run) -> None:
