@@ -32,13 +32,13 @@ import contextlib
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import fake_nvml
 from fake_nvml import FakeGpu, FakeRule
-from gpud.core.record import replace
 
 MIB = 1 << 20
 GIB = 1 << 30
