@@ -1,6 +1,6 @@
 """Each module's own bus, a place for each test's daemon, and a GPU that is not there."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import fake_nvml
@@ -8,8 +8,6 @@ import pytest
 from daemon.conftest import bus, place
 from daemon.harness import Place
 from fake_nvml import FakeGpu, FakeProcess
-
-from gpud.core.record import replace
 
 __all__ = ["bus", "gpus", "place"]
 

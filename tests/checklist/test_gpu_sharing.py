@@ -2,14 +2,13 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from daemon.harness import CallFailed, Daemon, Place, engine, settle, wait_gone
 from fake_nvml import FakeProcess
-
-from gpud.core.record import replace
 
 from .conftest import LARGE, SMALL, Gpus
 

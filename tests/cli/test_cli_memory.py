@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,6 @@ from core import model_headers
 from fake_nvml.gpu import GIB, MIB, FakeGpus
 from jeepney import DBusAddress, new_method_call
 from jeepney.io.blocking import open_dbus_connection
-
-from gpud.core.record import replace
 
 UUIDS = (FakeGpus.uuid(0), FakeGpus.uuid(1))
 
