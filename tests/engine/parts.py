@@ -269,9 +269,11 @@ class Bench:
         shelf: Shelf | None = None,
         programs: Programs | None = None,
         slept: Callable[[], float] = lambda: 0.0,
+        gpus: OneGpu | None = None,
+        backend: FakeBackend | None = None,
     ) -> None:
-        self.backend = FakeBackend()
-        self.gpus = OneGpu()
+        self.backend = backend or FakeBackend()
+        self.gpus = gpus or OneGpu()
         self.store = store or MemoryStore()
         self.store.loop = asyncio.get_running_loop()
         self.launcher = NoLauncher()
