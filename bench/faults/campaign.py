@@ -138,6 +138,8 @@ class Campaign:
         self._load.hold_back()
         try:
             self._system.heal()
+        except Exception as problem:
+            self._find(f"it could not be made well again: {type(problem).__name__}: {problem}")
         finally:
             self._load.resume()
 

@@ -29,6 +29,9 @@ GONE = (ConnectionError, http.client.HTTPException, TimeoutError, OSError)
 LOOK_S = 1.0
 """How often a caller that waits for a job looks whether there is still the same gpud."""
 
+FOUND = 20
+"""So many models come and go."""
+
 NOBODY_THERE = ("NoReply", "ServiceUnknown", "NameHasNoOwner", "Disconnected")
 """What the bus itself answers where gpud was killed, is starting, or has just gone."""
 
@@ -218,14 +221,15 @@ class Load:
         """A file comes, is a model, and goes."""
         if not self.system.real:
             return
-        name = f"found-{chance.randrange(1 << 30):x}"
+        # What was known once is remembered: they are the same ones that come and go.
+        name = f"found-{chance.randrange(FOUND)}"
         path = self.system.folder / f"{name}.gguf"
         try:
             with self.account.asks("look for models", "") as asked:
                 shutil.copy(self.system.place.root / "real.gguf", path)
-                # Of another size each time: else it were a copy of the others.
+                # Of another content each: else one were a copy of the others.
                 with path.open("ab") as file:
-                    file.write(os.urandom(chance.randrange(1, 4096)))
+                    file.write(name.encode())
                 self._looked_for(asked, name)
         finally:
             path.unlink(missing_ok=True)

@@ -109,10 +109,13 @@ class System:
         self.start()
 
     def _close_place(self) -> None:
-        self._end_daemon(_no_more)
+        # Whatever state it is in: told to end first, so that its engines end with it; who is left then is killed.
+        with contextlib.suppress(AssertionError):
+            self._end_daemon(Daemon.stop)
         with contextlib.suppress(OSError):
             self._umount()
-        self.place.close()
+        with contextlib.suppress(AssertionError):
+            self.place.close()
 
     # Its disk ---------------------------------------------------------------------------------------------------------
 
