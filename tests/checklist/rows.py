@@ -58,6 +58,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     "RX-20": (
         "tests/core/test_yielding.py::test_everything_on_the_gpus_goes_and_loads_are_refused_with_the_reason",
         "tests/daemon/test_gamemode.py::test_a_game_has_the_memory_until_it_ends",
+        "tests/daemon/test_gamemode.py::test_loads_meanwhile_do_as_they_are_told",
+        CHECK + "test_stories.py::test_a_game_now",
     ),
     # Where models are kept
     "S1-04": (
@@ -274,6 +276,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         IDLE + "test_the_real_llama_server_is_unloaded_when_idle_and_never_while_it_answers",
     ),
     "S0-37": (
+        CHECK + "test_stories.py::test_what_holds_the_gpu",
         SHARING + "test_a_model_is_shown_with_what_the_driver_says_it_holds",
         SHARING + "test_the_status_says_who_holds_the_gpu_now",
     ),
