@@ -14,7 +14,7 @@ from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpud.cli import client
-from gpud.cli.client import Gpud, Signal, changed
+from gpud.cli.client import Gpud, Signal, asks_for_models, changed
 from gpud.cli.exits import NotRunning
 from gpud.cli.library import Message, MessageType
 from gpud.core.errors import GpudError
@@ -139,7 +139,7 @@ class Program:
                     if (now := changed(one, "Holds")) is not None:
                         holds = now
                     await self._heed(gpud, one, holds)
-                if any("Models" in invalidated(one) for one in told):
+                if any(asks_for_models(one) for one in told):
                     await self._models(await gpud.models())
         finally:
             gpud.close()
@@ -226,14 +226,6 @@ class Program:
                 await asyncio.create_subprocess_exec(program, *options, "sh", "-c", script, start_new_session=True)
                 return
         log.warning("there is no terminal to show it in; type: %s", shlex.join(command))
-
-
-def invalidated(told: Signal) -> Sequence[str]:
-    """The properties that are other ones now, and that the signal does not bring."""
-    if told.member != "PropertiesChanged" or told.body[0] != client.NAME:
-        return ()
-    names: Sequence[str] = told.body[2]
-    return names
 
 
 async def _systemd(
