@@ -134,7 +134,8 @@ def test_copies_are_found_by_their_content_and_made_one_file(tmp_path: Path, sto
         assert "linked " in gpudctl(tmp_path, "du", "--duplicates", "--link", "--yes", "--base", str(store))[0]
         assert reader.read() == b"ab" * MIB
     assert (store / "custom/two.gguf").samefile(one) and (store / "gguf/linked.gguf").samefile(one)
-    assert gpudctl(tmp_path, "du", "--duplicates", "--base", str(store))[0] == "no file of 1 MiB or more is there twice\n"
+    said = gpudctl(tmp_path, "du", "--duplicates", "--base", str(store))[0]
+    assert said == "no file of 1 MiB or more is there twice\n"
 
 
 def test_copies_of_other_rights_stay_what_they_are(tmp_path: Path, store: Path) -> None:
