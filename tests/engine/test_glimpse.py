@@ -235,6 +235,22 @@ def test_what_belongs_together_is_looked_at_together(
     run(scenario())
 
 
+def test_where_a_projector_lies_everything_is_looked_at(run: Any, tmp_path: Path) -> None:
+    """Whatever it is called: with a second model beside it nobody can tell any more whose it is."""
+
+    async def scenario() -> None:
+        async with disk(tmp_path) as one:
+            trees.gguf(one.models / "a.gguf")
+            trees.projector(one.models / "eyes.gguf")
+            await one.library.scan()
+            assert (await one.library.entry("a")).found.mmproj
+            await one.told(trees.gguf(one.models / "b.gguf", rows=40))
+            assert one.finder.alone == 0
+            await agrees(one)
+
+    run(scenario())
+
+
 def test_files_that_the_patterns_leave_out_are_left_out_alone(run: Any, tmp_path: Path) -> None:
     """As in a look at everything."""
 
