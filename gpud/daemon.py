@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from gpud import __version__, config, gpus, systemd
+from gpud.allocator import share_one_arena
 from gpud.backends.listeners import program_at
 from gpud.catalog.finder import ModelFinder
 from gpud.catalog.kinds import quantization
@@ -438,6 +439,7 @@ def run(*, user: bool, config_path: Path | None, beside_system: bool = False) ->
 
     ``beside_system``: a user's gpud starts although the machine has one.
     """
+    share_one_arena()
     if user and not beside_system and (other := asyncio.run(gpud_of_the_machine())):
         setup(Level.ERROR).say(
             Level.ERROR,
