@@ -50,6 +50,7 @@ class Library:
         self._one_at_a_time = asyncio.Lock()
         self._told: frozenset[Trouble] = frozenset()
         self._counted: dict[str, int] = {}
+        self._counted_then: dict[str, int] = {}
         self._begun = False
         self._everything = True
         """Whether the next look has to be at everything, whatever the kernel has told."""
@@ -94,7 +95,8 @@ class Library:
 
     def past_of(self, name: str) -> Past | None:
         """How it was used before gpud started; None: never. What was kept since is told by whoever counts."""
-        return self._held.past.get(name)
+        past = self._held.past.get(name)
+        return None if past is None else past._replace(uses=max(0, past.uses - self._counted_then.get(name, 0)))
 
     def numbered(self, number: int) -> str | None:
         """The model with this number, where it is there."""
@@ -391,6 +393,9 @@ class Library:
     def _take(self, held: Held) -> Held:
         """This is what is held from now on; returns what was. What was calculated meanwhile is in the old one alone."""
         before, self._held = self._held, held
+        if held.past is not before.past:
+            # Of what it says so many uses are those of this gpud.
+            self._counted_then = dict(self._counted)
         for name, old in before.known.items():
             one = held.known.get(name)
             if one is not None and old.need_bytes is not None and one[:2] == old[:2]:

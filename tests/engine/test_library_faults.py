@@ -16,8 +16,8 @@ from gpud.engine.library import Library
 from gpud.engine.shelf import Shelf
 from gpud.store import FileStore
 
-from .catalogue import ROOTS, Shelves, found
-from .test_library import CALLER, house, makes, shelf
+from .catalogue import ROOTS, MemoryRegistry, Shelves, found
+from .test_library import CALLER, House, house, makes, shelf
 
 
 def at(name: str, path: str, *aliases: str, context: int | None = None) -> Model:
@@ -294,6 +294,54 @@ def test_what_is_configured_otherwise_is_calculated_anew(run: Any) -> None:
             await library.scan()
             await library.sized()
             assert sized == ["mine"]
+
+    run(scenario())
+
+
+def test_what_was_configured_otherwise_while_gpud_was_down_is_calculated_anew(run: Any) -> None:
+    """And nothing else: what was calculated before holds where the settings are the same."""
+
+    async def once(place: House) -> list[str]:
+        sized: list[str] = []
+
+        async def size(model: Model) -> int:
+            sized.append(model.name)
+            return len(sized)
+
+        place.library.serve(place.engine._put, lambda _: None, size)
+        place.library.begin()
+        await place.library.scan()
+        await place.library.sized()
+        return sorted(sized)
+
+    async def scenario() -> None:
+        registry = MemoryRegistry()
+        for context, wanted in ((None, ["mine", "other"]), (None, []), (512, ["mine"]), (512, [])):
+            mine = at("mine", "/models/file.gguf", context=context)
+            async with house(found("file"), found("other"), configured=[mine], registry=registry) as place:
+                assert await once(place) == wanted, context
+                assert place.library.need_of("mine")
+
+    run(scenario())
+
+
+def test_uses_are_counted_once(run: Any) -> None:
+    """Those that this gpud has kept are not counted as ones from before, however often is looked."""
+
+    async def scenario() -> None:
+        registry = MemoryRegistry()
+        async with house(found("qwen"), registry=registry) as place:
+            await place.library.scan()
+            registry.used({1: (4, 77, None)})
+            await place.library.scan()
+            assert place.library.past_of("qwen") == (4, 77)
+            async with place.engine.use("qwen", CALLER):
+                pass
+            await place.engine.keep_uses()
+            await place.library.scan()
+            past, (status,) = place.library.past_of("qwen"), place.engine.snapshot().models
+            assert past is not None and (past.uses, status.uses) == (4, 1)
+            assert registry.kept[1].usage_count == 5
 
     run(scenario())
 
