@@ -63,7 +63,14 @@ _gpudctl() {
         --may) _gpudctl_words 'use manage' "$current" && return ;;
         --state) _gpudctl_words 'ready unloaded' "$current" && return ;;
         --priority) _gpudctl_words 'low normal high critical' "$current" && return ;;
-        --engine) _gpudctl_words "$(_gpudctl_ask engines)" "$current" && return ;;
+        --engine)
+            if [[ $command == import ]]; then
+                _gpudctl_words 'ollama llama_server' "$current"
+            else
+                _gpudctl_words "$(_gpudctl_ask engines)" "$current"
+            fi
+            return
+            ;;
         --gpu) _gpudctl_words "$(_gpudctl_ask gpus)" "$current" && return ;;
         --file | --config | --binary | --key-file | --output | --environment | --directory | --models)
             mapfile -t COMPREPLY < <(compgen -f -- "$current")
@@ -71,7 +78,6 @@ _gpudctl() {
             ;;
         --gpus | --context | --ctx | --layers | --idle-timeout | --timeout | --wait | --for) return ;;
         --vram | --why | --rate | --since | --lines | -n) return ;;
-        --engine) _gpudctl_words 'ollama llama_server' "$current" && return ;;
         --map | --name | --prefix | --revision | --sha256 | --tag) return ;;
         --to)
             mapfile -t COMPREPLY < <(compgen -d -- "$current")
