@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Look at everything that gpud needs: Python and its packages, the GPUs with their drivers and device nodes, the
-configuration, the engines and their versions, the model files, the folders in which models are looked for, the state
-directory, the bus and its policy, polkit, cgroups and ports. Each line says OK, or PROBLEM and what to do; with a
-problem the status is 1. It works without the daemon and changes nothing; as root it sees more."""
+configuration, the engines, their versions and the devices that they compute on, the model files, the folders in which
+models are looked for, the state directory, the bus and its policy, polkit, cgroups and ports. Each line says OK, or
+PROBLEM and what to do; with a problem the status is 1. It works without the daemon and changes nothing; as root it sees
+more."""
 
 EXAMPLES = (
     "sudo gpudctl doctor",
@@ -120,7 +121,7 @@ def examine(arguments: Namespace, kind: str) -> Findings:
     if config is not None:
         # A variable that is bound here, for the functions below run later.
         checked = config
-        yield from _guarded("engine", lambda: examine_engines.engines(checked))
+        yield from _guarded("engine", lambda: examine_engines.engines(checked, has_gpu=examine_machine.has_gpu()))
         yield from _guarded("model", lambda: examine_engines.files(checked, account))
         is_service = kind != "user"
         yield from _guarded("folder", lambda: examine_engines.folders(checked, account, is_service=is_service))

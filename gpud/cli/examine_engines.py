@@ -27,12 +27,15 @@ CONNECT_S = 2.0
 
 MAGIC = b"GGUF"
 
+AVAILABLE, NONE_AVAILABLE = "Available devices:", "(none)"
+"""What llama-server --list-devices says."""
+
 _IMPORT = "import importlib, sys; m = importlib.import_module(sys.argv[1]); print(getattr(m, '__version__', '') or '')"
 _SHARD = re.compile(r"(?P<stem>.*)-\d{5}-of-(?P<count>\d{5})\.gguf")
 
 
-def engines(config: "Config") -> Findings:
-    """Each engine that a model uses or that is configured."""
+def engines(config: "Config", *, has_gpu: bool = False) -> Findings:
+    """Each engine that a model uses or that is configured. ``has_gpu``: the machine has one that it could use."""
     from gpud.config import EngineConfig
 
     used = dict.fromkeys([model.engine for model in config.models.values()] + list(config.engines))
@@ -47,6 +50,8 @@ def engines(config: "Config") -> Findings:
             yield _package(kind, settings)
         elif kind is not None:
             yield _program(name, settings.binary or kind.program)
+            if kind.family is Family.LLAMA_CPP:
+                yield from _devices(name, settings.binary or kind.program, has_gpu=has_gpu)
         else:
             yield Finding("engine", f"{name} is an engine of another package; it is checked when it is used")
     for model in config.models.values():
@@ -66,6 +71,23 @@ def _program(name: str, wanted: str) -> Finding:
     return Finding("engine", f"{name}: {found}" + (f" ({text})" if text else ""))
 
 
+def _devices(name: str, wanted: str, *, has_gpu: bool) -> Findings:
+    """On what a llama-server can compute. Whether it is there and works is not looked at here."""
+    found = shutil.which(wanted)
+    status, lines = (None, []) if found is None else _said([found, "--list-devices"])
+    if status != 0 or AVAILABLE not in lines:
+        # Builds from before 2025 know no such flag.
+        return
+    listed = lines[lines.index(AVAILABLE) + 1 :]
+    devices = [line.rpartition(" (")[0] or line for line in listed if line != NONE_AVAILABLE]
+    if devices:
+        yield Finding("engine", f"{name}: {found} computes on {', '.join(devices)}")
+    else:
+        text = f"{name}: {found} has no GPU device: its models run on the processor"
+        remedy = f"name a build for this GPU (CUDA, ROCm or Vulkan) in engines.{name}.binary"
+        yield Finding("engine", text, f"{remedy}, or mend its driver" if has_gpu else "")
+
+
 def _package(kind: EngineKind, settings: "EngineConfig") -> Finding:
     python = settings.python or sys.executable
     name, package = kind.name, kind.package
@@ -80,17 +102,22 @@ def _package(kind: EngineKind, settings: "EngineConfig") -> Finding:
 
 def _ask(command: list[str]) -> tuple[int | None, str]:
     """How a program ended, None when it did not in time, and the line of its words that says most."""
+    status, lines = _said(command)
+    if status:
+        return status, lines[-1][:200] if lines else ""
+    versions = [line for line in lines if "version" in line.lower()]
+    return status, (versions or lines or [""])[0][:120]
+
+
+def _said(command: list[str]) -> tuple[int | None, list[str]]:
+    """How a program ended, None when it did not in time, and its lines."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=ASK_S, check=False)
     except subprocess.TimeoutExpired:
-        return None, ""
+        return None, []
     except OSError as problem:
-        return 126, problem.strerror or str(problem)
-    lines = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
-    if done.returncode != 0:
-        return done.returncode, lines[-1][:200] if lines else ""
-    versions = [line for line in lines if "version" in line.lower()]
-    return 0, (versions or lines or [""])[0][:120]
+        return 126, [problem.strerror or str(problem)]
+    return done.returncode, [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
 
 
 def _server(name: str, url: str, remedy: str) -> Finding:

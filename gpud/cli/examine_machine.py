@@ -83,6 +83,11 @@ def display_vendors(root: Path) -> frozenset[str]:
     return frozenset(found)
 
 
+def has_gpu(root: Path = Path("/")) -> bool:
+    """Whether there is one that gpud knows."""
+    return not display_vendors(root).isdisjoint((NVIDIA, AMD)) or (root / "proc/driver/nvidia/version").exists()
+
+
 def _nvidia_driver(proc: Path) -> Findings:
     try:
         first = proc.read_text(encoding="utf-8", errors="replace").splitlines()[0]

@@ -69,6 +69,18 @@ class Books:
                 found[share.device] = size
         return found
 
+    def used_by_all(self, instance: Instance) -> int | None:
+        """What is in use of its devices by the last look, by whomever, or None where one of them does not say."""
+        used = [sample.used_bytes for share in instance.main_shares if (sample := self.sample_of(share.device))]
+        known = [size for size in used if size is not None]
+        return sum(known) if len(known) == len(instance.main_shares) else None
+
+    def is_listed(self, instance: Instance) -> bool:
+        """Whether one of its devices knows one of its processes, with what it holds or without."""
+        pids = self.pids_of(instance.model.name)
+        samples = [self.sample_of(share.device) for share in instance.main_shares]
+        return any(process.pid in pids for sample in samples if sample for process in sample.processes)
+
     def measured_claim(self, claim: Claim) -> int | None:
         """What its processes hold; nothing yet, while the device does not know them."""
         sample = self.sample_of(claim.device)

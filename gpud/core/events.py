@@ -468,6 +468,7 @@ class Kind(StrEnum):
     STILL_BUSY = "still-busy"
     MEMORY_LATE = "memory-late"
     OVER_ESTIMATE = "over-estimate"
+    ON_PROCESSOR = "on-processor"
     GPU_PROBLEM = "gpu-problem"
     CONFIG_RELOADED = "config-reloaded"
     CONFIG_REJECTED = "config-rejected"

@@ -73,8 +73,9 @@ class Instance(Struct, eq=False):
     configuration and goes as soon as it is idle. ``draining_for`` says why it is to go; ``told_busy``: since then its
     engine has said that it works. ``offer`` is how it was loaded; ``used`` what it was measured to hold, by device.
     ``outgrew``: it took more than it had been promised and was ended for that; ``growth`` is how much more it is
-    promised now; ``first_need_bytes`` what was promised before any of it was seen. ``for_request``: a request had it
-    loaded. ``expects_bytes`` is what the last quote asks for. ``off_gpu``: this time on the processor, a game has the
+    promised now; ``first_need_bytes`` what was promised before any of it was seen, and ``before_bytes`` what was in use
+    of its devices then, by whomever; None: they did not say. ``for_request``: a request had it loaded.
+    ``expects_bytes`` is what the last quote asks for. ``off_gpu``: this time on the processor, a game has the
     GPUs; ``kept_off``: it waits until they are taken back. ``battery_idle_s``: on battery, the longest that it may be
     idle. ``stop_s`` is how long its engine took to end the last time.
     ``users`` are the sessions that have used it since it came, with ``""`` for everybody else; when the last of them
@@ -89,6 +90,7 @@ class Instance(Struct, eq=False):
     shares: tuple[Share, ...] = ()
     used: Mapping[str, int] = field(default_factory=dict)
     first_need_bytes: int = 0
+    before_bytes: int | None = None
     context: int | None = None
     engines: tuple[str, ...] = ()
     settled: bool = False

@@ -142,6 +142,7 @@ class Loading:
         instance.offer = offer
         instance.shares = granted.shares
         instance.first_need_bytes = instance.need_bytes
+        instance.before_bytes = self._books.used_by_all(instance)
         instance.used = {}
         instance.settled = False
         instance.stale = False
@@ -389,6 +390,7 @@ class Loading:
         instance.generation = event.generation
         instance.shares = event.shares
         instance.first_need_bytes = instance.need_bytes
+        instance.before_bytes = None
         instance.used = {}
         instance.offer = None
         instance.context = event.context

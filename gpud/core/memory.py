@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from gpud.core import events
 from gpud.core.admitting import Admitting
 from gpud.core.budget import MIB, describe
+from gpud.core.engines import Family, family
 from gpud.core.events import Kind, Level, Notice
 from gpud.core.facts import HOST, GpuSample, State
 from gpud.core.instance import Instance
 from gpud.core.loading import Loading
 from gpud.core.pressure import Pressure
 from gpud.core.quote import Share
+from gpud.core.record import replace
 from gpud.core.returning import Expected
 from gpud.core.table import Table
 
@@ -22,6 +24,13 @@ MEMORY_LOOK_IDLE_S = 0.25
 LOADING_LOOK_S = 0.1
 # What a driver rounds up to is not more than was promised.
 TOLERANCE_BYTES = 64 * MIB
+
+READ_BY_LAYERS = (Family.LLAMA_CPP, Family.OLLAMA)
+"""Engines that put on the GPU what they can, and are silent about the rest."""
+NEXT_TO_NOTHING_BYTES = 100 * MIB
+"""What less of it holds on a GPU is no model: a context alone takes as much."""
+LEAST_TELLING_BYTES = 256 * MIB
+"""Of what less was promised, the whole device does not tell whether it is there: other programs come and go."""
 
 
 class Memory:
@@ -109,6 +118,11 @@ class Memory:
         """The load is over, and what it took can be seen."""
         instance.settled = True
         name, used_bytes = instance.model.name, instance.used_bytes
+        held_bytes = self._if_on_processor(instance)
+        if held_bytes is not None:
+            # What it holds elsewhere says nothing about what it would hold on the GPU.
+            self._tell_on_processor(instance, held_bytes)
+            return
         if used_bytes is None:
             return
         instance.growth = 1.0
@@ -129,6 +143,45 @@ class Memory:
         if not instance.on_host or used_bytes > first_bytes:
             shares = tuple(Share(share.device, instance.used.get(share.device, 0)) for share in instance.main_shares)
             self._out.add(events.Learn(name, shares, instance.load_seconds or 0.0))
+
+    def _if_on_processor(self, instance: Instance) -> int | None:
+        """What it holds of its GPUs, if that is next to nothing although layers of it were to be there; else None.
+
+        A device that lists none of its processes may not know them (as from another container): there it counts by how
+        much more is in use than before it was started.
+        """
+        loaded = instance.launchable()
+        promised_bytes = instance.need_bytes
+        if instance.on_host or loaded.settings.layers == "0" or family(loaded.engine) not in READ_BY_LAYERS:
+            return None
+        if self._books.is_listed(instance):
+            held_bytes = instance.used_bytes
+        else:
+            now_bytes, before_bytes = self._books.used_by_all(instance), instance.before_bytes
+            if now_bytes is None or before_bytes is None or promised_bytes < LEAST_TELLING_BYTES:
+                return None
+            held_bytes = max(0, now_bytes - before_bytes)
+        if held_bytes is None or held_bytes >= NEXT_TO_NOTHING_BYTES or held_bytes * 10 >= promised_bytes:
+            return None
+        return held_bytes
+
+    def _tell_on_processor(self, instance: Instance, held_bytes: int) -> None:
+        names = " and ".join(self._books.device_name(share.device) for share in instance.main_shares)
+        text = f"{describe(held_bytes)} of the {describe(instance.need_bytes)} that it was to have on {names}"
+        if instance.offer is not None:
+            instance.offer = replace(instance.offer, reduced=f"the processor: it holds {text}")
+        self._out.tell(
+            Kind.ON_PROCESSOR,
+            f'"{instance.model.name}" runs on the processor: it holds {text}; it answers slowly',
+            instance,
+            level=Level.WARNING,
+            hint=(
+                "give it an engine that was built for this GPU (gpudctl doctor says which devices a llama-server has), "
+                "or have it without the GPU on purpose: layers 0"
+            ),
+            used_bytes=held_bytes,
+            need_bytes=instance.need_bytes,
+        )
 
     def report_health(self, samples: Sequence[GpuSample]) -> None:
         before = {sample.uuid: sample.health for sample in self._books.samples}

@@ -3,12 +3,13 @@
 import json
 import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-from cli_place import Place, RealDaemon
+from cli_place import TOP, Place, RealDaemon
 
 from gpud.cli import examine_engines, examine_machine
 from gpud.cli.findings import READ, WRITE, Account, Finding, closed_folder, may
@@ -222,6 +223,46 @@ def test_the_version_of_an_engine(tmp_path: Path) -> None:
     (finding,) = examine_engines.engines(parse(text, "c"))
     assert finding.is_problem
     assert "fails with status 127: libcuda.so.1: cannot open" in finding.text
+
+
+DEVICES = """\
+Available devices:
+  CUDA0: NVIDIA GeForce RTX 3060 (12044 MiB, 11800 MiB free)
+  CUDA1: NVIDIA RTX A2000 (6011 MiB, 5900 MiB free)
+"""
+
+
+def test_the_devices_of_an_engine(tmp_path: Path) -> None:
+    """A build that finds no GPU is a problem where the machine has one, and said in any case."""
+    program = tmp_path / "llama-server"
+    text = f"models: {{a: {{engine: llama_server, file: /x/a.gguf}}}}\nengines: {{llama_server: {{binary: {program}}}}}"
+    config = parse(text, "c")
+
+    def says(devices: str) -> None:
+        program.write_text(f"#!/bin/sh\ncase $1 in --version) echo version: 1;; *) cat <<'X'\n{devices}X\nesac\n")
+        program.chmod(0o755)
+
+    says(DEVICES)
+    _, finding = examine_engines.engines(config, has_gpu=True)
+    assert not finding.is_problem
+    assert finding.text.endswith("computes on CUDA0: NVIDIA GeForce RTX 3060, CUDA1: NVIDIA RTX A2000")
+    for devices in ("Available devices:\n", "Available devices:\n  (none)\n"):
+        says(devices)
+        for has_gpu in (True, False):
+            _, finding = examine_engines.engines(config, has_gpu=has_gpu)
+            assert finding.text.endswith(f"{program} has no GPU device: its models run on the processor")
+            assert finding.is_problem is has_gpu
+        assert "engines.llama_server.binary" in list(examine_engines.engines(config, has_gpu=True))[1].remedy
+
+
+def test_the_devices_of_the_real_llama_server() -> None:
+    """It is asked, and what it says is understood: this build is for the processor."""
+    made = subprocess.run([TOP / "tests/provision", "llama-server"], capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    program = Path(made.stdout.strip()) / "site/bin/llama-server"
+    text = f"models: {{a: {{engine: llama_server, file: /x/a.gguf}}}}\nengines: {{llama_server: {{binary: {program}}}}}"
+    _, finding = examine_engines.engines(parse(text, "c"))
+    assert f"{program} has no GPU device" in finding.text
 
 
 def test_an_engine_that_is_a_package(tmp_path: Path) -> None:
