@@ -8,7 +8,6 @@ import os
 import re
 import socket
 import time
-from array import array
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Protocol
 
@@ -31,36 +30,32 @@ class Send(Protocol):
 
 
 def notify(state: str, fds: Sequence[int] = ()) -> bool:
-    """Assignments such as ``READY=1``, one a line. False when nobody listens, or the message could not be delivered.
+    """Assignments such as ``READY=1``, one a line. False when nobody listens, or the message could not be delivered."""
+    if not os.environ.get("NOTIFY_SOCKET"):
+        return False
+    # Imported only here: what runs outside systemd needs no libsystemd.
+    from systemd import daemon
 
-    It waits while the manager is busy (it reloads its units, say) and ten messages are in its queue.
-    """
     try:
-        return _send(state, fds)
+        return bool(daemon.notify(state, fds=list(fds)) if fds else daemon.notify(state))
     except OSError as problem:
         log.warning("cannot tell systemd %s: %s", state.replace("\n", " "), problem)
         return False
 
 
-def notify_if_room(state: str, fds: Sequence[int] = ()) -> bool:
-    """Like :func:`notify` for what may be lost: never waits."""
-    try:
-        return _send(state, fds, socket.MSG_DONTWAIT)
-    except OSError as problem:
-        log.debug("systemd was not told %s: %s", state.replace("\n", " "), problem)
-        return False
-
-
-def _send(state: str, fds: Sequence[int], flags: int = 0) -> bool:
-    """The whole protocol of sd_notify(3): one datagram. libsystemd's binding for Python would have to be compiled."""
+def notify_if_room(state: str, fds: Sequence[int] = ()) -> bool:  # noqa: ARG001 - it takes the place of notify
+    """Like :func:`notify` for what may be lost: never waits. libsystemd's own call waits while the manager is busy (it
+    reloads its units, say) and ten messages are in its queue, and with it the whole daemon would.
+    """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return False
-    # A socket in the abstract namespace is written with an at sign.
-    where = "\0" + address[1:] if address.startswith("@") else address
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
-        manager.sendmsg([state.encode()], rights, flags, where)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as manager:
+        try:
+            manager.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        except OSError as problem:
+            log.debug("systemd was not told %s: %s", state.replace("\n", " "), problem)
+            return False
     return True
 
 

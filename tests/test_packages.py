@@ -129,7 +129,7 @@ def test_what_is_installed_together_has_one_version() -> None:
 
 def test_nothing_that_is_needed_is_missing_from_the_lock() -> None:
     """All that an installed package asks for in turn is there, too."""
-    pinned = pins("core") | pins("embedded") | pins("pull")
+    pinned = pins("core") | pins("compiled") | pins("embedded") | pins("pull")
     missing = []
     for name in pinned:
         for line in metadata.requires(name) or ():

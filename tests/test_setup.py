@@ -105,11 +105,11 @@ def test_another_list_of_packages_is_installed_into_the_same_environment(clone: 
 def test_whoever_only_runs_it_waits_for_no_test_tools(clone: Clone) -> None:
     """They are added when they are wanted, and are no reason to install anything again."""
     status, said, steps = clone.setup("run")
-    assert (status, steps, clone.installed()) == (0, ["venv", "pip", "pip"], ["build", "embedded"])
+    assert (status, steps, clone.installed()) == (0, ["venv", "pip", "pip"], ["build", "compiled", "embedded"])
     assert "installing gpud and its first engine into .venv\n" in said
     assert clone.setup("run") == (0, "", [])
     status, said, steps = clone.setup()
-    assert (status, steps, clone.installed()) == (0, ["pip", "pip"], ["build", "embedded", "test"])
+    assert (status, steps, clone.installed()) == (0, ["pip", "pip"], ["build", "compiled", "embedded", "test"])
     assert "and the test tools" in said
     for words in (["run"], ["test"], []):
         assert clone.setup(*words) == (0, "", [])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 TOP = Path(__file__).resolve().parents[1]
 PAGE = TOP / "docs" / "licences.md"
-PARTS = ("core", "embedded", "pull", "dbus-fast", "llama-cpp-python")
+PARTS = ("core", "compiled", "embedded", "pull", "dbus-fast", "llama-cpp-python")
 
 # What is written in other ways in older packages, as SPDX writes it.
 SPDX = {
@@ -76,7 +76,8 @@ def page(packages: dict[str, metadata.PackageMetadata]) -> str:
     for part in PARTS:
         for name in names_in(part):
             where.setdefault(
-                name, "always" if part == "core" else "by default" if part == "embedded" else f"extra `{part}`"
+                name,
+                "always" if part in ("core", "compiled") else "by default" if part == "embedded" else f"extra `{part}`",
             )
     missing = sorted(set(where) - set(packages))
     if missing:

@@ -4,9 +4,10 @@
     tools/lock.py --upgrade    takes the newest that pyproject.toml allows
     tools/lock.py --check      asks no network: says what pyproject.toml wants and the files do not have, with status 1
 
-``core.txt`` is what gpud itself needs, ``NAME.txt`` that and its extra NAME, ``build.txt`` what builds it,
-``maintain.txt`` what the goals lock, audit and dist of the Makefile run. What is ever installed together agrees, and it
-holds for every Python from the oldest on. A hash is that of a file, whatever mirror it comes from: none is named.
+``core.txt`` is what gpud itself needs, ``compiled.txt`` the part of it that has no wheel, ``NAME.txt`` core and the
+extra NAME, ``build.txt`` what builds it, ``maintain.txt`` what the goals lock, audit and dist of the Makefile run. What
+is ever installed together agrees, and it holds for every Python from the oldest on. A hash is that of a file, whatever
+mirror it comes from: none is named.
 """
 
 import argparse
@@ -22,18 +23,29 @@ FOLDER = TOP / "requirements"
 OLDEST = "3.11"
 FIRST = "# Written by `make lock` for: "
 MAINTAIN = FOLDER / "maintain.in"
+COMPILED = ("systemd-python",)
+"""Of these there is no wheel: they have a file of their own, because what was compiled has no hash to be known by."""
 
 
 def parts() -> dict[str, tuple[str, ...]]:
     """What each file is for, as it is asked for."""
     document = tomllib.loads((TOP / "pyproject.toml").read_text())
     project = document["project"]
-    core = tuple(project["dependencies"])
-    made = {"core": core, "build": tuple(document["build-system"]["requires"])}
+    core = tuple(one for one in project["dependencies"] if not is_compiled(one))
+    compiled = tuple(one for one in project["dependencies"] if is_compiled(one))
+    made = {
+        "core": core,
+        **({"compiled": compiled} if compiled else {}),
+        "build": tuple(document["build-system"]["requires"]),
+    }
     made |= {name: (*core, *wanted) for name, wanted in project["optional-dependencies"].items()}
     lines = (line.strip() for line in MAINTAIN.read_text().splitlines())
     made["maintain"] = tuple(line for line in lines if line and not line.startswith("#"))
     return made
+
+
+def is_compiled(requirement: str) -> bool:
+    return re.split(r"[\s<>=!~;\[]", requirement)[0] in COMPILED
 
 
 def head(wanted: tuple[str, ...]) -> str:

@@ -12,7 +12,7 @@ from gpud.cli.ancestry import belongs_to, lives_in_unit
 from gpud.cli.findings import READ, WRITE, Account, Finding, Findings, group_of, may
 
 PACKAGES = ("dbus-next", "httptools", "msgspec", "nvidia-ml-py", "prometheus_client", "psutil", "pyyaml", "rich")
-"""What gpud cannot work without."""
+"""What gpud cannot work without. systemd's binding is not among them: outside of systemd nothing asks for it."""
 
 OLDEST_PYTHON = (3, 11)
 

@@ -70,6 +70,15 @@ def test_manager_that_is_gone_is_no_error(tmp_path: Path, monkeypatch: pytest.Mo
     assert notify("READY=1") is False
 
 
+def test_outside_systemd_its_library_is_not_loaded() -> None:
+    """What a foreground daemon does not need costs it nothing."""
+    script = "import sys, gpud.systemd as s; s.notify('READY=1'); print('systemd.daemon' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_manager_in_the_abstract_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
     """systemd in a container may listen under a name that is in no folder; it is written with an at sign."""
     name = f"gpud-test-{os.getpid()}"
