@@ -107,6 +107,8 @@ class System:
         (self.place.root / "gate").touch()
         self.configure()
         self.start()
+        # Its locks are two of the descriptors that it has for good.
+        self.logind.wait_locks("shutdown", "sleep")
 
     def _close_place(self) -> None:
         # Whatever state it is in: told to end first, so that its engines end with it; who is left then is killed.
