@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import logging
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -290,14 +291,12 @@ class Engine:
         if self._reload is not None:
             await self._reload()
 
-    def use(
-        self, model: str, caller: Caller, options: LoadOptions | None = None
-    ) -> AbstractAsyncContextManager[Endpoint]:
+    def use(self, model: str, caller: Caller, options: LoadOptions | None = None) -> "Use":
         """An engine that answers, for as long as the block lasts: loaded if need be, and never stopped meanwhile.
 
         Entering it raises the GpudError that kept it from being loaded; a name that means nothing is raised at once.
         """
-        return _Use(self, model if model in self._work.models else self.resolve(model), caller, options)
+        return Use(self, model if model in self._work.models else self.resolve(model), caller, options)
 
     def use_now(self, name: str, by: str = "") -> Running | None:
         """The engine, with this use of it counted; None where it is not ready, and :meth:`begin_use` has to wait."""
@@ -717,22 +716,32 @@ class Engine:
         return "", "", ""
 
 
-class _Use(AbstractAsyncContextManager[Endpoint]):
-    """One use of one model's engine. A class of its own because every request is one."""
+class Use(AbstractAsyncContextManager[Endpoint]):
+    """One use of one model's engine. A class of its own because every request is one.
 
-    __slots__ = ("_caller", "_engine", "_name", "_options", "_running")
+    ``waited_s`` is how long it took until the model was there; None: it was there already.
+    """
+
+    __slots__ = ("_caller", "_engine", "_name", "_options", "_running", "waited_s")
 
     def __init__(self, engine: Engine, name: str, caller: Caller, options: LoadOptions | None) -> None:
         self._engine = engine
         self._name = name
         self._caller = caller
         self._options = options
+        self.waited_s: float | None = None
 
     async def __aenter__(self) -> Endpoint:
         engine, name = self._engine, self._name
         caller = self._caller
-        self._running = engine.use_now(name, caller.session) or await engine.begin_use(name, caller, self._options)
+        self._running = engine.use_now(name, caller.session) or await self._wait()
         return self._running.runner.endpoint
+
+    async def _wait(self) -> Running:
+        began_s = time.monotonic()
+        running = await self._engine.begin_use(self._name, self._caller, self._options)
+        self.waited_s = time.monotonic() - began_s
+        return running
 
     async def __aexit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None

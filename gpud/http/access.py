@@ -33,7 +33,7 @@ PREFLIGHT_S = 600
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
 _TOKENS = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,80}(?: *, *[A-Za-z0-9!#$%&'*+.^_`|~-]{1,80}){0,63}")
 _USUAL_HEADERS = "Authorization, Content-Type, X-API-Key, api-key, anthropic-version, anthropic-beta, Last-Event-ID"
-EXPOSED_HEADERS = "Retry-After, WWW-Authenticate"
+EXPOSED_HEADERS = "Retry-After, WWW-Authenticate, X-Gpud-Load-Seconds"
 
 _ADD_KEY = 'send "Authorization: Bearer KEY"; "gpudctl key add NAME" makes a key'
 

@@ -20,6 +20,9 @@ T = TypeVar("T")
 
 JSON = ("Content-Type", "application/json")
 
+LOAD_HEADER = "X-Gpud-Load-Seconds"
+"""On an answer for which its model had to be loaded."""
+
 SMALL_BODY_BYTES = 1 << 20
 """The body of a question to gpud itself. What goes to an engine has a limit of its own."""
 
@@ -47,6 +50,11 @@ class Exchange(Struct):
     @property
     def caller(self) -> Caller:
         return self.admitted.caller
+
+    def tell_load(self, waited_s: float) -> None:
+        """The model was not there: what is answered says how long it took until it was."""
+        others = (header for header in self.headers if header[0] != LOAD_HEADER)
+        self.headers = (*others, (LOAD_HEADER, f"{waited_s:.3f}"))
 
     @property
     def allowed_models(self) -> frozenset[str] | None:

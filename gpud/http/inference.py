@@ -88,11 +88,14 @@ class _Answer(msgspec.Struct):
 
 
 class Completed(Record):
-    """What an engine answered, and how long the wait for the engine was. ``engine`` is which it was."""
+    """What an engine answered, and when it was there. ``engine`` is which it was; ``waited_s`` is how long its model took
+    to be there, None where it was there already.
+    """
 
     answer: _Answer
     ready_s: float
     engine: str
+    waited_s: float | None = None
 
 
 class Inference:
@@ -128,6 +131,8 @@ class Inference:
             await Passage(parts.engine, parts.pool, exchange, call, settings).run()
             return
         completed = await complete(parts.engine, parts.pool, exchange.caller, name, question, options)
+        if completed.waited_s is not None:
+            exchange.tell_load(completed.waited_s)
         choice = completed.answer.choices[0] if completed.answer.choices else _Choice(_Message())
         usage = completed.answer.usage or Usage()
         exchange.prompt_tokens = usage.prompt_tokens or 0
@@ -187,13 +192,15 @@ async def complete(
 async def _once(
     engine: Engine, pool: Pool, caller: Caller, model: str, question: dict[str, Any], options: LoadOptions | None
 ) -> Completed:
-    async with engine.use(model, caller, options) as endpoint:
+    use = engine.use(model, caller, options)
+    async with use as endpoint:
         ready_s = time.monotonic()
         status = status_of(engine, model)
         if endpoint.model:
             question = {**question, "model": endpoint.model}
         body = msgspec.json.encode(question)
-        return Completed(await _ask(pool, endpoint, model, body), ready_s, status.model.engine if status else "")
+        answer = await _ask(pool, endpoint, model, body)
+        return Completed(answer, ready_s, status.model.engine if status else "", use.waited_s)
 
 
 async def _ask(pool: Pool, endpoint: Endpoint, model: str, body: bytes) -> _Answer:

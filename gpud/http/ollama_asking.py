@@ -221,8 +221,10 @@ class Asking:
 
     async def _loaded(self, exchange: Exchange, model: str, asked: Wish) -> None:
         """Have it loaded."""
-        async with self._engine.use(model, exchange.caller, self._wishes(exchange, model, asked)):
-            pass
+        use = self._engine.use(model, exchange.caller, self._wishes(exchange, model, asked))
+        async with use:
+            if use.waited_s is not None:
+                exchange.tell_load(use.waited_s)
 
     async def _load_or_unload(self, exchange: Exchange, asked: Wish, value: dict[str, Any]) -> None:
         """A request that asks nothing is about the model alone."""

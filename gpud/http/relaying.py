@@ -161,6 +161,7 @@ class Passage:
         self._limits = settings.limits
         self._end = _End()
         exchange.tail = self._end.tail
+        self._waited_s: float | None = None
         self._waiting: Waiting | None = None
         if call.streams:
             self._waiting = Waiting(
@@ -219,7 +220,11 @@ class Passage:
 
     async def _once(self) -> None:
         call = self._call
-        async with self._engine.use(call.model, self._exchange.caller, call.options) as endpoint:
+        use = self._engine.use(call.model, self._exchange.caller, call.options)
+        async with use as endpoint:
+            self._waited_s = use.waited_s
+            if use.waited_s is not None:
+                self._exchange.tell_load(use.waited_s)
             await self._ask(endpoint)
 
     def _may_repeat(self, problem: UpstreamFailed) -> bool:
@@ -249,6 +254,9 @@ class Passage:
             elif response.status != 200 or not told.is_stream:
                 await self._answer_late(response)
                 return
+            elif self._waited_s is not None:
+                # Too late for the header.
+                await reply.write(f": gpud: it was loaded after {self._waited_s:.3f} s\n\n".encode())
             try:
                 await relay(response, reply, self._end.see)
             except UpstreamFailed as problem:

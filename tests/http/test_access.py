@@ -371,7 +371,7 @@ def test_a_listed_page_is_told_that_it_may() -> None:
     found = dict(OPENED.reply_headers(fields(("Origin", LISTED))))
     assert found == {
         "Access-Control-Allow-Origin": LISTED,
-        "Access-Control-Expose-Headers": "Retry-After, WWW-Authenticate",
+        "Access-Control-Expose-Headers": "Retry-After, WWW-Authenticate, X-Gpud-Load-Seconds",
         "Vary": "Origin",
     }
     for origin in FOREIGN:
