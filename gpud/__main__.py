@@ -9,9 +9,12 @@ from pathlib import Path
 
 from gpud import __version__
 
+UNUSABLE = 78
+"""The exit status where another start would end in the same way: systemd does not try again."""
+
 EPILOG = """\
-exit status: 0 stopped as asked; 75 another gpud runs; 78 the configuration is invalid; 80 its engines are left to the
-next gpud (SIGUSR2); 1 anything else.
+exit status: 0 stopped as asked; 75 another gpud runs; 78 the configuration is invalid, or a package is missing; 80
+its engines are left to the next gpud (SIGUSR2); 1 anything else.
 Configuration: gpud.yaml(5). Talk to a running gpud with gpudctl(1).
 """
 
@@ -45,7 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # for garbage, again and again while it grows, would take a tenth of the start.
     thresholds = gc.get_threshold()
     gc.set_threshold(10_000, 20, 50)
-    from gpud import daemon
+    try:
+        from gpud import daemon
+    except ModuleNotFoundError as problem:
+        sys.stderr.write(
+            f"gpud: cannot start: {sys.executable} has no package {problem.name}; install gpud again "
+            "(sudo make install, or pip install kernelcore-gpud)\n"
+        )
+        return UNUSABLE
 
     gc.freeze()
     gc.set_threshold(*thresholds)

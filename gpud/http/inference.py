@@ -88,8 +88,8 @@ class _Answer(msgspec.Struct):
 
 
 class Completed(Record):
-    """What an engine answered, and when it was there. ``engine`` is which it was; ``waited_s`` is how long its model took
-    to be there, None where it was there already.
+    """What an engine answered, and when it was there. ``engine`` is which it was; ``waited_s`` is how long its model
+    took to be there, None where it was there already.
     """
 
     answer: _Answer

@@ -50,10 +50,198 @@ SHELLS = "tests/dbus/test_sessions.py::"
 LOGINS = "tests/booted/test_sessions.py::"
 WEB_SERVICE = "tests/booted/test_http_service.py::"
 OWN = "tests/booted/test_own_gpud.py::"
-
 STORAGE = "tests/cli/test_cli_storage.py::"
+PAGES = "tests/test_promised_pages.py::"
+READY = "tests/daemon/test_ready.py::"
+LLAMA_CPP = "tests/backends/test_llama_cpp.py::"
+LOAD_HEADER = "tests/http/test_load_header.py::"
+ON_PROCESSOR = "tests/core/test_on_processor.py::"
+ESTIMATE = "tests/core/test_estimate.py::"
+EVICTION = "tests/core/test_eviction.py::"
+QUEUE = "tests/core/test_queue.py::"
+PRESSURE = "tests/core/test_pressure.py::"
+OUTGREW = "tests/core/test_outgrowing.py::"
+VRAM = "tests/daemon/test_vram.py::"
+MEMORY = "tests/cli/test_cli_memory.py::"
+BAD_INPUT = "tests/daemon/test_bad_input.py::"
+LOG = "tests/log/test_log.py::"
+OPENAPI = "tests/http/test_openapi.py::"
+STORIES = CHECK + "test_stories.py::"
+FAILURES = "tests/backends/test_failures.py::"
 
 ROWS: dict[str, tuple[str, ...]] = {
+    # What the memory of GPUs is given to
+    "RX-07": (
+        EVICTION + "test_lru_looks_at_nothing_but_the_last_use",
+        EVICTION + "test_priority_takes_the_least_recently_used_of_the_lowest",
+        EVICTION + "test_hybrid_finds_the_set_with_the_least_loss",
+        PRESSURE + "test_above_a_configured_share_idle_models_go_until_it_is_below_the_lower_one",
+        VALUES + "test_limits_of_waiting_evicting_and_watching",
+        "tests/core/test_scheduler_properties.py::TestAnything",
+    ),
+    "RX-08": (
+        QUEUE + "test_the_eleventh_is_told_that_the_queue_is_full",
+        QUEUE + "test_higher_priorities_come_first_and_the_first_of_one_priority_before_the_second",
+        FAULTS + "test_a_full_queue_is_503_and_a_long_wait_504",
+    ),
+    "RX-09": (
+        MEMORY + "test_vram_shows_who_holds_each_gpu",
+        "tests/daemon/test_sessions.py::test_commands_that_are_gpudctls",
+    ),
+    "RX-12": (
+        ESTIMATE + "test_the_context_halves_until_it_fits",
+        ESTIMATE + "test_as_many_layers_as_fit",
+        "tests/core/test_placement.py::test_as_much_as_fits_is_loaded_and_said_everywhere",
+        OUTGREW + "test_a_load_is_looked_at_often_and_nothing_else_is",
+        FAULTS + "test_models_that_do_not_fit_together_take_turns_and_lose_nobody",
+    ),
+    "RX-13": (
+        VRAM + "test_a_load_is_refused_while_other_programs_hold_too_much",
+        PRESSURE + "test_nothing_is_loaded_where_others_hold_too_much",
+        "tests/http/test_routing.py::test_every_error_has_a_status",
+    ),
+    "S1-05": (
+        MANAGEMENT + "test_vram_is_the_same_by_both_names",
+        METRICS + "test_the_last_look_is_shown_and_no_new_one_is_taken",
+        "tests/http/test_feed.py::test_memory_and_queue_are_told_when_they_have_changed",
+    ),
+    "S1-29": (
+        PRESSURE + "test_an_alert_is_given_once_and_taken_back_once",
+        "tests/daemon/test_alerts.py::test_a_gpu_that_fills_up_is_told_once",
+        "tests/test_webhook.py::test_an_alert_arrives_as_json",
+    ),
+    "S1-33": (
+        "tests/core/test_scheduler_properties.py::TestAnything",
+        VRAM + "test_many_loads_at_once_are_served_or_told_that_the_queue_is_full",
+    ),
+    "S1-69": (
+        QUEUE + "test_a_hundred_loads_at_once_each_end_once",
+        "tests/daemon/test_memory.py::test_everybody_asks_for_everything_at_once",
+        "tests/core/test_scheduler_properties.py::TestAnything",
+    ),
+    "S2-22": (
+        SCHEDULER + "test_nothing_is_launched_before_the_devices_have_been_looked_at",
+        VRAM + "test_two_models_and_a_game_never_hold_more_than_there_is",
+    ),
+    "S3-10": (ESTIMATE + "test_all_experts_count",),
+    "S3-12": (
+        FLAGS + "test_a_new_build_gets_every_setting_by_its_own_name",
+        ESTIMATE + "test_experts_of_the_first_layers_stay_on_the_host",
+        ESTIMATE + "test_all_experts_count",
+    ),
+    "S3-29": (
+        FAILURES + "test_words_are_understood",
+        OUTGREW + "test_a_load_that_runs_out_of_memory_is_tried_once_with_a_quarter_more",
+        FAULTS + "test_a_model_larger_than_the_gpu_is_507",
+        "tests/core/test_placement.py::test_nothing_is_given_up_while_idle_or_busy_models_can_make_room",
+        MEMORY + "test_what_does_not_fit_is_told_with_what_would",
+    ),
+    "S4-50": (
+        STORIES + "test_one_that_keeps_running_out_of_memory",
+        OUTGREW + "test_one_that_runs_out_of_memory_each_time_has_failed_like_any_other",
+        FAILURES + "test_the_kernels_verdict_comes_first",
+        LINTERS + "test_the_unit_keeps_its_promises",
+    ),
+    "S4-51": (BAD_INPUT + "test_a_reload_touches_only_what_has_changed",),
+    "S4-52": (BAD_INPUT + "test_a_reload_touches_only_what_has_changed", FLAGS + "test_layers_follow_the_build"),
+    "S4-60": (
+        "tests/cli/test_cli_memory_stub.py::test_status_shows_all_there_is_to_know_of_memory",
+        "tests/core/test_placement.py::test_the_parts_of_what_it_holds_are_told",
+    ),
+    # First steps, documents, and what to do when something is not as it should be
+    "S0-42": (DOCS + "test_links_lead_somewhere",),
+    "S1-01": (PAGES + "test_the_readme_names_all_three_parts_and_says_which_are_here",),
+    "S1-02": (PAGES + "test_old_parts_are_mapped_to_rooms_that_are_there[layer",),
+    "S1-16": (
+        DAILY + "test_the_management_api_as_people_ask_it",
+        "tests/http/test_management_page.py::test_the_tables_have_every_route",
+    ),
+    "S1-72": (
+        STORIES + "test_what_holds_the_gpu",
+        SHARING + "test_a_model_is_shown_with_what_the_driver_says_it_holds",
+    ),
+    "S1-82": (
+        PAGES + "test_who_wants_to_change_something_is_told_how",
+        DOCS + "test_the_map_of_the_architecture_is_true",
+    ),
+    "S2-15": (
+        "tests/test_setup.py::test_an_environment_is_made_once",
+        PAGES + "test_gpud_runs_from_its_folder_as_a_module",
+        "tests/test_run.py::test_it_prints_what_works",
+    ),
+    "S2-38": (
+        OFFLINE + "test_python_and_its_packages",
+        OFFLINE + "test_doctor_looks_for_every_package_that_gpud_needs",
+    ),
+    "S2-42": (
+        "tests/http/test_management_page.py::test_the_tables_have_every_route",
+        OPENAPI + "test_the_description_is_openapi",
+        OPENAPI + "test_every_route_is_described_once",
+    ),
+    "S3-01": (OFFLINE + "test_the_version_of_an_engine", OFFLINE + "test_the_devices_of"),
+    "S3-16": (
+        "tests/daemon/test_reverse_proxy.py::test_it_answers_by_its_name_with_tls",
+        "tests/daemon/test_reverse_proxy.py::test_a_stream_arrives_while_it_is_made",
+        "tests/config/test_config_doors.py::test_a_door_has_several_addresses_and_a_socket",
+    ),
+    "S3-30": (
+        ON_PROCESSOR + "test_a_model_of_which_the_driver_knows_no_process_is_told_of",
+        ON_PROCESSOR + "test_what_is_there_is_not_told_of",
+    ),
+    "S4-05": (
+        FLAGS + "test_layers_follow_the_build",
+        VALUES + "test_layers",
+        PAGES + "test_who_finds_it_slow_is_told_where_to_look",
+    ),
+    "S4-06": (PAGES + "test_old_parts_are_mapped_to_rooms_that_are_there[file",),
+    "S4-08": (
+        "tests/daemon/test_imports.py::test_an_idle_gpud_has_imported_nothing_that_only_somebody_else_needs",
+        STORE + "test_gpud_needs_no_web_framework",
+        LLAMA_CPP + "test_the_real_server_works_one_request_at_a_time",
+    ),
+    "S4-35": (
+        READY + "test_ready_comes_when_it_can_be_asked",
+        READY + "test_a_start_that_fails_says_why_in_one_line",
+    ),
+    "S4-38": (OFFLINE + "test_python_and_its_packages", "tests/test_packages.py::test_what_pip_installed_works"),
+    "S4-39": (
+        LOG + "test_outside_systemd_plain_lines_go_to_standard_error",
+        "tests/systemd/test_service_manager.py::test_outside_systemd_nothing_happens",
+        KILLED + "test_the_daemon_starts_before_its_bus",
+    ),
+    "S4-41": (
+        WEB_SERVICE + "test_a_port_that_is_taken_keeps_the_other_doors_open",
+        "tests/http/layer/test_listening.py::test_a_port_that_is_taken_is_named",
+        OFFLINE + "test_ports_that_are_taken",
+    ),
+    "S4-42": (READY + "test_a_missing_package_is_named",),
+    "S4-44": (
+        OFFLINE + "test_the_state_directory",
+        OFFLINE + "test_device_nodes_that_gpud_may_not_use",
+        OFFLINE + "test_a_file_that_the_service_may_not_read",
+        BAD_INPUT + "test_a_runtime_directory_that_cannot_be_made_is_named",
+    ),
+    "S4-53": (
+        PAGES + "test_who_finds_it_slow_is_told_where_to_look",
+        PULL + "test_what_there_is_is_shown_with_what_fits",
+        MEMORY + "test_what_does_not_fit_is_told_with_what_would",
+    ),
+    "S4-56": (
+        SCHEDULER + "test_an_idle_model_is_unloaded_after_its_time_and_not_before",
+        IDLE + "test_an_idle_time_of_a_reload_holds",
+    ),
+    "S4-59": (
+        OFFLINE + "test_the_devices_of",
+        ON_PROCESSOR + "test_a_model_of_which_the_driver_knows_no_process_is_told_of",
+        PAGES + "test_who_finds_it_slow_is_told_where_to_look",
+    ),
+    "S4-61": (
+        LOAD_HEADER + "test_the_first_answer_says_it_and_the_second_does_not",
+        LOAD_HEADER + "test_ollamas_clients_are_told",
+        LOAD_HEADER + "test_the_management_api_tells_it",
+        GATEWAY + "test_a_stream_is_kept_company_while_its_model_loads",
+    ),
+    "S4-62": (PAGES + "test_who_finds_it_slow_is_told_where_to_look",),
     # The machine sleeps, and others play
     "RX-20": (
         "tests/core/test_yielding.py::test_everything_on_the_gpus_goes_and_loads_are_refused_with_the_reason",
@@ -111,8 +299,16 @@ ROWS: dict[str, tuple[str, ...]] = {
     "S4-65": (OWN + "test_the_lines_of_the_old_documents_work_for_a_user",),
     "S4-66": (OWN + "test_the_lines_of_the_old_documents_work_for_a_user",),
     "S4-37": (WEB_SERVICE + "test_a_port_that_is_taken_keeps_the_other_doors_open",),
-    "S4-69": (OFFLINE + "test_python_and_its_packages", OFFLINE + "test_a_machine_without_a_gpu"),
-    "S4-70": (FACADES + "test_the_places_of_the_documentation_are_there",),
+    "S4-69": (
+        OFFLINE + "test_python_and_its_packages",
+        OFFLINE + "test_a_machine_without_a_gpu",
+        PAGES + "test_the_python_that_is_asked_for_is_the_one_that_is_said",
+    ),
+    "S4-70": (
+        FACADES + "test_the_places_of_the_documentation_are_there",
+        PAGES + "test_the_places_of_files_are_those_of_the_installation",
+        PAGES + "test_the_places_of_the_configuration_and_of_state_are_those_that_gpud_uses",
+    ),
     "RX-23": (OWN + "test_it_runs_where_the_machine_has_none",),
     "DC-10": (
         SHELLS + "test_a_session_ends_with_its_shell",

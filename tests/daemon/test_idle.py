@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -86,6 +87,23 @@ def test_an_idle_time_that_was_set_at_run_time_holds(place: Place) -> None:
     daemon.reload()
     assert daemon.load("model").result == "done"
     assert daemon.model("model")["UnloadAtUSec"] > (time.time() + 250) * 1e6
+    daemon.aftermath()
+
+
+def test_an_idle_time_of_a_reload_holds(place: Place) -> None:
+    """A shorter one is for what is loaded already, too: its engine stays as it is until it was idle for so long."""
+    place.configure({"model": engine(), "spare": engine()}, idle={"timeout": "1h"})
+    daemon = place.start()
+    pid = daemon.loaded("model")["child"]["pid"]
+    assert daemon.model("model")["UnloadAtUSec"] > (time.time() + 3000) * 1e6
+    place.configure({"model": engine(), "spare": engine()}, idle={"timeout": "5m"})
+    daemon.reload()
+    assert time.time() * 1e6 < daemon.model("model")["UnloadAtUSec"] < (time.time() + 310) * 1e6
+    assert daemon.loaded("model")["child"]["pid"] == pid
+    place.configure({"model": engine(), "spare": engine()}, idle={"timeout": "200ms"})
+    daemon.reload()
+    daemon.wait_state("model", "unloaded")
+    assert re.search(r'"model" .*idle', daemon.log()), daemon.log()
     daemon.aftermath()
 
 
