@@ -101,6 +101,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         "tests/http/test_routing.py::test_every_error_has_a_status",
     ),
     "S1-05": (
+        "tests/daemon/test_on_processor.py::test_memory_that_others_take_is_seen_over_http",
         MANAGEMENT + "test_vram_is_the_same_by_both_names",
         METRICS + "test_the_last_look_is_shown_and_no_new_one_is_taken",
         "tests/http/test_feed.py::test_memory_and_queue_are_told_when_they_have_changed",
@@ -185,6 +186,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         "tests/config/test_config_doors.py::test_a_door_has_several_addresses_and_a_socket",
     ),
     "S3-30": (
+        "tests/daemon/test_on_processor.py::test_a_build_for_the_processor_is_found_out",
         ON_PROCESSOR + "test_a_model_of_which_the_driver_knows_no_process_is_told_of",
         ON_PROCESSOR + "test_what_is_there_is_not_told_of",
     ),
@@ -231,6 +233,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         IDLE + "test_an_idle_time_of_a_reload_holds",
     ),
     "S4-59": (
+        "tests/daemon/test_on_processor.py::test_a_build_for_the_processor_is_found_out",
         OFFLINE + "test_the_devices_of",
         ON_PROCESSOR + "test_a_model_of_which_the_driver_knows_no_process_is_told_of",
         PAGES + "test_who_finds_it_slow_is_told_where_to_look",
