@@ -47,7 +47,7 @@ class ParamsUsed(msgspec.Struct):
 
 
 class LoadAnswer(msgspec.Struct):
-    """``reduced`` says what the model was denied to make it fit; empty: nothing."""
+    """``reduced`` says what the model was denied to make it fit, or that it is on the processor; empty: nothing."""
 
     success: bool
     status: str

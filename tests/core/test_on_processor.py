@@ -1,10 +1,11 @@
 """A model that was to be on a GPU and is not there says so, once, with the numbers; whatever is there does not."""
 
+from gpud.core import events
 from gpud.core.events import Kind, Level
 from gpud.core.facts import EngineSettings, State
 from gpud.core.quote import Offer, Quote, Share
 
-from .world import GIB, GPU, MIB, Gpu, World, model
+from .world import GIB, GPU, MIB, Engine, Gpu, World, model
 
 
 def world(*names: str, size: int, **more: object) -> World:
@@ -53,6 +54,26 @@ def test_what_is_there_is_not_told_of() -> None:
         w.settle()
         assert warned(w) == []
         assert w.learned == {"a": real}
+
+
+def test_the_whole_device_tells_of_large_models_only() -> None:
+    """Other programs come and go meanwhile: what less was promised could be missed among them."""
+    for size, told in ((255 * MIB, 0), (256 * MIB, 1)):
+        w = world("a", size=size, real_sizes={"a": 0})
+        w.load("a")
+        w.settle()
+        assert len(warned(w)) == told
+
+
+def test_of_one_that_was_taken_over_only_its_processes_tell() -> None:
+    """Nobody knows what was in use before an earlier gpud started it."""
+    for listed in (0, 20 * MIB):
+        w = world("a", size=5 * GIB)
+        w.engines["a"] = Engine("a", 1, 77, {GPU: 5 * GIB}, {GPU: listed}, ready=True)
+        w.post(events.Adopted("a", 1, (Share(GPU, 5 * GIB),)))
+        w.settle()
+        assert w.status("a").state is State.READY
+        assert len(warned(w)) == (1 if listed else 0)
 
 
 def test_a_driver_that_does_not_tell_of_processes_accuses_nobody() -> None:
