@@ -111,7 +111,7 @@ def shown_by(name: str) -> Iterator[tuple[str, str]]:
         title = sentence(each)
         of_case = f" ({case.rstrip(']')})" if bracket else ""
         text = f"**{title}{of_case}** {words}".replace("|", "\\|").replace("<", "&lt;")
-        yield text.strip(), f"`{file.removeprefix('tests/')}`"
+        yield text.strip(), f"[{file.removeprefix('tests/')}](../{file})"
 
 
 def sentence(name: str) -> str:
