@@ -127,13 +127,17 @@ def test_the_lines_of_the_old_documents_work_for_a_user(anna: Anna) -> None:
     lines = f"journalctl --user --no-pager -u {unit}"
     for how in ("-n 100", "-b", "--since '1 hour ago'"):
         anna.run(f"until {lines} {how} | grep -q llama_context; do sleep 0.1; done")
-    assert anna.run(f"timeout 1 {lines} -f", check=False).code == 124
+    followed = anna.run(f"timeout 1 {lines} -f", check=False)
+    assert followed.code == 124, "it goes on"
+    assert followed.out, "and begins with what was there"
     before = anna.run("pgrep --full 'alias tiny '").out
     anna.run(f"systemctl --user restart {unit} && gpudctl --user wait tiny")
     assert anna.run("pgrep --full 'alias tiny '").out not in ("", before)
     anna.run(f"systemctl --user enable {unit}")
     assert anna.run(f"systemctl --user is-enabled {unit}").out == "enabled"
     anna.run(f"systemctl --user disable {unit}")
+    assert anna.run(f"systemctl --user is-enabled {unit}", check=False).out == "disabled"
+    assert anna.run(f"systemctl --user is-active {unit}").out == "active", "that is for the next login"
     # The door of her gpud, and the process that has it, by its name and by its unit.
     pid = anna.run("systemctl --user show gpud --property=MainPID --value").out
     inode = anna.run("""awk '$2 ~ /:46A0$/ && $4 == "0A" { print $10 }' /proc/net/tcp""").out
