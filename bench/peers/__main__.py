@@ -24,6 +24,7 @@ from bench.peers.arms import NAMES, Arm, Direct, Gpud, LlamaSwap, Ollama, Router
 from bench.peers.client import Broken
 from bench.peers.measures import FULL, MEASURES, QUICK, Extent, Figure
 from bench.peers.table import BEGIN, note, table, write
+from gpud import __version__
 
 BOUND_S = 240.0
 """Whatever happens, it has ended by then."""
@@ -79,9 +80,9 @@ def measured(arms: Sequence[Arm], extent: Extent) -> list[Figure]:
 
 
 def versions(given: argparse.Namespace, server: Path) -> dict[str, str]:
-    at = ["git", "-C", str(TOP), "rev-parse", "--short=10", "HEAD"]
+    at = ["git", "-C", str(TOP), "describe", "--always", "--dirty", "--abbrev=10"]
     commit = subprocess.run(at, capture_output=True, text=True, check=False).stdout.strip()
-    found = {"gpud": commit or "(no commit)", "Python": platform.python_version(), "llama-server": version(server)}
+    found = {"gpud": commit or __version__, "Python": platform.python_version(), "llama-server": version(server)}
     if given.llama_swap is not None:
         found["llama-swap"] = given.llama_swap_version or version(given.llama_swap)
     if given.ollama is not None:

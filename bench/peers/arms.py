@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import json
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from bench.manager import Bus, Managed
+from bench.manager import BOUND_S, Bus, Managed
 from bench.peers.client import Broken, post, until_answered
 from bench.relay import free_port
 
@@ -206,8 +207,13 @@ class Gpud(Arm):
         self._managed = Managed(bus, folder, json.dumps(config))
 
     def start(self) -> None:
-        self._managed.start()
-        self.process = self._managed.process
+        try:
+            self._managed.start()
+        except queue.Empty:
+            said = (self._managed.root / "log").read_text()[-500:]
+            raise Broken(f"gpud was not ready {BOUND_S:g} s after its start; the last it said: {said}") from None
+        finally:
+            self.process = self._managed.process
 
     def unload(self, model: str) -> None:
         status, said = post(self.port, "/models/unload", {"model": model})

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import itertools
 import json
 import selectors
 import socket
@@ -18,9 +19,13 @@ class Broken(RuntimeError):
     """An answer that is none, where one had to come: nothing can be measured."""
 
 
+_numbers = itertools.count(100_000)
+
+
 def body(model: str, tokens: int, *, stream: bool = False) -> bytes:
-    """A short chat. The models speak without end, so an answer has as many tokens as are asked for."""
-    asked = {"model": model, "max_tokens": tokens, "stream": stream, "messages": [{"role": "user", "content": "hello"}]}
+    """A short chat that nobody has had before. The models speak without end: an answer is as long as it may be."""
+    said = f"hello {next(_numbers)}"
+    asked = {"model": model, "max_tokens": tokens, "stream": stream, "messages": [{"role": "user", "content": said}]}
     return json.dumps(asked).encode()
 
 
@@ -35,8 +40,9 @@ class Asker:
 
     def seconds(self, model: str) -> float:
         """From sending a question to having the whole answer of one token."""
+        question = body(model, 1)
         begun = time.perf_counter()
-        self._connection.request("POST", CHAT, body(model, 1), HEADERS)
+        self._connection.request("POST", CHAT, question, HEADERS)
         answer = self._connection.getresponse()
         said = answer.read()
         took = time.perf_counter() - begun
@@ -121,8 +127,8 @@ def first_byte_s(port: int, model: str) -> float:
 class _Asking:
     """One of many connections: asks again as soon as it has its answer."""
 
-    def __init__(self, port: int, request: bytes, selector: selectors.BaseSelector) -> None:
-        self._port, self._request, self._selector = port, request, selector
+    def __init__(self, port: int, model: str, selector: selectors.BaseSelector) -> None:
+        self._port, self._model, self._selector = port, model, selector
         self._have = b""
         self._connect()
 
@@ -137,7 +143,9 @@ class _Asking:
 
     def ask(self) -> None:
         self._have = b""
-        self._socket.sendall(self._request)
+        text = body(self._model, 1)
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nContent-Type: application/json\r\n"
+        self._socket.sendall(f"{head}Content-Length: {len(text)}\r\n\r\n".encode() + text)
 
     def is_answered(self) -> bool:
         piece = self._socket.recv(65536)
@@ -163,14 +171,11 @@ class _Asking:
 
 def rate(port: int, model: str, clients: int, seconds: float) -> float:
     """Answers of one token each second, with so many clients that ask again at once."""
-    text = body(model, 1)
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
-    request = f"{head}Content-Length: {len(text)}\r\n\r\n".encode() + text
     askers = []
     with selectors.DefaultSelector() as selector:
         try:
             for _ in range(clients):
-                asker = _Asking(port, request, selector)
+                asker = _Asking(port, model, selector)
                 askers.append(asker)
                 asker.ask()
             answers, begun = 0, time.perf_counter()
