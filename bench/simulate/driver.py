@@ -157,7 +157,7 @@ class Gpud:
         host = GpuSample(HOST, "host memory", 0, HOST, HOST_BYTES, 0, HOST_BYTES)
         quotes: Mapping[str, Quote] = {model.name: self._quotes[model.name] for model in look.check}
         own = {name: self._pids[name] for name in machine.engines}
-        event = events.Sampled((gpu, host), own, quotes, {}, look.settling, look.check)
+        event = events.Sampled((gpu, host), own, quotes, {}, look.settling, look.check, tickets=look.tickets)
         return self.scheduler.handle(event, machine.now)
 
     def _wake(self) -> None:
