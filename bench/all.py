@@ -116,7 +116,7 @@ BENCHES = (
     Bench(
         "simulate",
         "Waiting under gpud's scheduler and under the rules of others.",
-        ("table", "--seeds", "2", "--hours", "2"),
+        ("table", "--seeds", "4", "--hours", "6"),
         ("table", "--seeds", "1", "--hours", "0.2"),
         600,
         prints_markdown=True,
