@@ -119,9 +119,9 @@ def test_when_restarts_are_exhausted_the_reaper_gives_the_memory_back(machine: M
         machine.wait("gpud or its failure", "systemctl is-active gpud || systemctl is-failed gpud")
         if machine.show("gpud", "ActiveState") == "failed":
             break
-        # Between two lives, which systemd may just be at, there is nobody to kill.
+        # Between two lives, which systemd may just be at, there is nobody to kill, or nobody any more.
         if pid := machine.main_pid():
-            machine.run(f"kill -9 {pid}")
+            machine.run(f"kill -9 {pid}", check=False)
     assert machine.show("gpud", "ActiveState") == "failed"
     machine.wait("the end of the engines", "! ps --user gpud -o args=")
     machine.wait(

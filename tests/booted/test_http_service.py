@@ -85,7 +85,8 @@ def test_an_ordinary_user_is_answered_at_every_door(machine: Machine, tester: st
     tags = json.loads(machine.run(f"curl -sSf http://127.0.0.1:{PORTS['ollama']}/api/tags", user=tester).out)
     assert {model["name"].removesuffix(":latest") for model in tags["models"]} >= {"tiny", "small"}
     known = json.loads(machine.run(f"curl -sSf http://127.0.0.1:{PORTS['front']}/v1/models", user=tester).out)
-    assert {model["id"] for model in known["data"]} == {"tiny", "small", "stubborn"}
+    # Of the machine's other tests there may be models in Ollama's store.
+    assert {model["id"] for model in known["data"]} >= {"tiny", "small", "stubborn"}
 
 
 def test_as_many_clients_as_a_door_grants_are_connected_at_once(machine: Machine, tester: str) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from gpud.core.facts import Snapshot
 from gpud.dbus.bus import load_library
 from gpud.dbus.connection import TURN_MESSAGES
 from gpud.dbus.frame import parse_header, sizes
@@ -57,15 +56,15 @@ ENDLESS = CallerLimits(calls_per_s=1e9, burst=1_000_000_000)
 
 
 class CountingEngine(FakeEngine):
-    """An engine that knows how often it was looked at: once for each call that was admitted."""
+    """An engine that knows how often it was asked for its figures: once for each call that was admitted."""
 
     def __init__(self) -> None:
         super().__init__()
         self.looks = 0
 
-    def snapshot(self) -> Snapshot:
+    def is_fresh(self) -> bool:
         self.looks += 1
-        return super().snapshot()
+        return super().is_fresh()
 
 
 async def flood(address: str, count: int) -> tuple[int, int]:

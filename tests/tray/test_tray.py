@@ -57,16 +57,16 @@ def test_a_click_unloads_everything(place: Place, desktop: Desktop, start_tray: 
 
 
 def test_a_click_loads_a_model(place: Place, desktop: Desktop, start_tray: Start) -> None:
-    """The models that could be loaded are below "Load"; the one that is loaded leaves it."""
+    """The models that could be loaded are below "Load" with what they would need; the one that is loaded leaves it."""
     place.configure({"one": engine(), "two_underlined": engine()})
     daemon = place.start()
     start_tray()
     load = desktop.line("Load")
     # A single underline would mark a key.
-    assert load.labels() == ["one", "two__underlined"]
+    assert load.labels() == ["one (10 MiB)", "two__underlined (10 MiB)"]
     desktop.event(load.children[1].number)
     daemon.wait_state("two_underlined", "ready")
-    desktop.wait(lambda: desktop.line("Load").labels() == ["one"], "that only one is left")
+    desktop.wait(lambda: desktop.line("Load").labels() == ["one (10 MiB)"], "that only one is left")
 
 
 def test_a_line_that_only_says_something_does_nothing(place: Place, desktop: Desktop, start_tray: Start) -> None:
@@ -105,7 +105,7 @@ def test_what_cannot_be_loaded_is_told(place: Place, desktop: Desktop, start_tra
     place.configure({"huge": engine(size="900TiB"), "one": engine()})
     place.start()
     start_tray()
-    desktop.event(next(line.number for line in desktop.line("Load").children if line.label == "huge"))
+    desktop.event(next(line.number for line in desktop.line("Load").children if line.label.startswith("huge (")))
     title, text = desktop.wait(lambda: desktop.notifications and desktop.notifications[-1], "a notification")
     assert title == "huge could not be loaded"
     assert "huge" in text
@@ -135,16 +135,16 @@ def test_favourites_come_first_and_are_kept(place: Place, desktop: Desktop, star
     place.configure({name: engine() for name in ("one", "three", "two")})
     place.start()
     program = start_tray()
-    assert desktop.line("Load").labels() == ["one", "three", "two"]
+    assert desktop.line("Load").labels() == ["one (10 MiB)", "three (10 MiB)", "two (10 MiB)"]
     favourites = desktop.line("Favourites")
     desktop.event(next(line.number for line in favourites.children if line.label == "two"))
-    desktop.wait(lambda: desktop.line("Load").labels()[:1] == ["two"], "that two comes first")
-    assert desktop.line("Others").labels() == ["one", "three"]
+    desktop.wait(lambda: desktop.line("Load").labels()[:1] == ["two (10 MiB)"], "that two comes first")
+    assert desktop.line("Others").labels() == ["one (10 MiB)", "three (10 MiB)"]
     assert (tmp_path / ".config/gpud/tray.conf").read_text().startswith("[tray]\nfavourites = two\n")
     assert program.stop()[0] == 0
     desktop.no_icon()
     start_tray()
-    assert desktop.line("Load").labels()[0] == "two"
+    assert desktop.line("Load").labels()[0] == "two (10 MiB)"
     marks = {line.label: line.properties["toggle-state"] for line in desktop.line("Favourites").children}
     assert marks == {"one": 0, "three": 0, "two": 1}
 

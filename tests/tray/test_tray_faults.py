@@ -218,10 +218,10 @@ def test_the_gpud_of_the_machine_comes_first(
         machine.configure({"everybody": engine()})
         daemon = machine.start()
         start_tray(DBUS_SYSTEM_BUS_ADDRESS=mortal_bus.address)
-        assert desktop.line("Load").labels() == ["everybody"]
+        assert desktop.line("Load").labels() == ["everybody (10 MiB)"]
         assert daemon.stop() == 0
         desktop.no_icon()
-    assert desktop.line("Load").labels() == ["mine"]
+    assert desktop.line("Load").labels() == ["mine (10 MiB)"]
 
 
 def test_only_the_wanted_bus_is_looked_at(place: Place, desktop: Desktop, start_tray: Start) -> None:
