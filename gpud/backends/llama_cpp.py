@@ -179,7 +179,7 @@ class LlamaCpp:
                 "llama_cpp.server",
                 lambda: runner.answers_to_its_key(model, endpoint, "/v1/models", PROBE_S),
             )
-        return _runner(child, endpoint, listener.sizes)
+        return _runner(child, endpoint)
 
     async def adopt(self, record: RunnerRecord, model: Model) -> Runner | None:  # noqa: ARG002 - the record says it all
         if record.child is None:
@@ -192,7 +192,7 @@ class LlamaCpp:
             await call.request(record.endpoint, "GET", "/health", timeout_s=ADOPT_S)
         except call.Unreachable:
             return None
-        return _runner(child, record.endpoint, {})
+        return _runner(child, record.endpoint)
 
     async def close(self) -> None:
         """Nothing is shared between models."""
@@ -327,14 +327,13 @@ _OWNED = frozenset(
 )
 
 
-def _runner(child: Child, endpoint: Endpoint, sizes: Mapping[str, int]) -> ProcessRunner:
+def _runner(child: Child, endpoint: Endpoint) -> ProcessRunner:
     return ProcessRunner(
         child=child,
         endpoint=endpoint,
         ask_busy=lambda: _busy(endpoint),
         ask_health=lambda: _health(endpoint),
         serial=True,
-        sizes=dict(sizes),
     )
 
 

@@ -217,6 +217,10 @@ def _add_layers(line: _Line, settings: EngineSettings, place: Place) -> None:
     # The engine's own fitting would take what others were promised. It is also what tells; with context and layers
     # pinned it changes nothing.
     line.offer("on" if place.tells else "off", "--fit", "-fit")
+    # Level 4 tells it, and no prompts; but also, after each answer, which prompts are cached, one line each: that is not
+    # for every start. Builds without named levels tell the sizes always.
+    if place.tells and line.flags.says("--verbosity", "4: trace"):
+        line.offer("4", "--verbosity", "-lv")
     name = line.flags.first("--gpu-layers", "--n-gpu-layers", "-ngl")
     if not place.on_gpu:
         line.offer("0", "--gpu-layers", "--n-gpu-layers", "-ngl")
@@ -273,12 +277,9 @@ def _add_files(line: _Line, settings: EngineSettings) -> None:
 
 
 def _add_own(line: _Line) -> None:
-    """What gpud wants for itself: no network, no pages, figures, and the sizes of what is allocated in the log."""
+    """What gpud wants for itself: no network, no pages, and figures."""
     line.offer("", "--offline")
     line.offer("", "--no-ui", "--no-webui")
     line.offer("", "--metrics")
     line.offer("", "--slots")
     line.offer(str(PROMPT_CACHE_MIB), "--cache-ram", "-cram")
-    # Level 4 tells the sizes and no prompts. Builds without named levels tell the sizes always.
-    if line.flags.says("--verbosity", "4: trace"):
-        line.offer("4", "--verbosity", "-lv")

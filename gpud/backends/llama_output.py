@@ -1,8 +1,8 @@
-"""Listens to llama-server's output: how far a load is, what it allocated where, and which lines are worth keeping.
+"""Listens to llama-server's output: how far a load is, what it is going to take, and which lines are worth keeping.
 
 Understands the lines that a llama-server prints for a parent which started it with LLAMA_SERVER_ROUTER_PORT
-(``cmd_child_to_router:state:{json}``) and the buffer sizes of its log. Both are undocumented: a line that is not
-understood is a line of output, nothing more.
+(``cmd_child_to_router:state:{json}``). They are undocumented: a line that is not understood is a line of output, and
+nothing more.
 """
 
 import json
@@ -24,8 +24,6 @@ _STAGES = {
     "mmproj_model": "loading projector",
 }
 WARMING_UP = "warming up"
-
-_SIZE = re.compile(r"^(?P<part>\w+): +(?P<device>\S+) +(?P<kind>\w[\w ]*?) buffer size = +(?P<mib>[\d.]+) MiB")
 
 _PREFIX = re.compile(r"^(?:\d+\.\d+\.\d+\.\d+ )?(?P<level>[DIWE]) (?:\w+ +)?(?=\S)")
 
@@ -57,13 +55,7 @@ class Listener:
         self._report = report
         self._record = record
         self._sized = sized
-        self._sizes: dict[str, int] = {}
         self._in_example = False
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """Bytes by device, summed over everything that was allocated there."""
-        return dict(self._sizes)
 
     def line(self, stream: Stream, text: str) -> bool:  # noqa: ARG002 - builds differ in which stream they use
         """True keeps the line out of the journal."""
@@ -75,7 +67,6 @@ class Listener:
         self._read_record(text)
         prefix = _PREFIX.match(text)
         said = text[prefix.end() :] if prefix else text
-        self._measure(said)
         return self._is_chatter(prefix["level"] if prefix else "", said)
 
     def _hear(self, text: str) -> None:
@@ -102,13 +93,6 @@ class Listener:
             self._record = None
             self._sized(estimate)
 
-    def _measure(self, said: str) -> None:
-        match = _SIZE.match(said)
-        if match is None:
-            return
-        device = _device(match["device"])
-        self._sizes[device] = self._sizes.get(device, 0) + round(float(match["mib"]) * (1 << 20))
-
     def _is_chatter(self, level: str, said: str) -> bool:
         if not level:
             # What belongs to a long line before it; anything else without a level may be somebody's last words.
@@ -131,11 +115,3 @@ def _progress(payload: Mapping[str, object]) -> Progress | None:
     if fraction >= 1.0:
         return Progress(WARMING_UP, 1.0)
     return Progress(_STAGES.get(str(current), f"loading {current}"), fraction)
-
-
-def _device(name: str) -> str:
-    """``CPU``, ``CPU_Mapped``, ``CUDA_Host``, ``BLAS`` and the like are the host's memory."""
-    if name.upper().startswith(("CPU", "BLAS", "AMX", "HOST")) or name.endswith("_Host"):
-        return "host"
-    # Split tensors are told apart by a suffix only: CUDA0_Split lies on CUDA0.
-    return name.removesuffix("_Split")

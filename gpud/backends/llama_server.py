@@ -5,14 +5,12 @@ Starts it, knows when it is ready, asks it whether it works, stops it. Never rel
 
 import asyncio
 import itertools
-import json
 import logging
 import os
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from gpud.backends import call, devices, files, llama_flags, llama_probe, runner
 from gpud.backends.llama_build import Installed, Program
@@ -188,9 +186,7 @@ class LlamaServer:
             await runner.until_ready(
                 child, model, self._program.title, lambda: self._is_ready(model, endpoint), listener.announcement
             )
-            if listener.sizes:
-                order.record(replace(record, extra={"sizes": json.dumps(listener.sizes)}))
-        return self._runner(child, endpoint, listener.sizes)
+        return self._runner(child, endpoint)
 
     async def _listener(self, order: LoadOrder, argv: tuple[str, ...], gpus: int) -> Listener:
         given = {**dict(self._options.environment), **dict(order.model.settings.environment)}
@@ -213,7 +209,7 @@ class LlamaServer:
             return None
         if answer.status != 200:
             return None
-        return self._runner(child, record.endpoint, _sizes_of(record))
+        return self._runner(child, record.endpoint)
 
     async def close(self) -> None:
         """Nothing is shared between models."""
@@ -267,13 +263,12 @@ class LlamaServer:
         # Nobody else can have bound a socket in gpud's own folder; a port can be taken by a stranger.
         return bool(endpoint.socket) or await runner.answers_to_its_key(model, endpoint, "/v1/models", PROBE_S)
 
-    def _runner(self, child: Child, endpoint: Endpoint, sizes: Mapping[str, int]) -> ProcessRunner:
+    def _runner(self, child: Child, endpoint: Endpoint) -> ProcessRunner:
         return ProcessRunner(
             child=child,
             endpoint=endpoint,
             ask_busy=lambda: busy(endpoint),
             ask_health=lambda: health(endpoint, self._program.title),
-            sizes=MappingProxyType(dict(sizes)),
         )
 
 
@@ -300,11 +295,3 @@ async def health(endpoint: Endpoint, title: str) -> str:
 
 def _gpus(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in names if name != HOST)
-
-
-def _sizes_of(record: RunnerRecord) -> Mapping[str, int]:
-    try:
-        sizes = json.loads(record.extra.get("sizes", "{}"))
-        return {str(device): int(size) for device, size in sizes.items()}
-    except (ValueError, TypeError, AttributeError):
-        return {}

@@ -8,17 +8,16 @@ import asyncio
 import contextlib
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 from gpud.backends import call, failures
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Endpoint, Exit, Model, StopTimes
 from gpud.core.ports import Child, Command, Launcher, LineReader
-from gpud.core.record import Struct, field, replace
+from gpud.core.record import Struct, replace
 
 T = TypeVar("T")
 
@@ -209,8 +208,7 @@ class ProcessRunner(Struct):
     """A model whose memory is that of one child.
 
     ``ask_to_end`` is a politer way than TERM, where the engine has one. ``clean_up`` removes what it leaves behind
-    beside its socket. ``serial``: it answers one request at a time and must not get two. ``sizes`` are bytes by device
-    as the engine itself told them while it loaded; empty where it tells nothing.
+    beside its socket. ``serial``: it answers one request at a time and must not get two.
     """
 
     child: Child
@@ -220,7 +218,6 @@ class ProcessRunner(Struct):
     ask_to_end: Callable[[], Awaitable[None]] | None = None
     clean_up: Callable[[], None] | None = None
     serial: bool = False
-    sizes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
     def pids(self) -> frozenset[int]:
         return self.child.pids()

@@ -40,7 +40,7 @@ async def loaded(place: Place, model: Model) -> ProcessRunner:
 
 
 def test_it_loads_answers_and_unloads(run: Run, tmp_path: Path, tiny: str) -> None:
-    """Like a llama-server: on a private socket, with key, progress, sizes and gauges."""
+    """Like a llama-server: on a private socket, with key, progress and gauges."""
 
     async def work() -> None:
         async with Place(tmp_path) as place:
@@ -49,7 +49,6 @@ def test_it_loads_answers_and_unloads(run: Run, tmp_path: Path, tiny: str) -> No
             answer = await complete(runner, 8)
             assert (answer["model"], answer["usage"]["completion_tokens"]) == ("tiny", 8)
             assert place.progress[0].stage == "loading weights"
-            assert 900_000 < runner.sizes["host"] < 20_000_000
             assert await runner.busy() is False
             assert await runner.health() == ""
             stranger = call.Endpoint(socket=runner.endpoint.socket, key="other")

@@ -141,7 +141,6 @@ def test_the_real_server_works_one_request_at_a_time(run: Run, tmp_path: Path, t
             runner = await loaded(backend, place, model)
             print(f"load {time.monotonic() - began:.2f} s")
             assert runner.serial
-            assert runner.sizes["host"] > 900_000
             assert await runner.busy() is False
             answer = await complete(runner, 8)
             assert answer["usage"]["completion_tokens"] == 8

@@ -73,7 +73,6 @@ def test_a_new_build_gets_every_setting_by_its_own_name() -> None:
         "--metrics",
         "--slots",
         *("--cache-ram", "512"),
-        *("--verbosity", "4"),
         *("--temp", "1.2"),
     ]
 
