@@ -217,8 +217,8 @@ def _add_layers(line: _Line, settings: EngineSettings, place: Place) -> None:
     # The engine's own fitting would take what others were promised. It is also what tells; with context and layers
     # pinned it changes nothing.
     line.offer("on" if place.tells else "off", "--fit", "-fit")
-    # Level 4 tells it, and no prompts; but also, after each answer, which prompts are cached, one line each: that is not
-    # for every start. Builds without named levels tell the sizes always.
+    # Level 4 tells it, and no prompts; but also, after each answer, which prompts are cached, a line for each: that is
+    # not for every start. Builds without named levels tell the sizes always.
     if place.tells and line.flags.says("--verbosity", "4: trace"):
         line.offer("4", "--verbosity", "-lv")
     name = line.flags.first("--gpu-layers", "--n-gpu-layers", "-ngl")
