@@ -1,4 +1,5 @@
-"""What is measured. Arms take turns, so that whatever else the machine does meets all of them."""
+"""What is measured. Arms take turns, so that whatever else the machine does meets all of them. Loads come first: the
+first start of a model under gpud says more than any later one, and it is the later ones that answer."""
 
 import threading
 import time
@@ -223,8 +224,8 @@ def crashes(arms: Arms) -> Iterator[Figure]:
 
 Measure = Callable[[Arms, Extent], Iterator[Figure]]
 MEASURES: tuple[Measure, ...] = (
-    questions,
     loads,
+    questions,
     lambda arms, _: crossing(arms),
     idle,
     lambda arms, _: crashes(arms),
