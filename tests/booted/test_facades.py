@@ -65,7 +65,7 @@ def test_the_journal_has_the_lines_of_that_engine(facades: Machine) -> None:
     began = facades.now()
     facades.load("tiny")
     for how in ("-xeu llamacpp", "-t llamacpp", "--unit=llamacpp"):
-        facades.wait("the engine's lines", f"journalctl --no-pager {how} --since={began} | grep -q llama_context")
+        facades.wait("the engine's lines", f"journalctl --no-pager {how} --since={began} | grep -q 'model loaded'")
         facades.wait("gpud's words", f"""journalctl --no-pager {how} --since={began} | grep -q '"tiny" is ready'""")
     assert "llama" not in facades.run(f"journalctl --no-pager --quiet --unit=ollama --since={began}").out
     # gpud's own journal has them, too, with their fields.

@@ -126,7 +126,7 @@ def test_the_lines_of_the_old_documents_work_for_a_user(anna: Anna) -> None:
     assert "Active: active (running)" in anna.run(f"systemctl --user --no-pager status {unit}").out
     lines = f"journalctl --user --no-pager -u {unit}"
     for how in ("-n 100", "-b", "--since '1 hour ago'"):
-        anna.run(f"until {lines} {how} | grep -q llama_context; do sleep 0.1; done")
+        anna.run(f"until {lines} {how} | grep -q model.loaded; do sleep 0.1; done")
     followed = anna.run(f"timeout 1 {lines} -f", check=False)
     assert followed.code == 124, "it goes on"
     assert followed.out, "and begins with what was there"
