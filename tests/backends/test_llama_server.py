@@ -520,8 +520,8 @@ def test_the_real_server_is_busy_while_it_generates(run: Run, tmp_path: Path, ti
             killed: list[bool] = []
             await runner.unload(StopTimes(term_s=0.3, second_term_s=5), on_kill=lambda: killed.append(True))
             assert killed == []
-            # It exits with 1, and aborts on its way out when a thread of its own is in that way.
-            assert (await runner.gone()).code in (1, -6)
+            # It exits with 1, and aborts or crashes on its way out when a thread of its own is in that way.
+            assert (await runner.gone()).code in (1, -6, -11)
             with pytest.raises(call.Unreachable):
                 await answering
 
