@@ -49,18 +49,22 @@ def gpud_killed_while_loading(scene: Scene) -> Over:
     return lambda: scene.answers(scene.model, "slow")
 
 
+def _terminated_and_started(scene: Scene) -> None:
+    """What TERM promises: status 0, and no engine outlives it."""
+    status = scene.system.terminate()
+    if status:
+        raise AssertionError(f"gpud ended with status {status}")
+    if left := scene.system.place.children():
+        raise AssertionError(f"engines outlived a gpud that was told to end: {left}")
+    scene.system.start()
+
+
 @fault(Cuts.ALL, "shutting_down")
 def gpud_terminated(scene: Scene) -> Over:
     """TERM and a new start: status 0, and no engine outlives it."""
     scene.load.hold_back()
     try:
-        status = scene.system.terminate()
-        if status:
-            raise AssertionError(f"gpud ended with status {status}")
-        left = scene.system.place.children()
-        if left:
-            raise AssertionError(f"engines outlived a gpud that was told to end: {left}")
-        scene.system.start()
+        _terminated_and_started(scene)
     finally:
         scene.load.resume()
     return scene.answers
@@ -269,12 +273,7 @@ def gpud_terminated_twice(scene: Scene) -> Over:
     try:
         daemon.signal(signal.SIGTERM)
         time.sleep(scene.chance.uniform(0.0, 0.2))
-        status = scene.system.terminate()
-        if status:
-            raise AssertionError(f"gpud ended with status {status}")
-        if left := scene.system.place.children():
-            raise AssertionError(f"engines outlived a gpud that was told to end: {left}")
-        scene.system.start()
+        _terminated_and_started(scene)
     finally:
         scene.load.resume()
     return scene.answers

@@ -7,6 +7,7 @@ import pytest
 from dbus.private_bus import PrivateBus
 
 from .harness import TOP, Place, place_at
+from .service_manager import Manager
 
 # Where the stand-ins for engines are; a run of this room alone does not collect theirs.
 sys.path.append(str(TOP / "tests" / "backends"))
@@ -39,3 +40,14 @@ def place(bus: PrivateBus) -> Iterator[Place]:
     """Where the test's daemon lives; at the end nothing that was started there may live on."""
     with place_at(bus.address) as made:
         yield made
+
+
+@pytest.fixture
+def manager(place: Place) -> Iterator[Manager]:
+    """Who starts the daemons of the place as systemd does; it goes with all of them."""
+    with Manager(place.root) as made:
+        place.environment |= made.environment
+        place.command = made.command
+        yield made
+        for daemon in place.daemons:
+            daemon.destroy()

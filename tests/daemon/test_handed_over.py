@@ -3,7 +3,6 @@
 import contextlib
 import signal
 import socket
-from collections.abc import Iterator
 
 import pytest
 
@@ -19,16 +18,6 @@ MEGABYTES = 32
 @pytest.fixture
 def doors(place: Place) -> Doors:
     return open_doors(place)
-
-
-@pytest.fixture
-def manager(place: Place) -> Iterator[Manager]:
-    with Manager(place.root) as made:
-        place.environment |= made.environment
-        place.command = made.command
-        yield made
-        for daemon in place.daemons:
-            daemon.destroy()
 
 
 def started(place: Place, manager: Manager) -> Daemon:

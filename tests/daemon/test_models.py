@@ -7,7 +7,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -225,16 +224,6 @@ def test_a_reload_brings_a_folder_and_takes_it_away(place: Place, tiny_files: li
     assert names(daemon) == {"spare", "stays"}
     assert place.records()["stays"]["child"]["pid"] == pid and daemon.state("stays") == "ready"
     daemon.aftermath()
-
-
-@pytest.fixture
-def manager(place: Place) -> Iterator[Manager]:
-    with Manager(place.root) as made:
-        place.environment |= made.environment
-        place.command = made.command
-        yield made
-        for daemon in place.daemons:
-            daemon.destroy()
 
 
 def test_a_found_model_survives_a_killed_daemon(shop: Shop, manager: Manager) -> None:

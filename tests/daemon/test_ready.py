@@ -3,23 +3,12 @@
 import contextlib
 import socket
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
 from .doors import Doors, open_doors
 from .harness import BOUND_S, PYTHON, TOP, Place, engine
 from .service_manager import Manager
-
-
-@pytest.fixture
-def manager(place: Place) -> Iterator[Manager]:
-    with Manager(place.root) as made:
-        place.environment |= made.environment
-        place.command = made.command
-        yield made
-        for daemon in place.daemons:
-            daemon.destroy()
 
 
 def test_ready_comes_when_it_can_be_asked(place: Place, manager: Manager) -> None:
