@@ -232,6 +232,9 @@ class Place:
             client.close()
         for daemon in self.daemons:
             daemon.destroy()
+        with contextlib.suppress(AssertionError):
+            # Who was destroyed has its engines ended by the kernel, which takes a moment.
+            settle(lambda: not self.children(), "")
         left = self.children()
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
