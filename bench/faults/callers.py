@@ -71,6 +71,26 @@ def client_reads_slowly(scene: Scene) -> Over:
     return scene.answers
 
 
+@fault()
+def clients_read_at_different_speeds(scene: Scene) -> Over:
+    """Eight clients take 10 MB each, some as fast as it comes, some slowly, some not at all: memory stays flat."""
+    before_kib = scene.system.daemon.memory_kib()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(scene.system.doors.front.raw(1.0)) for _ in range(8)]
+        for client in clients:
+            client.sendall(message(scene.model, stream=True, do="pour", mb=10))
+        until_s = time.monotonic() + 1.0
+        while time.monotonic() < until_s:
+            for number, client in enumerate(clients[2:]):
+                with contextlib.suppress(OSError):
+                    client.setblocking(False)
+                    client.recv(1 << (8 + 2 * number))
+        grown_kib = scene.system.daemon.memory_kib() - before_kib
+    if grown_kib > 24 << 10:
+        raise AssertionError(f"eight readers, some of them slow, cost {grown_kib} KiB")
+    return scene.answers
+
+
 GARBAGE = (
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     b"GET / HTTP/9.9\r\n\r\n",

@@ -5,14 +5,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bench.faults import callers, engines, files, gpu, service
+from bench.faults import callers, engines, files, gpu, people, service
 from bench.faults.account import Account, Excuse, Outcome
 from bench.faults.clients import Load
 from bench.faults.fault import FAULTS, Fault, Scene, drawn
 from bench.faults.models import TALKERS
 from bench.faults.system import Leak, System
 
-LISTS = (engines, service, callers, gpu, files)
+LISTS = (engines, service, callers, gpu, files, people)
 """The modules that put their faults on the list."""
 
 LEAKS = ("processes", "fds", "sockets", "reservations", "bytes")

@@ -264,11 +264,12 @@ class Load:
 # What others ask with, too --------------------------------------------------------------------------------------------
 
 
-def gpudctl(system: System, *words: str) -> "subprocess.Popen[str]":
+def gpudctl(system: System, *words: str, **environment: str) -> "subprocess.Popen[str]":
+    usual = {"PATH": os.environ["PATH"], "HOME": str(system.place.root), "DBUS_SYSTEM_BUS_ADDRESS": system.bus.address}
     return subprocess.Popen(
         [PYTHON, "-m", "gpud.cli", "--system", *words],
         cwd=TOP,
-        env={"PATH": os.environ["PATH"], "HOME": str(system.place.root), "DBUS_SYSTEM_BUS_ADDRESS": system.bus.address},
+        env={**usual, **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -76,9 +76,16 @@ def engine_stopped(scene: Scene) -> Over:
 
 @fault(Cuts.MODEL, also=REAL, needs_real=True)
 def real_engine_killed(scene: Scene) -> Over:
-    """kill -9 of a real llama-server, or of the child that has the embedded engine."""
+    """kill -9 of a real llama-server, of the child that has the embedded engine, or of Ollama's server or runner."""
     model = scene.chance.choice(REAL)
-    scene.system.place.kill(scene.engine_of(model))
+    if model == "ollama":
+        scene.answers(model)
+        pids = [pid for pid, what in scene.system.place.children().items() if "ollama" in what]
+        pid = scene.chance.choice(sorted(pids)) if pids else scene.engine_of(model)
+    else:
+        pid = scene.engine_of(model)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
     return lambda: scene.answers(model)
 
 

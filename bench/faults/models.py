@@ -1,5 +1,6 @@
 """The models of the system under test, what they hold of its GPU, and what each of their answers has to be."""
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ TALKERS = ("ada", "bob", "cyd", "dot")
 """Engines that say exactly what they are asked to. They do not all fit at the same time: they take turns."""
 
 TALKER_GIB = {"ada": 1.5, "bob": 2.0, "cyd": 2.5, "dot": 1.0}
-REAL = ("llama", "embedded")
-"""A real llama-server and the engine that gpud brings, with a model whose answers are always the same."""
+REAL = ("llama", "embedded", "ollama")
+"""A real llama-server, the engine that gpud brings, and a real Ollama, with a model whose answers are always the same.
+"""
 
 TOKENS = 6
 TOTAL_BYTES = 6 * GIB
@@ -48,10 +50,53 @@ def sick(place: Place, gpus: FakeGpus) -> dict[str, object]:
     }
 
 
+def _provisioned(what: str) -> Path:
+    made = subprocess.run([TOP / "tests" / "provision", what], capture_output=True, text=True, check=True)
+    return Path(made.stdout.strip())
+
+
 def llama_server() -> Path:
     """The real one, as the tests make it."""
-    made = subprocess.run([TOP / "tests" / "provision", "llama-server"], capture_output=True, text=True, check=True)
-    return Path(made.stdout.strip()) / "site" / "bin" / "llama-server"
+    return _provisioned("llama-server") / "site" / "bin" / "llama-server"
+
+
+def real_engines(place: Place) -> dict[str, object]:
+    """The section ``engines``. Call it after :func:`configured`: the model file goes into a store of Ollama's."""
+    ollama = _provisioned("ollama") / "bin" / "ollama"
+    store = place.root / "ollama-store"
+    _create(ollama, store, place.root / "real.gguf")
+    return {
+        "llama_server": {"binary": str(llama_server())},
+        "ollama": {"binary": str(ollama), "models_dir": str(store), "environment": {"OLLAMA_NO_CLOUD": "1"}},
+    }
+
+
+def _create(ollama: Path, store: Path, file: Path) -> None:
+    """Ollama makes the entry itself, by a server that ends with that."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(store.parent),
+        "OLLAMA_MODELS": str(store),
+        "OLLAMA_HOST": "127.0.0.1:0",
+        "OLLAMA_NO_CLOUD": "1",
+    }
+    recipe = store.parent / "Modelfile"
+    recipe.write_text(f"FROM {file}\nPARAMETER num_thread 1\n")
+    command = [str(ollama), "serve"]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stderr is not None
+            line = next(line for line in server.stderr if "Listening on " in line)
+            environment["OLLAMA_HOST"] = line.split("Listening on ")[1].split(" ")[0]
+            made = [str(ollama), "create", "tiny", "-f", str(recipe)]
+            subprocess.run(
+                made, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=True
+            )
+        finally:
+            server.terminate()
+            server.communicate()
 
 
 def configured(place: Place, gpus: FakeGpus, *, real: bool) -> dict[str, object]:
@@ -64,4 +109,6 @@ def configured(place: Place, gpus: FakeGpus, *, real: bool) -> dict[str, object]
         # A slot of its own for each request, without the last one's cache: the same words every time.
         models["llama"] = {"engine": "llama_server", "file": str(file), "context": 1024, "threads": 1, "size": "300MiB"}
         models["embedded"] = embedded(file, gpu="host", size="200MiB")
+        ollama = {"engine": "ollama", "model": "tiny", "context": 1024, "threads": 1, "gpu": "host", "size": "200MiB"}
+        models["ollama"] = ollama
     return models

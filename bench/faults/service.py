@@ -1,16 +1,19 @@
 """gpud itself is killed, told to end, told to read another configuration; its bus, logind and polkit go away; the clock
 is set."""
 
+import contextlib
 import os
 import resource
 import signal
 import subprocess
 import time
 
+from daemon.doors import HELLO
 from daemon.harness import gone
 from daemon.mock_machine import wait_until
 from dbus.private_bus import NOBODY, MockPolkit
 
+from bench.faults.clients import CHAT
 from bench.faults.fault import Cuts, Over, Scene, fault
 
 
@@ -88,6 +91,27 @@ def reload_with_changes(scene: Scene) -> Over:
     system.configure(**{scene.model: {**model, "command": command}}, idle={"timeout": "100s"})
     _hang_up(scene, r"The configuration was reloaded")
     scene.answers()
+    system.configure()
+    _hang_up(scene, r"The configuration was reloaded")
+    return scene.answers
+
+
+@fault()
+def reload_during_streams(scene: Scene) -> Over:
+    """SIGHUP with nothing new for any model, in the middle of twenty streams of one: each of them ends whole."""
+    system = scene.system
+    scene.answers()
+    body = {"model": scene.model, "messages": HELLO, "stream": True, "do": "stream", "events": 20, "every": 0.02}
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(system.doors.front.open(CHAT, body)) for _ in range(20)]
+        begun = [one for one in opened if one.status == 200]
+        system.configure(idle={"timeout": f"{scene.chance.randrange(100, 200)}s"})
+        _hang_up(scene, r"The configuration was reloaded")
+        for number, one in enumerate(begun):
+            said = one.rest()
+            # Who waited for its turn may have been refused; who had begun has all of it.
+            if b'"number"' in said and not said.rstrip().endswith(b"data: [DONE]"):
+                raise AssertionError(f"stream {number} of {len(begun)} was cut by a reload: {said[-300:]!r}")
     system.configure()
     _hang_up(scene, r"The configuration was reloaded")
     return scene.answers

@@ -22,7 +22,7 @@ from dbus.private_bus import MockPolkit, PrivateBus
 from fake_nvml.gpu import FakeGpus
 
 from bench.faults.apart import is_apart
-from bench.faults.models import TOTAL_BYTES, configured, llama_server
+from bench.faults.models import TOTAL_BYTES, configured, real_engines
 
 DISK_KIB = 4096
 SETTINGS: dict[str, object] = {
@@ -103,7 +103,7 @@ class System:
         self.doors = open_doors(self.place, heartbeat=2)
         self.models = configured(self.place, self.gpus, real=self.real)
         if self.real:
-            self.place.sections["engines"] = {"llama_server": {"binary": str(llama_server())}}
+            self.place.sections["engines"] = real_engines(self.place)
         (self.place.root / "gate").touch()
         self.configure()
         self.start()
@@ -287,6 +287,7 @@ class System:
             ]
         names = ("Holds", "Claims", "Queue", "Downloads", "Yielded")
         found += [f"{name}: {value}" for name in names if (value := self.daemon.property(name))]
+        found += [f"session: {plain(session)}" for session in self.daemon.call("ListSessions")]
         found += [f"job: {job}" for job in self.doors.management.ask("/jobs").value]
         for model in map(plain, self.daemon.call("ListModels")):
             found += [f"{model['Id']}: {key} {model[key]}" for key in ("InFlight", "Holds") if model.get(key)]
