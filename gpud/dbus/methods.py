@@ -23,6 +23,7 @@ from gpud.dbus.limits import (
     checked_seconds,
     checked_text,
 )
+from gpud.dbus.overview import Choice
 from gpud.dbus.polkit import Permission
 from gpud.dbus.shown import Shown
 from gpud.dbus.wire import Variant
@@ -39,6 +40,9 @@ _LOAD_OPTIONS = {
     "engines": "as",
 }
 _UNLOAD_OPTIONS = {"force": "b"}
+OVERVIEW_MOST = 500
+"""So many models an overview may have beside those that are there; so many names may be asked for."""
+
 _INHIBITABLE = frozenset({"unload", "evict", "load", "game"})
 
 
@@ -71,6 +75,7 @@ class Methods:
             "UnloadAll": self.unload_all,
             "CancelJob": self.cancel_job,
             "Status": self.status,
+            "Overview": self.overview,
             "ListModels": self.list_models,
             "ListGpus": self.list_gpus,
             "Hold": self.hold,
@@ -86,21 +91,32 @@ class Methods:
     def status(self, _request: Request) -> Reply | Awaitable[Reply]:
         return self._fresh(self._shown.status)
 
+    def overview(self, _request: Request, most: int, search: str, names: list[str]) -> Reply | Awaitable[Reply]:
+        if max(most, len(names)) > OVERVIEW_MOST:
+            raise InvalidArguments(
+                f"{max(most, len(names))} models are more than the limit of {OVERVIEW_MOST}", hint="ListModels has all"
+            )
+        wanted = frozenset(checked_model(name) for name in names)
+        choice = Choice(most, checked_text("search", search), wanted)
+        return self._fresh(lambda: self._shown.overview(choice), bounded=True)
+
     def list_models(self, _request: Request) -> Reply | Awaitable[Reply]:
         return Reply(encoded=self._shown.models()) if self._shown.is_ready() else self._prepared(self._shown.models)
 
     def list_gpus(self, _request: Request) -> Reply | Awaitable[Reply]:
         return self._fresh(self._shown.gpus)
 
-    def _fresh(self, show: Callable[[], bytes]) -> Reply | Awaitable[Reply]:
-        """An answer with the figures of the devices: at once while they are fresh, else after a look."""
-        fresh = self._engine.is_fresh() and self._shown.is_ready()
-        return Reply(encoded=show()) if fresh else self._after_a_look(show)
+    def _fresh(self, show: Callable[[], bytes], *, bounded: bool = False) -> Reply | Awaitable[Reply]:
+        """An answer with the figures of the devices: at once while they are fresh, else after a look. ``bounded``: few
+        models are in it, and nothing has to be prepared.
+        """
+        fresh = self._engine.is_fresh() and (bounded or self._shown.is_ready())
+        return Reply(encoded=show()) if fresh else self._after_a_look(show, bounded=bounded)
 
-    async def _after_a_look(self, show: Callable[[], bytes]) -> Reply:
+    async def _after_a_look(self, show: Callable[[], bytes], *, bounded: bool) -> Reply:
         if not self._engine.is_fresh():
             await self._engine.refresh()
-        return await self._prepared(show)
+        return Reply(encoded=show()) if bounded else await self._prepared(show)
 
     async def _prepared(self, show: Callable[[], bytes]) -> Reply:
         if not self._shown.is_ready():

@@ -25,7 +25,7 @@ from gpud.dbus.wire import Variant
 
 Record = dict[str, Variant]
 
-INTERFACE_VERSION = 3
+INTERFACE_VERSION = 4
 
 _MAX = {"u": (1 << 32) - 1, "t": (1 << 64) - 1, "q": (1 << 16) - 1}
 # A wall clock that is read again differs by microseconds from what the monotonic one predicts. Within this the old
@@ -123,15 +123,19 @@ class Known(NamedTuple):
 NOTHING_KNOWN = Known()
 
 
+def last_used_usec(status: ModelStatus, clock: WallClock, known: Known) -> int:
+    """Since gpud started, else as the registry knows; 0: never."""
+    return known.last_used_us if status.last_used_s is None else clock.usec(status.last_used_s)
+
+
 def model_record(status: ModelStatus, clock: WallClock, known: Known = NOTHING_KNOWN) -> Record:
     model = status.model
-    last_used_us = known.last_used_us if status.last_used_s is None else clock.usec(status.last_used_s)
     record = {
         "Id": text(model.name),
         "DisplayName": text(model.name),
         "Aliases": words(model.aliases),
         "VramEstimate": number("t", status.need_bytes or model.size_bytes or known.need_bytes),
-        "LastUsedUSec": number("t", last_used_us),
+        "LastUsedUSec": number("t", last_used_usec(status, clock, known)),
         "Uses": number("t", known.uses + status.uses),
         "Backend": text(model.engine),
         "State": text(shown_state(status)),

@@ -9,10 +9,13 @@ from gpud.core.facts import Snapshot
 from gpud.core.record import replace
 from gpud.core.statuses import Statuses
 from gpud.dbus.model_records import MANY, ModelRecords, Parts, Tells, nothing_known
+from gpud.dbus.overview import Choice, Overview
 from gpud.dbus.render import (
     Record,
     WallClock,
     gpu_record,
+    model_record,
+    number,
     property_values,
     queue_record,
     session_record,
@@ -53,6 +56,7 @@ class Shown:
         self._tells = tells
         self._told = told
         self._parts = Parts()
+        self._overview = Overview(tells)
         self._drop: asyncio.TimerHandle | None = None
         self._seen: tuple[Snapshot, float, object] | None = None
         self._bodies: dict[str, bytes] = {}
@@ -100,6 +104,15 @@ class Shown:
 
     def _status(self, snapshot: Snapshot) -> dict[str, Any]:
         return status_values(snapshot, self._clock, self._version, self._records(snapshot))
+
+    def overview(self, choice: Choice) -> bytes:
+        """The body of an answer to Overview: each caller chooses for himself, and it is short."""
+        snapshot = self.look()
+        chosen = self._overview.choose(snapshot, self._clock, self._told(), choice)
+        records = [model_record(status, self._clock, self._tells(status.model.name)) for status in chosen.models]
+        values = status_values(snapshot, self._clock, self._version, records)
+        counts = {"ModelCount": number("u", len(snapshot.models)), "Others": number("u", chosen.others)}
+        return self._encode("a{sv}", (values | counts,))
 
     def models(self) -> bytes:
         """The body of an answer to ListModels."""

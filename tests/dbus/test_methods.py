@@ -184,7 +184,7 @@ def test_without_polkit_only_root_may_and_the_refusal_says_so(
             assert "org.freedesktop.DBus.Error.AccessDenied" in complaint
             assert "there is no polkit on this machine, so that only uid 0 may" in complaint
             status, shown, _ = await busctl(private_bus.address, "call", NAME, PATH, NAME, "Status", uid=NOBODY)
-            assert status == 0 and '"InterfaceVersion" u 3' in shown
+            assert status == 0 and '"InterfaceVersion" u 4' in shown
             assert engine.asked("load") == []
 
     run(scenario())
