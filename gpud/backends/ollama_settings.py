@@ -17,6 +17,7 @@ from gpud.backends.ollama_store import BadManifest, BadName, Manifest, Name, Sto
 from gpud.backends.options import EngineOptions
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Endpoint, Model
+from gpud.core.vendors import VENDORS, VISIBLE, VULKAN_VISIBLE
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ NO_DEVICE = "-1"
 _SERVICE_STORE = "/usr/share/ollama/.ollama/models"
 """Where Ollama's own installer lets its service keep the models."""
 
-_RESERVED = frozenset({"OLLAMA_HOST", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"})
+_RESERVED = frozenset({"OLLAMA_HOST", *VISIBLE})
 """gpud decides where a server listens and which devices it sees."""
 
 _BREAKS_OLLAMA = frozenset({"LLAMA_API_KEY", "LLAMA_ARG_LOG_JSONL", "LLAMA_SERVER_ROUTER_PORT"})
@@ -141,19 +142,16 @@ def store_of(options: EngineOptions, extra: Mapping[str, str], home: str) -> Sto
 
 
 def visible(devices: tuple[str, ...], vendor: str) -> Mapping[str, str]:
-    """Let a server see these devices alone. A list for CUDA would confuse ROCm, which reads it too."""
+    """Let a server see these devices alone. Each vendor's have to be hidden by name, but for what the chosen one obeys:
+    a list for CUDA would confuse ROCm, which reads it too.
+    """
+    hidden = dict.fromkeys((*(one.visible for one in VENDORS), VULKAN_VISIBLE), NO_DEVICE)
     if not devices:
-        names = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES")
-        return dict.fromkeys(names, NO_DEVICE)
-    chosen = ",".join(devices)
-    if vendor == "nvidia":
-        return {
-            "CUDA_VISIBLE_DEVICES": chosen,
-            "ROCR_VISIBLE_DEVICES": NO_DEVICE,
-            "GGML_VK_VISIBLE_DEVICES": NO_DEVICE,
-        }
-    if vendor == "amd":
-        return {"ROCR_VISIBLE_DEVICES": chosen, "GGML_VK_VISIBLE_DEVICES": NO_DEVICE}
+        return hidden
+    for one in VENDORS:
+        if one.name == vendor:
+            shown = {name: value for name, value in hidden.items() if name not in one.obeys}
+            return {**shown, one.visible: ",".join(devices)}
     return {}
 
 

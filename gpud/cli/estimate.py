@@ -15,6 +15,7 @@ from gpud.cli.output import Output, mib, plural, size, table
 from gpud.core.errors import ConfigInvalid, GpudError
 from gpud.core.quote import Estimate, Part, Source
 from gpud.core.record import Record, replace
+from gpud.core.vendors import NVIDIA, VENDORS
 
 if TYPE_CHECKING:
     from gpud.core.modelfile import ModelFile
@@ -44,7 +45,6 @@ OTHER_ENDS = ("-h", "--help", "--usage", "--version", "--list-devices", "-cl", "
 """Flags with which it loads nothing at all."""
 
 NVIDIA_GPUS = "/proc/driver/nvidia/gpus"
-AMD_VENDOR = "0x1002"
 
 
 class NoEstimate(GpudError):
@@ -181,10 +181,15 @@ def visible_gpus(environment: Mapping[str, str]) -> int:
     """How many GPUs of this machine an engine would see, as far as that can be told without waking one."""
     nvidia = sum(1 for _ in _entries(NVIDIA_GPUS))
     if nvidia:
-        return _shown(environment, "CUDA_VISIBLE_DEVICES", nvidia)
-    cards = (entry for entry in _entries("/sys/class/drm") if re.fullmatch(r"card\d+", entry.name))
-    amd = sum(1 for card in cards if _text(card / "device/vendor") == AMD_VENDOR)
-    return _shown(environment, "ROCR_VISIBLE_DEVICES", _shown(environment, "HIP_VISIBLE_DEVICES", amd))
+        return _shown(environment, NVIDIA.visible, nvidia)
+    cards = [entry for entry in _entries("/sys/class/drm") if re.fullmatch(r"card\d+", entry.name)]
+    makers = [_text(card / "device/vendor") for card in cards]
+    # Cards of NVIDIA's are there in /sys, too, without the driver that could use them.
+    others = (vendor for vendor in VENDORS if vendor is not NVIDIA)
+    return sum(
+        min(_shown(environment, name, makers.count(vendor.pci)) for name in (vendor.visible, *vendor.obeys))
+        for vendor in others
+    )
 
 
 def _entries(folder: str) -> list[Path]:
@@ -280,9 +285,9 @@ def _seeing(environment: Mapping[str, str], gpus: int | None) -> Mapping[str, st
     if gpus == 0:
         return {**environment, **devices.NOTHING_VISIBLE}
     shown = dict(environment)
-    for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
-        named = [word for word in environment.get(name, "").split(",") if word]
-        shown[name] = ",".join((named or [str(number) for number in range(gpus)])[:gpus])
+    for vendor in VENDORS:
+        named = [word for word in environment.get(vendor.visible, "").split(",") if word]
+        shown[vendor.visible] = ",".join((named or [str(number) for number in range(gpus)])[:gpus])
     return shown
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from gpud.cli.ancestry import belongs_to, lives_in_unit
 from gpud.cli.findings import READ, WRITE, Account, Finding, Findings, group_of, may
+from gpud.core.vendors import NVIDIA, VENDORS, Vendor
 
 PACKAGES = ("dbus-next", "httptools", "msgspec", "nvidia-ml-py", "prometheus_client", "psutil", "pyyaml", "rich")
 """What gpud cannot work without. systemd's binding is not among them: outside of systemd nothing asks for it."""
 
 OLDEST_PYTHON = (3, 11)
 
-NVIDIA, AMD = "0x10de", "0x1002"
+NVIDIA_DRIVER = "proc/driver/nvidia/version"
 DISPLAY_CLASS = "0x03"
 
 ASK_S = 20.0
@@ -56,21 +57,33 @@ def python() -> Findings:
 
 def gpus(account: Account, root: Path = Path("/")) -> Findings:
     """``root`` is where /dev, /proc and /sys are: another one for a recorded machine."""
-    vendors = display_vendors(root)
-    proc = root / "proc/driver/nvidia/version"
-    nvidia = NVIDIA in vendors or proc.exists()
-    if nvidia:
-        yield from _nvidia_driver(proc)
-        yield from _nodes(account, _nvidia_nodes(root), "the NVIDIA driver is loaded, but its nodes are not made")
+    there = vendors(root)
+    if NVIDIA in there:
+        yield from _nvidia_driver(root / NVIDIA_DRIVER)
+        yield from _nodes(
+            account,
+            _nvidia_nodes(root),
+            "the NVIDIA driver is loaded, but its nodes are not made",
+            '"nvidia-modprobe -c0 -u" makes them',
+        )
         yield _nvml()
-    if AMD in vendors:
-        nodes = [root / "dev/kfd", *sorted((root / "dev/dri").glob("renderD*"))]
-        yield from _nodes(account, nodes, "the amdgpu driver is not loaded")
-    if not nvidia and AMD not in vendors:
-        yield Finding("gpu", "no NVIDIA or AMD GPU on the PCI bus: the budget is the machine's own memory")
+    for vendor in there:
+        if vendor.nodes:
+            nodes = [node for name in vendor.nodes for node in _matching(root / "dev", name)]
+            absent = f"the {vendor.driver} driver is not loaded"
+            yield from _nodes(account, nodes, absent, f'"modprobe {vendor.driver}" loads it')
+    if not there:
+        known = " or ".join(vendor.title for vendor in VENDORS)
+        yield Finding("gpu", f"no {known} GPU on the PCI bus: the budget is the machine's own memory")
 
 
-def display_vendors(root: Path) -> frozenset[str]:
+def vendors(root: Path) -> list[Vendor]:
+    """Those whose GPUs gpud knows, and finds here. NVIDIA's driver serves some that are not on the PCI bus."""
+    on_bus = _display_vendors(root)
+    return [one for one in VENDORS if one.pci in on_bus or (one is NVIDIA and (root / NVIDIA_DRIVER).exists())]
+
+
+def _display_vendors(root: Path) -> frozenset[str]:
     """Who made the display and compute devices on the PCI bus."""
     found = set()
     for device in (root / "sys/bus/pci/devices").glob("*"):
@@ -85,7 +98,7 @@ def display_vendors(root: Path) -> frozenset[str]:
 
 def has_gpu(root: Path = Path("/")) -> bool:
     """Whether there is one that gpud knows."""
-    return not display_vendors(root).isdisjoint((NVIDIA, AMD)) or (root / "proc/driver/nvidia/version").exists()
+    return bool(vendors(root))
 
 
 def _nvidia_driver(proc: Path) -> Findings:
@@ -106,14 +119,18 @@ def _nvidia_nodes(root: Path) -> list[Path]:
     return [root / "dev/nvidiactl", root / "dev/nvidia-uvm", *(cards or [root / "dev/nvidia0"])]
 
 
-def _nodes(account: Account, nodes: Iterable[Path], absent: str) -> Findings:
+def _matching(folder: Path, name: str) -> list[Path]:
+    """The node of this name, whether or not it is there; of a pattern, those that are."""
+    return sorted(folder.glob(name)) if "*" in name else [folder / name]
+
+
+def _nodes(account: Account, nodes: Iterable[Path], absent: str, remedy_absent: str) -> Findings:
     for node in nodes:
         try:
             allowed = may(account, node, READ | WRITE)
         except OSError as problem:
             why = absent if isinstance(problem, FileNotFoundError) else problem.strerror
-            remedy = '"nvidia-modprobe -c0 -u" makes them' if "nvidia" in node.name else '"modprobe amdgpu" loads it'
-            yield Finding("gpu", f"{node} is not there: {why}", remedy)
+            yield Finding("gpu", f"{node} is not there: {why}", remedy_absent)
             continue
         if allowed:
             yield Finding("gpu", f"{node}: {account.name} may use it")

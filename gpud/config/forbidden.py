@@ -1,6 +1,7 @@
 """What a configuration may not hand to an engine, because gpud decides it or because it would open the machine."""
 
 from gpud.config.kinds import Wrong
+from gpud.core.vendors import VISIBLE, VULKAN_VISIBLE
 
 _OWN_KEY = "gpud gives every start a key of its own"
 _PRIVATE = "gpud listens for the engine on a private address"
@@ -161,10 +162,7 @@ _VARIABLES: dict[str, str] = {
     "OLLAMA_HOST": 'use "host" and "port" of engines.ollama',
     "OLLAMA_MODELS": 'use "models_dir" of engines.ollama',
     "OLLAMA_KEEP_ALIVE": 'gpud decides when a model is idle; use "idle_timeout"',
-    "CUDA_VISIBLE_DEVICES": _GPU_CHOICE,
-    "HIP_VISIBLE_DEVICES": _GPU_CHOICE,
-    "ROCR_VISIBLE_DEVICES": _GPU_CHOICE,
-    "GGML_VK_VISIBLE_DEVICES": _GPU_CHOICE,
+    **dict.fromkeys((*VISIBLE, VULKAN_VISIBLE), _GPU_CHOICE),
     "NOTIFY_SOCKET": "it belongs to gpud and systemd",
     "WATCHDOG_*": "it belongs to gpud and systemd",
     "LISTEN_*": "it belongs to gpud and systemd",

@@ -4,20 +4,16 @@ Sensors resume a suspended card and put off the sleep of one that is awake, so i
 identity and its memory may be read in any state.
 """
 
-import os
-from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
 from gpud.core.facts import GpuProcess, GpuSample
 from gpud.core.record import Record, replace
+from gpud.core.vendors import AMD
+from gpud.gpus import drm
 from gpud.gpus.host import machine_memory
-from gpud.gpus.sysfs import driver_of, entries, is_suspended, process_name, read_int, read_text, stays_awake
+from gpud.gpus.sysfs import entries, is_suspended, process_name, read_int, read_text, stays_awake
 
-VENDOR = "amd"
-PCI_VENDOR = "0x1002"
-DRIVER = "amdgpu"
-UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 VRAM_KEYS = ("drm-memory-vram", "drm-resident-vram", "drm-total-vram")
 GTT_KEYS = ("drm-memory-gtt", "drm-resident-gtt", "drm-total-gtt")
 
@@ -68,17 +64,9 @@ class AmdGpuProbe:
     # Cards.
 
     def _find(self) -> list[Card]:
-        cards = [path for path in entries(self._root / "sys/class/drm") if path.name.removeprefix("card").isdigit()]
-        found = []
-        for path in cards:
-            directory = path / "device"
-            if read_text(directory / "vendor") == PCI_VENDOR and driver_of(directory) == DRIVER:
-                found.append(self._identify(path.name, directory))
-        return sorted(found, key=lambda card: card.address)
+        return [self._identify(*found) for found in drm.cards(self._root, AMD.pci, AMD.driver)]
 
-    def _identify(self, card: str, directory: Path) -> Card:
-        event = (read_text(directory / "uevent") or "").splitlines()
-        address = next((line.partition("=")[2] for line in event if line.startswith("PCI_SLOT_NAME=")), card)
+    def _identify(self, address: str, directory: Path) -> Card:
         unique = read_text(directory / "unique_id")
         vram_bytes = read_int(directory / "mem_info_vram_total")
         gtt_bytes = read_int(directory / "mem_info_gtt_total")
@@ -113,7 +101,7 @@ class AmdGpuProbe:
     # Figures.
 
     def _blank(self, index: int, card: Card) -> GpuSample:
-        return GpuSample(card.uuid, card.name, index, VENDOR, total_bytes=card.total_bytes, driver=self._driver)
+        return GpuSample(card.uuid, card.name, index, AMD.name, total_bytes=card.total_bytes, driver=self._driver)
 
     def _driver_version(self) -> str:
         """A driver of AMD's own package has a version; the kernel's own goes with the kernel."""
@@ -134,8 +122,8 @@ class AmdGpuProbe:
                 "look at: journalctl -k | grep amdgpu, and reload the driver or reboot"
             )
         places = entries(directory / "hwmon") if sensors else []
-        milli_c = _first(read_int(place / "temp1_input") for place in places)
-        power_uw = _first(read_int(place / name) for place in places for name in ("power1_average", "power1_input"))
+        milli_c = drm.first(read_int(place / "temp1_input") for place in places)
+        power_uw = drm.first(read_int(place / name) for place in places for name in ("power1_average", "power1_input"))
         return replace(
             self._blank(index, card),
             used_bytes=used_bytes if free_bytes is not None else None,
@@ -162,26 +150,9 @@ class AmdGpuProbe:
     # Processes.
 
     def _held(self, cards: list[Card]) -> dict[str, dict[int, int | None]]:
-        """What each process holds of each card, by the card's address. Processes of others are seen only by root.
-
-        A client (one opening of the device) that several processes share through inheritance counts once, on the first.
-        """
-        gtt_too = {card.address: card.uses_gtt for card in cards}
-        held: dict[str, dict[int, int | None]] = {card.address: {} for card in cards}
-        seen: set[tuple[str, str]] = set()
-        proc = str(self._root / "proc")
-        for pid in _numbers(proc):
-            for client in _clients(f"{proc}/{pid}"):
-                address, key = client.get("drm-pdev", ""), (client.get("drm-pdev", ""), client.get("drm-client-id", ""))
-                if client.get("drm-driver") != DRIVER or address not in held or key in seen:
-                    continue
-                seen.add(key)
-                sizes = [_first(_size(client.get(name)) for name in VRAM_KEYS)]
-                if gtt_too[address]:
-                    sizes.append(_first(_size(client.get(name)) for name in GTT_KEYS))
-                known = [size for size in sizes if size is not None]
-                earlier = held[address].get(pid)
-                held[address][pid] = sum(known) + (earlier or 0) if known else earlier
+        """What each process holds of each card, by the card's address. Processes of others are seen only by root."""
+        kinds = {card.address: (VRAM_KEYS, GTT_KEYS) if card.uses_gtt else (VRAM_KEYS,) for card in cards}
+        held = drm.held(self._root, AMD.driver, kinds)
         self._add_compute(held)
         return held
 
@@ -208,43 +179,3 @@ class AmdGpuProbe:
             if gpu_id and gpu_id != "0":
                 found[gpu_id] = f"{facts.get('domain', 0):04x}:{place >> 8:02x}:{place >> 3 & 31:02x}.{place & 7}"
         return found
-
-
-def _clients(process: str) -> list[dict[str, str]]:
-    """The fdinfo of each descriptor of a process that is a GPU's; the links tell which, so that few files are read.
-
-    Plain strings and system calls, without a Path for each: a desktop has tens of thousands of descriptors, and this
-    passes all of them at each look (3 µs for one; four times as much with paths).
-    """
-    try:
-        numbers = os.listdir(f"{process}/fd")  # noqa: PTH208
-    except OSError:
-        return []
-    clients = []
-    for number in numbers:
-        try:
-            target = os.readlink(f"{process}/fd/{number}")  # noqa: PTH115
-        except OSError:
-            continue
-        if target.startswith("/dev/dri/"):
-            lines = (read_text(Path(process, "fdinfo", number)) or "").splitlines()
-            clients.append({key: value.strip() for key, _, value in (line.partition(":") for line in lines)})
-    return clients
-
-
-def _numbers(directory: str) -> list[int]:
-    """The processes of a /proc, in their order."""
-    try:
-        return sorted(int(name) for name in os.listdir(directory) if name.isdecimal())  # noqa: PTH208
-    except OSError:
-        return []
-
-
-def _size(text: str | None) -> int | None:
-    """``1024 KiB`` in bytes."""
-    number, _, unit = (text or "").partition(" ")
-    return int(number) * UNITS[unit] if number.isdigit() and unit in UNITS else None
-
-
-def _first(values: Iterable[int | None]) -> int | None:
-    return next((value for value in values if value is not None), None)

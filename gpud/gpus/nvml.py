@@ -11,14 +11,13 @@ from typing import Any
 
 from gpud.core.facts import GpuSample
 from gpud.core.record import replace
+from gpud.core.vendors import NVIDIA
 from gpud.gpus.nvml_calls import LIBRARY, Calls, Unwell, load_nvml
-from gpud.gpus.nvml_device import VENDOR, Device, Known
+from gpud.gpus.nvml_device import Device, Known
 from gpud.gpus.nvml_trouble import XidWatch
 from gpud.gpus.sysfs import PciDevice, display_devices, read_text
 
 log = logging.getLogger(__name__)
-
-PCI_VENDOR = "0x10de"
 
 RELOAD_HINT = "reboot, or stop every program that uses the GPU and reload the driver (modprobe -r nvidia_uvm nvidia)"
 
@@ -72,7 +71,7 @@ class NvmlProbe:
     # What the facade calls: all in this probe's own thread, except recall.
 
     def look(self, own: frozenset[int], wake: bool) -> tuple[GpuSample, ...]:  # noqa: ARG002 — the driver lists everybody
-        self._cards = tuple(display_devices(self._root, PCI_VENDOR))
+        self._cards = tuple(display_devices(self._root, NVIDIA.pci))
         self._driver = self._driver or read_text(self._root / "sys/module/nvidia/version") or ""
         sleeping = frozenset(card.address for card in self._cards if card.suspended)
         if not wake and not self._is_held and (sleeping or (self._asked and not self._stay_awake())):
@@ -174,14 +173,14 @@ class NvmlProbe:
         return [
             f"GPU {device.address} is not used: its driver is {device.driver or 'missing'}; install NVIDIA's driver"
             for device in self._cards
-            if device.driver != VENDOR and not device.driver.startswith("vfio")
+            if device.driver != NVIDIA.driver and not device.driver.startswith("vfio")
         ]
 
     # Samples without NVML.
 
     def _provisional(self) -> tuple[Known, ...]:
         """GPUs that NVML was never asked about, as sysfs has them. NVML counts in the order of the addresses too."""
-        served = (device.address for device in self._cards if device.driver == VENDOR)
+        served = (device.address for device in self._cards if device.driver == NVIDIA.driver)
         return tuple(Known(address, f"NVIDIA GPU {address}", i, address) for i, address in enumerate(served))
 
     def _left_alone(self) -> tuple[GpuSample, ...]:

@@ -6,12 +6,12 @@ from typing import Any
 
 from gpud.core.facts import GpuProcess, GpuSample
 from gpud.core.record import Record, replace
+from gpud.core.vendors import NVIDIA
 from gpud.gpus.host import machine_memory
 from gpud.gpus.nvml_calls import Calls, Unwell, figure, known_bytes
 from gpud.gpus.nvml_trouble import check_advice
 from gpud.gpus.sysfs import process_name
 
-VENDOR = "nvidia"
 SHARING = "shares the machine's memory"
 
 
@@ -35,7 +35,7 @@ class Known(Record):
             uuid=self.uuid,
             name=f"{self.name} ({SHARING})" if self.is_shared else self.name,
             index=self.index,
-            vendor=VENDOR,
+            vendor=NVIDIA.name,
             total_bytes=self.total_bytes,
             asleep=asleep,
             health=health,

@@ -8,6 +8,7 @@ from gpud.config.forbidden import check_variable
 from gpud.config.kinds import Wrong
 from gpud.config.network import is_loopback, origin
 from gpud.config.source import Where
+from gpud.core import vendors
 from gpud.core.record import Record
 from gpud.importing.report import Draft, Path, shown
 from gpud.importing.secrets import names_secret
@@ -24,7 +25,7 @@ UNRELATED = words(
 )
 """Variables that say nothing about a model: of shells, of systemd, of containers."""
 
-VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES")
+VISIBLE = (*vendors.VISIBLE, vendors.VULKAN_VISIBLE)
 _COUNTED = "gpud counts GPUs as nvidia-smi does"
 
 
