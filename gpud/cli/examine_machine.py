@@ -120,8 +120,8 @@ def _nvidia_nodes(root: Path) -> list[Path]:
 
 
 def _matching(folder: Path, name: str) -> list[Path]:
-    """The node of this name, whether or not it is there; of a pattern, those that are."""
-    return sorted(folder.glob(name)) if "*" in name else [folder / name]
+    """The nodes that a pattern stands for; where there is none, what was looked for."""
+    return sorted(folder.glob(name)) or [folder / name]
 
 
 def _nodes(account: Account, nodes: Iterable[Path], absent: str, remedy_absent: str) -> Findings:
