@@ -1,4 +1,4 @@
-"""The one table from gpud's error codes to names on the bus."""
+"""What gpud's errors are called on the bus."""
 
 from gpud.core.errors import GpudError
 from gpud.dbus.interface import INTERFACE
@@ -16,32 +16,14 @@ UNKNOWN_METHOD = f"{_STANDARD}.UnknownMethod"
 UNKNOWN_PROPERTY = f"{_STANDARD}.UnknownProperty"
 PROPERTY_READ_ONLY = f"{_STANDARD}.PropertyReadOnly"
 
-NAMES = {
+_BY_CODE = {
     "failed": FAILED,
-    "no-such-model": f"{_OWN}.NoSuchModel",
-    "no-such-job": f"{_OWN}.NoSuchJob",
-    "no-such-hold": f"{_OWN}.NoSuchHold",
-    "no-such-claim": f"{_OWN}.NoSuchClaim",
-    "no-session": f"{_OWN}.NoSession",
-    "not-loaded": f"{_OWN}.NotLoaded",
-    "busy": f"{_OWN}.Busy",
-    "budget-exceeded": f"{_OWN}.BudgetExceeded",
-    "queue-full": f"{_OWN}.QueueFull",
-    "waited-too-long": f"{_OWN}.WaitedTooLong",
-    "yielded": f"{_OWN}.Yielded",
-    "gpu-taken": f"{_OWN}.GpuTaken",
-    "gpu-unavailable": f"{_OWN}.GpuUnavailable",
-    "backend-failed": f"{_OWN}.BackendFailed",
-    "invalid-option": f"{_OWN}.InvalidOption",
     "invalid-arguments": INVALID_ARGS,
     "limits-exceeded": LIMITS_EXCEEDED,
     "access-denied": ACCESS_DENIED,
     "interaction-required": f"{_STANDARD}.InteractiveAuthorizationRequired",
-    "suspending": f"{_OWN}.Suspending",
-    "shutting-down": f"{_OWN}.ShuttingDown",
-    "config-invalid": f"{_OWN}.ConfigInvalid",
-    "canceled": f"{_OWN}.Canceled",
 }
+"""The codes for which D-Bus has names itself."""
 
 
 class CallError(Exception):
@@ -55,4 +37,9 @@ class CallError(Exception):
 
 def bus_error(problem: GpudError) -> tuple[str, str]:
     """The name and the text of an error as a caller sees it."""
-    return NAMES.get(problem.code, FAILED), problem.text
+    return name_of(problem.code), problem.text
+
+
+def name_of(code: str) -> str:
+    """``no-such-model`` is ``NoSuchModel``, as the class in :mod:`gpud.core.errors`, but for what D-Bus names itself."""
+    return _BY_CODE.get(code) or f"{_OWN}.{''.join(map(str.capitalize, code.split('-')))}"

@@ -16,7 +16,7 @@ from gpud.dbus.bus import load_library
 from gpud.dbus.dispatch import Dispatcher, Reply
 from gpud.dbus.interface import INTERFACE, load_tree
 from gpud.dbus.limits import CallerLimits, Meter
-from gpud.dbus.render import WallClock
+from gpud.dbus.render import INTERFACE_VERSION, WallClock
 from gpud.dbus.service import BusUnavailable, NameTaken, Service
 from gpud.dbus.shown import Shown
 
@@ -83,14 +83,42 @@ def test_a_call_that_is_too_large_is_told_what_of_it(
     run(scenario())
 
 
-def test_every_error_code_has_a_name_on_the_bus() -> None:
-    """No error of the core reaches a caller without a name of its own."""
+def test_every_error_has_its_name_on_the_bus() -> None:
+    """An error of the core is called on the bus as it is called in the code, or as D-Bus itself calls such a thing; the
+    document says so.
+    """
     classes = [core_errors.GpudError]
     for known in classes:
         classes.extend(known.__subclasses__())
-    codes = {known.code for known in classes if known.__module__ == core_errors.__name__}
-    assert codes == set(errors.NAMES)
-    assert len(set(errors.NAMES.values())) == len(errors.NAMES)
+    told = (TOP / "docs" / "dbus.md").read_text()
+    standard = set()
+    for known in classes:
+        if known.__module__ != core_errors.__name__:
+            continue
+        prefix, _, last = errors.name_of(known.code).rpartition(".")
+        assert f"`{last}`" in told, f"docs/dbus.md does not name {last}"
+        if prefix != f"{INTERFACE}.Error":
+            assert prefix == "org.freedesktop.DBus.Error"
+            standard.add(known.code)
+        else:
+            assert last == known.__name__
+    assert standard == {"failed", "invalid-arguments", "limits-exceeded", "access-denied", "interaction-required"}
+
+
+def test_the_document_names_every_method_and_signal() -> None:
+    """Whoever reads docs/dbus.md learns of all that can be called and heard; the XML says the rest."""
+    told = (TOP / "docs" / "dbus.md").read_text()
+    own = load_tree().own
+    assert [name for name in (*own.methods, *own.signals) if f"`{name}" not in told] == []
+
+
+def test_the_version_is_the_same_wherever_it_stands() -> None:
+    """In the property, in the document, and in the XML with what came with it."""
+    version = INTERFACE_VERSION
+    xml = (TOP / "gpud" / "data" / f"{INTERFACE}.xml").read_text()
+    for words in (f"of gpud, version {version}.", f"Since version {version}: ", f"InterfaceVersion: {version}."):
+        assert words in xml
+    assert f"`InterfaceVersion` = {version}" in (TOP / "docs" / "dbus.md").read_text()
 
 
 def test_the_policy_directory_and_the_package_hold_the_same_xml() -> None:
