@@ -41,5 +41,5 @@ def bus_error(problem: GpudError) -> tuple[str, str]:
 
 
 def name_of(code: str) -> str:
-    """``no-such-model`` is ``NoSuchModel``, as the class in :mod:`gpud.core.errors`, but for what D-Bus names itself."""
+    """``no-such-model`` is ``NoSuchModel``, as its class in gpud.core.errors is, but for what D-Bus names itself."""
     return _BY_CODE.get(code) or f"{_OWN}.{''.join(map(str.capitalize, code.split('-')))}"
