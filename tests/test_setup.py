@@ -1,6 +1,8 @@
 """What ``make setup`` does before there is anything, on stand-ins for apt-get, dpkg and Python."""
 
 import os
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -31,6 +33,10 @@ esac
 """
 
 
+NEEDED = ("bash", "cat", "cut", "dirname", "env", "mktemp", "rm", "sed", "sh", "tail", "tr")
+"""All that the scripts use of the machine that they run on here."""
+
+
 def program(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -52,7 +58,8 @@ class Clone:
         self.record = folder / "record"
         program(folder / "python", PYTHON)
         program(folder / "tools" / "packages", "#!/bin/sh\n")
-        (folder / "tools" / "setup").symlink_to(TOP / "tools" / "setup")
+        for name in ("setup", "patiently"):
+            (folder / "tools" / name).symlink_to(TOP / "tools" / name)
         (folder / "pyproject.toml").write_text("[project]\n")
         (folder / "requirements").mkdir()
         (folder / "requirements" / "embedded.txt").write_text("rich==15.0.0 --hash=sha256:00\n")
@@ -146,13 +153,17 @@ class Debian:
         self.record = folder / "record"
         program(folder / "dpkg-query", DPKG)
         program(folder / "apt-get", APT)
+        for name in NEEDED:
+            found = shutil.which(name)
+            assert found
+            (folder / name).symlink_to(found)
 
     def packages(self, uid: int = 0, apt_status: int = 0) -> tuple[int, str]:
         program(self.folder / "id", f"#!/bin/sh\necho {uid}\n")
         self.record.write_text("")
         done = outcome(
             [str(TOP / "tools" / "packages"), "run"],
-            PATH=f"{self.folder}:{os.environ['PATH']}",
+            PATH=str(self.folder),
             RECORD=str(self.record),
             APT_STATUS=str(apt_status),
         )
@@ -174,10 +185,19 @@ def test_what_is_missing_is_installed_for_root(debian: Debian) -> None:
 
 
 def test_an_ordinary_user_is_told_what_to_install(debian: Debian) -> None:
-    """And nothing is tried."""
+    """In words that work as they are: of sudo only where there is one. Nothing is tried."""
     status, said = debian.packages(uid=1000)
     assert status == 1
-    assert "  sudo apt-get install dbus curl\n" in said
+    assert "Somebody who is root has to install them" in said
+    assert said.endswith("\n  apt-get update && apt-get install dbus curl\n")
+    program(debian.folder / "sudo", '#!/bin/sh\nexec "$@"\n')
+    assert debian.packages(uid=1000) == (
+        1,
+        (
+            "Some Debian packages are missing. Install them, then run this again:\n"
+            "  sudo sh -c 'apt-get update && apt-get install dbus curl'\n"
+        ),
+    )
     assert debian.record.read_text() == ""
 
 
@@ -188,3 +208,47 @@ def test_packages_that_cannot_be_had(debian: Debian) -> None:
     assert "E: The repository 'http://old.example' does not have a Release file.\na line that says little\n" in said
     assert "cannot install 2 Debian packages" in said
     assert said.endswith("  apt-get install dbus curl\n")
+
+
+SLOW = """\
+echo "a step that is over"
+echo "a step that takes its time"
+read -r _ <"$1"
+echo "a complaint" >&2
+exit 3
+"""
+
+
+def test_a_command_that_takes_its_time_is_heard_of(tmp_path: Path) -> None:
+    """The last that it said is shown while it goes on, all of it is in the file, and its status is the status."""
+    program(tmp_path / "slow", SLOW)
+    go_on = tmp_path / "go on"
+    os.mkfifo(go_on)
+    log = tmp_path / "log"
+    with subprocess.Popen(
+        [TOP / "tools" / "patiently", log, "sh", tmp_path / "slow", go_on],
+        env={"PATH": os.environ["PATH"], "PATIENCE": "0.05"},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        try:
+            said = process.stderr.readline()
+            while not said.endswith(" s so far: a step that takes its time\n"):
+                # A slow shell may not have come that far, or not have said anything.
+                assert re.fullmatch(r"  \d+ s so far(: a step that is over)?\n", said), said
+                said = process.stderr.readline()
+            go_on.write_text("\n")
+            assert process.wait(BOUND_S) == 3
+            # It ends with everybody who could write to it.
+            process.stderr.read()
+        finally:
+            process.kill()
+    assert log.read_text() == "a step that is over\na step that takes its time\na complaint\n"
+
+
+def test_what_is_quick_says_nothing(tmp_path: Path) -> None:
+    """Nor does anything stay behind that would."""
+    done = outcome([str(TOP / "tools" / "patiently"), str(tmp_path / "log"), "echo", "done"])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "log").read_text() == "done\n"
