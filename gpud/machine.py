@@ -39,6 +39,9 @@ CURE = (
     "does not help, restart the machine"
 )
 
+TRIED = "nvidia"
+"""Whose GPUs are tried; of others nothing is known to need it."""
+
 Try = Callable[[], Awaitable[str]]
 
 
@@ -187,7 +190,7 @@ class Machine:
     def _tell(self, found: str, *, restore: bool) -> None:
         self._lost, self._away = found, False
         text = f"the GPUs cannot be used since the machine woke up: {found}" if found else ""
-        self._engine.woke_up(restore=restore, problem=text, hint=CURE if text else "")
+        self._engine.woke_up(restore=restore, problem=text, hint=CURE if text else "", vendor=TRIED)
 
     # Sessions, as logind tells it
 

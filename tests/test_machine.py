@@ -157,7 +157,7 @@ class Told:
     async def suspend(self, within_s: float, **how: Any) -> None:
         self.suspended.append(how)
 
-    def woke_up(self, *, restore: bool = True, problem: str = "", hint: str = "") -> None:
+    def woke_up(self, *, restore: bool = True, problem: str = "", hint: str = "", vendor: str = "") -> None:
         self.woken.append((restore, problem, hint))
         self.news.set()
 

@@ -305,12 +305,14 @@ class SuspendAsked(Record):
 class WokeUp(Record):
     """The machine is awake again, or does not sleep after all. ``restore``: what was unloaded for it comes back.
 
-    ``problem`` says why the GPUs cannot be used: what needs them stays away until another one comes without.
+    ``problem`` says why the GPUs cannot be used: what needs them stays away until another one comes without, and what
+    was kept on those of ``vendor`` (none: on any) goes.
     """
 
     restore: bool = True
     problem: str = ""
     hint: str = ""
+    vendor: str = ""
 
 
 class ShutdownAsked(Record):

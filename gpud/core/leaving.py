@@ -20,7 +20,10 @@ BUSY_AGAIN_AT_MOST_S = 30.0
 TURN = "turn"
 """Drained for one who had waited long enough: it is not taken back because it works, it answers and goes."""
 
-_REASONS = {"evict": "budget", TURN: "budget", "give-way": "budget", "yield": "user"}
+GPU_LOST = "gpu-lost"
+"""Its GPU came back from a sleep without what was kept there, or not at all."""
+
+_REASONS = {GPU_LOST: "suspend", "evict": "budget", TURN: "budget", "give-way": "budget", "yield": "user"}
 """What is told of the reason, where the word inside is another."""
 
 
@@ -411,4 +414,5 @@ def _why(instance: Instance) -> str:
         "config": "it is no longer there" if instance.removed else "its file or its configuration has changed",
         "shutdown": "gpud is shutting down",
         "suspend": "the machine is about to sleep",
+        GPU_LOST: "its GPU did not keep it over the sleep",
     }.get(instance.draining_for, instance.reason)

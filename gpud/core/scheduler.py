@@ -124,6 +124,7 @@ class Scheduler:
                 self._loading.adopted(event)
             case events.Sampled():
                 self._memory.sampled(event)
+                self._sleeping.looked()
             case events.TimePassed():
                 self._time_passed()
             case events.Reconfigured():

@@ -1,11 +1,12 @@
 """The machine sleeps or goes down: what would not survive that goes first, in time, and comes back when it is awake."""
 
 from gpud.core import events
+from gpud.core.budget import describe
 from gpud.core.errors import GpuUnavailable, ShuttingDown, Suspending
 from gpud.core.events import Kind, Level, Notice
 from gpud.core.facts import HOST, JobResult, LoadsMeanwhile, Model, State, Suspension
 from gpud.core.instance import Instance
-from gpud.core.leaving import Leaving
+from gpud.core.leaving import GPU_LOST, Leaving
 from gpud.core.lifecycle import Trigger
 from gpud.core.table import Table
 from gpud.core.yielding import Yielding
@@ -18,6 +19,12 @@ UNMEASURED_STOP_S = 1.0
 
 LEAST_SHARE_FOR_ANSWERS = 0.5
 """However long an engine has needed to end: answers have half of the time, and the kill comes at its end anyway."""
+
+KEPT_LOOKS = 2
+"""So many looks at the devices are held against what a kept engine held before; the first may have begun earlier."""
+
+LOST_SHARE = 0.1
+"""A kept engine that holds no more of what it held has lost it: a context of a driver's takes as much."""
 
 WHY = {True: "shutdown", False: "suspend"}
 
@@ -35,6 +42,8 @@ class Sleeping:
         self._out = table.out
         self._back: dict[str, None] = {}
         self._keeps: set[str] = set()
+        self._held_before: dict[str, int] = {}
+        self._looks_left = 0
         self._kill_at_s: float | None = None
         self.problem = ""
         self.hint = ""
@@ -46,12 +55,15 @@ class Sleeping:
         spare_s = min(KILL_TAKES_S, event.within_s / 4)
         self._kill_at_s = now + event.within_s - spare_s
         self._keeps = set()
+        self._held_before, self._looks_left = {}, 0
         lost: dict[str, None] = {}
         going = 0
         for instance in list(self._table.instances.values()):
             stays, why_not = self._survives(instance, event)
             if stays:
                 self._keeps.add(instance.model.name)
+                if not instance.on_host and instance.used_bytes:
+                    self._held_before[instance.model.name] = instance.used_bytes
             elif instance.state.has_engine():
                 going += 1
                 if why_not:
@@ -87,22 +99,54 @@ class Sleeping:
                 self._leaving.resume(instance)
         restored = [instance.model.name for instance in back if self._bring_back(instance)]
         if event.problem:
+            lost = self._end_those_on(event.vendor, come_back=event.restore)
             if not had_problem:
-                self._out.add(
-                    Notice(
-                        Kind.GPU_PROBLEM,
-                        f"{event.problem[:1].upper()}{event.problem[1:]}",
-                        level=Level.ERROR,
-                        fields={"hint": event.hint},
-                    )
-                )
+                text = f"{event.problem[:1].upper()}{event.problem[1:]}"
+                if lost:
+                    text += f"; {', '.join(lost)} had been kept and {'is' if len(lost) == 1 else 'are'} unloaded"
+                self._out.add(Notice(Kind.GPU_PROBLEM, text, level=Level.ERROR, fields={"hint": event.hint}))
         elif had_problem or was is not None:
             text = "The GPUs can be used again" if had_problem else "The machine is awake"
             if restored:
                 text += f"; {', '.join(restored)} {'is' if len(restored) == 1 else 'are'} loaded again"
             self._out.add(Notice(Kind.WOKE_UP, text, fields={"models": len(restored)}))
+        if self._held_before:
+            self._looks_left = KEPT_LOOKS
+            self._table.sample()
         self._table.look = True
         self._out.touch()
+
+    def looked(self) -> None:
+        """The devices were looked at: a GPU may work again, and have lost what was kept there."""
+        if not self._looks_left:
+            return
+        for name, before_bytes in list(self._held_before.items()):
+            instance = self._table.instances.get(name)
+            if instance is None or instance.state not in (State.READY, State.DRAINING):
+                del self._held_before[name]
+                continue
+            used_bytes = instance.used_bytes
+            if (
+                used_bytes is None
+                or used_bytes > before_bytes * LOST_SHARE
+                or not self._table.books.is_listed(instance)
+            ):
+                continue
+            del self._held_before[name]
+            self._out.tell(
+                Kind.GPU_PROBLEM,
+                f'"{name}" was kept over the sleep and has lost its memory: it holds {describe(used_bytes)} of '
+                f"{describe(before_bytes)}; it is loaded anew",
+                instance,
+                level=Level.WARNING,
+                hint='if this happens after each sleep, have models unloaded before it: suspend.policy "unload"',
+            )
+            self._end(instance)
+            self._back[name] = None
+            self._bring_back(instance)
+        self._looks_left -= 1
+        if not self._looks_left:
+            self._held_before = {}
 
     def sent_away(self, name: str) -> None:
         """Somebody has it unloaded: it does not come back by itself. Empty: everything."""
@@ -165,6 +209,37 @@ class Sleeping:
 
     def _kept_engines(self) -> list[str]:
         return [name for name in self._keeps if self._table.instances[name].state.has_engine()]
+
+    def _end_those_on(self, vendor: str, *, come_back: bool) -> list[str]:
+        """End the engines that are still there although their GPU cannot be used: their answers are wrong or never
+        come, and its driver cannot be mended while somebody has it open. Returns their names.
+        """
+        ended = []
+        for instance in list(self._table.with_engine()):
+            if instance.state not in (State.READY, State.DRAINING) or not self._is_on(instance, vendor):
+                continue
+            ended.append(instance.model.name)
+            self._end(instance)
+            if come_back and not instance.removed:
+                self._back[instance.model.name] = None
+        return ended
+
+    def _is_on(self, instance: Instance, vendor: str) -> bool:
+        """A device that is not seen any more may be of any vendor."""
+        if instance.on_host:
+            return False
+        vendors = {
+            sample.vendor for share in instance.main_shares if (sample := self._table.books.sample_of(share.device))
+        }
+        return not vendors or not vendor or vendor in vendors
+
+    def _end(self, instance: Instance) -> None:
+        """At once: what it answers meanwhile is worth nothing."""
+        if instance.state is State.READY:
+            self._leaving.drain(instance, GPU_LOST, 0.0)
+        if instance.state is State.DRAINING:
+            self._leaving.go_on_draining(instance, GPU_LOST, 0.0)
+            self._leaving.drained(instance)
 
     def _survives(self, instance: Instance, event: events.SuspendAsked) -> tuple[bool, str]:
         """Whether it may stay, and why not, if that was wished."""

@@ -437,9 +437,11 @@ class Engine:
             self._emptied.append(emptied)
             await emptied
 
-    def woke_up(self, *, restore: bool = True, problem: str = "", hint: str = "") -> None:
-        """The machine is awake. ``problem``: its GPUs cannot be used; called again without one, they can."""
-        self._post(events.WokeUp(restore, problem, hint))
+    def woke_up(self, *, restore: bool = True, problem: str = "", hint: str = "", vendor: str = "") -> None:
+        """The machine is awake. ``problem``: its GPUs (of ``vendor``) cannot be used; called again without one, they
+        can.
+        """
+        self._post(events.WokeUp(restore, problem, hint, vendor))
 
     def power_seen(self, *, on_battery: bool) -> None:
         self._post(events.PowerSeen(on_battery))

@@ -271,6 +271,77 @@ def test_a_gpu_that_did_not_wake_up_is_said_and_what_needs_none_goes_on() -> Non
     assert w.notices(Kind.WOKE_UP)[-1].message == "The GPUs can be used again; a is loaded again"
 
 
+def kept(**real: int) -> Machine:
+    """Two on the GPU and one in the machine's own memory, all of which sleep does not send away."""
+    names = {"a": 2 * GIB, "b": GIB, "h": GIB}
+    models = {name: model(name, **({"gpu": HOST} if name == "h" else {})) for name in names}
+    w = Machine(models, names, real_sizes=real)
+    for name in names:
+        w.load(name)
+    w.settle()
+    sleep(w, keep=True)
+    return w
+
+
+def test_what_was_kept_on_a_gpu_that_does_not_wake_up_goes_and_comes_back_with_it() -> None:
+    """Nobody waits for answers that never come, its driver can be mended, and the one error names all that is lost.
+    What needs no GPU, or is on another vendor's, stays.
+    """
+    w = kept()
+    w.post(events.UseBegan("a"))
+    wake(w, problem="the GPUs do not answer", hint="reload nvidia_uvm", vendor="amd")
+    assert {w.state(name) for name in "abh"} == {State.READY}
+    wake(w)
+    w.told.clear()
+    wake(w, problem="the GPUs do not answer", hint="reload nvidia_uvm", vendor="nvidia")
+    assert (w.state("a"), w.state("b"), w.state("h")) == (State.COLD, State.COLD, State.READY)
+    (notice,) = w.notices(Kind.GPU_PROBLEM)
+    assert notice.message == "The GPUs do not answer; a, b had been kept and are unloaded"
+    assert notice.fields["hint"] == "reload nvidia_uvm"
+    assert {told.message.partition(": ")[2] for told in w.notices(Kind.MODEL_UNLOADED)} == {
+        "its GPU did not keep it over the sleep"
+    }
+    wake(w)
+    assert {w.state(name) for name in "abh"} == {State.READY}
+    assert w.notices(Kind.WOKE_UP)[-1].message == "The GPUs can be used again; a, b are loaded again"
+
+
+def test_what_was_kept_does_not_come_back_where_that_is_not_wanted() -> None:
+    """suspend.restore: false is about what came to be lost, too."""
+    w = kept()
+    wake(w, problem="the GPUs do not answer", restore=False)
+    wake(w, restore=False)
+    assert (w.state("a"), w.state("h")) == (State.COLD, State.READY)
+
+
+def test_an_engine_whose_memory_did_not_survive_is_loaded_anew() -> None:
+    """Its process lives and says that it is well; the look after the waking says that it holds next to nothing."""
+    w = kept()
+    engine = w.engines["a"]
+    engine.real = dict.fromkeys(engine.real, 64 << 20)
+    wake(w)
+    assert {w.state(name) for name in "abh"} == {State.READY}
+    assert w.engines["a"].pid != engine.pid
+    assert w.launches() == ["a", "b", "h", "a"]
+    (notice,) = w.notices(Kind.GPU_PROBLEM)
+    assert notice.message == (
+        '"a" was kept over the sleep and has lost its memory: it holds 64 MiB of 2.0 GiB; it is loaded anew'
+    )
+
+
+def test_an_engine_that_has_its_memory_is_left_alone() -> None:
+    """Also when it gave some of it back meanwhile, and when that was later."""
+    w = kept()
+    engine = w.engines["a"]
+    engine.real = {device: size // 2 for device, size in engine.real.items()}
+    wake(w)
+    w.pass_time(60)
+    engine.real = dict.fromkeys(engine.real, 1 << 20)
+    w.pass_time(60)
+    assert w.engines["a"] is engine
+    assert w.notices(Kind.GPU_PROBLEM) == []
+
+
 def test_a_driver_that_shows_no_gpu_any_more_keeps_nobody_else_away() -> None:
     """What needs no GPU is loaded although only the machine's own memory is seen; the rest comes back with the GPU."""
     w = Machine({"a": model("a"), "h": model("h", gpu=HOST)}, {"a": 2 * GIB, "h": GIB})

@@ -7,6 +7,7 @@ import pytest
 from dbus.private_bus import PrivateBus
 
 from .harness import TOP, Place, place_at
+from .mock_machine import MockLogind
 from .service_manager import Manager
 
 # Where the stand-ins for engines are; a run of this room alone does not collect theirs.
@@ -40,6 +41,23 @@ def place(bus: PrivateBus) -> Iterator[Place]:
     """Where the test's daemon lives; at the end nothing that was started there may live on."""
     with place_at(bus.address) as made:
         yield made
+
+
+@pytest.fixture
+def system_bus(place: Place, bus: PrivateBus) -> PrivateBus:
+    """The bus of the place's daemons is the machine's as well."""
+    place.environment["DBUS_SYSTEM_BUS_ADDRESS"] = bus.address
+    return bus
+
+
+@pytest.fixture
+def logind(system_bus: PrivateBus) -> Iterator[MockLogind]:
+    """Beside the place's daemons."""
+    made = MockLogind(system_bus.address)
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture

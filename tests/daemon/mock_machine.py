@@ -11,7 +11,7 @@ from typing import Any
 from jeepney import DBusAddress, HeaderFields, MessageType, new_method_call
 from jeepney.io.blocking import open_dbus_connection
 
-from .harness import BOUND_S
+from .harness import BOUND_S, Daemon, Place
 
 MOCK = "org.freedesktop.DBus.Mock"
 SESSION = "org.freedesktop.login1.Session"
@@ -130,6 +130,24 @@ class MockUPower(MockService):
     path = "/org/freedesktop/UPower"
     interface = "org.freedesktop.UPower"
     template = "upower"
+
+
+def started(place: Place, logind: MockLogind) -> Daemon:
+    """A daemon that has taken its locks; what it has open then is what it has open ever after."""
+    daemon = place.start()
+    logind.wait_locks("shutdown", "sleep")
+    daemon.is_ready()
+    return daemon
+
+
+def overall(daemon: Daemon) -> str:
+    return str(daemon.status()["State"])
+
+
+def is_awake(daemon: Daemon, logind: MockLogind) -> None:
+    """It has its locks again and loads: the locks come first, and between the two it looks whether the GPUs work."""
+    logind.wait_locks("shutdown", "sleep")
+    wait_until(lambda: overall(daemon) != "suspending", "it is awake")
 
 
 def wait_until(reached: Callable[[], bool], what: str, timeout_s: float = BOUND_S) -> float:

@@ -2,52 +2,23 @@
 
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from dbus.private_bus import PrivateBus
 
 from .harness import BOUND_S, CallFailed, Daemon, Place, engine, place_at
-from .mock_machine import MockLogind, MockUPower, wait_until
+from .mock_machine import MockLogind, MockUPower, is_awake, overall, started, wait_until
 from .own_files import show
 
 BOTH = ("shutdown", "sleep")
 
 
-@pytest.fixture
-def place(bus: PrivateBus) -> Iterator[Place]:
-    """Its system bus is the test's as well."""
-    with place_at(bus.address) as made:
-        made.environment["DBUS_SYSTEM_BUS_ADDRESS"] = bus.address
-        yield made
-
-
-@pytest.fixture
-def logind(bus: PrivateBus) -> Iterator[MockLogind]:
-    made = MockLogind(bus.address)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-def started(place: Place, logind: MockLogind) -> Daemon:
-    """A daemon that has taken its locks; what it has open then is what it has open ever after."""
-    daemon = place.start()
-    logind.wait_locks(*BOTH)
-    daemon.is_ready()
-    return daemon
-
-
 def awake(daemon: Daemon, logind: MockLogind) -> None:
     """Nothing of the sleep is left over."""
-    logind.wait_locks(*BOTH)
+    is_awake(daemon, logind)
     daemon.aftermath()
-
-
-def overall(daemon: Daemon) -> str:
-    return str(daemon.status()["State"])
 
 
 def test_locks_are_held_from_the_start_and_by_nobody_else(place: Place, logind: MockLogind) -> None:
@@ -252,7 +223,7 @@ def test_what_is_kept_stays_where_that_is_configured(place: Place, logind: MockL
     logind.wait_locks("shutdown")
     assert daemon.state("model") == "ready"
     logind.sleep(False)
-    logind.wait_locks(*BOTH)
+    is_awake(daemon, logind)
     assert [record["child"]["pid"] for record in place.records().values()] == [pid]
     daemon.aftermath()
 
@@ -342,6 +313,7 @@ def test_everything_goes_when_the_last_user_has_logged_out(place: Place, logind:
     assert daemon.stop() == 0
 
 
+@pytest.mark.usefixtures("system_bus")
 def test_nothing_depends_on_a_logind_that_is_not_there(place: Place) -> None:
     """A line for those who look for one, and all else as ever."""
     place.configure({"model": engine(), "spare": engine()}, logging={"level": "debug"})
@@ -351,9 +323,9 @@ def test_nothing_depends_on_a_logind_that_is_not_there(place: Place) -> None:
     daemon.aftermath()
 
 
-def test_on_battery_models_go_sooner(place: Place, bus: PrivateBus) -> None:
+def test_on_battery_models_go_sooner(place: Place, system_bus: PrivateBus) -> None:
     """UPower says so, and says when it is over."""
-    upower = MockUPower(bus.address)
+    upower = MockUPower(system_bus.address)
     try:
         place.configure({"model": engine(idle_timeout=3600), "spare": engine()}, idle={"timeout_on_battery": 1})
         daemon = place.start()
@@ -367,6 +339,7 @@ def test_on_battery_models_go_sooner(place: Place, bus: PrivateBus) -> None:
         upower.close()
 
 
+@pytest.mark.usefixtures("system_bus")
 def test_without_upower_the_battery_is_looked_at_with_the_devices(place: Place, tmp_path: Path) -> None:
     """In /sys; it is noticed when it is fed again, too."""
     for name, kind in (("AC", "Mains"), ("BAT0", "Battery")):
@@ -396,6 +369,7 @@ def _far(daemon: Daemon) -> bool:
     return float(daemon.model("model")["IdleTimeoutUSec"]) > 1e9
 
 
+@pytest.mark.usefixtures("system_bus")
 def test_a_program_of_the_list_has_the_memory_as_long_as_it_runs(place: Place, tmp_path: Path) -> None:
     """Seen at the next load, by its name; who wants a model waits until it has ended."""
     game = tmp_path / "doom-eternal.exe"

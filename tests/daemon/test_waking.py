@@ -7,34 +7,15 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from dbus.private_bus import PrivateBus
 from fake_cuda import FakeCuda
 from fake_nvml.gpu import GIB, FakeGpus
 
 from .doors import Doors, open_doors
-from .harness import BOUND_S, TOP, CallFailed, Daemon, Place, engine, place_at
-from .mock_machine import MockLogind
+from .harness import BOUND_S, TOP, CallFailed, Daemon, Place, engine, gone
+from .mock_machine import MockLogind, is_awake, started, wait_until
 from .own_files import nvidia_driver
 
-BOTH = ("shutdown", "sleep")
 NO_RESERVE = {"reserve": 0, "watch": 0}
-
-
-@pytest.fixture
-def place(bus: PrivateBus) -> Iterator[Place]:
-    """Its system bus is the test's as well."""
-    with place_at(bus.address) as made:
-        made.environment["DBUS_SYSTEM_BUS_ADDRESS"] = bus.address
-        yield made
-
-
-@pytest.fixture
-def logind(bus: PrivateBus) -> Iterator[MockLogind]:
-    made = MockLogind(bus.address)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture
@@ -58,14 +39,6 @@ def on_gpu(place: Place, gpus: FakeGpus, name: str) -> dict[str, object]:
     mark = f"{place.root.name}-{name}."
     gpus.rule(mark, GIB)
     return engine("--say", mark, size="1GiB")
-
-
-def started(place: Place, logind: MockLogind) -> Daemon:
-    """It has taken its locks; what it has open then is what it has open ever after."""
-    daemon = place.start()
-    logind.wait_locks(*BOTH)
-    daemon.is_ready()
-    return daemon
 
 
 def slept(daemon: Daemon, logind: MockLogind) -> None:
@@ -202,6 +175,50 @@ def test_on_a_gpu_a_model_is_kept_where_its_driver_preserves_memory(
         daemon.wait_log("not kept, because NVIDIA's driver does not preserve memory \\(PreserveVideoMemoryAlloc")
     logind.sleep(False)
     daemon.wait_state("a", "ready")
-    logind.wait_locks(*BOTH)
+    is_awake(daemon, logind)
     assert (place.records()["a"]["child"]["pid"] == before) == bool(preserves)
+    daemon.aftermath(spare="a")
+
+
+def test_what_was_kept_on_a_gpu_that_did_not_wake_up_goes_until_it_works(
+    place: Place, logind: MockLogind, gpus: FakeGpus, cuda: FakeCuda
+) -> None:
+    """Its engine keeps the driver from being mended, and its answers are worth nothing. It is said which models that
+    were, and they are loaded again as soon as the GPU works.
+    """
+    nvidia_driver(place, PreserveVideoMemoryAllocations=1)
+    models = {"a": on_gpu(place, gpus, "a"), "host": engine(gpu="host")}
+    place.configure(models, gpu=NO_RESERVE, suspend={"policy": "keep"})
+    daemon = started(place, logind)
+    before = {name: daemon.loaded(name)["child"]["pid"] for name in models}
+    cuda.fail()
+    slept(daemon, logind)
+    daemon.wait_log("The GPUs cannot be used since the machine woke up: .*; a had been kept and is unloaded")
+    daemon.wait_state("a", "unloaded")
+    assert gone(before["a"])
+    daemon.wait_log('"a" is unloaded, 1\\.0 GiB given back: its GPU did not keep it over the sleep')
+    assert daemon.status()["Degraded"] == "gpu-unavailable"
+    assert place.records()["host"]["child"]["pid"] == before["host"]
+    cuda.work()
+    daemon.wait_log("The GPUs can be used again; a is loaded again")
+    daemon.wait_state("a", "ready")
+    assert gpus.overflows() == []
+    daemon.aftermath(spare="host")
+
+
+def test_what_lost_its_memory_over_the_sleep_is_loaded_anew(
+    place: Place, logind: MockLogind, gpus: FakeGpus, cuda: FakeCuda
+) -> None:
+    """The GPU works, and the engine says that it is well; only what it holds there tells."""
+    nvidia_driver(place, PreserveVideoMemoryAllocations=1)
+    place.configure({"a": on_gpu(place, gpus, "a")}, gpu=NO_RESERVE, suspend={"policy": "keep"})
+    daemon = started(place, logind)
+    pid = daemon.loaded("a")["child"]["pid"]
+    wait_until(lambda: daemon.model("a")["VramBytes"] == GIB, "it is measured")
+    gpus.rule(f"{place.root.name}-a.", GIB // 32)
+    slept(daemon, logind)
+    daemon.wait_log('"a" was kept over the sleep and has lost its memory: it holds 32 MiB of 1\\.0 GiB')
+    gpus.rule(f"{place.root.name}-a.", GIB)
+    wait_until(lambda: gone(pid), "the old engine is gone")
+    daemon.wait_state("a", "ready")
     daemon.aftermath(spare="a")
