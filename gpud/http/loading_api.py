@@ -10,6 +10,7 @@ from gpud.core.engine_wish import check_served, engines_wished
 from gpud.core.errors import InvalidArguments, InvalidOption, NoSuchJob, NoSuchModel
 from gpud.core.events import JobEnded, LoadOptions
 from gpud.core.facts import JobStatus, Model, State
+from gpud.http import queries
 from gpud.http.admin_shapes import UnloadError
 from gpud.http.changing import Unloaded, begin_load, is_there, load, status_of, unload
 from gpud.http.exchange import Exchange
@@ -67,9 +68,10 @@ class Loading:
                 tag="loading",
             )
 
-        def look(path: str, handler: Any, summary: str, answer: Any) -> Route:
-            return Route("GET", path, handler, Api.MANAGEMENT, summary=summary, answer=answer, tag="loading")
+        def look(path: str, handler: Any, summary: str, answer: Any, *asks: queries.Query) -> Route:
+            return Route("GET", path, handler, Api.MANAGEMENT, summary=summary, answer=answer, asks=asks, tag="loading")
 
+        wait = queries.truth("wait", "answer when it has ended")
         return (
             change("/load", self._load, "Load a model", LoadBody, LoadAnswer),
             change("/unload", self._unload, "Unload a model, a backend's models, or all", UnloadBody, UnloadAnswer),
@@ -77,7 +79,7 @@ class Loading:
             change("/schedule", self._schedule, "Queue a load; answers at once", LoadBody, Scheduled),
             look("/queue", self._queue, "Who waits for memory, in the order of service", Queue),
             look("/jobs", self._jobs, "Loads, unloads and downloads under way", list[JobInfo]),
-            look("/jobs/{id}", self._job, "One job, also after its end; ?wait=true waits for that", JobInfo),
+            look("/jobs/{id}", self._job, "One job, also after its end", JobInfo, wait),
             change("/jobs/{id}", self._cancel, "Call a job off", None, JobInfo, "DELETE"),
         )
 

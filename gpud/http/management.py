@@ -13,10 +13,11 @@ from gpud.http.loading_api import Loading
 from gpud.http.models_api import Models
 from gpud.http.openapi import Description
 from gpud.http.own import Parts
-from gpud.http.routing import Route
+from gpud.http.queries import Query
+from gpud.http.routing import Handler, Route
 from gpud.http.shapes import Api
 from gpud.http.state_api import State
-from gpud.http.streams import Streams
+from gpud.http.streams import EVENTS, FOLLOW, FOLLOW_ONE, LOGS, Streams
 from gpud.http.vram import Memory
 from gpud.http.websocket import Live
 
@@ -40,15 +41,20 @@ def _shared_with_the_front(parts: Parts) -> tuple[Route, ...]:
     streams, admin, api, tag = Streams(parts), Admin(parts), Api.MANAGEMENT, "watching"
     # What a workflow of the model orchestrator asks may come to either door.
     models = (replace(route, tag="models") for route in admin.routes() if route.path.startswith("/models/"))
+    text, events = "text/plain", "text/event-stream"
     follow = "The log of one model, of gpud (proxy) or of all engines (upstream)"
+
+    def watch(path: str, handler: Handler, summary: str, content: str, asks: Sequence[Query] = ()) -> Route:
+        return Route("GET", path, handler, api, summary=summary, content=content, asks=asks, tag=tag)
+
     return (
         *models,
-        Route("GET", "/metrics", admin.metrics, api, summary="For Prometheus", tag=tag),
-        Route("GET", "/events", streams.events, api, summary="What happens, as it happens", tag=tag),
-        Route("GET", "/api/events", streams.events, api, summary="As /events", tag=tag),
-        Route("GET", "/logs", streams.logs, api, summary="The last lines of the log", tag=tag),
-        Route("GET", "/logs/stream", streams.follow, api, summary="The log as it is written", tag=tag),
-        Route("GET", "/logs/stream/{model...}", streams.follow, api, summary=follow, tag=tag),
+        watch("/metrics", admin.metrics, "For Prometheus", text),
+        watch("/events", streams.events, "What happens, as it happens", events, EVENTS),
+        watch("/api/events", streams.events, "As /events", events, EVENTS),
+        watch("/logs", streams.logs, "The last lines of the log", text, LOGS),
+        watch("/logs/stream", streams.follow, "The log as it is written", text, FOLLOW),
+        watch("/logs/stream/{model...}", streams.follow, follow, text, FOLLOW_ONE),
         Route(
             "POST",
             "/reload",

@@ -14,6 +14,7 @@ from gpud.core.errors import NoSuchModel
 from gpud.core.facts import Model, ModelStatus, State
 from gpud.core.naming import shown_path
 from gpud.core.statuses import Statuses, only, status_of
+from gpud.http import queries
 from gpud.http.exchange import JSON, Exchange
 from gpud.http.feed_events import state_word, timestamp
 from gpud.http.kept_list import KeptList, joined
@@ -139,7 +140,13 @@ class Models:
                 "/models",
                 self._list,
                 api,
-                summary="Every model; ?format= ?backend= ?tag= ?limit=",
+                summary="Every model",
+                asks=(
+                    queries.one_of("format", "only models of this format", FORMATS),
+                    queries.text("backend", "only models that this backend serves"),
+                    queries.text("tag", "only models with this tag"),
+                    queries.whole("limit", "how many at most", 1, LISTED_MOST, LISTED),
+                ),
                 answer=list[ModelInfo],
                 tag=tag,
             ),

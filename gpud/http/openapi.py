@@ -11,6 +11,7 @@ import msgspec
 
 from gpud.engine import Engine
 from gpud.http.exchange import Exchange
+from gpud.http.queries import TEXT
 from gpud.http.routing import Route
 from gpud.http.shapes import Api
 
@@ -22,62 +23,6 @@ ABOUT = (
     "GB are 1024 MiB. What is not known is null."
 )
 REFS = "#/components/schemas/{name}"
-
-_WHOLE = {"type": "integer", "minimum": 1}
-_TEXT = {"type": "string"}
-_TRUTH = {"type": "boolean"}
-
-QUERIES: Mapping[str, Sequence[tuple[str, dict[str, Any], str]]] = {
-    "/models": (
-        (
-            "format",
-            {"type": "string", "enum": ["gguf", "safetensors", "ollama", "other"]},
-            "only models of this format",
-        ),
-        ("backend", _TEXT, "only models that this backend serves"),
-        ("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "how many at most"),
-    ),
-    "/vram/budget": (
-        ("model", _TEXT, "a model's name or alias"),
-        ("model_id", _TEXT, "a model's number or name"),
-        ("model_path", _TEXT, "the file of a configured model"),
-        ("context", _WHOLE, "with this context"),
-        ("layers", {"type": "integer", "minimum": 0}, "with so many layers on the GPU"),
-    ),
-    "/explain": (
-        ("model", _TEXT, "about this model; else about all"),
-        ("limit", {"type": "integer", "minimum": 1, "maximum": 500, "default": 20}, "how many at most"),
-    ),
-    "/jobs/{id}": (("wait", _TRUTH, "answer when it has ended"),),
-    "/events": (
-        ("types", _TEXT, "only these types, with commas between"),
-        ("shape", {"type": "string", "enum": ["events", "llama-swap"]}, "in whose words"),
-        ("last-event-id", _TEXT, "resume behind this event; the header Last-Event-ID says the same"),
-    ),
-    "/logs": (
-        ("model", _TEXT, "of one model, of gpud (proxy) or of all engines (upstream)"),
-        ("limit", {"type": "integer", "minimum": 1, "maximum": 20000, "default": 1000}, "how many lines at most"),
-    ),
-    "/logs/stream": (
-        ("model", _TEXT, "of one model, of gpud (proxy) or of all engines (upstream)"),
-        ("no-history", _TEXT, "only what comes from now on"),
-    ),
-    "/logs/stream/{model}": (("no-history", _TEXT, "only what comes from now on"),),
-}
-"""What may stand behind the question mark, by path."""
-
-_SAME = {"/api/events": "/events"}
-
-CONTENT = {
-    "/events": "text/event-stream",
-    "/api/events": "text/event-stream",
-    "/metrics": "text/plain",
-    "/logs": "text/plain",
-    "/logs/stream": "text/plain",
-    "/logs/stream/{model}": "text/plain",
-    "/docs": "text/html",
-}
-"""What an answer is that is no JSON."""
 
 
 class ErrorDetail(msgspec.Struct):
@@ -100,7 +45,15 @@ class Description:
         self._engine = engine
         own = (
             Route("GET", "/openapi.json", self._openapi, Api.MANAGEMENT, summary="This description", tag="about"),
-            Route("GET", "/docs", self._docs, Api.MANAGEMENT, summary="This description as a page", tag="about"),
+            Route(
+                "GET",
+                "/docs",
+                self._docs,
+                Api.MANAGEMENT,
+                summary="This description as a page",
+                content="text/html",
+                tag="about",
+            ),
         )
         self._own = own
         self._described = (*described, *own)
@@ -159,13 +112,9 @@ def plain_path(path: str) -> str:
 def _operation(route: Route, by_kind: Mapping[str, Any]) -> dict[str, Any]:
     path = plain_path(route.path)
     parameters: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": _TEXT} for name in re.findall(r"\{([^}]+)\}", path)
+        {"name": name, "in": "path", "required": True, "schema": TEXT} for name in re.findall(r"\{([^}]+)\}", path)
     ]
-    if route.method == "GET":
-        parameters += [
-            {"name": name, "in": "query", "schema": schema, "description": description}
-            for name, schema, description in QUERIES.get(_SAME.get(path, path), ())
-        ]
+    parameters += [{"name": one.name, "in": "query", "schema": one.kind, "description": one.says} for one in route.asks]
     found: dict[str, Any] = {
         "operationId": operation_id(route),
         "summary": route.summary,
@@ -187,9 +136,8 @@ def _operation(route: Route, by_kind: Mapping[str, Any]) -> dict[str, Any]:
 def _answer(route: Route, by_kind: Mapping[str, Any]) -> dict[str, Any]:
     if route.answer is not None:
         return {"description": "It was done", "content": _json(by_kind[repr(route.answer)])}
-    kind = CONTENT.get(plain_path(route.path))
-    if kind is not None:
-        return {"description": "Text", "content": {kind: {"schema": _TEXT}}}
+    if route.content:
+        return {"description": "Text", "content": {route.content: {"schema": TEXT}}}
     return {"description": "What the engine answers" if route.api is not Api.MANAGEMENT else "It was done"}
 
 

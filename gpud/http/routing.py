@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpud.core.record import Record, Struct, field
+from gpud.http.queries import Query
 from gpud.http.shapes import Api
 
 if TYPE_CHECKING:
@@ -18,8 +19,10 @@ class Route(Record):
 
     ``changes``: it changes gpud's state, so it is never asked with GET and needs the right to manage. ``open``: anybody
     who reaches the door may ask, without a key. ``uses``: it has a model work, although it is a GET; every POST that
-    changes nothing does so anyhow. ``body`` and ``answer`` are types for the description of the API. ``passes``: it
-    passes the request on, and is begun without a task.
+    changes nothing does so anyhow. ``passes``: it passes the request on, and is begun without a task.
+
+    For the description of the API: ``body`` and ``answer`` are types, ``content`` is what an answer is that is no JSON,
+    and ``asks`` are the parameters behind the question mark.
     """
 
     method: str
@@ -31,6 +34,8 @@ class Route(Record):
     summary: str = ""
     body: Any = None
     answer: Any = None
+    content: str = ""
+    asks: Sequence[Query] = ()
     tag: str = ""
     uses: bool = False
     passes: bool = False

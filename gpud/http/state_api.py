@@ -12,6 +12,7 @@ from gpud.core import statuses
 from gpud.core.errors import InvalidArguments
 from gpud.core.facts import ModelStatus, Snapshot
 from gpud.core.facts import State as ModelState
+from gpud.http import queries
 from gpud.http.exchange import Exchange
 from gpud.http.feed_events import timestamp
 from gpud.http.loading_api import queue_entries
@@ -67,8 +68,10 @@ class State:
     def routes(self) -> tuple[Route, ...]:
         api, tag = Api.MANAGEMENT, "state"
 
-        def look(path: str, handler: Any, summary: str, answer: Any, *, open_: bool = False) -> Route:
-            return Route("GET", path, handler, api, open=open_, summary=summary, answer=answer, tag=tag)
+        def look(
+            path: str, handler: Any, summary: str, answer: Any, *asks: queries.Query, open_: bool = False
+        ) -> Route:
+            return Route("GET", path, handler, api, open=open_, summary=summary, answer=answer, asks=asks, tag=tag)
 
         def change(path: str, handler: Any, summary: str, body: Any) -> Route:
             return Route("POST", path, handler, api, changes=True, summary=summary, body=body, answer=Yielding, tag=tag)
@@ -80,7 +83,14 @@ class State:
             look("/api/backend/info", self._engine_info, "The loaded model that was used last", EngineInfo),
             look("/status", self._status, "Everything at one glance", Status),
             look("/api/stats", self._stats, "What was done since the start", Stats),
-            look("/explain", self._explain, "What was decided lately, and why: ?model= ?limit=", Reasons),
+            look(
+                "/explain",
+                self._explain,
+                "What was decided lately, and why",
+                Reasons,
+                queries.text("model", "about this model; else about all"),
+                queries.whole("limit", "how many at most", 1, EXPLAINED_MOST, EXPLAINED),
+            ),
             look("/claims", self._claims, "Memory of programs that are no engines", list[ClaimInfo]),
             change("/yield", self._yield, "Empty the GPUs and load nothing on them", YieldBody),
             change("/resume", self._resume, "Take the GPUs back", None),

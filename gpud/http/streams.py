@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from gpud.core.errors import InvalidArguments
 from gpud.core.events import Level
 from gpud.core.record import replace
+from gpud.http import queries
 from gpud.http.exchange import Exchange
 from gpud.http.feed_events import Type
 from gpud.http.feed_shapes import Shape
@@ -30,6 +31,18 @@ LINES_MOST = 20_000
 SOURCES = {"proxy": Origin.GPUD, "gpud": Origin.GPUD, "upstream": Origin.ENGINE, "engines": Origin.ENGINE}
 """In place of a model: what gpud says, and what engines print. The first and the third are llama-swap's words."""
 
+
+_ONE_LOG = queries.text("model", "of one model, of gpud (proxy) or of all engines (upstream)")
+_NO_HISTORY = queries.text("no-history", "only what comes from now on")
+
+EVENTS = (
+    queries.text("types", "only these types, with commas between"),
+    queries.one_of("shape", "in whose words", [shape.value for shape in Shape]),
+    queries.text("last-event-id", "resume behind this event; the header Last-Event-ID says the same"),
+)
+LOGS = (_ONE_LOG, queries.whole("limit", "how many lines at most", 1, LINES_MOST, LINES))
+FOLLOW = (_ONE_LOG, _NO_HISTORY)
+FOLLOW_ONE = (_NO_HISTORY,)
 
 _LOUD = frozenset((Level.ERROR.value, Level.WARNING.value))
 

@@ -12,6 +12,7 @@ from gpud.core.errors import BackendFailed
 from gpud.core.facts import HOST, GpuStatus, ModelStatus, Snapshot, State
 from gpud.core.modelfile import ModelFile
 from gpud.core.quote import Offer, Quote
+from gpud.http import queries
 from gpud.http.changing import status_of
 from gpud.http.exchange import Exchange
 from gpud.http.own import Parts, gb, mb, model_of, number, percent
@@ -107,7 +108,14 @@ class Memory:
                 "/vram/budget",
                 self._budget,
                 api,
-                summary="Whether a model would fit: ?model= or ?model_id=, &context= &layers=",
+                summary="Whether a model would fit",
+                asks=(
+                    queries.text("model", "a model's name or alias"),
+                    queries.text("model_id", "a model's number or name"),
+                    queries.text("model_path", "the file of a configured model"),
+                    queries.whole("context", "with this context", 1, CONTEXT_MOST),
+                    queries.whole("layers", "with so many layers on the GPU", 0, LAYERS_MOST),
+                ),
                 answer=Budget,
                 tag=tag,
             ),
