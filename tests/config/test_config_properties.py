@@ -182,6 +182,8 @@ def values(key: Key) -> st.SearchStrategy[object]:
             return st.lists(st.from_regex(r"[a-z]{1,5}(\.[a-z]{1,5})?", fullmatch=True), min_size=1, max_size=3)
         if key.name in ("include", "exclude"):
             return st.lists(st.from_regex(r"[a-z*?]{1,5}(/[a-z*]{1,5})?", fullmatch=True), min_size=1, max_size=3)
+        if key.name == "programs":
+            return st.lists(ARGUMENTS.filter(lambda word: word.strip() and "/" not in word), min_size=1, max_size=4)
         return st.lists(ARGUMENTS, min_size=1, max_size=4)
     if isinstance(kind, Section):
         return mapping(kind)
