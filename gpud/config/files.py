@@ -27,10 +27,20 @@ def default_path(user: bool) -> Path:
     return (Path(base) if base.startswith("/") else Path.home() / ".config") / "gpud" / "gpud.yaml"
 
 
+def may_be_missing(path: Path) -> bool:
+    """A user's own gpud begins with nothing written: then everything has its default."""
+    try:
+        return path == default_path(user=True)
+    except RuntimeError:
+        # Nobody knows of a home.
+        return False
+
+
 def load(path: Path, *, known_engines: Collection[str] | None = None) -> Config:
     """The configuration in ``path`` with the ``gpud.d/*.yaml`` beside it, in the order of their names, laid over it.
 
-    Raises ConfigInvalid with every problem in every file. ``known_engines`` None: the names of engines are not checked.
+    A user's own need not be there at its usual place. Raises ConfigInvalid with every problem in every file.
+    ``known_engines`` None: the names of engines are not checked.
     """
     path = Path(os.path.abspath(path))  # noqa: PTH100 — resolve() would follow links, and messages name what was given
     reading = _reading(path, known_engines)
@@ -111,6 +121,8 @@ def _text(file: Path, reading: Reading, *, main: bool) -> str | None:
         # Without O_NONBLOCK a pipe in the place of a file would hold up the start of the daemon for ever.
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
+        if main and may_be_missing(file):
+            return ""
         hint = f"; write one, for example: {_SMALLEST}" if main else ""
         wrong(f"does not exist{hint}")
         return None

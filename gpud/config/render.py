@@ -304,7 +304,11 @@ def _mask_arguments(arguments: list[str]) -> list[str]:
 
 def warnings(config: Config) -> tuple[str, ...]:
     """What is valid and yet probably not meant. Looks at the file system; for ``gpudctl config check``."""
-    said: list[str] = []
+    said = [
+        f"{path}: does not exist; everything has its default"
+        for path in config.sources[:1]
+        if path.startswith("/") and not os.path.exists(path)  # noqa: PTH110
+    ]
     for name, model in config.models.items():
         for key in ("file", "mmproj", "draft_file"):
             paths = dict.fromkeys(getattr(one.settings, key) for one in (model, *model.alternatives))

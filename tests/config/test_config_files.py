@@ -84,6 +84,21 @@ def test_a_missing_file_is_answered_with_what_to_write(tmp_path: Path) -> None:
     assert config.parse(example, "x").models["NAME"].engine == "embedded"
 
 
+def test_a_users_own_file_need_not_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its usual place alone: everything has its default then, which is said, and the files beside it count."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    usual = config.default_path(user=True)
+    assert usual == tmp_path / "gpud" / "gpud.yaml"
+    found = config.load(usual)
+    assert (dict(found.models), found.idle_timeout_s) == ({}, config.parse("", "x").idle_timeout_s)
+    assert f"{usual}: does not exist; everything has its default" in config.warnings(found)
+    write(usual.parent / "gpud.d" / "a.yaml", MODEL)
+    assert list(config.load(usual).models) == ["a"]
+    write(usual, "")
+    assert not [said for said in config.warnings(config.load(usual)) if "does not exist" in said]
+    assert "does not exist; write one" in problems(tmp_path / "other.yaml")[0]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
