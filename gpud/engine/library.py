@@ -166,12 +166,9 @@ class Library:
             if entry.name in here or (everything and entry.present)
         ]
         # What was configured since the last look is not in the registry yet.
-        missing = here.keys() - {entry.name for entry in listed}
-        listed += [
-            unseen(here[name], configured=name in self._shelf.configured)
-            for name in sorted(missing)
-            if names is None or name in names
-        ]
+        there = {entry.name for entry in listed}
+        missing = {name for name in (here if names is None else names) if name in here and name not in there}
+        listed += [unseen(here[name], configured=name in self._shelf.configured) for name in sorted(missing)]
         return tuple(listed)
 
     async def entry(self, name: str) -> Entry:

@@ -107,6 +107,33 @@ def test_a_new_file_is_seen_because_the_finder_says_so(run: Any) -> None:
     run(scenario())
 
 
+class Asked(list[str]):
+    """Names that are asked for, and how often they were gone through to find one."""
+
+    searched = 0
+
+    def __contains__(self, name: object) -> bool:
+        self.searched += 1
+        return super().__contains__(name)
+
+
+def test_whoever_asks_for_some_of_very_many_is_not_compared_with_all(run: Any) -> None:
+    """Lists are made of some hundred at a time: were each compared with all, ten times as many would take a hundred
+    times as long.
+    """
+
+    async def scenario() -> None:
+        async with house(*(found(f"m{number}") for number in range(2000)), configured=[A]) as place:
+            await place.library.scan()
+            names = Asked((*(f"m{number}" for number in range(100)), "a"))
+            entries = await place.library.entries(names)
+            assert {entry.name for entry in entries} == set(names)
+            # The fake registry goes through them once for each that it keeps; nobody else does.
+            assert names.searched == len(place.registry.kept) == 2001
+
+    run(scenario())
+
+
 def test_what_changes_during_a_look_is_seen_by_another(run: Any) -> None:
     """Whoever asks while one runs gets the answer of one that has begun afterwards; several share it."""
 
