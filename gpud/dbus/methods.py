@@ -96,8 +96,7 @@ class Methods:
             raise InvalidArguments(
                 f"{max(most, len(names))} models are more than the limit of {OVERVIEW_MOST}", hint="ListModels has all"
             )
-        wanted = frozenset(checked_model(name) for name in names)
-        choice = Choice(most, checked_text("search", search), wanted)
+        choice = Choice(most, checked_text("search", search), frozenset(names))
         return self._fresh(lambda: self._shown.overview(choice), bounded=True)
 
     def list_models(self, _request: Request) -> Reply | Awaitable[Reply]:

@@ -1,12 +1,12 @@
 """Which of very many models are shown to somebody who has no room for all of them. Sends nothing, decides nothing."""
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from gpud.core.facts import ModelStatus, Snapshot
 from gpud.core.record import Record
-from gpud.core.statuses import Statuses, lively, names_of, names_with_aliases, only
+from gpud.core.statuses import Statuses, lively, names_of, names_with_aliases, status_of
 from gpud.dbus.model_records import Tells
 from gpud.dbus.render import WallClock, last_used_usec, shown_state
 
@@ -44,7 +44,7 @@ class Overview:
         models = snapshot.models
         moved = {status.model.name: status for status in lively(models)}
         there = [status for name, status in moved.items() if name in choice.names or shown_state(status) != RESTS]
-        there += only(models, choice.names - {status.model.name for status in there})
+        there += _named(models, sorted(choice.names - {status.model.name for status in there}))
         shown = {status.model.name for status in there}
 
         def place(name: str) -> tuple[int, str]:
@@ -57,10 +57,9 @@ class Overview:
         if choice.search:
             found = _matching(models, choice.search)
             others = (name for name in others if name in found)
-        picked = {name: place for place, name in enumerate(islice(others, choice.most))}
+        picked = list(islice(others, choice.most))
         left = sum(1 for _ in others) if choice.search else len(models) - len(there) - len(picked)
-        rest = sorted(only(models, picked.keys()), key=lambda status: picked[status.model.name])
-        return Chosen((*there, *rest), left)
+        return Chosen((*there, *_named(models, picked)), left)
 
     def _in_order(self, models: Sequence[ModelStatus], told: object) -> list[str]:
         made_of = models.stock if isinstance(models, Statuses) else models, told
@@ -68,6 +67,11 @@ class Overview:
             self._order = sorted(names_of(models), key=lambda name: (-self._tells(name).last_used_us, name))
             self._made_of = made_of
         return self._order
+
+
+def _named(models: Sequence[ModelStatus], names: Iterable[str]) -> list[ModelStatus]:
+    """In the order of the names; without a look at all models, as long as they are held in little."""
+    return [status for name in names if (status := status_of(models, name)) is not None]
 
 
 def _matching(models: Sequence[ModelStatus], search: str) -> set[str]:

@@ -31,16 +31,28 @@ BUS_LAST_S = 60.0
 WHY = "gpud-tray"
 """What others read about a GPU that was given away from here."""
 
+MODELS_MOST = 30
+"""Beside those that are there and the favourites. Nobody reads a menu of thousands, and each look would cost as much."""
+
+NAMES_MOST = 100
+"""So many favourites are asked for."""
+
 ENDED_WELL = ("done", "superseded", "canceled")
 
 
 class Follower:
     """``on_change`` gets what there is to show, None when no daemon is there; ``on_failure`` what went wrong with which
-    wish."""
+    wish. ``favourites`` are the names of models that are to be among what is shown."""
 
-    def __init__(self, on_change: Callable[[Snapshot | None], None], on_failure: Callable[[Wish, str], None]) -> None:
+    def __init__(
+        self,
+        on_change: Callable[[Snapshot | None], None],
+        on_failure: Callable[[Wish, str], None],
+        favourites: Callable[[], Sequence[str]],
+    ) -> None:
         self._on_change = on_change
         self._on_failure = on_failure
+        self._favourites = favourites
         self._watches: dict[str, NameWatch] = {}
         self._news = asyncio.Event()
         self._gpud: Gpud | None = None
@@ -148,7 +160,9 @@ class Follower:
             self._gpud = gpud
             log.info("gpud is on the %s", gpud.bus_name)
             while True:
-                self._on_change(snapshot(await gpud.status()))
+                names = list(self._favourites()[:NAMES_MOST])
+                (overview,) = await gpud.call("Overview", "usas", MODELS_MOST, "", names)
+                self._on_change(snapshot(overview))
                 self._heed(await gpud.next_signal())
                 # What has come meanwhile is in the next look as well.
                 while (signal := gpud.waiting_signal()) is not None:

@@ -58,7 +58,7 @@ class Tray:
         self._file = file
         self._words = Words(texts, settings)
         self._tray_wait_s = tray_wait_s
-        self._follower = Follower(self._changed, self._failed)
+        self._follower = Follower(self._changed, self._failed, lambda: self._words.settings.favourites)
         self._snapshot: Snapshot | None = None
         self._problem = ""
         self._item: Item | None = None
@@ -204,7 +204,7 @@ class Tray:
 
     def _failed(self, wish: Wish, text: str) -> None:
         log.warning("%s %s: %s", wish.kind, wish.model or "all", text)
-        title = self._words.failure(wish)
+        title = self._words.failure(wish, 1 if self._snapshot is None else self._snapshot.gpus)
         self._problem = f"{title}: {text}"
         self._news.set()
         if self._notices is not None:

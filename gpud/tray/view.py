@@ -18,11 +18,14 @@ COMING = ("loading", "queued")
 
 
 class Device(Record):
-    """A GPU, or the machine's own memory. ``foreign_bytes`` is what other programs hold."""
+    """A GPU, or the machine's own memory. ``foreign_bytes`` is what other programs hold. ``measured`` is False where
+    nobody knows what is used, as while nothing is loaded and the driver sleeps.
+    """
 
     name: str
     total_bytes: int
     used_bytes: int
+    measured: bool
     foreign_bytes: int
 
     @property
@@ -65,8 +68,19 @@ class Snapshot(Record):
     """There is no GPU, and the devices are the machine's own memory."""
     yielded: bool
     """The GPUs are given away by Yield, and Resume takes them back."""
+    others: int
+    """So many models that rest are known to the daemon and not among ``models``: there may be thousands."""
     queue: tuple[tuple[str, int], ...]
     """Each model that waits for memory, and the job to cancel; 0 where somebody else's request waits."""
+
+    @property
+    def gpus(self) -> int:
+        """How many there are, for sentences that count them."""
+        return 0 if self.on_host else len(self.devices)
+
+    @property
+    def measured(self) -> bool:
+        return all(device.measured for device in self.devices)
 
     @property
     def total_bytes(self) -> int:
@@ -90,7 +104,7 @@ class Snapshot(Record):
 
 
 def snapshot(status: Mapping[str, Any]) -> Snapshot:
-    """From what Status() says, in plain values. What is not there counts as nothing: records may lack any key."""
+    """From what Overview() says, in plain values. What is not there counts as nothing: records may lack any key."""
     models = [_model(record) for record in _records(status.get("Models")) if record.get("Id")]
     gpus = _records(status.get("Gpus"))
     devices = [gpu for gpu in gpus if gpu.get("Uuid") != HOST] or gpus
@@ -108,6 +122,7 @@ def snapshot(status: Mapping[str, Any]) -> Snapshot:
         devices=tuple(_device(gpu) for gpu in devices),
         on_host=all(gpu.get("Uuid") == HOST for gpu in devices),
         yielded=bool(status.get("Yielded")),
+        others=int(status.get("Others", 0)),
         queue=tuple((name, jobs.get(name, 0)) for name in waiting),
     )
 
@@ -121,6 +136,7 @@ def _device(gpu: Mapping[str, Any]) -> Device:
         str(gpu.get("Name", "")),
         int(gpu.get("VramTotal", 0)),
         int(gpu.get("VramUsed", 0)),
+        "VramUsed" in gpu,
         int(gpu.get("VramForeign", 0)),
     )
 

@@ -50,7 +50,7 @@ class Words:
         if now.state == "suspending":
             return _("Going to sleep")
         if now.state == "yielded":
-            return _("The GPUs are given away")
+            return self._texts.ngettext("The GPU is given away", "The GPUs are given away", _one_at_least(now.gpus))
         for state, text in (("loading", _("Loading {model}")), ("unloading", _("Unloading {model}"))):
             for model in now.models if now.state == state else ():
                 if model.state == state:
@@ -76,15 +76,27 @@ class Words:
         values = {"used": self._size(now.used_bytes), "total": self._size(now.total_bytes), "percent": percent}
         lines = [text.format(**values)]
         if len(now.devices) > 1:
-            lines += [self._device(device) for device in now.devices]
-        lines.append(_("Other programs: {size}").format(size=self._size(now.foreign_bytes)))
+            lines += [self._device(device) for device in now.devices if device.measured]
+        if now.measured or now.foreign_bytes:
+            lines.append(_("Other programs: {size}").format(size=self._size(now.foreign_bytes)))
         return lines
 
     def _gpu_memory(self, now: Snapshot) -> str:
+        if not now.measured and all(model.at_rest for model in now.models):
+            # A driver that gpud has let go for want of models is not asked: that would wake the GPU.
+            return self._texts.ngettext(
+                "GPU memory: {total}, not measured while nothing is loaded",
+                "Memory of all GPUs: {total}, not measured while nothing is loaded",
+                now.gpus,
+            )
+        if not now.measured:
+            return self._texts.ngettext(
+                "GPU memory: {total}, use unknown", "Memory of all GPUs: {total}, use unknown", now.gpus
+            )
         return self._texts.ngettext(
             "GPU memory: {used} of {total} in use ({percent} %)",
             "Memory of all GPUs: {used} of {total} in use ({percent} %)",
-            len(now.devices),
+            now.gpus,
         )
 
     def _device(self, device: Device) -> str:
@@ -130,16 +142,17 @@ class Words:
         lines += [self.model(model) for model in now.models if not model.at_rest]
         return unmarked("\n".join(filter(None, lines)))
 
-    def failure(self, wish: Wish) -> str:
-        """The head of a notification about a wish that came to nothing."""
-        _ = self._
+    def failure(self, wish: Wish, gpus: int) -> str:
+        """The head of a notification about a wish that came to nothing, on a machine with so many GPUs."""
+        _, ngettext = self._, self._texts.ngettext
+        count = _one_at_least(gpus)
         texts = {
             Kind.LOAD: _("{model} could not be loaded"),
             Kind.UNLOAD: _("{model} could not be unloaded"),
             Kind.UNLOAD_ALL: _("The models could not be unloaded"),
             Kind.CANCEL: _("The wait of {model} could not be ended"),
-            Kind.GIVE_AWAY: _("The GPUs could not be given away"),
-            Kind.TAKE_BACK: _("The GPUs could not be taken back"),
+            Kind.GIVE_AWAY: ngettext("The GPU could not be given away", "The GPUs could not be given away", count),
+            Kind.TAKE_BACK: ngettext("The GPU could not be taken back", "The GPUs could not be taken back", count),
         }
         return texts.get(wish.kind, _("The settings could not be written")).format(model=wish.model)
 
@@ -189,7 +202,7 @@ class Words:
         return lines
 
     def _to_load(self, now: Snapshot) -> list[Entry]:
-        """Favourites, or what was used last; then everything."""
+        """Favourites, or what was used last; then the others, of thousands some."""
         _ = self._
         if not now.models:
             return [Entry("no-models", _("No models are configured: see gpud.yaml(5)"))]
@@ -201,12 +214,21 @@ class Words:
         if rest:
             if load:
                 load.append(Entry("load:separator"))
-            by_name = sorted(rest, key=lambda model: model.label)
-            load.append(Entry("load:more", _("Others"), children=tuple(self._loads(by_name))))
+            by_name = self._loads(sorted(rest, key=lambda model: model.label))
+            load.append(Entry("load:more", _("Others"), children=(*by_name, *self._unseen(now, "load"))))
         lines = [Entry("load", _("Load"), children=tuple(load))] if load else []
         known = sorted({model.name: model.label for model in now.models}.items(), key=lambda item: item[1])
-        marks = (self._favourite(name, label) for name, label in known)
-        return [*lines, Entry("favourites", _("Favourites"), children=tuple(marks))]
+        marks = [self._favourite(name, label) for name, label in known]
+        return [*lines, Entry("favourites", _("Favourites"), children=(*marks, *self._unseen(now, "favourites")))]
+
+    def _unseen(self, now: Snapshot, where: str) -> list[Entry]:
+        """How many models there are beside those in the menu, and where to find them."""
+        if not now.others:
+            return []
+        more = self._texts.ngettext(
+            "{count} more: gpudctl models list", "{count} more: gpudctl models list", now.others
+        ).format(count=now.others)
+        return [Entry(f"{where}:separator:more"), Entry(f"{where}:unseen", more)]
 
     def _loads(self, models: Iterable[Model]) -> list[Entry]:
         return [Entry(f"load:model:{model.name}", self._offer(model), Wish(Kind.LOAD, model.name)) for model in models]
@@ -224,12 +246,19 @@ class Words:
         return Entry(f"favourite:{name}", label, Wish(Kind.FAVOURITE, name), checked=name in self.settings.favourites)
 
     def _give_away(self, now: Snapshot) -> Entry:
-        _ = self._
+        count = _one_at_least(now.gpus)
         if now.state == "yielded" and not now.yielded:
             # Nothing that Resume could end: it is over when the program that inhibits closes its descriptor.
-            return Entry("give-away", _("A program keeps the GPUs empty"))
+            kept = self._texts.ngettext("A program keeps the GPU empty", "A program keeps the GPUs empty", count)
+            return Entry("give-away", kept)
         wish = Wish(Kind.TAKE_BACK if now.yielded else Kind.GIVE_AWAY)
-        return Entry("give-away", _("Give the GPUs away"), wish, checked=now.yielded)
+        text = self._texts.ngettext("Give the GPU away", "Give the GPUs away", count)
+        return Entry("give-away", text, wish, checked=now.yielded)
+
+
+def _one_at_least(gpus: int) -> int:
+    """Without a GPU it is the machine's memory that is given away, which is one thing as well."""
+    return max(1, gpus)
 
 
 def unmarked(text: str) -> str:

@@ -5,11 +5,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from daemon.harness import Place, engine, settle
+from daemon.harness import NAME, Place, engine, settle
+from dbus.private_bus import PrivateBus
+from jeepney import DBusAddress, HeaderFields, new_method_call
+from jeepney.io.blocking import open_dbus_connection
 
-from .desktop import ITEM, MENU, Desktop, Program, Refused
+from .desktop import BOUND_S, ITEM, MENU, Desktop, Program, Refused
 
 Start = Callable[..., Program]
+
+MONITORING = DBusAddress("/org/freedesktop/DBus", "org.freedesktop.DBus", "org.freedesktop.DBus.Monitoring")
+
+ONE_OF_MANY = '{engine: custom, command: [/bin/true, "${socket}"], health: /health, size: 10MiB}'
+MANY_S = 300.0
+"""For gpud to have read thousands of models, which takes a quick machine two seconds."""
 
 
 def test_the_icon_says_what_is_loaded(place: Place, desktop: Desktop, start_tray: Start) -> None:
@@ -89,13 +98,13 @@ def test_the_gpus_are_given_away_and_taken_back(place: Place, desktop: Desktop, 
     daemon = place.start()
     daemon.loaded("one")
     start_tray()
-    assert desktop.line("Give the GPUs away").properties["toggle-state"] == 0
-    desktop.click("Give the GPUs away")
+    assert desktop.line("Give the GPU away").properties["toggle-state"] == 0
+    desktop.click("Give the GPU away")
     daemon.wait_state("one", "unloaded")
-    desktop.wait_tooltip("The GPUs are given away")
+    desktop.wait_tooltip("The GPU is given away")
     assert daemon.status()["Yielded"]["Why"] == ("s", "gpud-tray")
-    assert desktop.line("Give the GPUs away").properties["toggle-state"] == 1
-    desktop.click("Give the GPUs away")
+    assert desktop.line("Give the GPU away").properties["toggle-state"] == 1
+    desktop.click("Give the GPU away")
     desktop.wait_tooltip("No model is loaded")
     assert daemon.status()["Yielded"] == {}
 
@@ -147,6 +156,37 @@ def test_favourites_come_first_and_are_kept(place: Place, desktop: Desktop, star
     assert desktop.line("Load").labels()[0] == "two (10 MiB)"
     marks = {line.label: line.properties["toggle-state"] for line in desktop.line("Favourites").children}
     assert marks == {"one": 0, "three": 0, "two": 1}
+
+
+def test_thousands_of_models_make_a_short_menu(
+    place: Place, desktop: Desktop, start_tray: Start, bus: PrivateBus, tmp_path: Path
+) -> None:
+    """What is loaded, the favourites, some others, and how many more there are; gpud is asked for no more of them."""
+    place.configure({"one": engine()})
+    others = "".join(f"  m{number:04}: {ONE_OF_MANY}\n" for number in range(5000))
+    place.config.write_text(place.config.read_text().replace("models:\n", f"models:\n{others}"))
+    settings = tmp_path / ".config/gpud/tray.conf"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[tray]\nfavourites = m4321, one\n")
+    daemon = place.start(wait=False)
+    daemon.wait_ready(MANY_S)
+    with open_dbus_connection(bus.address) as monitor:
+        rules = [f"type='method_call',interface='{NAME}'"]
+        monitor.send_and_get_reply(new_method_call(MONITORING, "BecomeMonitor", "asu", (rules, 0)), timeout=BOUND_S)
+        program = start_tray()
+        assert desktop.line("Load").labels()[:3] == ["m4321 (10 MiB)", "one (10 MiB)", ""]
+        desktop.event(desktop.line("one (10 MiB)").number)
+        desktop.wait_tooltip("one is loaded")
+        lines = [line.label for line in desktop.menu().all()]
+        assert lines.count("4969 more: gpudctl models list") == 2
+        assert any(line.startswith("Unload one (") for line in lines)
+        assert len(lines) < 100
+        assert program.stop()[0] == 0
+        # Whatever the tray has asked stands before this.
+        daemon.call("ListQueue")
+        asked = iter(lambda: monitor.receive(timeout=BOUND_S).header.fields.get(HeaderFields.member), "ListQueue")
+        # The bus itself tells the monitor that it has lost its name.
+        assert set(filter(None, asked)) - {"NameLost"} == {"Overview", "Load"}
 
 
 def test_settings_that_cannot_be_written_are_told(place: Place, desktop: Desktop, start_tray: Start) -> None:

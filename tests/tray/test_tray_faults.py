@@ -271,7 +271,7 @@ class Refusing(Desktop):
             super()._answer(message, member)
             return
         self.flags[member] = int(message.header.flags)
-        if member == "Status":
+        if member == "Overview":
             status = {"State": ("s", "idle"), "Models": ("aa{sv}", [{"Id": ("s", "one"), "State": ("s", "unloaded")}])}
             self._connection.send(new_method_return(message, "a{sv}", (status,)))
         else:
@@ -289,12 +289,12 @@ def test_only_a_click_may_ask_for_a_password(bus: PrivateBus, start_tray: Start)
         desktop.own()
         desktop.own("org.kernelcore.GpuD")
         start_tray()
-        desktop.click("Give the GPUs away")
+        desktop.click("Give the GPU away")
         title, text = desktop.wait(lambda: desktop.notifications and desktop.notifications[-1], "a notification")
     finally:
         desktop.close()
-    assert (title, text) == ("The GPUs could not be given away", "giving the GPUs away is for administrators; ask one")
-    assert desktop.flags == {"Status": NO_AUTO_START, "Yield": NO_AUTO_START | MAY_ASK_THE_PERSON}
+    assert (title, text) == ("The GPU could not be given away", "giving the GPUs away is for administrators; ask one")
+    assert desktop.flags == {"Overview": NO_AUTO_START, "Yield": NO_AUTO_START | MAY_ASK_THE_PERSON}
 
 
 def test_an_answer_that_is_no_answer_does_no_harm(bus: PrivateBus, start_tray: Start) -> None:

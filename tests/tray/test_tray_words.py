@@ -56,7 +56,9 @@ def labels(now: Snapshot, **chosen: Any) -> list[str]:
     [
         ({"State": "unavailable"}, "The GPU does not answer"),
         ({"State": "suspending"}, "Going to sleep"),
-        ({"State": "yielded"}, "The GPUs are given away"),
+        ({"State": "yielded"}, "The GPU is given away"),
+        ({"State": "yielded", "Gpus": [gpu(2), gpu(2, uuid="GPU-2")]}, "The GPUs are given away"),
+        ({"State": "yielded", "Gpus": [gpu(2, uuid="host")]}, "The GPU is given away"),
         ({"State": "loading", "Models": [model("a"), model("b", "loading")]}, "Loading b"),
         ({"State": "unloading", "Models": [model("a", "unloading")]}, "Unloading a"),
         ({"State": "active", "ActiveModel": "a", "Models": [model("a", "busy")]}, "a answers"),
@@ -100,6 +102,41 @@ def test_memory_that_is_not_known(gpus: Any) -> None:
     now = status(Gpus=gpus)
     assert words().memory(now) == ["How full the GPU is, is not known"]
     assert picture(now, Settings()) == Picture(0, "blue", "")
+
+
+def test_what_was_not_measured_is_not_zero() -> None:
+    """While nothing is loaded gpud lets the driver sleep; a GPU that does not say what is used is no empty one."""
+    silent = {key: value for key, value in gpu(0).items() if key not in ("VramUsed", "VramForeign")}
+    asleep = status(Gpus=[silent], Models=[model("a", "unloaded")])
+    assert words().memory(asleep) == ["GPU memory: 8.0 GiB, not measured while nothing is loaded"]
+    assert words().memory(status(Gpus=[silent], Models=[model("a")])) == ["GPU memory: 8.0 GiB, use unknown"]
+    two = status(Gpus=[silent, gpu(2, foreign=1, uuid="GPU-2")], Models=[model("a")])
+    assert words().memory(two) == [
+        "Memory of all GPUs: 16.0 GiB, use unknown",
+        "Card GPU-2: 2.0 GiB of 8.0 GiB (25 %)",
+        "Other programs: 1.0 GiB",
+    ]
+
+
+def test_a_refusal_counts_the_gpus() -> None:
+    """One GPU is one, also in what is said when it could not be given away."""
+    assert [words().failure(Wish(Kind.GIVE_AWAY), gpus) for gpus in (0, 1, 2)] == [
+        "The GPU could not be given away",
+        "The GPU could not be given away",
+        "The GPUs could not be given away",
+    ]
+    assert words().failure(Wish(Kind.TAKE_BACK), 2) == "The GPUs could not be taken back"
+
+
+def test_of_thousands_the_menu_says_how_many_more_there_are() -> None:
+    """And where to find them; a favourite that is among those shown is one of them."""
+    models = [model(f"m{number:02}", "unloaded", LastUsedUSec=number) for number in range(30)]
+    menu = {entry.key: entry for entry in lines(words(favourites=("m03",)).menu(status(Models=models, Others=4970)))}
+    for key in ("load:unseen", "favourites:unseen"):
+        assert (menu[key].label, menu[key].wish) == ("4970 more: gpudctl models list", None)
+    assert menu["load:more"].children[-1] == menu["load:unseen"]
+    assert menu["favourites"].children[-1] == menu["favourites:unseen"]
+    assert [entry.key for entry in lines(words().menu(status(Models=models))) if "unseen" in entry.key] == []
 
 
 def test_what_is_wrong_is_said_with_what_to_do() -> None:
@@ -167,7 +204,7 @@ def test_favourites_that_are_not_there_are_passed_over() -> None:
 def test_a_foreign_inhibition_cannot_be_ended_here() -> None:
     """Where a program keeps the GPUs empty, Resume would do nothing, and is not offered."""
     entry = next(entry for entry in words().menu(status(State="yielded")) if entry.key == "give-away")
-    assert (entry.label, entry.wish) == ("A program keeps the GPUs empty", None)
+    assert (entry.label, entry.wish) == ("A program keeps the GPU empty", None)
 
 
 def test_every_line_has_a_key_of_its_own() -> None:
