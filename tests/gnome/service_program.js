@@ -2,11 +2,13 @@
 load('service').then(({Service, explain}) => {
     const Gio = imports.gi.Gio;
     const say = value => print(JSON.stringify(value));
+    const wanted = {most: 2, search: '', names: []};
     const service = new Service(
+        () => wanted,
         () => say(service.status
             ? {
                 state: service.status.State, loaded: service.status.LoadedModels, gpus: service.status.Gpus.length,
-                models: service.status.Models.map(model => model.Id),
+                models: service.status.Models.map(model => model.Id), others: service.status.Others,
             }
             : {state: null}),
         (job, model, result, message) => say({job, model, result, message}));
@@ -21,6 +23,9 @@ load('service').then(({Service, explain}) => {
             say({closed: true});
         } else if (method === 'explain') {
             say(explain(new Gio.IOErrorEnum({code: Gio.IOErrorEnum[typed[0]], message: typed[1]})));
+        } else if (method === 'want') {
+            Object.assign(wanted, typed);
+            service.refresh();
         } else if (method === 'refresh') {
             service.refresh();
         } else {

@@ -181,6 +181,33 @@ def test_without_favourites_the_last_used_come_first(figures: Figures) -> None:
     assert shown["choices"][0]["accessible"] == "Load z"
 
 
+def test_favourites_that_are_no_longer_there_count_as_none(figures: Figures) -> None:
+    """The menu is not empty because of them."""
+    shown = figures.of(Models=[model("a", LastUsedUSec=1), model("b")], Gpus=[], favourites=("gone",))
+    assert [choice["id"] for choice in shown["choices"]] == ["a", "b"]
+    loaded = figures.of(Models=[model("a", "ready"), model("b")], Gpus=[], favourites=("a",))
+    assert loaded["choices"] == []
+
+
+def test_how_many_more_there_are_is_told(figures: Figures) -> None:
+    """Those that gpud has not named, and those that it has and for which there is no room; with where to find them."""
+    models = [model(f"m{number}") for number in range(9)] + [model("a", "ready")]
+    shown = figures.of(Models=models, Gpus=[], Others=4990)
+    assert len(shown["choices"]) == 5
+    assert shown["more"] == "4,994 more: “gpudctl models list”"
+    assert figures.of(Models=models, Gpus=[])["more"] == "4 more: “gpudctl models list”"
+    assert figures.of(Models=models[:3], Gpus=[])["more"] == ""
+
+
+def test_gpus_are_counted(figures: Figures) -> None:
+    """For words about one or several; the machine's memory is none."""
+    host = gpu(GIB, Uuid="host")
+    counts = [
+        figures.of(Models=[], Gpus=gpus)["gpus"] for gpus in ([], [host], [gpu(1), host], [gpu(1), gpu(1, Uuid="2")])
+    ]
+    assert counts == [1, 1, 1, 2]
+
+
 def test_a_failed_model_can_be_tried_again(figures: Figures) -> None:
     """It is both told of and offered."""
     shown = figures.of(Models=[model("a", "failed")], Gpus=[])

@@ -40,7 +40,7 @@ def program(build: Path, release: str, bus: PrivateBus, empty_bus: PrivateBus) -
 def test_the_daemon_comes_and_goes_and_comes_back(program: Program, place: Place) -> None:
     """kill -9 of gpud: the extension knows at once, and takes up the next one without being told to."""
     daemon = place.start()
-    assert program.hear() == {"state": "idle", "loaded": [], "gpus": 1, "models": ["spare", "tiny"]}
+    assert program.hear() == {"state": "idle", "loaded": [], "gpus": 1, "models": ["spare", "tiny"], "others": 0}
     daemon.kill9()
     # Figures of the machine may have changed before.
     assert program.wait(lambda said: said["state"] is None) == {"state": None}
@@ -113,41 +113,64 @@ def test_only_a_click_may_open_a_dialog(program: Program, place: Place, bus: Pri
         program.say("refresh", [])
         program.say("Load", ["s", "tiny"])
         heard: dict[str, MessageFlag] = {}
-        while not {"Status", "Load"} <= set(heard):
+        while not {"Overview", "Load"} <= set(heard):
             header = monitor.receive(timeout=BOUND_S).header
             if header.message_type is MessageType.method_call:
                 heard[header.fields[HeaderFields.member]] = header.flags
     assert heard["Load"] == MessageFlag.no_auto_start | MessageFlag.allow_interactive_authorization
-    assert heard["Status"] == MessageFlag.no_auto_start
+    assert heard["Overview"] == MessageFlag.no_auto_start
     program.wait(lambda said: said.get("result") == "done")
 
 
-def test_models_that_are_not_told_are_asked_for(program: Program, bus: PrivateBus) -> None:
+def test_of_very_many_models_few_are_asked_for(program: Program, bus: PrivateBus) -> None:
     """Where there are very many gpud only says that something about them has changed: one question at a time, and one
-    more when something has changed meanwhile.
+    more when something has changed meanwhile; each says how many are to be in its answer.
     """
     with open_dbus_connection(bus.address) as gpud:
         gpud.send_and_get_reply(message_bus.RequestName(NAME), timeout=BOUND_S)
-        answer(gpud, "Status", "a{sv}", {"State": ("s", "idle"), "LoadedModels": ("as", []), **lists()})
-        assert program.hear()["models"] == []
+        assert answer(gpud, "Overview", overview("old", 4990)) == (2, "", [])
+        assert program.hear()["models"] == ["old"]
         for _ in range(3):
             gpud.send(new_signal(GPUD_OBJECT, "PropertiesChanged", "sa{sv}as", (NAME, {}, ["Models"])))
-        first = question(gpud, "ListModels")
+        first = question(gpud, "Overview")
         # All three were heard before this one is answered: an answer to a question of a client's stands behind them.
         program.say("ListQueue", [])
         queue = question(gpud, "ListQueue")
-        gpud.send(new_method_return(first, "aa{sv}", ([{"Id": ("s", "old")}],)))
+        gpud.send(new_method_return(first, "a{sv}", (overview("older", 4990),)))
         gpud.send(new_method_return(queue, "aa{sv}", ([],)))
-        answer(gpud, "ListModels", "aa{sv}", [{"Id": ("s", "new")}])
-        program.wait(lambda said: said.get("models") == ["new"])
-        # What else is not told is asked for with everything, and nobody asks a third time for models.
-        gpud.send(new_signal(GPUD_OBJECT, "PropertiesChanged", "sa{sv}as", (NAME, {}, ["Holds"])))
-        answer(gpud, "Status", "a{sv}", {"State": ("s", "active"), "LoadedModels": ("as", []), **lists()})
-        program.wait(lambda said: said.get("state") == "active")
+        answer(gpud, "Overview", overview("new", 4991))
+        assert program.wait(lambda said: said.get("models") == ["new"])["others"] == 4991
+        # A figure of the devices brings no question about models, and nobody asks a third time for them.
+        used = {"VramUsed": ("t", 5)}
+        gpud.send(new_signal(GPUD_OBJECT, "PropertiesChanged", "sa{sv}as", (NAME, used, [])))
+        gpud.send(new_method_return(question(gpud, "ListGpus"), "aa{sv}", ([{"Uuid": ("s", "GPU-1")}],)))
+        assert program.wait(lambda said: said.get("gpus") == 1)["models"] == ["new"]
 
 
-def lists() -> dict[str, tuple[str, list[object]]]:
-    return {name: ("aa{sv}", []) for name in ("Models", "Gpus", "Holds")}
+def test_what_is_searched_for_is_not_taken_for_what_there_is(program: Program, bus: PrivateBus) -> None:
+    """With a search a signal with all models brings a question, whose answer has those that were found."""
+    with open_dbus_connection(bus.address) as gpud:
+        gpud.send_and_get_reply(message_bus.RequestName(NAME), timeout=BOUND_S)
+        answer(gpud, "Overview", overview("one", 3))
+        program.hear()
+        program.say("want", {"search": "ne", "names": ["two"]})
+        assert answer(gpud, "Overview", overview("nerd", 0)) == (2, "ne", ["two"])
+        program.wait(lambda said: said.get("models") == ["nerd"])
+        models = {"Models": overview("all", 0)["Models"]}
+        gpud.send(new_signal(GPUD_OBJECT, "PropertiesChanged", "sa{sv}as", (NAME, models, [])))
+        answer(gpud, "Overview", overview("next", 0))
+        assert program.hear()["models"] == ["nerd"]
+        program.wait(lambda said: said.get("models") == ["next"])
+        program.say("want", {"search": ""})
+        answer(gpud, "Overview", overview("one", 3))
+        program.wait(lambda said: said.get("others") == 3)
+        gpud.send(new_signal(GPUD_OBJECT, "PropertiesChanged", "sa{sv}as", (NAME, models, [])))
+        assert program.wait(lambda said: said.get("models") == ["all"])["others"] == 0
+
+
+def overview(model: str, others: int) -> dict[str, tuple[str, object]]:
+    lists = {"Models": ("aa{sv}", [{"Id": ("s", model)}]), "Gpus": ("aa{sv}", []), "Holds": ("aa{sv}", [])}
+    return {"State": ("s", "idle"), "LoadedModels": ("as", []), "Others": ("u", others), **lists}
 
 
 def question(gpud: DBusConnection, member: str) -> Message:
@@ -159,8 +182,11 @@ def question(gpud: DBusConnection, member: str) -> Message:
             return message
 
 
-def answer(gpud: DBusConnection, member: str, signature: str, value: object) -> None:
-    gpud.send(new_method_return(question(gpud, member), signature, (value,)))
+def answer(gpud: DBusConnection, member: str, value: dict[str, tuple[str, object]]) -> tuple[object, ...]:
+    """Answers the next call of the widget's; what it asked for."""
+    asked = question(gpud, member)
+    gpud.send(new_method_return(asked, "a{sv}", (value,)))
+    return tuple(asked.body)
 
 
 def test_the_users_own_daemon_serves_where_the_system_has_none(

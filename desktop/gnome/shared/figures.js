@@ -5,13 +5,13 @@ import {_, brief, fill, percent, plural, size, used} from './words.js';
 
 /** A menu that is longer than the screen cannot be scrolled. */
 const MOST_FAVOURITES = 10;
-const MOST_USED = 5;
+export const MOST_USED = 5;
 
 /** States in which a model has, or is about to have, an engine. */
 const PRESENT = ['ready', 'busy', 'loading', 'queued', 'unloading'];
 
 /**
- * @param {object} status - as Status() answers, without the types
+ * @param {object} status - as Overview() answers, without the types
  * @param {object} preferences - favourites (names), amber and red (percent)
  * @returns {object} what to show; the same input gives the same output
  */
@@ -28,6 +28,8 @@ export function figures(status, preferences) {
     // While nothing is loaded gpud lets the driver sleep: a figure in the top bar would be an old one.
     const told = present.length && fullest ? percent(fullest) : '';
     const subtitle = subtitleOf(status, present, away);
+    const choices = choicesOf(models, preferences.favourites);
+    const unseen = models.length - present.length - choices.length + (status.Others ?? 0);
     return {
         icon: iconOf(present, away),
         level: present.length ? level : '',
@@ -39,7 +41,9 @@ export function figures(status, preferences) {
         note: noteOf(status),
         devices,
         models: shown.map(modelOf),
-        choices: choicesOf(models, preferences.favourites),
+        choices,
+        more: unseen > 0 ? plural('{count} more: “gpudctl models list”', '{count} more: “gpudctl models list”', unseen) : '',
+        gpus: Math.max(1, devices.filter(device => device.id !== 'host').length),
         several: present.filter(model => model.State !== 'unloading').length > 1,
         yielded: away,
         // Others keep the GPU empty for as long as they like: Resume would not end that.
@@ -171,10 +175,10 @@ function modelOf(model) {
     return {id: model.Id, name, text, detail, action: action && fill(action, {model: name})};
 }
 
-/** Favourites that are not loaded, in their order; without favourites, what was used last. */
+/** Favourites that are not loaded, in their order; without a favourite that is there, what was used last. */
 function choicesOf(models, favourites) {
     const idle = models.filter(model => !PRESENT.includes(model.State));
-    const chosen = favourites.length
+    const chosen = models.some(model => favourites.includes(model.Id))
         ? favourites.map(name => idle.find(model => model.Id === name)).filter(model => model)
             .slice(0, MOST_FAVOURITES)
         : lastUsed(idle).slice(0, MOST_USED);

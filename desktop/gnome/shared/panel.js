@@ -11,7 +11,7 @@ import {PopupMenuItem, PopupMenuSection, PopupSeparatorMenuItem, PopupSwitchMenu
 import {QuickMenuToggle, SystemIndicator} from 'resource:///org/gnome/shell/ui/quickSettings.js';
 
 import {ChoiceRow, DeviceRow, ModelRow, NoteRow, Rows} from './rows.js';
-import {_, fill} from './words.js';
+import {_, fill, plural} from './words.js';
 
 const LEVELS = ['amber', 'red'];
 
@@ -64,13 +64,18 @@ export class Panel {
         this._choicesTitle = new PopupSeparatorMenuItem(_('Load'));
         menu.addMenuItem(this._choicesTitle);
         this._choices = new Rows(section(), id => new ChoiceRow(() => wishes.load(id)));
+        const still = () => {
+            const made = new PopupMenuItem('', {reactive: false, can_focus: false, style_class: 'gpud-dim'});
+            menu.addMenuItem(made);
+            return made;
+        };
+        this._more = still();
         menu.addMenuItem(new PopupSeparatorMenuItem());
-        this._away = new PopupSwitchMenuItem(_('Give the GPU away'), false);
+        this._away = new PopupSwitchMenuItem('', false);
         // Some releases tell of what is set here as if it had been clicked.
         this._away.connect('toggled', (_item, on) => this._showing || wishes.away(on));
         menu.addMenuItem(this._away);
-        this._keeper = new PopupMenuItem('', {reactive: false, can_focus: false, style_class: 'gpud-dim'});
-        menu.addMenuItem(this._keeper);
+        this._keeper = still();
         menu.addAction(_('GPU settings'), wishes.prefer);
     }
 
@@ -108,12 +113,16 @@ export class Panel {
         this._endAll.visible = figures.several;
         this._choices.show(figures.yielded ? [] : figures.choices);
         this._choicesTitle.visible = !figures.yielded && figures.choices.length > 0;
+        this._more.visible = !figures.yielded && figures.more !== '';
+        this._more.label.text = figures.more;
+        this._away.label.text = plural('Give the GPU away', 'Give the GPUs away', figures.gpus);
         this._showing = true;
         this._away.setToggleState(switched);
         this._showing = false;
         this._away.visible = figures.keeper === '';
         this._keeper.visible = figures.keeper !== '';
-        this._keeper.label.text = fill(_('{program} keeps the GPU free'), {program: figures.keeper});
+        this._keeper.label.text = fill(
+            plural('{program} keeps the GPU free', '{program} keeps the GPUs free', figures.gpus), {program: figures.keeper});
     }
 
     hide() {

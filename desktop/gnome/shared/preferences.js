@@ -5,7 +5,7 @@ import Gio from 'gi://Gio';
 import Gtk from 'gi://Gtk';
 
 import {Service} from './service.js';
-import {_, size} from './words.js';
+import {_, plural, size} from './words.js';
 
 /** @param {Adw.PreferencesWindow} window - what to fill; @param {Gio.Settings} settings - what it changes */
 export function fillWindow(window, settings) {
@@ -51,6 +51,10 @@ function thresholdGroup(settings) {
     return group;
 }
 
+/** So many models have a switch beside the favourites; the others are found by a part of their names. */
+const MOST = 30;
+const MOST_NAMES = 100;
+
 /** A switch for each model: what is switched on is offered in the menu, in the order in which it was. */
 class Favourites {
     constructor(settings) {
@@ -61,8 +65,12 @@ class Favourites {
             title: _('Favourites'),
             description: _('The menu offers these to load. Without any it offers what was used last.'),
         });
+        this._search = new Adw.EntryRow({title: _('Search for a model')});
+        this._search.connect('changed', () => this._service.refresh());
+        this.group.add(this._search);
         this._changed = settings.connect('changed::favourites', () => this._show());
-        this._service = new Service(() => this._show(), () => {});
+        const wanted = () => ({most: MOST, search: this._search.text, names: this._chosen().slice(0, MOST_NAMES)});
+        this._service = new Service(wanted, () => this._show(), () => {});
         this._show();
     }
 
@@ -71,12 +79,20 @@ class Favourites {
         this._service.close();
     }
 
+    _chosen() {
+        return this._settings.get_strv('favourites');
+    }
+
     _show() {
-        const chosen = this._settings.get_strv('favourites');
-        const models = new Map((this._service.status?.Models ?? []).map(model => [model.Id, model]));
-        const names = [...chosen, ...[...models.keys()].filter(name => !chosen.includes(name)).sort()];
+        const chosen = this._chosen();
+        const status = this._service.status;
+        const models = new Map((status?.Models ?? []).map(model => [model.Id, model]));
+        const others = [...models.keys()].filter(name => !chosen.includes(name));
+        const names = [...chosen, ...others.slice(0, MOST).sort()];
+        const unseen = Math.max(0, others.length - MOST) + (status?.Others ?? 0);
+        this._search.visible = unseen > 0 || this._search.text !== '';
         const records = names.map(name => ({name, on: chosen.includes(name), about: this._about(models.get(name))}));
-        const shown = JSON.stringify(records);
+        const shown = JSON.stringify([records, unseen]);
         if (shown === this._shown)
             return;
         this._shown = shown;
@@ -84,6 +100,8 @@ class Favourites {
         this._rows = records.map(record => this._row(record));
         if (!this._rows.length)
             this._rows.push(new Adw.ActionRow({title: _('gpud is not running, or no model is configured.')}));
+        if (unseen)
+            this._rows.push(new Adw.ActionRow({title: plural('{count} more', '{count} more', unseen)}));
         this._rows.forEach(row => this.group.add(row));
     }
 

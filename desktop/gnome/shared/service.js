@@ -20,7 +20,7 @@ const SHOWN = [
     'Error', 'ErrorHint',
 ];
 
-/** A model that reads of its record what it is asked for: reading all of thousands would hold up the shell for seconds. */
+/** A model that reads of its record what it is asked for: each change tells of up to a hundred, and few are shown. */
 class Model {
     constructor(record) {
         this._record = record;
@@ -55,8 +55,9 @@ function plain(dictionary) {
 
 /** gpud on one of the two buses. */
 class Line {
-    constructor(bus, changed, jobEnded) {
+    constructor(bus, wanted, changed, jobEnded) {
         this.status = null;
+        this._wanted = wanted;
         this._changed = changed;
         this._jobEnded = jobEnded;
         this._connection = null;
@@ -68,7 +69,6 @@ class Line {
     _appeared(connection, owner) {
         this._connection = connection;
         this._owner = owner;
-        this._asking = false;
         this._questions = new Map();
         this._cancellable = new Gio.Cancellable();
         this._signals = connection.signal_subscribe(owner, null, null, PATH, null, Gio.DBusSignalFlags.NONE,
@@ -96,64 +96,64 @@ class Line {
             this.refresh();
         } else if (name === PROPERTIES && member === 'PropertiesChanged') {
             const values = plain(body.get_child_value(1));
-            const invalidated = body.get_child_value(2).recursiveUnpack();
+            // Where there are very many models gpud only says that something about them is another one now.
+            const untold = body.get_child_value(2).n_children() > 0;
+            if ('Models' in values && this._wanted().search)
+                delete values.Models;
+            else if ('Models' in values)
+                values.Others = 0;
             Object.assign(this.status, values);
             this._changed();
-            if ('VramUsed' in values)
-                this._ask('Gpus', 'ListGpus');
-            // Where there are very many models gpud only says that something about them is another one now.
-            if (invalidated.includes('Models'))
-                this._ask('Models', 'ListModels');
-            if (invalidated.some(property => property !== 'Models'))
+            if (untold || this._wanted().search)
                 this.refresh();
+            else if ('VramUsed' in values)
+                this._lookAtDevices();
         } else if (member === 'VramAlert') {
-            this._ask('Gpus', 'ListGpus');
+            this._lookAtDevices();
         }
     }
 
-    /** Ask for everything; figures of the devices are fresh in the answer. One question at a time. */
+    /** Ask for all that is shown; figures of the devices are fresh in the answer. */
     refresh() {
-        if (!this._connection || this._asking)
+        if (!this._connection)
             return;
-        this._asking = true;
-        this._look('Status', (error, status) => {
-            this._asking = false;
-            if (error) {
-                console.warn(`gpud does not say how it is: ${error.message}`);
-            } else {
-                this.status = plain(status);
-                this._changed();
-            }
+        const choice = () => {
+            const {most, search, names} = this._wanted();
+            return new GLib.Variant('(usas)', [most, search, names]);
+        };
+        this._ask('Overview', choice, answer => {
+            this.status = plain(answer);
         });
     }
 
-    /**
-     * Lists that no signal brings are asked for when something about them has changed: one question at a time, and once
-     * more when something has changed meanwhile.
-     */
-    _ask(name, method) {
-        if (this._questions.has(name)) {
-            this._questions.set(name, true);
+    /** They are told by no signal. */
+    _lookAtDevices() {
+        this._ask('ListGpus', () => null, answer => {
+            if (this.status)
+                this.status.Gpus = answer.recursiveUnpack();
+        });
+    }
+
+    /** One question of a kind at a time, and once more when something has changed meanwhile. */
+    _ask(method, parameters, take) {
+        if (this._questions.has(method)) {
+            this._questions.set(method, true);
             return;
         }
-        this._questions.set(name, false);
-        this._look(method, (error, list) => {
-            const again = this._questions.get(name);
-            this._questions.delete(name);
+        this._questions.set(method, false);
+        const asked = parameters();
+        this.call(method, asked, LOOK, (error, reply) => {
+            const again = this._questions.get(method);
+            this._questions.delete(method);
             if (error) {
                 console.warn(`gpud does not answer ${method}: ${error.message}`);
-            } else if (this.status) {
-                this.status[name] = name === 'Models' ? modelsOf(list) : list.recursiveUnpack();
+            } else {
+                take(reply.get_child_value(0));
                 this._changed();
             }
             if (again)
-                this._ask(name, method);
+                this._ask(method, parameters, take);
         });
-    }
-
-    /** A question without arguments; the answer is the first value of the reply, as it came. */
-    _look(method, answered) {
-        this.call(method, null, LOOK, (error, reply) => answered(error, reply?.get_child_value(0)));
     }
 
     call(method, parameters, flags, answered) {
@@ -183,17 +183,19 @@ class Line {
 /** The system's gpud or, where there is none, the user's own. */
 export class Service {
     /**
+     * @param {Function} wanted - () => {most, search, names}: which models status is to have beside those that are there
      * @param {Function} changed - () => void: status is another one now, or none
      * @param {Function} jobEnded - (job, model, result, message) => void
      */
-    constructor(changed, jobEnded) {
+    constructor(wanted, changed, jobEnded) {
         this._lines = [Gio.BusType.SYSTEM, Gio.BusType.SESSION].map(bus => new Line(
             bus,
+            wanted,
             changed,
             (line, ...values) => line === this._line && jobEnded(...values)));
     }
 
-    /** As Status() answers, kept up to date; null while gpud is not there. */
+    /** As Overview() answers, kept up to date; null while gpud is not there. */
     get status() {
         return this._line?.status ?? null;
     }

@@ -1,13 +1,16 @@
 // The widget as a whole: it brings together what gpud says, what the user prefers and what is on the screen, and asks gpud
 // for what was clicked. It lives from the extension's enable() to its disable().
 
-import {figures} from './figures.js';
+import {figures, MOST_USED} from './figures.js';
 import {Panel} from './panel.js';
 import {explain, Service} from './service.js';
-import {_, fill} from './words.js';
+import {_, fill, plural} from './words.js';
 
 /** Everybody can read it: it says who gave the GPUs away. */
 const WHY = 'GNOME quick settings';
+
+/** So many favourites are asked for: gpud takes no more than five hundred names. */
+const MOST_NAMES = 100;
 
 export class Widget {
     /**
@@ -31,8 +34,13 @@ export class Widget {
             away: on => this._giveAway(on),
             prefer: () => shell.prefer(),
         });
-        this._settingsChanged = settings.connect('changed', () => this._show());
-        this._service = new Service(() => this._show(), (...ended) => this._jobEnded(...ended));
+        this._settingsChanged = settings.connect('changed', (_settings, key) => {
+            this._show();
+            if (key === 'favourites')
+                this._service.refresh();
+        });
+        const wanted = () => ({most: MOST_USED, search: '', names: settings.get_strv('favourites').slice(0, MOST_NAMES)});
+        this._service = new Service(wanted, () => this._show(), (...ended) => this._jobEnded(...ended));
     }
 
     close() {
@@ -83,11 +91,12 @@ export class Widget {
         const answered = () => {
             this._wished = null;
         };
+        const {gpus} = this._figures;
         this._wished = on;
         if (on)
-            this._ask(_('Cannot give the GPU away'), 'Yield', ['ts', 0, WHY], answered);
+            this._ask(plural('Cannot give the GPU away', 'Cannot give the GPUs away', gpus), 'Yield', ['ts', 0, WHY], answered);
         else
-            this._ask(_('Cannot take the GPU back'), 'Resume', [], answered);
+            this._ask(plural('Cannot take the GPU back', 'Cannot take the GPUs back', gpus), 'Resume', [], answered);
     }
 
     _ask(failure, method, typed, answered = () => {}) {
@@ -111,7 +120,9 @@ export class Widget {
         this._jobs.delete(job);
         if (['failed', 'timeout'].includes(result)) {
             const record = this._service.status.Models.find(known => known.Id === model);
-            this._shell.notify(failure, [message, record?.ErrorHint].filter(part => part).join('\n'));
+            // gpud says most of them with what to do.
+            const hint = record?.ErrorHint && !message.includes(record.ErrorHint) ? record.ErrorHint : '';
+            this._shell.notify(failure, [message, hint].filter(part => part).join('\n'));
         }
     }
 }

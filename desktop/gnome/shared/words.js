@@ -14,7 +14,7 @@ export function _(text) {
 }
 
 export function plural(one, many, count) {
-    return fill(translatePlural(one, many, count), {count});
+    return fill(translatePlural(one, many, count), {count: count.toLocaleString()});
 }
 
 /** Puts values in for {names}; what is not named stays as it is. */
