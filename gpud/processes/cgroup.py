@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import select
+from collections.abc import Mapping
 from pathlib import Path
 
 from gpud.processes.names import safe_name
@@ -17,6 +18,9 @@ log = logging.getLogger(__name__)
 
 SUPERVISOR = "supervisor"
 """The daemon's own leaf. With ``DelegateSubgroup=supervisor`` (systemd 254) systemd starts the daemon there."""
+
+DELEGATED = "GPUD_DELEGATED"
+"""Set to 1 by the unit of a user's own gpud."""
 
 LEAF_PREFIX = "engine-"
 """Tells our leaves from the cgroup's own files and from systemd's ``.control``."""
@@ -196,7 +200,7 @@ def enter_delegated_cgroup() -> Cgroup | None:
         return None
     in_subgroup = own.name == SUPERVISOR
     root = own.parent if in_subgroup else own
-    if not is_delegated(root):
+    if not is_delegated(root) and not is_told(os.environ):
         log.debug('the cgroup "%s" is not delegated: engines get a session of their own instead', root)
         return None
     cgroup = Cgroup(root)
@@ -240,6 +244,13 @@ def is_delegated(directory: Path) -> bool:
         return user != 0 and directory.stat().st_uid == user and directory.parent.stat().st_uid != user
     except OSError:
         return False
+
+
+def is_told(environment: Mapping[str, str]) -> bool:
+    """Whether the unit of this very process says that its cgroup is handed over; what is only inherited says nothing. A
+    user's own service manager (systemd 252) marks none, and all below it is the user's anyway.
+    """
+    return environment.get(DELEGATED) == "1" and environment.get("SYSTEMD_EXEC_PID") == str(os.getpid())
 
 
 def _unescaped(field: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from process_parts import BOUND_S, Lines, command, is_running, shell
 
 from gpud.core.errors import BackendFailed
-from gpud.processes.cgroup import Cgroup, is_delegated, own_cgroup
+from gpud.processes.cgroup import DELEGATED, Cgroup, is_delegated, own_cgroup
 from gpud.processes.launcher import ProcessLauncher
 
 Run = Callable[..., Any]
@@ -59,13 +59,22 @@ for _ in range(2):
 """
 
 
-@pytest.mark.parametrize("delegated", [True, False])
-def test_daemon_moves_into_its_own_leaf(cgroup_root: Path, delegated: bool) -> None:
-    """At the start, before any engine; again after a restart in which systemd put it there already."""
-    if delegated:
+AS_ITS_UNIT = ["sh", "-c", 'SYSTEMD_EXEC_PID=$$ exec "$@"', "sh"]
+"""What a service manager says to the process that it starts itself."""
+
+
+@pytest.mark.parametrize("how", ["marked", "told", "told to another", ""])
+def test_daemon_moves_into_its_own_leaf(cgroup_root: Path, how: str) -> None:
+    """At the start, before any engine; again after a restart in which systemd put it there already. By systemd's mark
+    or by its unit's word, which is not for those who have only inherited it.
+    """
+    if how == "marked":
         os.setxattr(cgroup_root, "user.delegate", b"1")
+    delegated = how in ("marked", "told")
     script = ENTER.format(path=sys.path, root=str(cgroup_root))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    environment = {**os.environ, **({DELEGATED: "1", "SYSTEMD_EXEC_PID": "1"} if "told" in how else {})}
+    start = [*(AS_ITS_UNIT if how == "told" else []), sys.executable, "-c", script]
+    done = subprocess.run(start, capture_output=True, text=True, check=True, env=environment)
     expected = f"{cgroup_root.name} supervisor\n" if delegated else f"None {cgroup_root.name}\n"
     assert done.stdout == expected * 2
     if delegated:
