@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpud import __version__
 from gpud.cli.arguments import Parser
-from gpud.cli.exits import DONE, FAILED, BusError
+from gpud.cli.exits import DONE, FAILED, BusError, NotRunning
 from gpud.cli.findings import Finding, Findings, own_account, service_account
 from gpud.cli.output import Output, plural
 from gpud.core.errors import ConfigInvalid, GpudError
@@ -91,13 +91,33 @@ def _say(finding: Finding, output: Output) -> None:
 
 
 def wanted_kind(asked: str) -> str:
-    """The gpud to look at: the one asked for, or a gpud of one's own where only that one is configured."""
+    """The gpud to look at: the one asked for; else the one that runs; else a gpud of one's own where only that one is
+    configured.
+    """
+    import asyncio
+    import logging
+
     from gpud.cli.config import chosen_path
     from gpud.config import default_path
 
     if asked or os.environ.get("GPUD_BUS") in ("user", "system"):
         return asked or os.environ["GPUD_BUS"]
-    return "user" if chosen_path(asked) == default_path(True) else "system"
+    # The library tells of lost connections through logging.
+    logging.disable(logging.CRITICAL)
+    configured = "user" if chosen_path(asked) == default_path(True) else "system"
+    return asyncio.run(_kind_that_runs()) or configured
+
+
+async def _kind_that_runs() -> str:
+    """The one that every other command would ask, too."""
+    from gpud.cli.client import connect
+
+    try:
+        gpud = await connect()
+    except GpudError:
+        return ""
+    gpud.close()
+    return gpud.kind
 
 
 def examine(arguments: Namespace, kind: str) -> Findings:
@@ -256,7 +276,7 @@ async def _daemon(bus: "MessageBus", kind: str) -> tuple[int | None, Finding]:
     user = "--user " if kind == "user" else ""
     try:
         pid = await ask_bus(bus, "GetConnectionUnixProcessID", "s", NAME)
-    except BusError:
+    except (BusError, NotRunning):
         text = f"gpud does not run: nobody owns {NAME} on the {BUS_NAMES[kind]}"
         return None, Finding("daemon", text, f'"systemctl {user}start gpud"; "gpudctl {user}log" shows why it ended')
     return int(pid), Finding("daemon", f"gpud runs (pid {pid}) and owns {NAME}")

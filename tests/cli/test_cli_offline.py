@@ -195,6 +195,22 @@ def test_doctor_of_a_daemon_that_runs(gpud: RealDaemon) -> None:
     assert 'OK engine: custom "tiny": ' in done.stdout
 
 
+def test_doctor_looks_at_the_gpud_that_runs(gpud: RealDaemon) -> None:
+    """As every other command asks it; whichever is configured besides."""
+    done = gpud.place.gpudctl("doctor")
+    assert f"OK daemon: gpud runs (pid {gpud.process.pid}) and owns org.kernelcore.GpuD\n" in done.stdout
+    assert f"OK config: {gpud.config}: " in done.stdout
+
+
+def test_doctor_without_a_daemon(place: Place) -> None:
+    """There is a bus, and nobody owns the name: that is said, and not that the bus is at fault."""
+    done = place.gpudctl("--user", "doctor")
+    assert done.returncode == 1
+    assert "OK bus: the session bus answers\n" in done.stdout
+    assert "PROBLEM daemon: gpud does not run: nobody owns org.kernelcore.GpuD on the session bus — " in done.stdout
+    assert "PROBLEM bus" not in done.stdout
+
+
 def topics(findings: object) -> list[tuple[bool, str]]:
     assert hasattr(findings, "__iter__")
     return [(one.is_problem, one.text) for one in findings]
