@@ -4,19 +4,19 @@ It never awaits, logs or asks the time; whoever calls it carries the actions out
 Memory is admitted only against a look at the devices that was begun after the wish (``Sampled``), and an engine that
 has gone gives its memory back when a later look shows it. How models come is in ``loading``, how they go in
 ``leaving``, what a look brings in ``memory``, who gets what is free in ``admitting``, what others need in ``pressure``;
-here are the events, the deadlines, the configuration and the end.
+what another configuration changes in ``reconfiguring``; here are the events, the deadlines, holds and the end.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import assert_never
 
 from gpud.core import events
 from gpud.core.admission import Considered
 from gpud.core.admitting import Admitting, Entry
 from gpud.core.budget import describe
+from gpud.core.canceling import Canceling
 from gpud.core.claiming import Claiming
 from gpud.core.claims import Claim
-from gpud.core.errors import NoSuchJob
 from gpud.core.events import Action
 from gpud.core.facts import (
     Caller,
@@ -34,15 +34,15 @@ from gpud.core.facts import (
     YieldStatus,
 )
 from gpud.core.foresight import Foresight
-from gpud.core.instance import Instance, Job
+from gpud.core.instance import Instance
 from gpud.core.leaving import Leaving
 from gpud.core.loading import Loading
 from gpud.core.memory import Memory
 from gpud.core.pressure import Pressure
 from gpud.core.quote import Quote
+from gpud.core.reconfiguring import Reconfiguring
 from gpud.core.sessions import Sessions
 from gpud.core.statuses import Statuses
-from gpud.core.stock import Stock
 from gpud.core.suspending import Sleeping
 from gpud.core.table import Table
 from gpud.core.verdict import Evicts, Granted, Refused, Waits, Wish
@@ -63,11 +63,12 @@ class Scheduler:
         self._memory = Memory(self._table, self._loading, Pressure(self._table, self._leaving), self._admitting)
         self._foresight = Foresight(self._table)
         self._sessions = Sessions(self._table, self._leaving)
+        self._reconfiguring = Reconfiguring(self._table, self._leaving)
+        self._canceling = Canceling(self._table, self._leaving)
         self._books = self._table.books
         self._holds = self._table.holds
         self._out = self._table.out
         self._finished = False
-        self._on_battery = False
 
     def handle(self, event: events.Event, now: float) -> tuple[Action, ...]:
         """Take one event. A wish that cannot be granted is raised as GpudError and changes nothing."""
@@ -86,7 +87,7 @@ class Scheduler:
                 self._leaving.unload_asked(event)
                 self._sleeping.sent_away(event.model)
             case events.CancelAsked(job):
-                self._cancel_asked(job)
+                self._canceling.asked(job)
             case events.HoldAsked():
                 self._hold_asked(event)
             case events.HoldDropped(cookie, reason):
@@ -128,9 +129,9 @@ class Scheduler:
             case events.TimePassed():
                 self._time_passed()
             case events.Reconfigured():
-                self._reconfigured(event)
+                self._reconfiguring.reconfigured(event)
             case events.CatalogueTaken(models, changed):
-                self._take_models(models, changed, forgive=False)
+                self._reconfiguring.catalogue_taken(models, changed, forgive=False)
             case events.LookAsked():
                 self._table.sample()
             case events.BudgetSet(budget_bytes):
@@ -143,9 +144,7 @@ class Scheduler:
                     instance.idle_timeout_s = idle_timeout_s
                 self._out.touch()
             case events.PowerSeen(on_battery):
-                self._on_battery = on_battery
-                self._apply_power()
-                self._out.touch()
+                self._reconfiguring.power_seen(on_battery=on_battery)
             case events.SuspendAsked():
                 self._sleeping.asked(event)
             case events.WokeUp():
@@ -321,12 +320,6 @@ class Scheduler:
             if hold.caller.owner == session.owner:
                 self._hold_dropped(hold.cookie, f"its session has ended: {reason}")
 
-    def _apply_power(self) -> None:
-        """On battery nobody is idle for longer than is configured for that."""
-        idle_s = self._table.battery_idle_s = self._table.limits.battery_idle_s if self._on_battery else None
-        for instance in self._table.instances.values():
-            instance.battery_idle_s = idle_s
-
     def _hold_asked(self, event: events.HoldAsked) -> None:
         if event.model:
             self._table.used(self._table.find(event.model), event.caller.session)
@@ -354,59 +347,6 @@ class Scheduler:
             self._table.look = True
         self._out.add(events.HoldEnded(cookie, hold.caller.owner, reason))
         self._out.touch()
-
-    def _reconfigured(self, event: events.Reconfigured) -> None:
-        """Unchanged models are not touched; what is changed or gone is unloaded as soon as it is not busy."""
-        self._table.limits = self._books.limits = event.limits
-        self._books.override_bytes = 0
-        self._table.idle_override_s = None
-        for instance in self._table.instances.values():
-            instance.idle_timeout_s = None
-            if not event.limits.sessions.unload_on_exit:
-                instance.leave_at_s = None
-        self._take_models(event.models, event.changed, forgive=True)
-
-    def _take_models(self, models: Mapping[str, Model], others: Collection[str], *, forgive: bool) -> None:
-        """``others`` have engines that no longer match. What failed is forgiven where its settings are others, too."""
-        self._table.stock = Stock.of(models)
-        self._table.forget_untouched()
-        for name, instance in list(self._table.instances.items()):
-            model = self._table.stock.get(name)
-            if model is None:
-                self._remove(instance)
-                continue
-            changed = name in others or model.engine != instance.model.engine
-            forgiven = forgive or changed or model != instance.model
-            instance.model = model
-            instance.removed = False
-            if (instance.state is State.FAILED and forgiven) or (instance.state is State.BACKOFF and changed):
-                instance.leave_queue()
-                self._leaving.forgive(instance, "config")
-                self._out.end_load_jobs(instance, JobResult.CANCELED, "the configuration has changed")
-            elif changed and instance.state is State.LOADING:
-                # Those who wait for it get it as it is configured now.
-                self._leaving.cancel_launch(instance, "config", "its file or its configuration has changed")
-                if instance.load_jobs:
-                    self._table.enqueue(instance)
-            elif changed and instance.state is State.READY:
-                instance.stale = True
-                if not instance.in_flight:
-                    self._leaving.drain(instance, "config", model.stop.drain_s)
-        self._apply_power()
-        self._table.look = True
-        self._out.touch()
-
-    def _remove(self, instance: Instance) -> None:
-        instance.removed = True
-        instance.stale = True
-        instance.wanted = False
-        instance.leave_queue()
-        self._out.end_load_jobs(instance, JobResult.CANCELED, f'"{instance.model.name}" is no longer there')
-        if instance.state is State.LOADING:
-            self._leaving.cancel_launch(instance, "config", "it is no longer there")
-        elif instance.state is State.READY and not instance.in_flight:
-            self._leaving.drain(instance, "config", instance.model.stop.drain_s)
-        self._table.drop_if_removed(instance)
 
     def _shutdown_asked(self) -> None:
         again = self._table.closing
@@ -456,39 +396,6 @@ class Scheduler:
         if self._table.closing and not engines and not self._finished:
             self._finished = True
             self._out.add(events.Finish())
-
-    def _cancel_asked(self, job_id: int) -> None:
-        found: Job | None = None
-        for instance in self._table.instances.values():
-            for jobs, not_wanted in (
-                (instance.load_jobs, self._load_not_wanted),
-                (instance.unload_jobs, self._unload_not_wanted),
-            ):
-                job = next((job for job in jobs if job.id == job_id), None)
-                if job is None:
-                    continue
-                jobs.remove(job)
-                if found is None:
-                    self._out.end_job(job, JobResult.CANCELED, "canceled")
-                found = job
-                if not jobs:
-                    not_wanted(instance)
-        if found is None:
-            raise NoSuchJob(f"there is no job {job_id}", hint="it may have ended already")
-
-    def _load_not_wanted(self, instance: Instance) -> None:
-        if instance.wanted:
-            return
-        if instance.waiting:
-            instance.leave_queue()
-            # What was kept for it is for those behind it.
-            self._table.look = True
-        elif instance.state is State.LOADING:
-            self._leaving.cancel_launch(instance, "user", "nobody waits for it any longer")
-
-    def _unload_not_wanted(self, instance: Instance) -> None:
-        if instance.state is State.DRAINING and instance.draining_for == "user":
-            self._leaving.resume(instance)
 
 
 def _place(position: int, entry: Entry) -> QueueStatus:
