@@ -25,17 +25,21 @@ run: ## run gpud for yourself, with a tiny model to try it on; Ctrl-C ends it
 	@tools/setup run
 	@tools/run
 
-test: setup ## run all tests (make test ARGS="tests/core -k budget" runs some)
+# What is missing of Debian is told at once, not first for one step and then for the next.
+test: ## run all tests (make test ARGS="tests/core -k budget" runs some)
 	@tools/packages test
+	@tools/setup
 	@$(if $(ARGS),true,tests/provision all >/dev/null)
 	@.venv/bin/python -m pytest $(or $(ARGS),--numprocesses=$(WORKERS))
 
-test-desktop: setup ## run the widgets in real desktops, headless, as root; makes two Debian trees of 2 GB the first time
+test-desktop: ## run the widgets in real desktops, headless, as root; makes two Debian trees of 2 GB the first time
 	@tools/packages test
+	@tools/setup
 	@.venv/bin/python -m pytest tests/desktop $(ARGS)
 
-check: setup ## run the linters and the import rules only
+check: ## run the linters and the import rules only
 	@tools/packages test
+	@tools/setup
 	@.venv/bin/python -m pytest -q tests/test_linters.py tests/test_architecture.py
 
 install: ## install to /opt/gpud and into the system, as root (DESTDIR=, WHEELS=, EXTRAS=, GNOME=, PLASMA=, FACADES=: see tools/install)
