@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     # Until the loop takes them over: a reload that comes too early must not end the daemon, and Ctrl-C ends it without
     # a traceback. There is nothing yet that would have to be ended in order.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # Imported here: --help and --version need nothing of it. What is imported stays for good: looking through all of it
     # for garbage, again and again while it grows, would take a tenth of the start.
     thresholds = gc.get_threshold()

@@ -127,10 +127,11 @@ def snapshot() -> tuple[dict[Any, str], dict[Any, str], dict[Any, str]]:
 
 def new_since(before: tuple[dict[Any, str], dict[Any, str], dict[Any, str]]) -> list[str]:
     """What is here now and was not before, as sentences."""
-    new = [after.items() - then.items() for then, after in zip(before, snapshot(), strict=True)]
-    found = [f"process {pid}: {text}" for (pid, _), text in new[0]]
-    found += [f"descriptor {fd}: {target}" for fd, target in new[1]]
-    found += [f"thread {name}" for _, name in new[2]]
+    after = snapshot()
+    # A process that was here may have become another program since.
+    found = [f"process {pid}: {text}" for (pid, began), text in after[0].items() if (pid, began) not in before[0]]
+    found += [f"descriptor {fd}: {target}" for fd, target in after[1].items() - before[1].items()]
+    found += [f"thread {name}" for _, name in after[2].items() - before[2].items()]
     return sorted(found)
 
 

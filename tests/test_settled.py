@@ -29,6 +29,8 @@ def test_a_socket_left_open_is_found(leftovers: Leftovers) -> None:
 def test_a_child_left_running_is_found(leftovers: Leftovers) -> None:
     """A child that lives is reported with its command line."""
     child = subprocess.Popen(["sleep", "60"])
+    while not Path(f"/proc/{child.pid}/cmdline").read_bytes():
+        pass  # Executed, as far as its parent is told, and without its words for an instant.
     assert f"process {child.pid}: sleep 60" in leftovers()
     child.kill()
     child.wait()

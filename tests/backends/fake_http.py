@@ -25,6 +25,7 @@ def switches() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--listen-after", type=float, default=0.0, help="refuse connections for so long")
     parser.add_argument("--ready-after", type=float, default=0.0, help="answer health with 503 for so long")
+    parser.add_argument("--ready-when", default="", help="answer health with 503 until this file is there")
     parser.add_argument("--never-healthy", action="store_true")
     parser.add_argument("--hang-health", action="store_true", help="take the question and never answer")
     parser.add_argument("--garbage", action="store_true", help="answer with something that is not HTTP")
@@ -76,6 +77,8 @@ class Server:
             await asyncio.sleep(options.ready_after / 2)
             self.tell("loading", 0.5)
             await asyncio.sleep(options.ready_after / 2)
+        while options.ready_when and not Path(options.ready_when).exists():
+            await asyncio.sleep(0.01)
         self.become_ready()
         if options.exit_after is not None:
             await asyncio.sleep(options.exit_after)

@@ -4,7 +4,6 @@ import json
 import os
 import pty
 import select
-import socket
 import socketserver
 import sys
 import threading
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli_place import GPUDCTL, PATIENCE_S, Place, RealDaemon, real_daemon
+from ports import free_port
 
 ENGINE = """
 import http.server, json, os, sys, threading
@@ -86,13 +86,6 @@ if gate:
     open(gate).read()  # A FIFO: nothing happens until somebody opens its other end.
 http.server.ThreadingHTTPServer(("127.0.0.1", port), Answer).serve_forever()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as tried:
-        tried.bind(("127.0.0.1", 0))
-        port: int = tried.getsockname()[1]
-        return port
 
 
 @dataclass

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from cli_place import GPUDCTL, PATIENCE_S, Place, finish, private_bus
-from door_place import Front, Terminal, free_port, front, settled, some_door
+from door_place import Front, Terminal, front, settled, some_door
+from ports import free_port
 
 from gpud.cli.bench import quantile
 from gpud.cli.exits import Usage

@@ -3,7 +3,6 @@
 import contextlib
 import http.client
 import json
-import random
 import socket
 import threading
 import time
@@ -13,20 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from ports import free_port
+
 from .harness import BOUND_S, PYTHON, TOP, Place
 
 TALKER = TOP / "tests" / "http" / "talking_engine.py"
 NAMES = ("front", "management", "ollama")
 HELLO = [{"role": "user", "content": "hello"}]
-
-
-def free_port() -> int:
-    """A port that nobody listens on, below those that the kernel gives away by itself."""
-    while True:
-        port = random.randrange(12000, 32000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 @dataclass(frozen=True)

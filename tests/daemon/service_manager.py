@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 FIRST_FD = 3
+BOUND_S = 60.0
 
 # Descriptors keep their numbers from one program to the next: they are put where the next one looks for them.
 _HAND_OVER = """
@@ -37,6 +38,7 @@ class Manager:
         self._kept: dict[str, int] = {}
         self._lock = threading.Lock()
         self._ready = threading.Semaphore(0)
+        self._heard = threading.Event()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(self._path))
         self._reader = threading.Thread(target=self._read)
@@ -48,8 +50,7 @@ class Manager:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
-            own.sendto(b"END=1", str(self._path))
+        self._say(b"END=1")
         self._reader.join()
         self._socket.close()
         for fd in self._kept.values():
@@ -61,6 +62,10 @@ class Manager:
 
     def command(self, command: list[str]) -> dict[str, Any]:
         """How the next daemon is started."""
+        # What the one before it has said may still be on its way.
+        self._heard.clear()
+        self._say(b"HEARD=1")
+        assert self._heard.wait(BOUND_S), "nobody reads what daemons say"
         with self._lock:
             kept = dict(self._kept)
         numbers = ",".join(map(str, kept.values()))
@@ -86,6 +91,8 @@ class Manager:
             said = dict(line.partition("=")[::2] for line in data.decode().splitlines())
             if said.get("END"):
                 return
+            if said.get("HEARD"):
+                self._heard.set()
             if said.get("READY"):
                 self._ready.release()
             with self._lock:
@@ -96,6 +103,10 @@ class Manager:
                     self._drop(said["FDNAME"])
             for fd in fds:
                 os.close(fd)
+
+    def _say(self, what: bytes) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
+            own.sendto(what, str(self._path))
 
     def _drop(self, name: str) -> None:
         if name in self._kept:

@@ -43,13 +43,13 @@ def test_an_idle_time_is_not_moved_by_the_clock(place: Place, step_s: int) -> No
     place.configure({"model": engine(idle_timeout="2s"), "long": engine(idle_timeout="300s"), "spare": engine()})
     daemon = place.start()
     assert daemon.load("long").result == "done"
-    assert daemon.load("model").result == "done"
     began = time.monotonic()
+    assert daemon.load("model").result == "done"
     assert 240 < _unload_in_s(daemon, "long", 0) <= 300
     clock.set(step_s)
     assert 240 < _unload_in_s(daemon, "long", step_s) <= 300
     daemon.wait_state("model", "unloaded")
-    assert time.monotonic() - began > 1.5
+    assert time.monotonic() - began >= 2.0
     assert daemon.state("long") == "ready"
     daemon.aftermath()
 
@@ -57,11 +57,11 @@ def test_an_idle_time_is_not_moved_by_the_clock(place: Place, step_s: int) -> No
 def test_a_back_off_is_not_moved_by_the_clock(place: Place) -> None:
     """A crashed engine comes back when it was to, whatever the clock says meanwhile."""
     clock = Clock(place)
-    place.configure({"model": engine(), "spare": engine()}, restart={"first": 2, "max": 2})
+    place.configure({"model": engine(), "spare": engine()}, restart={"first": 4, "max": 4})
     daemon = place.start()
     place.kill(daemon.loaded("model")["child"]["pid"])
     daemon.wait_state("model", "failed")
-    assert 0 < daemon.model("model")["RetryAtUSec"] / 1e6 - time.time() <= 2
+    assert 0 < daemon.model("model")["RetryAtUSec"] / 1e6 - time.time() <= 4
     clock.set(-24 * HOUR_S)
-    daemon.wait_state("model", "ready", timeout_s=15)
+    daemon.wait_state("model", "ready")
     daemon.aftermath()

@@ -144,7 +144,7 @@ def test_a_grandchild_that_holds_the_pipe_is_ended_with_its_engine(place: Place,
 def test_a_hundred_megabytes_of_output_disturb_nobody(place: Place, switch: str) -> None:
     """Text or bytes of any kind, with or without line ends: calls are answered meanwhile, memory stays flat, the log
     gets a bounded part, and the engine is loaded."""
-    place.configure({"loud": engine(switch, "100", load_timeout="60s"), "spare": engine()})
+    place.configure({"loud": engine(switch, "100", load_timeout="10m"), "spare": engine()})
     daemon = place.start()
     before_kib = daemon.memory_kib()
     job = daemon.ask_load("loud")
@@ -174,9 +174,10 @@ def test_an_engine_that_closes_its_output_is_not_taken_for_dead(place: Place) ->
 
 def test_an_engine_that_ends_by_itself_with_status_zero_is_cold(place: Place) -> None:
     """Somebody stopped it on purpose: it is unloaded, and not started again."""
-    place.configure({"brief": engine("--exit-after", "0.3"), "spare": engine()})
+    place.configure({"brief": engine("--shut-down-on", "/bye"), "spare": engine()})
     daemon = place.start()
-    assert daemon.load("brief").result == "done"
+    with place.stream(daemon.loaded("brief"), "POST", "/bye") as stream:
+        assert b" 200 " in stream.rest()
     daemon.wait_state("brief", "unloaded")
     assert daemon.model("brief")["Restarts"] == 0
     daemon.aftermath()
@@ -208,8 +209,9 @@ def test_an_engine_that_is_killed_again_and_again_is_given_up(place: Place) -> N
     daemon.load("model")
     for _ in range(5):
         daemon.wait_state("model", "ready")
+        since = len(daemon.client.signals)
         place.kill(place.records()["model"]["child"]["pid"])
-        daemon.wait_state("model", "failed")
+        daemon.client.wait_signal(lambda s: s.body[:2] == ("model", "failed"), since=since)
     daemon.wait_log('"model" has failed 5 times in a row')
     assert daemon.state("model") == "failed"
     assert daemon.model("model")["RetryAtUSec"] == 0
@@ -282,24 +284,28 @@ def test_a_load_is_canceled_by_an_unload(place: Place) -> None:
 
 def test_a_load_goes_on_when_its_caller_has_gone(place: Place) -> None:
     """Who asked for the model may leave the bus: it is loaded all the same."""
-    place.configure({"slow": engine("--ready-after", "0.5"), "spare": engine()})
+    gate = place.root / "gate"
+    place.configure({"slow": engine("--ready-when", str(gate)), "spare": engine()})
     daemon = place.start()
     caller = place.client()
     caller.call("Load", "s", "slow")
     daemon.wait_state("slow", "loading")
     caller.close()
+    gate.touch()
     daemon.wait_state("slow", "ready")
     daemon.aftermath()
 
 
 def test_a_hold_ends_with_its_caller_while_the_load_goes_on(place: Place) -> None:
     """Loaded with hold, and gone before it was ready: loaded, held by nobody."""
-    place.configure({"slow": engine("--ready-after", "0.5"), "spare": engine()})
+    gate = place.root / "gate"
+    place.configure({"slow": engine("--ready-when", str(gate)), "spare": engine()})
     daemon = place.start()
     caller = place.client()
     caller.call("LoadWithOptions", "sa{sv}", "slow", {"hold": ("b", True)})
     assert daemon.model("slow")["Holds"] == 1
     caller.close()
+    gate.touch()
     daemon.wait_state("slow", "ready")
     settle(lambda: daemon.model("slow")["Holds"] == 0, "the hold has ended")
     daemon.aftermath()

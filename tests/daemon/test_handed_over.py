@@ -74,7 +74,7 @@ def test_what_was_idle_is_left_at_once(place: Place, manager: Manager) -> None:
 
 def test_whoever_is_told_to_end_for_good_meanwhile_does(place: Place, doors: Doors, manager: Manager) -> None:
     """SIGTERM after SIGUSR2: the engines end with it, and the status is that of any end."""
-    place.configure({"tiny": talker(place), "spare": engine()}, shutdown_drain="200ms")
+    place.configure({"tiny": talker(place), "spare": engine()}, shutdown_drain="60s")
     daemon = started(place, manager)
     pid = daemon.loaded("tiny")["child"]["pid"]
     body = {"model": "tiny", "messages": HELLO, "stream": True, "do": "stall"}
@@ -82,7 +82,9 @@ def test_whoever_is_told_to_end_for_good_meanwhile_does(place: Place, doors: Doo
         assert answer.line()
         daemon.signal(signal.SIGUSR2)
         settle(lambda: closed(doors.front.port), "it has heard the first signal")
-        assert daemon.stop() == 0
+        daemon.signal(signal.SIGTERM)
+        daemon.wait_state("tiny", "unloading")
+    assert daemon.wait_exit() == 0
     wait_gone(pid)
 
 

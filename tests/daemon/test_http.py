@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from fake_nvml.gpu import GIB, FakeGpus
+from ports import free_port
 
-from .doors import HELLO, Door, Doors, free_port, listening, open_doors, talker, to_the_end
+from .doors import HELLO, Door, Doors, listening, open_doors, talker, to_the_end
 from .harness import BOUND_S, TOP, Daemon, Place, engine, settle
 
 PAGE = "http://localhost:5000"

@@ -221,8 +221,8 @@ def test_a_client_that_leaves_while_its_model_loads_leaves_nothing(place: Place,
 # Stopping and reloading -----------------------------------------------------------------------------------------------
 
 
-def _begin_streams(doors: Doors, count: int, events: int) -> tuple[list[Opened], list[list[bytes]]]:
-    streams = [stream_of(doors, events=events, every=0.1) for _ in range(count)]
+def _begin_streams(doors: Doors, count: int, events: int, **asked: object) -> tuple[list[Opened], list[list[bytes]]]:
+    streams = [stream_of(doors, events=events, every=0.1, **asked) for _ in range(count)]
     # Where the load takes a second, each is told so meanwhile.
     lines = [[next(line for line in iter(stream.line, b"") if not line.startswith(b":"))] for stream in streams]
     assert all(line == [b'data: {"number": 0}'] for line in lines)
@@ -246,13 +246,15 @@ def test_a_stop_lets_twenty_streams_end(place: Place, doors: Doors) -> None:
     """SIGTERM: each ends whole within shutdown_drain, nobody new is let in, status 0."""
     place.configure({"tiny": talker(place), "other": engine(), "spare": engine()}, shutdown_drain="60s")
     daemon = place.start()
-    streams, lines = _begin_streams(doors, STREAMS, 20)
+    gate = place.root / "gate"
+    streams, lines = _begin_streams(doors, STREAMS, 10, until=str(gate))
     daemon.signal(signal.SIGTERM)
     daemon.wait_state("tiny", "unloading")
     refused = doors.front.chat("other")
     assert (refused.status, refused.error["type"]) == (503, "shutting_down")
     assert int(refused.headers["retry-after"]) >= 1
-    _end_streams(streams, lines, 20)
+    gate.touch()
+    _end_streams(streams, lines, 10)
     assert daemon.wait_exit() == 0
     place.check_empty()
     assert "Traceback" not in daemon.log()
@@ -406,7 +408,7 @@ def test_a_model_larger_than_the_gpu_is_507(place: Place, doors: Doors, gpus: Fa
 def test_a_full_queue_is_503_and_a_long_wait_504(place: Place, doors: Doors, gpus: FakeGpus) -> None:
     """One streams, one waits for its memory, the next is refused with Retry-After, and who waited too long is told."""
     models = {name: sized(place, gpus, name, 4) for name in ("a", "b", "c")}
-    place.configure(models, queue={"size": 1, "timeout": 2, "turn": 2}, **RESERVE)
+    place.configure(models, queue={"size": 1, "timeout": 5, "turn": 5}, **RESERVE)
     daemon = place.start()
     told = []
     with stream_of(doors, "a", events=1000, every=0.05) as stream, Together() as together:
@@ -560,7 +562,7 @@ def test_a_body_of_a_hundred_megabytes_passes_and_one_byte_too_many_does_not(pla
 
 
 def test_streams_of_all_speeds_leave_memory_flat(place: Place, doors: Doors) -> None:
-    """32 clients take 50 MB each, the slowest in about four seconds: what it does not take yet stays with the
+    """16 clients take 25 MB each, the slowest in about four seconds: what it does not take yet stays with the
     engine."""
     place.configure({"tiny": talker(place), "spare": engine()})
     daemon = place.start()
@@ -570,18 +572,18 @@ def test_streams_of_all_speeds_leave_memory_flat(place: Place, doors: Doors) -> 
 
     def take(takes_s: float) -> None:
         began, count = time.monotonic(), 0
-        with stream_of(doors, do="pour", mb=50) as stream:
+        with stream_of(doors, do="pour", mb=25) as stream:
             while piece := stream.read(1 << 20):
                 count += len(piece)
-                ahead_s = takes_s * count / (50 * MB) - (time.monotonic() - began)
+                ahead_s = takes_s * count / (25 * MB) - (time.monotonic() - began)
                 if ahead_s > 0:
                     time.sleep(ahead_s)
         counts.append(count)
 
-    with Together(120) as together:
-        for number in range(32):
-            together.start(take, number / 8)
-    assert counts == [50 * MB] * 32
+    with Together(240) as together:
+        for number in range(16):
+            together.start(take, number / 4)
+    assert counts == [25 * MB] * 16
     assert _peak_kib(daemon) - before_kib < 48 << 10
     daemon.aftermath()
 
@@ -614,7 +616,7 @@ def test_models_that_do_not_fit_together_take_turns_and_lose_nobody(place: Place
                     lines = list(iter(stream.line, b""))
                 assert lines[-1] == b"data: [DONE]" and not any(b'"error"' in line for line in lines), lines
 
-    with Together(60) as together:
+    with Together(240) as together:
         for seed in range(6):
             together.start(ask, seed)
     assert {status for _, status in answers} == {200}

@@ -1,6 +1,7 @@
 """Memory on the whole daemon: a budget of host memory, a stand-in for NVIDIA's library whose figures come from living
 processes, models that make room, wait and are refused."""
 
+import re
 import time
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def test_held_pinned_and_busy_models_do_not_make_room(place: Place) -> None:
         job = daemon.ask_load("new")
         # The engine says that it works, and stays: there is nobody left to make room.
         ended = daemon.wait_job(job)
-        assert ended.result == "timeout" and "it has waited 3 s" in ended.message, ended
+        assert ended.result == "timeout" and re.search(r"it has waited \d+ s", ended.message), ended
         assert '"busy"' in ended.message, ended
         for _ in range(20):
             assert stream.read(), "the answer was cut"
@@ -149,6 +150,12 @@ class Card:
     def calls(self) -> list[str]:
         return fake_nvml.calls(self.call_log)
 
+    def is_left_alone(self) -> bool:
+        """Looks for a while: the last call of what has just been done may still be on its way, and nobody tells."""
+        before = len(self.calls())
+        time.sleep(1.5)
+        return len(self.calls()) == before
+
 
 def _on_gpu(mib: int, *switches: str, size: str = "", **settings: object) -> dict[str, object]:
     """An engine that holds so much of the GPU while it lives."""
@@ -208,17 +215,17 @@ def test_the_gpu_is_a_budget_that_models_make_room_in(place: Place) -> None:
 
 def test_memory_that_comes_back_late_is_waited_for(place: Place) -> None:
     """The driver shows an ended engine's memory as used for a while: the next engine is not started before that."""
-    Card(place, linger_ms=700)
+    Card(place, linger_ms=1500)
     started = place.root / "started"
     place.configure({"a": _on_gpu(5000), "b": _on_gpu(5000, "--ready-file", str(started)), "spare": engine()})
     daemon = place.start()
     pid = daemon.loaded("a")["child"]["pid"]
+    began = time.monotonic()
     job = daemon.ask_load("b")
     settle(lambda: gone(pid), "a is gone")
-    began = time.monotonic()
-    assert not started.exists()
     assert daemon.wait_job(job).result == "done"
-    assert time.monotonic() - began > 0.4, "it did not wait for the memory"
+    # Both clocks are one; what was before a's end counts in favor of nobody.
+    assert float(started.read_text()) - began >= 1.5, "it did not wait for the memory"
     daemon.aftermath()
 
 
@@ -254,8 +261,10 @@ def test_a_killed_engine_comes_back_only_when_its_memory_has(place: Place) -> No
     Card(place, linger_ms=500)
     place.configure({"a": _on_gpu(5000), "spare": engine()})
     daemon = place.start()
-    place.kill(daemon.loaded("a")["child"]["pid"])
-    daemon.wait_state("a", "failed", "queued", "loading")
+    pid = daemon.loaded("a")["child"]["pid"]
+    since = len(daemon.client.signals)
+    place.kill(pid)
+    daemon.client.wait_signal(lambda s: s.body[:2] == ("a", "failed"), since=since)
     daemon.wait_state("a", "ready")
     daemon.aftermath()
 
@@ -271,15 +280,10 @@ def test_nothing_is_asked_of_the_driver_while_nothing_happens(place: Place) -> N
     daemon = place.start()
     daemon.loaded("a")
     settle(lambda: _gpu(daemon)["Committed"] == 1000 * MIB, "the load has settled")
-    time.sleep(0.3)  # The last look of the watch over the load may still be on its way.
-    loaded = len(card.calls())
-    time.sleep(1.5)  # The silence itself is what is measured.
-    assert len(card.calls()) == loaded, card.calls()[loaded:]
+    settle(card.is_left_alone, "nothing is asked", lambda: str(card.calls()[-20:]))
     assert daemon.unload("a").result == "done"
     settle(lambda: str(device) not in daemon.descriptors(), "the device is let go")
-    unloaded = len(card.calls())
-    time.sleep(1.5)
-    assert len(card.calls()) == unloaded, card.calls()[unloaded:]
+    settle(card.is_left_alone, "nothing is asked", lambda: str(card.calls()[-20:]))
     daemon.aftermath()
 
 

@@ -49,7 +49,7 @@ def test_a_build_for_the_processor_is_found_out(place: Place, gpus: FakeGpus) ->
     assert daemon.load("slow").result == "done"
     said = r'"slow" runs on the processor: it holds 0 MiB of the 2\.0 GiB that it was to have on NVIDIA Fake 0'
     daemon.wait_log(said)
-    assert "gpudctl doctor" in daemon.log()
+    daemon.wait_log("gpudctl doctor")
     assert "slow: reduced to the processor: it holds 0 MiB of the 2.0 GiB" in gpudctl(daemon, "status")
     assert re.search(said, gpudctl(daemon, "explain", "slow"))
     assert daemon.load("slow").result == "done"

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
-from .doors import HELLO, Doors, free_port, open_doors, talker
+from .doors import HELLO, Doors, open_doors, talker
 from .harness import BOUND_S, TOP, Place, settle
 
 NGINX = shutil.which("nginx") or "/usr/sbin/nginx"

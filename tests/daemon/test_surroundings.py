@@ -99,11 +99,13 @@ def test_a_canceled_load_leaves_nothing(place: Place) -> None:
 
 def test_one_of_two_callers_takes_its_wish_back(place: Place) -> None:
     """The other one still gets the model."""
-    place.configure({"slow": engine("--ready-after", "0.6"), "spare": engine()})
+    gate = place.root / "gate"
+    place.configure({"slow": engine("--ready-when", str(gate)), "spare": engine()})
     daemon = place.start()
     first, second = daemon.ask_load("slow"), daemon.ask_load("slow")
     daemon.call("CancelJob", "u", first)
     assert daemon.wait_job(first).result == "canceled"
+    gate.touch()
     assert daemon.wait_job(second).result == "done"
     daemon.aftermath()
 

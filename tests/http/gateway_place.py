@@ -42,7 +42,7 @@ def talker(name: str = "tiny", *switches: str, notes: Path | None = None, **chan
     """A model whose engine is the talking one, with a key of its own."""
     command = (str(TALKER), "--host", "${socket}", *switches, *(("--notes", str(notes)) if notes else ()))
     settings = EngineSettings(command=command, health="/health", environment=(("ENGINE_KEY", "${key}"),))
-    model = Model(name, "custom", settings, size_bytes=GIB, load_timeout_s=20.0, stop=QUICK)
+    model = Model(name, "custom", settings, size_bytes=GIB, load_timeout_s=50.0, stop=QUICK)
     return replace(model, **changes)
 
 
@@ -139,7 +139,7 @@ class Front:
         """One question on a connection of its own, and the whole answer."""
         async with connected(self.path) as client:
             await client.send(question(path, body, method=method, headers=headers, raw=raw))
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(50):
                 answer = await client.answer(method or "POST")
         return Told(answer.status, answer.headers, answer.body)
 

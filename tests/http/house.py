@@ -35,7 +35,7 @@ from gpud.http.routing import Router
 from gpud.http.server import Handler, Server
 from gpud.http.shapes import Api
 
-BOUND_S = 20.0
+BOUND_S = 50.0
 
 
 @dataclass

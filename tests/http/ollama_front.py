@@ -50,7 +50,7 @@ def scripted(folder: Path, name: str = "tiny", **changes: Any) -> Model:
     settings = EngineSettings(command=(str(ENGINE), "--host", "${socket}", *files), health="/health")
     embeddings = changes.pop("embeddings", False)
     model = Model(name, "custom", replace(settings, embeddings=embeddings), size_bytes=GIB, stop=QUICK)
-    return replace(model, load_timeout_s=20.0, **changes)
+    return replace(model, load_timeout_s=50.0, **changes)
 
 
 def script(folder: Path, *events: object, name: str = "tiny", **more: object) -> None:
@@ -164,7 +164,7 @@ class OllamaDoor:
         """One question on a connection of its own, and the whole answer."""
         async with connected(self.path) as client:
             await client.send(question(path, body, method=method, headers=headers))
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(50):
                 answer = await client.answer(method or "POST")
         return Said(answer.status, answer.headers, answer.body)
 

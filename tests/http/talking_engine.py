@@ -88,7 +88,7 @@ async def one(reader, writer):
     }
     match asked.get("do", ""):
         case "stream":
-            await stream(reader, writer, asked.get("events", 3), asked.get("every", 0.0))
+            await stream(reader, writer, asked.get("events", 3), asked.get("every", 0.0), until=asked.get("until", ""))
             return False
         case "die-first":
             print("CUDA error: the first word was too much", file=sys.stderr, flush=True)
@@ -146,7 +146,8 @@ async def one(reader, writer):
     return True
 
 
-async def stream(reader, writer, events, every, ends=True):
+async def stream(reader, writer, events, every, ends=True, until=""):
+    """So many events; the end comes when the file ``until`` is there."""
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
     gone = asyncio.ensure_future(reader.read(1))
     for number in range(events):
@@ -156,6 +157,11 @@ async def stream(reader, writer, events, every, ends=True):
             await asyncio.wait((gone,), timeout=every)
         if gone.done():
             note(left=True, number=number)
+            return
+    while until and not Path(until).exists():
+        await asyncio.wait((gone,), timeout=0.01)
+        if gone.done():
+            note(left=True)
             return
     gone.cancel()
     if ends:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from engine.parts import Bench
+from ports import free_port
 
 from gpud.core.errors import NoSuchModel
 from gpud.core.events import Kind, Notice
@@ -243,13 +244,6 @@ def test_requests_are_counted_by_route_and_never_by_path(play: Callable[[Scene],
         assert b"a-path-of-a-stranger" not in text
 
     play(scene)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def test_who_comes_on_a_passed_socket_while_gpud_ends_is_left_to_the_next_one(

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from engine.parts import GIB
 from gateway_place import QUICK, TALKER, Front
+from ports import free_port
 
 from gpud.core.facts import EngineSettings, Model
 
@@ -23,12 +23,10 @@ SERVED = "org/Served-Model"
 @contextlib.asynccontextmanager
 async def served() -> AsyncIterator[str]:
     """The address of a service that somebody else runs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = await asyncio.create_subprocess_exec(sys.executable, str(TALKER), "--port", str(port), "--serves", SERVED)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(50):
             while True:
                 with contextlib.suppress(ConnectionRefusedError):
                     _, writer = await asyncio.open_connection("127.0.0.1", port)

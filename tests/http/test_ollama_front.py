@@ -150,7 +150,7 @@ def test_a_piece_is_told_as_soon_as_it_comes(run: Run, tmp_path: Path) -> None:
             mark = tmp_path / "go-on"
             script(tmp_path, *ANSWER, wait=str(mark))
             await client.send(question("/api/chat", HELLO))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(50):
                 await client.reader.readuntil(b'"content":"Hel"')
                 mark.touch()
                 await client.reader.readuntil(b'"done":true')
@@ -506,7 +506,7 @@ def test_an_unload_cuts_no_answer(run: Run, tmp_path: Path) -> None:
             mark = tmp_path / "go-on"
             script(tmp_path, *ANSWER, wait=str(mark))
             await client.send(question("/api/chat", HELLO))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(50):
                 await client.reader.readuntil(b'"content":"Hel"')
                 await door.ask("/api/generate", {"model": "tiny", "keep_alive": 0})
                 assert door.status().state is State.DRAINING
@@ -693,12 +693,12 @@ def test_a_client_that_leaves_ends_the_engines_work(run: Run, tmp_path: Path) ->
             script(tmp_path, chunk(content="Hel"), then="stall")
             async with connected(door.path) as client:
                 await client.send(question("/api/chat", HELLO))
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(50):
                     await client.reader.readuntil(b'"content":"Hel"')
                 assert door.status().in_flight == 1
             idle = asyncio.Event()
             unsubscribe = door.engine.subscribe(lambda _: idle.set() if not door.status().in_flight else None)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(50):
                 while door.status().in_flight:
                     await idle.wait()
                     idle.clear()

@@ -44,11 +44,8 @@ def cgroup_root(cgroup_mount: Path) -> Iterator[Path]:
 
 def _remove(root: Path) -> None:
     """Killed processes take a moment to be gone."""
-    subprocess.run(
-        ["timeout", "5", "sh", "-c", 'until find "$0" -depth -type d -exec rmdir {} +; do sleep 0.05; done', str(root)],
-        check=True,
-        stderr=subprocess.DEVNULL,
-    )
+    again = 'until find "$0" -depth -type d -exec rmdir {} +; do sleep 0.05; done'
+    subprocess.run(["timeout", "30", "sh", "-c", again, str(root)], check=True, stderr=subprocess.DEVNULL)
 
 
 @pytest.fixture

@@ -295,36 +295,31 @@ def test_many_starts_leak_no_descriptor(launcher: ProcessLauncher, run: Run) -> 
 
 
 def test_flood_delays_nobody_and_fills_nothing(launcher: ProcessLauncher, sink: Lines, run: Run) -> None:
-    """100 MB at full speed: the loop's timers stay on time, the memory stays flat, the child is not held up."""
+    """100 MB at full speed: the loop goes on to its next turn soon, the memory stays flat, the child is not held up."""
     line = "x" * 70
 
-    def waited_for_cpu() -> float:
-        """How long this thread was ready to run and another had the CPU: that is no delay of the loop's making."""
-        with open("/proc/thread-self/schedstat") as file:
-            return int(file.read().split()[1]) / 1e9
-
-    async def scene() -> tuple[float, Exit]:
-        loop = asyncio.get_running_loop()
+    async def scene() -> tuple[float, float, Exit]:
+        began_s = time.monotonic()
         child = await launcher.spawn(shell(f"yes {line} | head -c 100000000; echo; echo all of it"))
         ended = asyncio.ensure_future(child.wait())
         worst = 0.0
         while not ended.done():
-            due, waited = loop.time() + 0.01, waited_for_cpu()
-            await asyncio.wait({ended}, timeout=0.01)
-            if not ended.done():
-                worst = max(worst, loop.time() - due - (waited_for_cpu() - waited))
-        return worst, await ended
+            # What the loop works in one turn is what a timer is late by: here two, without a wait for a processor.
+            worked_s = time.thread_time()
+            await asyncio.sleep(0)
+            worst = max(worst, time.thread_time() - worked_s)
+        return worst, time.monotonic() - began_s, await ended
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    worst, ended = run(scene())
+    worst, lasted_s, ended = run(scene(), 600.0)
     assert ended.code == 0 and ended.tail[-1] == "all of it"
-    assert worst < 0.15
+    assert worst < 0.5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000
     dropped = sum(int(text.split()[0]) for text in sink.texts if "lines dropped" in text)
     passed = sum("lines dropped" not in text for text in sink.texts)
     # Two more than the child's whole lines: the one that head cut, and the last word.
     assert dropped + passed == 100_000_000 // 71 + 2
-    assert passed < 1000 + 200 * 60
+    assert passed < 1000 + 200 * (lasted_s + 1)
 
 
 def test_stdin_is_a_lease_and_a_channel(launcher: ProcessLauncher, sink: Lines, run: Run) -> None:

@@ -43,7 +43,7 @@ def test_second_term_is_sent_to_a_busy_child(launcher: ProcessLauncher, sink: Li
         child = await launcher.spawn(shell(script, lease=True))
         await told(sink)
         # Long enough for the first to arrive on a machine that is busy: two that wait are one.
-        return await child.stop(StopTimes(term_s=1.0, second_term_s=60.0))
+        return await child.stop(StopTimes(term_s=3.0, second_term_s=60.0))
 
     assert run(scene()).code == 6
 

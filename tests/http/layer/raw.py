@@ -14,7 +14,7 @@ from gpud.http.listening import TcpAddress
 from gpud.http.message import Reply, Request
 from gpud.http.server import Handler, Server
 
-BOUND_S = 10.0
+BOUND_S = 50.0
 
 
 @dataclass

@@ -12,7 +12,7 @@ from gpud.http.limits import ServerLimits
 from gpud.http.message import Reply, Request
 from gpud.http.server import Server
 
-from .raw import connected, echo, serving, until
+from .raw import BOUND_S, connected, echo, serving, until
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -50,7 +50,7 @@ class Waiting:
 @pytest.mark.parametrize("path", ["/plain", "/stream"])
 @pytest.mark.parametrize("how", ["reset", "leave"])
 def test_a_client_that_leaves_ends_what_is_done_for_it(path: str, how: str, run: Run) -> None:
-    """The handler is canceled within 100 ms, whether its client resets or closes."""
+    """The handler is canceled, whether its client resets or closes; how soon is told by the bench."""
 
     async def scene() -> None:
         waiting = Waiting()
@@ -66,9 +66,7 @@ def test_a_client_that_leaves_ends_what_is_done_for_it(path: str, how: str, run:
                     while not connection.half_closed:
                         await asyncio.sleep(0.001)
                     connection.transport.write(b"1\r\nx\r\n")
-            async with asyncio.timeout(0.1):
-                while not waiting.outcome:
-                    await asyncio.sleep(0.001)
+            await until(lambda: bool(waiting.outcome))
             assert waiting.outcome == "canceled and told"
             await until(lambda: server.connections == 0)
 
@@ -92,9 +90,7 @@ def test_a_client_that_leaves_over_a_unix_socket_is_missed_at_once(run: Run, tmp
                 await until(lambda: all(each.half_closed for each in server._connections))
                 assert not waiting.outcome
                 client.leave()
-                async with asyncio.timeout(0.1):
-                    while not waiting.outcome:
-                        await asyncio.sleep(0.001)
+                await until(lambda: bool(waiting.outcome))
                 assert waiting.outcome == "canceled and told"
         finally:
             await server.close()
@@ -203,8 +199,7 @@ def test_a_handler_s_last_work_is_not_cut_by_a_client_that_has_its_answer(run: R
         async with serving(handler) as (_, port), connected(port) as client:
             await client.ask(GET)
             client.reset()
-            async with asyncio.timeout(5):
-                await finished.wait()
+            await finished.wait()
 
     run(scene())
 
@@ -224,7 +219,7 @@ def test_draining_lets_requests_end_and_takes_no_others(run: Run) -> None:
             waiting.begun.clear()
             await busy.send(GET)
             await waiting.begun.wait()
-            closing = asyncio.create_task(server.close(5.0))
+            closing = asyncio.create_task(server.close(3600.0))
             assert await idle.rest() == b""
             with pytest.raises(ConnectionRefusedError):
                 async with connected(port):
@@ -248,7 +243,7 @@ def test_who_has_just_come_may_still_ask(early: bytes, run: Run) -> None:
             await client.send(early)
             await until(lambda: all(len(each._pending) == len(early) for each in server._connections))
             await until(lambda: server.connections == 1)
-            closing = asyncio.create_task(server.close(5.0))
+            closing = asyncio.create_task(server.close(3600.0))
             await until(lambda: server.closing)
             answer = await client.ask(GET[len(early) :])
             assert (answer.status, answer.headers["connection"]) == (200, "close")
@@ -265,7 +260,7 @@ def test_who_comes_only_to_be_there_does_not_hold_up_the_end(run: Run) -> None:
         async with serving(echo) as (server, port), connected(port) as client:
             await until(lambda: server.connections == 1)
             closing = asyncio.create_task(server.close(3600.0))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(BOUND_S):
                 assert await client.reader.read() == b""
                 await closing
 
@@ -291,7 +286,7 @@ def test_what_was_sent_before_the_end_is_answered(asked_before: bool, run: Run) 
                 server.retire()
                 client.setblocking(False)
                 answer = b""
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(BOUND_S):
                     while piece := await loop.sock_recv(client, 4096):
                         answer += piece
                 assert answer.startswith(b"HTTP/1.1 200")
@@ -335,7 +330,8 @@ def test_a_thousand_idle_connections_cost_one_timer(run: Run) -> None:
 
     async def scene() -> None:
         loop = asyncio.get_running_loop()
-        async with serving(echo, ServerLimits(connections=1100)) as (server, port):
+        # None of them is to be closed for its silence meanwhile.
+        async with serving(echo, ServerLimits(connections=1100, header_s=3600.0)) as (server, port):
             opened = []
             try:
                 while len(opened) < 1000:

@@ -17,7 +17,7 @@ from gpud.http.listening import Address, PassedSocket, TcpAddress, Tls, UnixAddr
 from gpud.http.message import Peer, Reply, Request
 from gpud.http.server import Server
 
-from .raw import connected, echo, until
+from .raw import BOUND_S, connected, echo, until
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -294,7 +294,7 @@ def test_tls_is_served(certificate: Tls, run: Run) -> None:
             writer.write(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
             await until(lambda: any(each.work for each in server._connections))
             writer.close()
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(BOUND_S):
                 await left.wait()
             await writer.wait_closed()
             async with connected(listening.port) as plain:
