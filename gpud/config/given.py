@@ -7,6 +7,7 @@ from gpud.config.kinds import BROKEN, Reading
 from gpud.config.sections import Found, Key, Section, Values
 from gpud.config.source import shown
 from gpud.core.engines import BUILT_IN
+from gpud.core.record import Struct
 
 
 class Unset:
@@ -48,10 +49,12 @@ class Given:
         section = kind if isinstance(kind, Section) else Section(())
         return Given(section, values, self._reading, f"{self.path}.{name}" if self.path else name)
 
-    def fields(self) -> dict[str, Any]:
-        """What the record of this section is made with; what is unset is left to the record."""
+    def fields(self, of: type[Struct] | None = None) -> dict[str, Any]:
+        """What the record of this section is made with, or one of several; what is unset is left to the record."""
         pairs = ((key.field or key.name, self.get(key.name)) for key in self._section.keys)
-        return {name: value for name, value in pairs if value is not UNSET}
+        return {
+            name: value for name, value in pairs if value is not UNSET and (of is None or name in of.__struct_fields__)
+        }
 
     def given(self, *names: str) -> Found:
         """The first of these keys that was given: what a message about all of them points at."""

@@ -24,25 +24,23 @@ def limits(top: Given, reading: Reading) -> Limits:
             f"{restart['max']:g} seconds: is less than restart.first, {restart['first']:g} seconds; raise it",
         )
     busy_mib = gpu["external_busy_mib"]
-    return Limits(
-        gpu=_budget(gpu["budget"], gpu["reserve"]),
-        host=_budget(gpu["host_budget"], gpu["host_reserve"]),
-        backoff_first_s=restart["first"],
-        backoff_max_s=restart["max"],
-        backoff_attempts=restart["attempts"],
-        healthy_after_s=restart["healthy_after"],
-        memory_wait_s=top["memory_wait"],
-        shutdown_drain_s=top["shutdown_drain"],
-        queue=_queue(top.section("queue"), reading),
-        eviction=_eviction(top.section("eviction"), reading),
-        sessions=SessionLimits(**top.section("sessions").fields()),
-        watch_s=gpu["watch"],
-        alert_percent=gpu["alert_percent"] or None,
-        external_busy_bytes=None if busy_mib is None else busy_mib << 20,
-        loads_during_game=LoadsMeanwhile(top.section("give_way")["loads"]),
-        loads_without_gpu=LoadsMeanwhile(top.section("suspend")["without_gpu"]),
-        battery_idle_s=top.section("idle")["timeout_on_battery"],
-    )
+    plain = {
+        name: value
+        for section in (top, restart, gpu, top.section("idle"))
+        for name, value in section.fields(Limits).items()
+    }
+    made = {
+        "gpu": _budget(gpu["budget"], gpu["reserve"]),
+        "host": _budget(gpu["host_budget"], gpu["host_reserve"]),
+        "queue": _queue(top.section("queue"), reading),
+        "eviction": _eviction(top.section("eviction"), reading),
+        "sessions": SessionLimits(**top.section("sessions").fields()),
+        "alert_percent": gpu["alert_percent"] or None,
+        "external_busy_bytes": None if busy_mib is None else busy_mib << 20,
+        "loads_during_game": LoadsMeanwhile(top.section("give_way")["loads"]),
+        "loads_without_gpu": LoadsMeanwhile(top.section("suspend")["without_gpu"]),
+    }
+    return Limits(**(plain | made))
 
 
 def _budget(budget: int | Percent | None, reserve: int) -> BudgetLimits:

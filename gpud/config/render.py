@@ -117,35 +117,21 @@ def _dump(data: object) -> str:
 
 def _data(config: Config, *, secrets: bool) -> dict[str, object]:
     limits = config.limits
-    restart = {
-        "first": limits.backoff_first_s,
-        "max": limits.backoff_max_s,
-        "attempts": limits.backoff_attempts,
-        "healthy_after": limits.healthy_after_s,
-    }
     gpu = {
         "budget": _budget(limits.gpu),
         "reserve": limits.gpu.reserve_bytes,
         "host_budget": _budget(limits.host),
         "host_reserve": limits.host.reserve_bytes,
-        "watch": limits.watch_s,
         "external_busy_mib": None if limits.external_busy_bytes is None else limits.external_busy_bytes >> 20,
         "alert_percent": limits.alert_percent or 0.0,
     }
     eviction = replace(limits.eviction, above_percent=limits.eviction.above_percent or 0.0)
-    idle: dict[str, object] = {
-        "timeout": config.idle_timeout_s,
-        "timeout_on_battery": limits.battery_idle_s,
-        "sessions_idle": config.idle.sessions_idle,
-        "locked": config.idle.locked,
-        "logged_out": config.idle.logged_out,
-    }
     top = {key.name: key for key in ROOT.keys}
     return {
         "models": {name: _model(model, secrets=secrets) for name, model in config.models.items()}
         | {name: _override(said, secrets=secrets) for name, said in config.overrides.items()},
         "engines": {name: _of_record(ENGINE, engine, name, secrets=secrets) for name, engine in config.engines.items()},
-        "idle": {key.name: _written(key, idle[key.name]) for key in IDLE.keys if idle[key.name] is not None},
+        "idle": _of_records(IDLE, config, config.idle, limits),
         "storage": {"base_directory": config.base_directory},
         "registry": {
             key.name: _written(key, value)
@@ -153,7 +139,7 @@ def _data(config: Config, *, secrets: bool) -> dict[str, object]:
             if (value := getattr(config.registry, key.field or key.name)) != ()
             or key.name not in ("include", "exclude")
         },
-        "gpu": {key.name: _written(key, gpu[key.name]) for key in GPU.keys if gpu[key.name] is not None},
+        "gpu": _of_records(GPU, limits, **gpu),
         "queue": _of_record(QUEUE, limits.queue, "", secrets=secrets),
         "eviction": _of_record(EVICTION, eviction, "", secrets=secrets),
         "scheduler": {"backend_order": list(config.backend_order)},
@@ -163,7 +149,7 @@ def _data(config: Config, *, secrets: bool) -> dict[str, object]:
         "give_way": _of_record(GIVE_WAY, config.give_way, "", secrets=secrets)
         | {"loads": str(limits.loads_during_game)},
         "stop": _of_record(STOP, config.stop, "", secrets=secrets),
-        "restart": {key.name: _written(key, restart[key.name]) for key in RESTART.keys},
+        "restart": _of_records(RESTART, limits),
         "memory_wait": _written(top["memory_wait"], limits.memory_wait_s),
         "shutdown_drain": _written(top["shutdown_drain"], limits.shutdown_drain_s),
         "logging": _of_record(LOGGING, config.logging, "", secrets=secrets),
@@ -202,6 +188,17 @@ def _written(key: Key, value: object) -> object:
 
 def _budget(limits: BudgetLimits) -> int | Percent | None:
     return limits.budget_bytes if limits.budget_percent is None else Percent(limits.budget_percent)
+
+
+def _of_records(section: Section, *records: object, **made: object) -> dict[str, object]:
+    """What several records say of one section; ``made`` is what the file says in other words, by the key."""
+    data: dict[str, object] = {}
+    for key in section.keys:
+        name = key.field or key.name
+        value = made.get(key.name, next((getattr(one, name) for one in records if hasattr(one, name)), None))
+        if value is not None:
+            data[key.name] = _written(key, value)
+    return data
 
 
 def _of_record(section: Section, record: object, engine: str, *, secrets: bool) -> dict[str, object]:

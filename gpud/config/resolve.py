@@ -57,9 +57,9 @@ def build(root: Node, reading: Reading, *, complete: bool, sources: tuple[str, .
         base_directory=top.section("storage")["base_directory"],
         alerts=AlertsConfig(**top.section("alerts").fields()),
         prefetch=PrefetchConfig(**top.section("prefetch").fields()),
-        idle=_idle(top.section("idle")),
+        idle=IdleConfig(**top.section("idle").fields(IdleConfig)),
         suspend=SuspendConfig(**top.section("suspend").fields()),
-        give_way=GiveWayConfig(tuple(top.section("give_way")["programs"] or ())),
+        give_way=GiveWayConfig(**top.section("give_way").fields(GiveWayConfig)),
         logging=LoggingConfig(**top.section("logging").fields()),
         http=http(
             top.section("http"), _names(top.section("models").values, models), reading, more_are_found=registry.enable
@@ -68,10 +68,6 @@ def build(root: Node, reading: Reading, *, complete: bool, sources: tuple[str, .
         sources=sources,
     )
     return None if reading.problems else config
-
-
-def _idle(idle: Given) -> IdleConfig:
-    return IdleConfig(idle["sessions_idle"], idle["locked"], idle["logged_out"])
 
 
 def _names(given: Values, models: Mapping[str, Model]) -> list[str]:

@@ -595,6 +595,7 @@ IDLE = Section(
             Duration(never=True, auto=True),
             "Unload a model after this long without a request; auto: the longer, the longer a load of it takes.",
             "300",
+            field="idle_timeout_s",
             also=("idle_timeout", "seconds", "after"),
         ),
         Key(
@@ -602,6 +603,7 @@ IDLE = Section(
             Duration(1),
             "On battery no model stays longer without a request; one that is never unloaded stays.",
             absent="as long as otherwise",
+            field="battery_idle_s",
             also=("battery", "on_battery_timeout"),
             example="60",
         ),
@@ -694,6 +696,7 @@ GPU = Section(
             Duration(1, 86400, never=True),
             "How often other programs are looked after while a model is loaded; 0: only when something happens.",
             "10",
+            field="watch_s",
             also=("interval", "monitoring_interval", "poll"),
         ),
         Key(
@@ -819,10 +822,28 @@ PREFETCH = Section(
 
 RESTART = Section(
     (
-        Key("first", Duration(0.1), "The wait before the first new try after a crash; it doubles each time.", "5"),
-        Key("max", Duration(0.1), "The longest such wait.", "60"),
-        Key("attempts", Whole(1, 1000), "Tries before the model is given up until somebody asks for it.", "5"),
-        Key("healthy_after", Duration(), "A model that lived this long starts to count afresh.", "30"),
+        Key(
+            "first",
+            Duration(0.1),
+            "The wait before the first new try after a crash; it doubles each time.",
+            "5",
+            field="backoff_first_s",
+        ),
+        Key("max", Duration(0.1), "The longest such wait.", "60", field="backoff_max_s"),
+        Key(
+            "attempts",
+            Whole(1, 1000),
+            "Tries before the model is given up until somebody asks for it.",
+            "5",
+            field="backoff_attempts",
+        ),
+        Key(
+            "healthy_after",
+            Duration(),
+            "A model that lived this long starts to count afresh.",
+            "30",
+            field="healthy_after_s",
+        ),
     )
 )
 
@@ -1141,8 +1162,15 @@ ROOT = Section(
             Duration(),
             "How long a load waits for memory that a stopped engine should have given back.",
             "10",
+            field="memory_wait_s",
         ),
-        Key("shutdown_drain", Duration(0, 3600), "How long running requests may take when gpud ends.", "20"),
+        Key(
+            "shutdown_drain",
+            Duration(0, 3600),
+            "How long running requests may take when gpud ends.",
+            "20",
+            field="shutdown_drain_s",
+        ),
         Key("logging", LOGGING, "What is logged.", also=("log",)),
         Key(
             "http",
