@@ -79,6 +79,19 @@ def daemon(place: Place, gpus: FakeGpus) -> Iterator[Daemon]:
 
 
 @pytest.fixture
+def thousands(place: Place, daemon: Daemon) -> Iterator[None]:
+    """gpud knows m0000 to m4999, too. None of them can be loaded."""
+    before = place.config.read_text()
+    one = '{engine: custom, command: [/bin/true, "${socket}"], health: /health, size: 10MiB}'
+    others = "".join(f"  m{number:04}: {one}\n" for number in range(5000))
+    place.config.write_text(before.replace("models:\n", f"models:\n{others}"))
+    daemon.call("Reload")
+    yield
+    place.config.write_text(before)
+    daemon.call("Reload")
+
+
+@pytest.fixture
 def away(place: Place, gpus: FakeGpus) -> None:
     """No gpud runs."""
     for daemon in place.daemons:

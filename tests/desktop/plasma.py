@@ -218,7 +218,7 @@ class Plasma:
 
     def icons(self) -> list[Part]:
         """The widget's icons: in the panel, then in the tray."""
-        found = [part for part in self.see() if part.in_panel and part.role == "button" and "\n" in part.description]
+        found = [part for part in self.see() if part.in_panel and part.role == "button" and "GiB" in part.description]
         return sorted({part.x // 8: part for part in found}.values(), key=lambda part: part.x)
 
     def colors(self, part: str) -> dict[tuple[int, int, int], int]:
@@ -263,7 +263,7 @@ class Plasma:
         if not self.is_open():
             self.wait(lambda _: self.icons(), "there is no icon")
             self._toggle(is_open=True)
-        self.part("Give the GPUs away|A program keeps the GPUs empty|GPUs abgeben")
+        self.part("Give the GPU away|A program keeps the GPU empty|GPU abgeben")
 
     def is_open(self) -> bool:
         return any(part.role == "heading" for part in self.see())

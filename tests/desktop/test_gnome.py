@@ -24,7 +24,7 @@ FAVOURITES = ["qwen3-8b", "gemma-3-1b", "phi-4-mini"]
 
 DOCUMENTED = {
     "43": ("loaded",),
-    "48": ("loaded", "idle", "amber", "red", "several", "given-away", "preferences"),
+    "48": ("loaded", "idle", "amber", "red", "several", "many", "given-away", "preferences"),
 }
 """The pictures of each shell that docs/desktop.md shows."""
 
@@ -163,6 +163,29 @@ def foreign_bytes(daemon: Daemon) -> int:
     return next(gpu["VramForeign"][1] for gpu in daemon.status()["Gpus"] if gpu["Uuid"][1] == FakeGpus.uuid())
 
 
+def test_thousands_of_models_make_a_short_menu(
+    shell: GnomeShell, daemon: Daemon, thousands: None, photo: Callable[[str, str], None]
+) -> None:
+    """What is loaded, the favourites, and how many more there are."""
+    shell.set("favourites", "strv", ["m4321", "qwen3-8b"])
+    loaded(shell, daemon, "gemma-3-1b")
+    shell.open_menu()
+    shell.until(
+        "desk.texts(desk.menu.actor).includes('5,003 more: “gpudctl models list”')", "it is not said how many more"
+    )
+    texts = shell.texts()
+    assert [text for text in texts if text in ("gemma-3-1b", "m4321", "qwen3-8b")] == [
+        "gemma-3-1b",
+        "m4321",
+        "qwen3-8b",
+    ]
+    assert len(texts) < 20
+    photo("many", MENU)
+    shell.click("desk.named('Unload gemma-3-1b')")
+    daemon.wait_state("gemma-3-1b", "unloaded")
+    shell.until("!desk.figures.models.length", "the row does not go")
+
+
 def test_a_click_unloads_one_model(shell: GnomeShell, daemon: Daemon, photo: Callable[[str, str], None]) -> None:
     """The one whose button it is; the other stays."""
     loaded(shell, daemon, "qwen3-8b", "gemma-3-1b")
@@ -271,7 +294,7 @@ def test_what_others_do_is_shown_and_not_answered(shell: GnomeShell, daemon: Dae
         shell.until("!desk.switch_.state", "the switch does not follow")
         # Answered after whatever the widget may have asked for when its switch moved.
         shell.run("desk.widget._service.refresh()")
-        shell.until("!desk.widget._service._line._asking", "gpud does not answer")
+        shell.until("!desk.widget._service._line._questions.size", "gpud does not answer")
         assert daemon.property("Yielded") == {}
 
 

@@ -18,12 +18,15 @@ from jeepney import Message, new_error, new_method_return
 from tray.desktop import Desktop
 
 from .conftest import BROKEN, TOO_LARGE
-from .plasma import PANEL, POPUP, WIDGET, WIDGETS, Plasma
+from .plasma import PANEL, POPUP, WIDGET, WIDGETS, Part, Plasma
 from .tree import TOP, Tree, desktop_tree, wait_until
 
 AMBER = (246, 116, 0)
 RED = (218, 68, 83)
 """The colors of Breeze for what is neither good nor bad, and for what is bad."""
+
+MOST_OFFERED = 8
+"""At once, without favourites."""
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +169,29 @@ def test_a_favourite_comes_first(plasma: Plasma, daemon: Daemon) -> None:
     plasma.gone("Show fewer")
 
 
+def test_thousands_of_models_are_searched(plasma: Plasma, daemon: Daemon, thousands: None) -> None:
+    """What is loaded, the last used, how many more there are, and a field that finds them."""
+    daemon.loaded("gemma-3-1b")
+    plasma.open()
+    plasma.part("Unload gemma-3-1b", "button")
+    plasma.part(r"4[,.]?9\d\d more: search for them here, or with gpudctl models list", "label")
+    assert len(offered(plasma.see())) == MOST_OFFERED
+    keep(plasma.picture("plasma-many", POPUP))
+    plasma.focus(plasma.part("gemma-3-1b is loaded", "heading"))
+    plasma.click("Search for a model")
+    plasma.tree.run("xdotool type --delay 50 m432")
+    plasma.wait(lambda parts: offered(parts) == {f"Load m432{digit}" for digit in range(10)}, "it is not found")
+    keep(plasma.picture("plasma-search", POPUP))
+    plasma.close()
+    plasma.open()
+    plasma.wait(lambda parts: len(offered(parts)) == MOST_OFFERED, "the search is not over with the popup")
+
+
+def offered(parts: list[Part]) -> set[str]:
+    """What a click would load."""
+    return {part.name for part in parts if part.role == "list item" and part.name.startswith("Load ")}
+
+
 def test_a_refusal_is_shown_with_its_numbers(plasma: Plasma, daemon: Daemon) -> None:
     """What cannot be loaded is said in the daemon's words, and the message can be closed."""
     plasma.open()
@@ -186,18 +212,18 @@ def test_the_gpus_are_given_away_and_taken_back(plasma: Plasma, daemon: Daemon) 
     """One switch does both, and shows what gpud says, not what was clicked."""
     daemon.loaded("qwen3-8b")
     plasma.open()
-    plasma.click("Give the GPUs away")
+    plasma.click("Give the GPU away")
     daemon.wait_state("qwen3-8b", "unloaded")
-    plasma.part("The GPUs are given away", "heading")
-    assert plasma.part("Give the GPUs away").checked
+    plasma.part("The GPU is given away", "heading")
+    assert plasma.part("Give the GPU away").checked
     assert daemon.status()["Yielded"]["Why"] == ("s", "Plasma")
     keep(plasma.picture("plasma-given-away", POPUP))
-    plasma.click("Give the GPUs away")
+    plasma.click("Give the GPU away")
     plasma.part("No model is loaded", "heading")
-    assert not plasma.part("Give the GPUs away").checked
+    assert not plasma.part("Give the GPU away").checked
     daemon.call("Yield", "ts", 0, "somebody else")
     plasma.wait(
-        lambda parts: any(part.name == "Give the GPUs away" and part.checked for part in parts), "the switch is off"
+        lambda parts: any(part.name == "Give the GPU away" and part.checked for part in parts), "the switch is off"
     )
 
 
@@ -265,10 +291,10 @@ def test_a_password_can_be_asked_for(plasma: Plasma, away: None, system_bus: Pri
     strict = Strict(system_bus.address)
     try:
         plasma.open()
-        plasma.click("Give the GPUs away")
-        plasma.part("The GPUs are given away", "heading")
+        plasma.click("Give the GPU away")
+        plasma.part("The GPU is given away", "heading")
         assert strict.asked == [("Yield", False), ("Yield", True)]
-        assert plasma.part("Give the GPUs away").checked
+        assert plasma.part("Give the GPU away").checked
         plasma.close()
     finally:
         strict.close()

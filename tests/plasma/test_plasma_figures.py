@@ -133,6 +133,25 @@ def test_without_favourites_what_was_used_last_comes_first(call: Call) -> None:
     assert len(offered) == 10
 
 
+def test_a_search_shows_what_it_found(call: Call) -> None:
+    """gpud names favourites and what has failed whatever is searched for: of those what has the words in its name."""
+    models = [model("Qwen3-8b"), model("b", Aliases=["my-qwen"]), model("c", "failed"), model("d"), model("e", "ready")]
+    preferences = {"favourites": ["d", "b"], "amber": 85, "red": 90}
+    now = call("figures", {"Models": models, "Others": 3, "ModelCount": 5000}, preferences, " QWEN")
+    assert [(row["name"], row["first"]) for row in now["offered"]] == [("b", True), ("Qwen3-8b", True)]
+    assert ([row["name"] for row in now["present"]], now["others"], now["configured"]) == (["e"], 3, 5000)
+
+
+def test_what_was_not_measured_is_not_zero(call: Call) -> None:
+    """A GPU whose driver sleeps, or that does not say what is used."""
+    silent = {"Uuid": "GPU-2", "Name": "two", "VramTotal": 8 * GIB}
+    now = shown(call, Gpus=[gpu(1), silent, gpu(9, uuid="host")])
+    assert [device["measured"] for device in now["devices"]] == [True, False]
+    assert (now["measured"], now["gpus"]) == (False, 2)
+    one = shown(call, Gpus=[gpu(1)])
+    assert (one["measured"], one["gpus"], shown(call, Gpus=[gpu(9, uuid="host")])["gpus"]) == (True, 1, 1)
+
+
 def test_who_gave_the_gpus_away_decides_who_takes_them_back(call: Call) -> None:
     """What Yield gave away, Resume takes back; what a program inhibits, only that program."""
     assert (
@@ -151,7 +170,7 @@ def test_how_a_load_has_ended(call: Call) -> None:
     failed = call("outcome", {"Models": [model("a", "failed", Error="it broke", ErrorHint="mend it")]}, 7, "a")
     assert failed == {"result": "failed", "text": "it broke; mend it"}
     assert call("outcome", {"Models": [model("a")]}, 7, "a")["result"] == "unknown"
-    assert call("outcome", {"Models": []}, 7, "a")["result"] == ""
+    assert call("outcome", {"Models": []}, 7, "a")["result"] == "unknown"
 
 
 def test_a_word_of_a_command_line_stays_one(call: Call) -> None:

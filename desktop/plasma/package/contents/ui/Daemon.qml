@@ -19,7 +19,11 @@ Item {
     /** auto, system or session. */
     property string wanted: "auto"
 
-    /** What Status() said last, in plain values; null while there is no gpud. */
+    /** Of models that are to be among what is shown, and what the names of the others have in them. */
+    property var favourites: []
+    property string search: ""
+
+    /** What Overview() said last, in plain values; null while there is no gpud. */
     property var status: null
 
     /** The systemd of this machine has no "busctl wait": what is shown is as old as the last time somebody looked. */
@@ -55,6 +59,7 @@ Item {
     visible: false
 
     onPlaceChanged: reconsider()
+    onSearchChanged: refresh()
     Component.onDestruction: unanswered.forEach(other => other.reply.finished.disconnect(other.finish))
 
     function reconsider() {
@@ -96,7 +101,9 @@ Item {
             return;
         }
         asking = true;
-        send(owner, object, service, "Status", "", [], reply => {
+        const names = [...Array.from(favourites), ...Object.values(jobs).map(wish => wish.model)].slice(-Figures.MOST_NAMES);
+        const choice = [new DBus.uint32(Figures.MOST_ASKED), new DBus.string(search), names];
+        send(owner, object, service, "Overview", "(usas)", choice, reply => {
             asking = false;
             if (reply.isError && reply.error.name === "org.freedesktop.DBus.Error.ServiceUnknown") {
                 reconsider(); // Another one has its name.

@@ -29,6 +29,7 @@ ColumnLayout {
             text: device.words.device(device.modelData)
         }
         PlasmaComponents.Label {
+            visible: device.modelData.measured
             color: device.plasmoidItem.levelColor(device.level, Kirigami.Theme.textColor)
             textFormat: Text.PlainText
             text: device.words.percent(device.modelData.percent)
@@ -74,7 +75,6 @@ ColumnLayout {
         font: Kirigami.Theme.smallFont
         elide: Text.ElideRight
         textFormat: Text.PlainText
-        text: i18nc("used of total; what others hold", "%1 of %2 in use. %3", device.words.size(device.modelData.used),
-                    device.words.size(device.modelData.total), device.words.others(device.modelData.foreign))
+        text: device.words.use(device.modelData, device.plasmoidItem.now !== null && device.plasmoidItem.now.fresh)
     }
 }

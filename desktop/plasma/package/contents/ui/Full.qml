@@ -12,8 +12,11 @@ PlasmaExtras.Representation {
 
     readonly property var now: plasmoidItem.now
     readonly property var words: plasmoidItem.words
-    readonly property var offered: now === null ? [] : now.offered
+    readonly property bool away: now !== null && (now.yielded || now.kept)
+    // What is given away loads nothing.
+    readonly property var offered: now === null || away ? [] : now.offered
     readonly property bool hasMore: offered.some(model => !model.first)
+    readonly property bool searches: now !== null && !away && (now.others > 0 || plasmoidItem.daemon.search !== "")
     property bool showAll: false
 
     collapseMarginsHint: true
@@ -114,10 +117,41 @@ PlasmaExtras.Representation {
                 onClicked: full.plasmoidItem.grant({"kind": "unload-all"})
             }
 
+            PlasmaExtras.PlaceholderMessage {
+                Layout.fillWidth: true
+                Layout.margins: Kirigami.Units.gridUnit
+                Layout.topMargin: Kirigami.Units.gridUnit * 3
+                visible: full.away && full.now.present.length === 0
+                iconName: "media-playback-pause"
+                text: full.now !== null && full.now.kept ? i18n("Nothing is loaded as long as that program wants it so")
+                    : i18np("Nothing is loaded until you take the GPU back", "Nothing is loaded until you take the GPUs back",
+                            full.now === null ? 1 : full.now.gpus)
+            }
+
             PlasmaExtras.ListSectionHeader {
                 Layout.fillWidth: true
-                visible: full.offered.length > 0
+                visible: full.offered.length > 0 || full.searches
                 text: i18nc("@title above models that can be loaded", "Load")
+            }
+
+            PlasmaExtras.SearchField {
+                id: search
+
+                Layout.fillWidth: true
+                Layout.margins: Kirigami.Units.smallSpacing
+                visible: full.searches
+                placeholderText: i18nc("@info:placeholder", "Search for a model…")
+                Accessible.name: i18n("Search for a model")
+                onTextChanged: full.plasmoidItem.daemon.search = text
+
+                Connections {
+                    target: full.plasmoidItem
+
+                    function onExpandedChanged() {
+                        if (!full.plasmoidItem.expanded)
+                            search.clear();
+                    }
+                }
             }
 
             Repeater {
@@ -132,8 +166,21 @@ PlasmaExtras.Representation {
                 Layout.alignment: Qt.AlignRight
                 Layout.rightMargin: Kirigami.Units.smallSpacing
                 visible: full.hasMore
-                text: full.showAll ? i18nc("@action show favourites only", "Show fewer") : i18nc("@action", "Show all models")
+                text: full.showAll ? i18nc("@action show favourites only", "Show fewer")
+                    : full.searches ? i18nc("@action", "Show more models") : i18nc("@action", "Show all models")
                 onClicked: full.showAll = !full.showAll
+            }
+
+            PlasmaComponents.Label {
+                Layout.fillWidth: true
+                Layout.margins: Kirigami.Units.largeSpacing
+                visible: full.searches
+                wrapMode: Text.Wrap
+                textFormat: Text.PlainText
+                opacity: 0.75
+                text: full.now === null || !full.searches ? ""
+                    : full.now.others > 0 ? full.words.more(full.now.others)
+                    : full.offered.length > 0 ? "" : i18n("No model has that in its name")
             }
 
             PlasmaComponents.Label {
@@ -157,10 +204,11 @@ PlasmaExtras.Representation {
 
                 Layout.fillWidth: true
                 enabled: full.now !== null && !full.now.kept
-                text: full.now !== null && full.now.kept ? i18n("A program keeps the GPUs empty") : i18n("Give the GPUs away")
+                text: full.now !== null && full.now.kept ? i18np("A program keeps the GPU empty", "A program keeps the GPUs empty", full.now.gpus)
+                    : i18np("Give the GPU away", "Give the GPUs away", full.now === null ? 1 : full.now.gpus)
                 onToggled: full.plasmoidItem.grant({"kind": checked ? "give-away" : "take-back"})
 
-                PlasmaComponents.ToolTip.text: i18n("Everything is unloaded, and nothing is loaded until you take them back")
+                PlasmaComponents.ToolTip.text: i18n("Everything is unloaded, and nothing is loaded until this is switched off")
                 PlasmaComponents.ToolTip.visible: hovered
                 PlasmaComponents.ToolTip.delay: Kirigami.Units.toolTipDelay
 

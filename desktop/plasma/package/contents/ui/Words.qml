@@ -25,7 +25,7 @@ QtObject {
         if (now.state === "suspending")
             return i18n("Going to sleep");
         if (now.state === "yielded")
-            return i18n("The GPUs are given away");
+            return i18np("The GPU is given away", "The GPUs are given away", now.gpus);
         if (now.state === "loading" && now.changing)
             return i18nc("%1 is the name of a model", "Loading %1", label(now.changing));
         if (now.state === "unloading" && now.changing)
@@ -50,8 +50,30 @@ QtObject {
     function memory(now) {
         if (!now.total)
             return i18n("How full the GPU is, is not known");
+        if (!now.measured)
+            return unmeasured(now.total, now.fresh);
         const share = percent(Math.floor(100 * now.used / now.total));
         return i18nc("used, total, percentage", "%1 of %2 in use (%3)", size(now.used), size(now.total), share);
+    }
+
+    /** Instead of what is used. */
+    function unmeasured(total, fresh) {
+        return fresh ? i18nc("%1 is a size", "%1, use unknown", size(total))
+                     : i18nc("%1 is a size", "%1, not measured while nothing is loaded", size(total));
+    }
+
+    /** Below the name of a GPU. */
+    function use(device, fresh) {
+        if (!device.measured)
+            return unmeasured(device.total, fresh);
+        return i18nc("used of total; what others hold", "%1 of %2 in use. %3", size(device.used), size(device.total),
+                     others(device.foreign));
+    }
+
+    /** Models that are not in the list. */
+    function more(count) {
+        return i18np("%1 more: search for it here, or with gpudctl models list",
+                     "%1 more: search for them here, or with gpudctl models list", count);
     }
 
     function others(bytes) {
@@ -64,7 +86,7 @@ QtObject {
 
     function tooltip(now) {
         const lines = now.degraded ? [degraded(now.degraded)] : [];
-        return [...lines, memory(now), others(now.foreign)].join("\n");
+        return [...lines, memory(now), ...now.measured ? [others(now.foreign)] : []].join("\n");
     }
 
     function degraded(word) {
@@ -105,8 +127,8 @@ QtObject {
         return i18nc("%1 is the name of a model", "Unload %1", row.label);
     }
 
-    /** The head of the message about a wish that came to nothing. */
-    function failure(wish) {
+    /** The head of the message about a wish that came to nothing, on a machine with so many GPUs. */
+    function failure(wish, gpus) {
         switch (wish.kind) {
         case "load":
             return i18nc("%1 is the name of a model", "%1 could not be loaded", wish.model);
@@ -117,8 +139,8 @@ QtObject {
         case "unload-all":
             return i18n("The models could not be unloaded");
         case "give-away":
-            return i18n("The GPUs could not be given away");
+            return i18np("The GPU could not be given away", "The GPUs could not be given away", gpus);
         }
-        return i18n("The GPUs could not be taken back");
+        return i18np("The GPU could not be taken back", "The GPUs could not be taken back", gpus);
     }
 }

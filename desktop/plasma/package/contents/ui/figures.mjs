@@ -9,6 +9,12 @@ const PRESENT = ["ready", "busy", "loading", "queued", "unloading"];
 /** At most so many models are offered while nobody has chosen favourites. */
 export const MOST_OFFERED = 8;
 
+/** So many models gpud is asked for beside those that are there and the favourites: of thousands nobody reads a list. */
+export const MOST_ASKED = 50;
+
+/** So many names gpud is asked for. */
+export const MOST_NAMES = 100;
+
 /** A value from the bus without its wrapping: Plasma hands numbers and texts over as objects of their own. */
 export function plain(value) {
     if (value === null || value === undefined || typeof value !== "object")
@@ -28,10 +34,11 @@ function isOfWrapper(key) {
 }
 
 /**
- * @param {object} status - as Status() answers, in plain values; any of it may be missing
+ * @param {object} status - as Overview() answers, in plain values; any of it may be missing
  * @param {object} preferences - favourites (names), amber and red (percent)
+ * @param {string} search - what the names of models that are offered have in them; "": all are
  */
-export function figures(status, preferences) {
+export function figures(status, preferences, search = "") {
     const models = (status.Models ?? []).filter(model => model.Id);
     const devices = devicesOf(status);
     const fullest = devices.reduce((most, device) => Math.max(most, device.percent), 0);
@@ -50,13 +57,16 @@ export function figures(status, preferences) {
         onHost: devices.length > 0 && devices.every(device => device.onHost),
         used: sum(devices, "used"),
         total: sum(devices, "total"),
+        measured: devices.every(device => device.measured),
+        gpus: Math.max(1, devices.filter(device => !device.onHost).length),
         foreign: sum(devices, "foreign"),
         percent: fullest,
         fresh,
         level: fresh ? levelOf(fullest, preferences) : "",
         present: models.filter(isPresent).map(model => rowOf(model, jobs)),
-        offered: offeredOf(models, preferences.favourites ?? []),
-        configured: models.length,
+        offered: offeredOf(models, preferences.favourites ?? [], search),
+        others: status.Others ?? 0,
+        configured: status.ModelCount ?? models.length,
         yielded,
         // Given away by a program that inhibits loading: Resume would not end that.
         kept: !yielded && status.State === "yielded",
@@ -85,6 +95,8 @@ function devicesOf(status) {
         return {
             name: gpu.Name ?? "",
             onHost: gpu.Uuid === HOST,
+            // A driver that gpud has let go for want of models is not asked: that would wake the GPU.
+            measured: gpu.VramUsed !== undefined,
             used,
             total: gpu.VramTotal,
             foreign: Math.min(gpu.VramForeign ?? 0, used),
@@ -112,9 +124,9 @@ function rowOf(model, jobs) {
     };
 }
 
-/** What may be loaded: favourites in their order first; without any, what was used last. */
-function offeredOf(models, favourites) {
-    const idle = models.filter(model => !isPresent(model));
+/** What may be loaded: favourites in their order first; without any, what was used last; with a search what it found. */
+function offeredOf(models, favourites, search) {
+    const idle = models.filter(model => !isPresent(model) && matches(model, search));
     const rank = name => {
         const place = favourites.indexOf(name);
         return place < 0 ? favourites.length : place;
@@ -130,8 +142,14 @@ function offeredOf(models, favourites) {
         favourite: favourites.includes(model.Id),
         failed: model.State === "failed",
         error: [model.Error, model.ErrorHint].filter(text => text).join("; "),
-        first: chosen ? favourites.includes(model.Id) : place < MOST_OFFERED,
+        first: search !== "" || (chosen ? favourites.includes(model.Id) : place < MOST_OFFERED),
     }));
+}
+
+/** As gpud compares: favourites and what has failed are in its answer whatever is searched for. */
+function matches(model, search) {
+    const wanted = search.trim().toLowerCase();
+    return [model.Id, model.DisplayName ?? "", ...model.Aliases ?? []].some(name => name.toLowerCase().includes(wanted));
 }
 
 /** How the job of a load has ended, as far as the models tell: "", "failed" with why, or "unknown". */
@@ -139,7 +157,9 @@ export function outcome(status, job, name) {
     if ((status.Jobs ?? []).some(known => known.Id === job))
         return null;
     const model = (status.Models ?? []).find(known => known.Id === name);
-    if (!model || isPresent(model))
+    if (!model)
+        return {result: "unknown", text: ""};
+    if (isPresent(model))
         return {result: "", text: ""};
     const text = [model.Error, model.ErrorHint].filter(part => part).join("; ");
     return model.State === "failed" || text ? {result: "failed", text} : {result: "unknown", text: ""};

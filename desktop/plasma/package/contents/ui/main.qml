@@ -16,7 +16,7 @@ PlasmoidItem {
     })
 
     /** What there is to show; null while there is no gpud. */
-    readonly property var now: daemon.status === null ? null : Figures.figures(daemon.status, preferences)
+    readonly property var now: daemon.status === null ? null : Figures.figures(daemon.status, preferences, daemon.search)
 
     /** What went wrong last and was not seen to yet: title and text. */
     property var problem: null
@@ -56,6 +56,8 @@ PlasmoidItem {
     onExpandedChanged: isExpanded => {
         if (isExpanded)
             daemon.refresh();
+        else
+            daemon.search = "";
     }
 
     Words {
@@ -66,7 +68,8 @@ PlasmoidItem {
         id: daemon
 
         wanted: Plasmoid.configuration.bus
-        onFailed: (wish, text) => root.problem = {"title": words.failure(wish), "text": text}
+        favourites: Plasmoid.configuration.favourites
+        onFailed: (wish, text) => root.problem = {"title": words.failure(wish, root.now === null ? 1 : root.now.gpus), "text": text}
         onStatusChanged: {
             if (status === null)
                 root.problem = null;
