@@ -69,5 +69,6 @@ def test_a_directory_that_a_stranger_has_made_where_all_may_write_is_refused(tmp
 def test_a_directory_of_ones_own_where_all_may_write_is_good(tmp_path: Path) -> None:
     """As the one in /tmp is for a user without a runtime directory."""
     tmp_path.chmod(0o1777)
-    with alone(tmp_path / "gpud-0" / "gpud"):
-        pass
+    folder = tmp_path / "gpud-0" / "gpud"
+    with alone(folder):
+        assert folder.is_dir()

@@ -70,13 +70,10 @@ class IdleConfig(Record):
 
 
 class SuspendConfig(Record):
-    """What becomes of loaded models when the machine sleeps: ``unload`` or ``keep``; and of loads while no GPU can be
-    used afterwards: ``refuse`` or ``cpu``.
-    """
+    """What becomes of loaded models when the machine sleeps: ``unload`` or ``keep``."""
 
     policy: str = "unload"
     restore: bool = True
-    without_gpu: str = "refuse"
 
 
 class GiveWayConfig(Record):

@@ -145,7 +145,7 @@ def _data(config: Config, *, secrets: bool) -> dict[str, object]:
         "scheduler": {"backend_order": list(config.backend_order)},
         "alerts": _of_record(ALERTS, config.alerts, "", secrets=secrets),
         "prefetch": _of_record(PREFETCH, config.prefetch, "", secrets=secrets),
-        "suspend": _of_record(SUSPEND, config.suspend, "", secrets=secrets),
+        "suspend": _of_records(SUSPEND, config.suspend, without_gpu=str(limits.loads_without_gpu)),
         "give_way": _of_record(GIVE_WAY, config.give_way, "", secrets=secrets)
         | {"loads": str(limits.loads_during_game)},
         "stop": _of_record(STOP, config.stop, "", secrets=secrets),

@@ -58,7 +58,7 @@ def build(root: Node, reading: Reading, *, complete: bool, sources: tuple[str, .
         alerts=AlertsConfig(**top.section("alerts").fields()),
         prefetch=PrefetchConfig(**top.section("prefetch").fields()),
         idle=IdleConfig(**top.section("idle").fields(IdleConfig)),
-        suspend=SuspendConfig(**top.section("suspend").fields()),
+        suspend=SuspendConfig(**top.section("suspend").fields(SuspendConfig)),
         give_way=GiveWayConfig(**top.section("give_way").fields(GiveWayConfig)),
         logging=LoggingConfig(**top.section("logging").fields()),
         http=http(

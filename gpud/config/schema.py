@@ -20,7 +20,7 @@ from gpud.core.facts import EvictionPolicy
 MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}"
 RESERVED_NAMES = ("all", "default", "status", "scan", "load", "unload")
 
-_HUB_NAMES = " and ".join(of_family(Family.HUB))
+_HUB_NAMES = " and ".join(of_family(Family.HUB)).replace(" and ", ", ", len(of_family(Family.HUB)) - 2)
 
 _PLACEHOLDERS = ("port", "socket", "model", "file", "key")
 

@@ -208,7 +208,10 @@ def test_variables_that_do_the_same_are_refused(name: str) -> None:
 
 def test_other_variables_are_the_users() -> None:
     """TF32, backends' own switches, threads."""
-    check_environment(Model("tiny", "llama_server"), (("CUDA_ALLOW_TF32", "1"), ("LLAMA_ARG_TOP_K", "3")))
+    model, own = Model("tiny", "llama_server"), (("CUDA_ALLOW_TF32", "1"), ("LLAMA_ARG_TOP_K", "3"))
+    check_environment(model, own)
+    with pytest.raises(BackendFailed, match="LLAMA_ARG_PORT"):
+        check_environment(model, (*own, ("LLAMA_ARG_PORT", "1")))
 
 
 def test_every_name_of_a_flag_is_found() -> None:

@@ -109,8 +109,7 @@ def test_an_unknown_engine_names_those_that_exist(
     with pytest.raises(BackendFailed) as failure:
         make("tubro", EngineOptions(), launcher)
     assert failure.value.message == (
-        'there is no engine "tubro"; engines are llama_server, embedded, llama_cpp, ollama, vllm, tgi, custom, '
-        "broken, failing, turbo"
+        f'there is no engine "tubro"; engines are {", ".join(BUILT_IN)}, broken, failing, turbo'
     )
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from gpud import config
+from gpud.core.engines import Family, of_family
 from gpud.core.errors import ConfigInvalid
 from gpud.core.facts import Model
 
@@ -100,4 +101,5 @@ def test_it_reads_back_as_it_was_written() -> None:
     parsed = config.parse(text, "x")
     again = config.parse(config.to_yaml(parsed, secrets=True), "x")
     assert again.models == parsed.models
-    assert [one.engine for one in (parsed.models["b"], *parsed.models["b"].alternatives)] == ["ollama", "vllm", "tgi"]
+    order = ["ollama", *of_family(Family.HUB)]
+    assert [one.engine for one in (parsed.models["b"], *parsed.models["b"].alternatives)] == order

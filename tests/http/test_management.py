@@ -21,7 +21,7 @@ from gpud.core.facts import Caller, EngineSettings, Model, Priority
 from gpud.core.keys import ApiKey
 from gpud.core.plan import Plan
 from gpud.core.record import replace
-from gpud.http.own import OwnSettings
+from gpud.http.own import KNOWN_BACKENDS, OwnSettings
 
 Run = Callable[..., Any]
 A = Model("Alpha-8B", "fake", aliases=("first",))
@@ -259,20 +259,22 @@ def test_an_unknown_model_is_404(run: Run, tmp_path: Path, said: str) -> None:
 
 
 def test_backends_are_listed_whether_used_or_not(run: Run, tmp_path: Path) -> None:
-    """Four names, of which gpud supervises two; then those that are configured besides."""
+    """Those that are always named, of which gpud supervises two here; then those that are configured besides."""
 
     async def work() -> None:
         async with house(tmp_path, A, settings=OwnSettings(attached=frozenset({"ollama"}))) as (found, _):
             await loaded(found, "Alpha-8B")
             told = (await found.ask("GET /backends")).value
-            assert [one["name"] for one in told] == ["llamacpp", "ollama", "vllm", "tgi", "fake"]
+            assert [one["name"] for one in told] == [*KNOWN_BACKENDS, "fake"]
+            *others, own = told
             assert {"name", "status", "type", "host", "port", "loaded_model", "vram_usage_mb"} <= set(told[0])
-            assert [one["status"] for one in told] == ["inactive"] * 4 + ["active"]
-            assert [one["type"] for one in told] == ["systemd", "api", "api", "api", "systemd"]
-            assert (told[4]["loaded_model"], told[4]["vram_usage_mb"]) == ("Alpha-8B", 1024)
+            assert (own["status"], own["type"]) == ("active", "systemd")
+            assert {one["status"] for one in others} == {"inactive"}
+            assert [one["type"] for one in others] == ["systemd", *["api"] * (len(others) - 1)]
+            assert (own["loaded_model"], own["vram_usage_mb"]) == ("Alpha-8B", 1024)
             found.parts.settings = OwnSettings()
             told = (await found.ask("GET /backends")).value
-            assert [one["name"] for one in told[:4] if one["supervised"]] == ["llamacpp", "ollama"]
+            assert [one["name"] for one in told[:-1] if one["supervised"]] == ["llamacpp", "ollama"]
 
     run(work())
 
