@@ -18,6 +18,8 @@ from gpud.core.record import replace
 
 GGUF_MAGIC = b"GGUF"
 
+MOUNTS = Path("/proc/self/mountinfo")
+
 _SHARD = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 
@@ -176,7 +178,7 @@ def _check_one(model: str, path: Path, what: str) -> None:
     )
 
 
-def unreadable(model: str, path: Path, what: str, problem: OSError) -> BackendFailed:
+def unreadable(model: str, path: Path, what: str, problem: OSError, mounts: Path = MOUNTS) -> BackendFailed:
     """What to say of a file that cannot be opened."""
     reason = os.strerror(problem.errno) if problem.errno else str(problem)
     kind, hint = (
@@ -185,8 +187,25 @@ def unreadable(model: str, path: Path, what: str, problem: OSError) -> BackendFa
     )
     if isinstance(problem, FileNotFoundError):
         kind, hint = "file-missing", "correct the path in the configuration, or put the file there"
+        if own := _folder_of_its_own(path, mounts):
+            hint = (
+                f"the service has a {own} of its own (PrivateTmp=), in which nobody else's files are: "
+                "put the file elsewhere, such as /var/lib/ml-models/gguf, and correct the path"
+            )
     elif isinstance(problem, IsADirectoryError):
         hint = "name the .gguf file inside the folder"
     return BackendFailed(
         f'cannot load "{model}": {what} {path}: {reason} (errno {problem.errno})', hint=hint, kind=kind, preflight=True
     )
+
+
+def _folder_of_its_own(path: Path, mounts: Path) -> str:
+    """The folder above the path that systemd has laid an empty one over, for this service alone; "" when none is."""
+    try:
+        lines = mounts.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    for _, _, _, root, point, *_ in (line.split() for line in lines):
+        if "/systemd-private-" in root and path.is_relative_to(point):
+            return point
+    return ""

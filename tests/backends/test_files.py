@@ -39,6 +39,28 @@ def test_a_missing_file_is_named_with_its_path_and_errno(tmp_path: Path) -> None
     )
 
 
+SERVICE = "systemd-private-108832e6b6a44b609f641334848b1f44-gpud.service-6qdL9q"
+
+
+@pytest.mark.parametrize(
+    ("path", "folder"),
+    [("/tmp/a.gguf", "/tmp"), ("/var/tmp/m/a.gguf", "/var/tmp"), ("/tmpfoo/a.gguf", ""), ("/models/a.gguf", "")],
+)
+def test_a_file_where_the_service_has_a_folder_of_its_own(tmp_path: Path, path: str, folder: str) -> None:
+    """Whoever put the file there sees it, and gpud does not: the hint says why, and where to put it."""
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "188 187 0:43 / /run rw,nosuid - tmpfs tmpfs rw\n"
+        f"233 188 0:43 /{SERVICE}/tmp /tmp rw,nosuid,nodev shared:24 master:2 - tmpfs tmpfs rw\n"
+        f"237 187 0:39 /var/tmp/{SERVICE}/tmp /var/tmp rw shared:63 master:1 - ext4 /dev/sda1 rw\n"
+    )
+    missing = FileNotFoundError(errno.ENOENT, "not there")
+    failure = files.unreadable("tiny", Path(path), "model file", missing, mounts)
+    assert failure.kind == "file-missing"
+    assert failure.hint
+    assert failure.hint.startswith(f"the service has a {folder} of its own" if folder else "correct the path")
+
+
 @pytest.mark.parametrize("setting", ["mmproj", "draft_file"])
 def test_the_other_files_are_looked_at_too(tiny: str, tmp_path: Path, setting: str) -> None:
     """A missing projector fails a load as surely as a missing model."""
