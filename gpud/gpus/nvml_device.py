@@ -13,6 +13,8 @@ from gpud.gpus.nvml_trouble import check_advice
 from gpud.gpus.sysfs import process_name
 
 SHARING = "shares the machine's memory"
+MOST_READS = 3
+"""What fills its memory is never found at rest: after so many tries the last one holds."""
 
 
 class Known(Record):
@@ -83,15 +85,21 @@ class Device:
         )
 
     def _measure(self, known: Known, handle: Any) -> Reading:
-        """Memory and processes: of a whole GPU or of a part alike."""
+        """Memory and processes: of a whole GPU or of a part alike. NVML tells them one after the other, and who starts
+        or ends in between is in one alone: both are of one moment when the memory is the same before and after."""
         total_bytes, free_bytes, is_shared = self._memory(handle)
+        processes = self._processes(handle)
+        for _ in range(0 if is_shared else MOST_READS):
+            before_bytes, (total_bytes, free_bytes, _) = free_bytes, self._memory(handle)
+            if free_bytes == before_bytes:
+                break
+            processes = self._processes(handle)
         used_bytes = None
         if total_bytes is not None and free_bytes is not None:
             free_bytes = min(free_bytes, total_bytes)
             # Not NVML's own "used": that leaves out what the driver keeps for itself, and would not add up.
             used_bytes = total_bytes - free_bytes
         known = replace(known, total_bytes=total_bytes, is_shared=is_shared)
-        processes = self._processes(handle)
         return known, replace(known.left_alone(), used_bytes=used_bytes, free_bytes=free_bytes, processes=processes)
 
     def _temperature(self) -> int | None:

@@ -19,7 +19,8 @@ FLAGS = ("-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-fPIC", "-shared")
 
 @dataclass(frozen=True)
 class FakeProcess:
-    """A process of somebody else: it need not exist. ``mib`` None: the driver does not say."""
+    """A process of somebody else: it need not exist. ``mib`` None: the driver does not say. ``kind`` "leaving": it ends
+    between a call for memory and the list of processes."""
 
     pid: int
     mib: int | None

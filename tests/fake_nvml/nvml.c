@@ -36,8 +36,9 @@
  *     total_mib = SIZE        reserved_mib = SIZE      used_mib = SIZE    (used_mib: held by nobody in particular)
  *     memory = unknown        the memory calls succeed with 2^64-1 in every figure
  *     temperature_c = 40      power_mw = 20000         utilization_percent = 0
- *     process = PID SIZE [compute|graphics]            a process of somebody else, alive or not; SIZE "-": not available.
- *                                                      May be given several times
+ *     process = PID SIZE [compute|graphics|leaving]    a process of somebody else, alive or not; SIZE "-": not available.
+ *                                                      May be given several times. "leaving": it ends right before the
+ *                                                      first list of processes; calls for memory before that count it
  *     mig = on                the GPU is divided (or may be: with no [instance] after it)
  *     gpu_instance = 1        an [instance]'s number; those with the same one share their memory
  *     xid = SERIAL NUMBER     an Xid happened; each serial is delivered once, to who registered before. Several times
@@ -92,7 +93,7 @@ enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_FOUND = 6, INSU
 enum { NOT_SUPPORTED = 3, TIMEOUT = 10 };
 enum { HANG = -1 };
 enum { MAX_GPUS = 16, MAX_ERRORS = 64, MAX_FIXED = 64, MAX_HOLDERS = 512, MAX_RULES = 64, MAX_XIDS = 16 };
-enum { COMPUTE, GRAPHICS };
+enum { COMPUTE, GRAPHICS, LEAVING };
 
 static const unsigned long long NOT_AVAILABLE = ~0ULL;
 static const unsigned long long MIB = 1ULL << 20;
@@ -243,7 +244,7 @@ static int set_gpu(struct config *config, struct gpu *gpu, const char *key, cons
         struct fixed_process *fixed = &gpu->fixed[gpu->fixed_count++];
         if (sscanf(value, "%u %31s %15s", &fixed->pid, held, kind) < 2) return 0;
         fixed->bytes = strcmp(held, "-") ? size(held) : -1;
-        fixed->kind = strcmp(kind, "graphics") ? COMPUTE : GRAPHICS;
+        fixed->kind = !strcmp(kind, "graphics") ? GRAPHICS : !strcmp(kind, "leaving") ? LEAVING : COMPUTE;
     } else return 0;
     return 1;
 }
@@ -518,6 +519,14 @@ static void append(const char *path, const char *line)
     close(fd);
 }
 
+/* The last one that left as processes were listed: a test has one at a time. */
+static unsigned left_pid;
+
+static int has_left(const struct fixed_process *fixed)
+{
+    return fixed->kind == LEAVING && fixed->pid == left_pid;
+}
+
 static void memory_of(const struct config *config, int number, nvmlMemory_v2_t *memory)
 {
     static _Thread_local struct holders live;
@@ -533,7 +542,7 @@ static void memory_of(const struct config *config, int number, nvmlMemory_v2_t *
     if (config->linger_ms) add_lingering(config, &live, used_bytes);
     used = used_bytes[number] + gpu->used_bytes;
     for (int i = 0; i < gpu->fixed_count; i++)
-        if (gpu->fixed[i].bytes > 0) used += gpu->fixed[i].bytes;
+        if (gpu->fixed[i].bytes > 0 && !has_left(&gpu->fixed[i])) used += gpu->fixed[i].bytes;
     if (used > gpu->total_bytes - gpu->reserved_bytes) {
         char line[256];
         snprintf(line, sizeof line, "%s: %lld bytes are held, and there are %lld\n", gpu->uuid, used,
@@ -760,8 +769,10 @@ static nvmlReturn_t list_processes(const char *function, nvmlDevice_t handle, in
     unsigned found = 0, room = infos ? *count : 0;
     BEGIN(begin_gpu(&config, function, handle));
     holders.count = 0;
-    for (int i = 0; i < GPU.fixed_count; i++)
-        hold(&holders, (int)(handle - SLOTS), GPU.fixed[i].pid, 0, GPU.fixed[i].bytes, GPU.fixed[i].kind);
+    for (int i = 0; i < GPU.fixed_count; i++) {
+        if (GPU.fixed[i].kind == LEAVING) left_pid = GPU.fixed[i].pid;
+        else hold(&holders, (int)(handle - SLOTS), GPU.fixed[i].pid, 0, GPU.fixed[i].bytes, GPU.fixed[i].kind);
+    }
     find_live(&config, &holders);
     for (int i = 0; i < holders.count; i++) {
         const struct holder *one = &holders.of[i];

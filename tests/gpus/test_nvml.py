@@ -116,6 +116,14 @@ def test_compute_and_graphics_processes_are_one_list(machine: Machine) -> None:
     assert names[4194300] == ""
 
 
+def test_who_ends_between_two_calls_is_in_neither_figure(machine: Machine) -> None:
+    """Its memory, told before, and the list without it, asked for after, would be memory that nobody holds."""
+    machine.gpus(FakeGpu(processes=[FakeProcess(os.getpid(), 300), FakeProcess(4194302, 500, "leaving")]))
+    (sample,) = machine.sample()
+    assert held(sample) == {os.getpid(): 300 * MIB}
+    assert sample["used_bytes"] == 300 * MIB
+
+
 @pytest.mark.parametrize(
     ("function", "key"),
     [

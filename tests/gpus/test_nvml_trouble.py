@@ -268,14 +268,14 @@ def test_what_a_gpu_never_answers_is_asked_once(gpus: FakeGpus, program: Program
 
 
 def test_a_look_asks_no_more_for_more_processes(gpus: FakeGpus, program: Program) -> None:
-    """Seven questions to each GPU and one for the Xids, when the GPUs are known."""
+    """Eight questions to each GPU and one for the Xids, when the GPUs are known."""
     for processes in (1, 20):
         for index in (0, 1):
             gpus.change(index, processes=[FakeProcess(4194000 + number, 100) for number in range(processes)])
         program.sample()
         before = program.ask("calls")
         assert [len(sample["processes"]) for sample in program.sample()] == [processes, processes]
-        assert program.ask("calls") - before == 15
+        assert program.ask("calls") - before == 17
 
 
 # Whatever NVML answers.
