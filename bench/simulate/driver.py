@@ -26,7 +26,6 @@ from gpud.core.facts import (
     State,
 )
 from gpud.core.quote import ANY_GPU, Offer, Quote, Share, Source
-from gpud.core.record import replace
 from gpud.core.scheduler import Scheduler
 
 GPU = "GPU-0"
@@ -171,8 +170,3 @@ class Gpud:
         if self._woken_s == deadline_s:
             self._woken_s = None
             self._handle(events.TimePassed())
-
-
-def with_policy(policy: str) -> Limits:
-    """The same limits with another of gpud's own eviction policies."""
-    return replace(LIMITS, eviction=replace(LIMITS.eviction, policy=type(LIMITS.eviction.policy)(policy)))

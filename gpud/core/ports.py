@@ -73,8 +73,6 @@ class Child(Protocol):
     @property
     def record(self) -> ChildRecord: ...
 
-    def alive(self) -> bool: ...
-
     def tail(self) -> tuple[str, ...]:
         """The last lines of its output, oldest first."""
 
@@ -102,9 +100,6 @@ class Child(Protocol):
 
     def close_lease(self) -> None:
         """Close the stdin pipe."""
-
-    def write_line(self, text: str) -> None:
-        """Write one line to the child's stdin; dropped when there is no lease or the pipe is full."""
 
 
 class Launcher(Protocol):

@@ -117,7 +117,7 @@ class Outbox:
         self._drained.clear()
 
 
-def close_all(fds: "MutableSequence[int]") -> None:
+def close_all(fds: MutableSequence[int]) -> None:
     """Close each descriptor once: the list is emptied."""
     while fds:
         with contextlib.suppress(OSError):

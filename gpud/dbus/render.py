@@ -54,9 +54,6 @@ class WallClock:
         other._offset_s = self._offset_s
         return other
 
-    def same_as(self, other: "WallClock") -> bool:
-        return self._offset_s == other._offset_s
-
     def usec(self, at_s: float | None) -> int:
         if at_s is None or self._offset_s is None:
             return 0

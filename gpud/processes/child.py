@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import select
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
 
@@ -15,9 +14,6 @@ from gpud.processes.output import ChildLines, OutputReader
 from gpud.processes.tree import Tree
 
 log = logging.getLogger(__name__)
-
-WRITE_LIMIT_BYTES = select.PIPE_BUF
-"""A longer line to the stdin of a child could arrive in part, and would block the protocol: it is not sent."""
 
 
 class Connections(Struct):
@@ -70,13 +66,6 @@ class RunningChild:
     def record(self) -> ChildRecord:
         return self._record
 
-    def alive(self) -> bool:
-        if self._main_ended.is_set() or self._pidfd < 0:
-            return False
-        look = select.poll()
-        look.register(self._pidfd, select.POLLIN)
-        return not look.poll(0)
-
     def tail(self) -> tuple[str, ...]:
         return self._lines.tail()
 
@@ -120,17 +109,6 @@ class RunningChild:
             os.close(self._lease)
             self._lease = -1
             self._lease_closed()
-
-    def write_line(self, text: str) -> None:
-        line = text.encode("utf-8", "backslashreplace") + b"\n"
-        if self._lease < 0 or len(line) > WRITE_LIMIT_BYTES:
-            return
-        try:
-            os.write(self._lease, line)
-        except BlockingIOError:
-            log.debug("%s: a line to its stdin is dropped, the pipe is full", self._record.unit)
-        except BrokenPipeError:
-            self.close_lease()
 
     # The ladder
 

@@ -95,11 +95,6 @@ class FakeGpus:
             left = {name: error for name, error in errors.items() if name not in UNSUPPORTED}
             self.change(gpu, total_bytes=total_bytes, errors=left)
 
-    def set_driver(self, version: str) -> None:
-        """Seen when the driver is opened the next time."""
-        self._driver = version
-        self._write()
-
     def change(self, gpu: int, **fields: Any) -> None:
         """Anything that :class:`fake_nvml.FakeGpu` has, by name."""
         self._gpus[gpu] = replace(self._gpus[gpu], **fields)
@@ -142,10 +137,6 @@ class FakeGpus:
         first = (first_bytes,) if isinstance(first_bytes, int) else first_bytes
         self._rules = [rule for rule in self._rules if rule.part != cmdline_part]
         self._rules.append(FakeRule(cmdline_part, held_bytes, first, after_ms))
-        self._write()
-
-    def drop_rule(self, cmdline_part: str) -> None:
-        self._rules = [rule for rule in self._rules if rule.part != cmdline_part]
         self._write()
 
     def late(self, ms: int) -> None:

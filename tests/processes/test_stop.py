@@ -30,7 +30,7 @@ def test_first_term_is_enough_for_a_good_child(launcher: ProcessLauncher, sink: 
         await told(sink)
         ended = await child.stop(PATIENT, on_kill=lambda: began.append("kill"))
         assert ended.code == 4 and ended.tail == ("ready", "bye")
-        assert not began and not child.alive()
+        assert not began and not is_running(child.pid)
 
     run(scene())
 
@@ -138,7 +138,7 @@ def test_asking_replaces_the_first_term(launcher: ProcessLauncher, sink: Lines, 
         await told(sink)
 
         async def ask() -> None:
-            child.write_line("please")
+            child.close_lease()
 
         return await child.stop(PATIENT, ask=ask)
 
@@ -216,7 +216,7 @@ def test_child_that_makes_itself_a_daemon_is_ended_too(launcher: ProcessLauncher
         script = "setsid -f setsid -f sh -c 'echo $$; exec sleep 1000'; read line; exit 0"
         child = await launcher.spawn(shell(script, lease=True))
         hidden = int(await sink.until(str.isdecimal))
-        child.write_line("now end")
+        child.close_lease()
         ended = await asyncio.wait_for(child.wait(), BOUND_S)
         assert ended.code == 0
         assert not is_running(hidden)
