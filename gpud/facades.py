@@ -331,7 +331,7 @@ class Facades:
                     problems.append(ended.error.text)
         if models:
             (self._folder / f"{name}.stopped").write_text("".join(f"{model}\n" for model in models))
-        answer = "; ".join(problems) or (f"unloaded: {', '.join(models)}" if models else "nothing was loaded")
+        answer = "; ".join(problems) or _done(ROLES[name], models)
         bye = self._folder / f"{name}.bye"
         with contextlib.suppress(OSError):
             fd = os.open(bye, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
@@ -378,9 +378,20 @@ class Facades:
         return f"the door {role.door} is served by gpud"
 
 
+def _done(role: Role, unloaded: list[str]) -> str:
+    """What the stop of a unit came to."""
+    if role.door:
+        return f"the door {role.door} is closed"
+    if not role.engines:
+        return "nothing has to end: gpud goes on"
+    return f"unloaded: {', '.join(unloaded)}" if unloaded else "nothing was loaded"
+
+
 def _shown(status: ModelStatus) -> str:
     if status.state is State.COLD:
         return ""
+    if not status.state.has_engine():
+        return f"failed: {status.model.name}"
     size = status.used_bytes if status.used_bytes is not None else status.need_bytes
     return f"{status.state}: {status.model.name} {size // MIB} MiB"
 

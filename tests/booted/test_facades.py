@@ -41,6 +41,12 @@ def engine_of(machine: Machine, model: str) -> int:
     return int(machine.run(f"pgrep --uid gpud --full 'alias {model} '").out)
 
 
+def said(machine: Machine, unit: str, since: str) -> list[str]:
+    """By the programs of a unit, since a moment."""
+    machine.run("journalctl --sync")
+    return [entry["MESSAGE"] for entry in machine.entries(f"_SYSTEMD_UNIT={unit}.service --since={since}")]
+
+
 def status_becomes(machine: Machine, unit: str, pattern: str) -> None:
     machine.wait(f"the status of {unit}", f"systemctl show --value --property=StatusText {unit} | grep -qE '{pattern}'")
 
@@ -98,8 +104,10 @@ def test_a_stop_unloads_and_refuses_until_a_start(facades: Machine) -> None:
     """Also over a restart of gpud; the refusal names the unit and what to do. Other engines are loaded as ever."""
     facades.run("systemctl start llamacpp")
     facades.load("tiny")
+    began = facades.now()
     facades.run("systemctl stop llamacpp")
     assert facades.states()["tiny"] == "unloaded"
+    assert "unloaded: tiny" in said(facades, "llamacpp", began), "it waits for gpud, and is told what has gone"
     for _ in range(2):
         refused = facades.run("gpudctl load tiny", check=False)
         assert refused.code != 0
@@ -116,7 +124,10 @@ def test_a_stop_without_gpud_is_heeded_later(facades: Machine) -> None:
     """Stopping does not wait for a gpud that is not there, nor start it, and the next one refuses."""
     facades.run("systemctl start llamacpp && systemctl stop gpud")
     status_becomes(facades, "llamacpp", "^gpud does not run: systemctl start gpud$")
+    began = facades.now()
     facades.run("systemctl stop llamacpp")
+    words = "gpud does not run; it will refuse what llamacpp stands for until llamacpp is started"
+    assert words in said(facades, "llamacpp", began)
     assert facades.show("gpud", "ActiveState") == "inactive"
     facades.run("systemctl start gpud")
     assert facades.run("gpudctl load tiny", check=False).code != 0
@@ -147,7 +158,9 @@ def test_the_api_is_closed_and_opened_without_touching_models(facades: Machine) 
     engine = engine_of(facades, "tiny")
     facades.run("systemctl restart ml-offload-api")
     facades.wait("the API", ALIVE)
+    began = facades.now()
     facades.run("systemctl stop ml-offload-api")
+    assert "the door management is closed" in said(facades, "ml-offload-api", began)
     assert facades.run(ALIVE, check=False).code == 7, "nobody listens"
     facades.run(FRONT)
     facades.run("systemctl reload gpud")
@@ -156,6 +169,45 @@ def test_the_api_is_closed_and_opened_without_touching_models(facades: Machine) 
     facades.wait("the API", ALIVE)
     assert engine_of(facades, "tiny") == engine
     facades.wait("the door's words", "journalctl --no-pager -xeu ml-offload-api | grep -q 'Listens on 127.0.0.1:9000'")
+
+
+BROKEN = """\
+models:
+  broken: {engine: embedded, file: /var/lib/ml-models/llamacpp/models/broken.gguf, size: 64MiB}
+  away: {engine: embedded, file: /var/lib/ml-models/llamacpp/models/away.gguf}
+"""
+
+INTRUDER = "import signal, socket; s = socket.create_server(('127.0.0.1', 9000)); print(1, flush=True); signal.pause()"
+
+
+def test_what_does_not_start_is_explained(facades: Machine) -> None:
+    """By the three commands that people type: the unit's status, its journal with the engine's own last lines, and
+    gpudctl doctor, which names the file that is missing, and the port with whoever has it.
+    """
+    store, extra = "/var/lib/ml-models/llamacpp/models", "/etc/gpud/gpud.d/broken.yaml"
+    (facades.root / extra[1:]).write_text(BROKEN)
+    facades.run(f"head -c 4000 {store}/tiny.gguf >{store}/broken.gguf; systemctl start llamacpp; systemctl stop gpud")
+    intruder = f'/usr/bin/python3 -c "{INTRUDER}"'
+    try:
+        with facades.start(intruder) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "1\n"
+            began = facades.now()
+            facades.run("systemctl start gpud")
+            refused = facades.run("gpudctl load broken", check=False)
+            assert refused.code != 0
+            status_becomes(facades, "llamacpp", "^failed: broken$")
+            shown = facades.run("systemctl --no-pager status llamacpp").out
+            assert 'Status: "' in shown and "broken" in shown
+            journal = facades.run(f"journalctl --no-pager -xeu llamacpp --since={began}").out
+            assert re.search(r'Loading "broken" failed', journal), journal
+            doctor = facades.run("gpudctl doctor", check=False)
+            assert doctor.code != 0
+            assert re.search(r"^PROBLEM model: .*away\.gguf.* — ", doctor.out, re.M), doctor.out
+            assert re.search(r"^PROBLEM port: http\.management: .* 9000 .*python3.* — ", doctor.out, re.M), doctor.out
+    finally:
+        facades.run(f"rm -f {extra} {store}/broken.gguf; systemctl restart gpud")
+    facades.wait("the API", ALIVE)
 
 
 def test_the_monitors_show_what_they_were_there_for(facades: Machine) -> None:
