@@ -35,6 +35,12 @@ CALL_S = 10.0
 ASK_S = 120.0
 """For the answer to a call for which polkit may ask a person for a password."""
 
+LISTS = frozenset(("ListModels", "ListCatalog", "Status"))
+LIST_S = 120.0
+"""For answers that name all models: of tens of thousands they have tens of megabytes, which a busy machine needs more
+than a moment for.
+"""
+
 NEVER = float("inf")
 """As a bound: wait for the answer for as long as the daemon lives. A wait for memory, or for a look at disks, ends when
 the daemon says so.
@@ -83,6 +89,8 @@ class Gpud:
         """
         flags = await self._flags(asks=asks)
         timeout_s = ASK_S if flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION else CALL_S
+        if member in LISTS:
+            timeout_s = LIST_S
         if not bounded:
             timeout_s = NEVER
         return await _call(self._bus, _to_gpud(member, signature, list(body), flags), timeout_s)

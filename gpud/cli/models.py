@@ -304,7 +304,7 @@ async def annotate(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     # A look at the disks that is under way ends first.
     await gpud.call("Annotate", "sa{sv}", known["Id"], {key: value}, asks=True, bounded=False)
     (one,) = await known_models(gpud, [known["Id"]])
-    shown = one[key] if isinstance(one[key], str) else ", ".join(one[key])
+    shown = "\n".join(map(visible, one[key].splitlines())) if isinstance(one[key], str) else ", ".join(one[key])
     fallback = {"priority": "as configured", "notes": "none", "tags": "none", "aliases": "none"}[key]
     output.result(f'{key} of "{one["name"]}": {shown or fallback}', {"name": one["name"], key: one[key]})
     return DONE

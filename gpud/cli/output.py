@@ -60,10 +60,11 @@ class Output:
         print(text, file=sys.stderr, flush=True)
 
     def error(self, error: GpudError) -> None:
-        """One line with what to do; the same as an object where JSON was asked for."""
+        """One line with what to do; the same as an object where JSON was asked for. What it quotes may be anything."""
         if self.wants_json:
             self.json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
-        self.note("gpudctl: " + "; ".join(part for part in (one_line(error.message), one_line(error.hint)) if part))
+        parts = filter(None, (one_line(error.message), one_line(error.hint)))
+        self.note(visible("gpudctl: " + "; ".join(parts)))
 
     def flush(self) -> None:
         sys.stdout.flush()

@@ -144,6 +144,12 @@ def test_what_a_file_says_does_not_move_the_cursor(place: Place) -> None:
         assert "notes         one\n                two\\x07\n" in out
         _, out, _ = await stub.gpudctl(place, "--json", "models", "list")
         assert json.loads(out)[0]["path"] == path
+        stub.answers["Annotate"] = reply("")
+        status, out, _ = await stub.gpudctl(place, "models", "note", "evil", "x")
+        assert (status, out) == (0, 'notes of "evil": one\ntwo\\x07\n')
+        stub.answers["Annotate"] = error(f"{OWN}.InvalidOption", 'cannot do it to "\x1b[2Jevil"')
+        status, out, err = await stub.gpudctl(place, "models", "note", "evil", "x")
+        assert (status, out, err) == (2, "", 'gpudctl: cannot do it to "\\x1b[2Jevil"\n')
 
     with_stub(place, work)
 
