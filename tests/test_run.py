@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from daemon.harness import TOP, settle
 
-BOUND_S = 30
+BOUND_S = 180
 
 
 @pytest.fixture

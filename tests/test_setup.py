@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from daemon.harness import TOP
 
-BOUND_S = 30
+BOUND_S = 120
 
 PYTHON = """\
 #!/bin/bash

@@ -124,7 +124,7 @@ def model(name: str, *, ollama_name: str = "", load_timeout_s: float = 60.0, **s
     )
 
 
-async def until(holds: Callable[[], object], what: str, bound_s: float = 20.0) -> None:
+async def until(holds: Callable[[], object], what: str, bound_s: float = 50.0) -> None:
     """Wait for something that announces itself to nobody."""
     try:
         async with asyncio.timeout(bound_s):

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psutil
+
 from gpud.backends import call
 from gpud.core.facts import Model, StopTimes
 from gpud.core.ports import LoadOrder, Progress, Runner, RunnerRecord, Stream
@@ -20,6 +22,22 @@ HELP_OLD = HERE / "help_old.txt"
 HELP_NEW = HERE / "help_new.txt"
 
 QUICK = StopTimes(drain_s=0.1, term_s=0.2, second_term_s=0.2)
+PATIENT = StopTimes(drain_s=0.1, term_s=50.0, second_term_s=50.0)
+"""For what ends by itself when it is told to, however slow the machine is."""
+
+
+def is_gone(pid: int) -> bool:
+    """A process that was killed ends a moment after the call that kills it."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return True
+        process.wait(50)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.TimeoutExpired:
+        return False
+    return True
 
 
 async def complete(runner: Runner, tokens: int, timeout_s: float = 60) -> Mapping[str, Any]:

@@ -7,26 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from place import is_gone
 
 from gpud.backends.asking import LARGEST_ANSWER_BYTES, Said, ask_program, ask_program_now
 
 Run = Callable[..., Any]
-
-
-def is_gone(pid: int) -> bool:
-    """A process that was killed ends a moment after the call that kills it."""
-    try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return True
-        process.wait(5)
-    except psutil.NoSuchProcess:
-        return True
-    except psutil.TimeoutExpired:
-        return False
-    return True
 
 
 def shell(text: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from place import FAKE, QUICK, Place
+from place import FAKE, PATIENT, QUICK, Place
 
 from gpud.backends import call
 from gpud.backends.attached import AttachedRunner
@@ -58,7 +58,7 @@ async def running(*switches: str) -> AsyncIterator[tuple[str, asyncio.subprocess
     """Somebody else's service: the url of the fake one, run by the test itself."""
     process = await asyncio.create_subprocess_exec(sys.executable, str(FAKE), *switches, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
-    line = await asyncio.wait_for(process.stdout.readline(), 20)
+    line = await asyncio.wait_for(process.stdout.readline(), 50)
     try:
         yield f"http://{line.decode().split()[-1]}", process
     finally:
@@ -85,7 +85,7 @@ def test_a_service_is_added_by_configuration_alone(run: Run, tmp_path: Path, com
             record = place.records[0]
             assert record.child is not None
             assert record.child.pid in runner.pids()
-            await runner.unload(QUICK)
+            await runner.unload(PATIENT)
             assert (await runner.gone()).code == -15
 
     run(work())
@@ -113,8 +113,8 @@ def test_every_name_is_filled_in(run: Run, tmp_path: Path) -> None:
             assert seen["CUDA_VISIBLE_DEVICES"] == ""
             assert f"paint {weights} ${{port}}" in place.journal.texts
             stranger = Endpoint(host="127.0.0.1", port=runner.endpoint.port)
-            assert (await call.request(stranger, "GET", "/queue", timeout_s=5)).status == 401
-            assert (await call.request(runner.endpoint, "GET", "/queue", timeout_s=5)).status == 200
+            assert (await call.request(stranger, "GET", "/queue", timeout_s=50)).status == 401
+            assert (await call.request(runner.endpoint, "GET", "/queue", timeout_s=50)).status == 200
             await runner.unload(QUICK)
 
     run(work())
@@ -134,7 +134,7 @@ def test_a_service_that_does_not_start_is_ended(run: Run, tmp_path: Path, switch
     async def work() -> None:
         async with Place(tmp_path) as place:
             with pytest.raises(BackendFailed) as failure:
-                await started(place, service("--say=hello", switch, timeout_s=2))
+                await started(place, service("--say=hello", switch, timeout_s=2 if kind == "timeout" else 50))
             assert failure.value.kind == kind
             assert words in failure.value.message
 
@@ -174,11 +174,11 @@ def test_an_unload_call_ends_a_child_politely(run: Run, tmp_path: Path) -> None:
         async with Place(tmp_path) as place:
             polite = service("--shut-down-on=/shutdown", unload=HttpCall("POST", "/shutdown"))
             runner = await started(place, polite)
-            await runner.unload(StopTimes(term_s=10))
+            await runner.unload(PATIENT)
             assert (await runner.gone()).code == 0
             deaf = service(unload=HttpCall("POST", "/shutdown"))
             runner = await started(place, deaf)
-            await runner.unload(QUICK)
+            await runner.unload(PATIENT)
             assert (await runner.gone()).code == -15
 
     run(work())
@@ -311,7 +311,7 @@ def test_a_running_service_is_attached_and_asked_for_its_memory(run: Run, tmp_pa
             assert place.records[0].child is None
             assert runner.pids() == {process.pid}
             assert await runner.busy() is True
-            await call.request(runner.endpoint, "POST", "/set", body={"busy": 0}, timeout_s=5)
+            await call.request(runner.endpoint, "POST", "/set", body={"busy": 0}, timeout_s=50)
             assert await runner.busy() is False
             assert await runner.health() == ""
             gone = asyncio.ensure_future(runner.gone())
@@ -335,13 +335,13 @@ def test_a_field_is_looked_for_in_each_item_of_a_list(run: Run, tmp_path: Path) 
             runner = await backend.load(place.order(model))
             assert await runner.busy() is True
             assert await backend.standing(model) == Standing(1, full=False)
-            await call.request(runner.endpoint, "POST", "/set", body={"busy": 2}, timeout_s=5)
+            await call.request(runner.endpoint, "POST", "/set", body={"busy": 2}, timeout_s=50)
             assert await backend.standing(model) == Standing(2, full=True)
-            await call.request(runner.endpoint, "POST", "/set", body={"busy": 0}, timeout_s=5)
+            await call.request(runner.endpoint, "POST", "/set", body={"busy": 0}, timeout_s=50)
             assert await runner.busy() is False
             assert await backend.standing(model) == Standing()
             queue = service(command=(), url=url, busy=QUEUE)
-            await call.request(runner.endpoint, "POST", "/set", body={"busy": 3}, timeout_s=5)
+            await call.request(runner.endpoint, "POST", "/set", body={"busy": 3}, timeout_s=50)
             assert await backend.standing(queue) == Standing(3, full=True)
             assert await backend.standing(service()) is None
 

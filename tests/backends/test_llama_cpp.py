@@ -145,9 +145,9 @@ def test_the_real_server_works_one_request_at_a_time(run: Run, tmp_path: Path, t
             answer = await complete(runner, 8)
             assert answer["usage"]["completion_tokens"] == 8
             stranger = call.Endpoint(host="127.0.0.1", port=runner.endpoint.port)
-            assert (await call.request(stranger, "GET", "/v1/models", timeout_s=5)).status == 401
+            assert (await call.request(stranger, "GET", "/v1/models", timeout_s=50)).status == 401
             answering = asyncio.ensure_future(complete(runner, 1_900))
-            while not await runner.busy():
+            while not (await runner.busy() or answering.done()):
                 await asyncio.sleep(0.02)
             assert await runner.health() == ""
             assert await backend.adopt(place.records[-1], model) is not None

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import sparse_model
 import tiny_model
-from place import FAKE, HELP_NEW, QUICK, Place
+from place import FAKE, HELP_NEW, QUICK, Place, is_gone
 
 from gpud.backends import llama_probe
 from gpud.backends.llama_plan import plan_of
@@ -448,10 +448,10 @@ def test_an_engine_that_hangs_is_ended_with_its_children(tmp_path: Path, tiny: s
 
     pids = tmp_path / "pids"
     hangs = program(tmp_path, f"sleep 60 & echo $$ $! > {pids}; wait")
-    with pytest.raises(BackendFailed, match=r"no record within 0\.5 s"):
-        llama_probe.alone((hangs,), dict(os.environ), RecordReader(Plan()), limit_s=0.5)
+    with pytest.raises(BackendFailed, match=r"no record within 3 s"):
+        llama_probe.alone((hangs,), dict(os.environ), RecordReader(Plan()), limit_s=3)
     for pid in map(int, pids.read_text().split()):
-        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        assert is_gone(pid)
 
 
 def test_a_program_that_is_no_llama_server_is_refused(tmp_path: Path, tiny: str) -> None:

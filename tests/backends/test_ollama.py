@@ -81,7 +81,7 @@ def test_a_model_is_loaded_to_stay_and_unloaded_by_its_name(place: Place, run: R
 
             await runner.unload(PATIENT)
             assert not alive(process)
-            assert (await asyncio.wait_for(runner.gone(), 1)).code == 0
+            assert (await asyncio.wait_for(runner.gone(), 50)).code == 0
             assert runner.pids() == frozenset()
             assert place.posts("/api/generate")[-1] == {"model": "tiny:latest", "keep_alive": 0, "stream": False}
             await until(lambda: not alive(server_pid(place)), "the server ends with its last model")
@@ -322,8 +322,8 @@ def test_a_load_that_takes_too_long_is_given_up(place: Place, run: Run) -> None:
 
     async def scenario() -> None:
         async with closing(place):
-            late = replace(TINY, load_timeout_s=0.3)
-            with pytest.raises(BackendFailed, match=r"after 0\.3 s") as caught:
+            late = replace(TINY, load_timeout_s=3)
+            with pytest.raises(BackendFailed, match="after 3 s") as caught:
                 await place.backend(place.options(load_s=30)).load(place.order(late))
             assert caught.value.kind == "timeout"
             assert not alive(server_pid(place))
@@ -465,7 +465,7 @@ def test_kill_ends_the_model_and_spares_its_neighbour(place: Place, run: Run) ->
             process = the_pid(tiny)
             await tiny.kill()
             assert not alive(process) and alive(the_pid(big))
-            assert (await asyncio.wait_for(tiny.gone(), 1)).code == -signal.SIGKILL
+            assert (await asyncio.wait_for(tiny.gone(), 50)).code == -signal.SIGKILL
             await tiny.unload(PATIENT)
 
     run(scenario())
@@ -478,7 +478,7 @@ def test_a_model_that_ollama_lets_go_by_itself_is_gone(place: Place, run: Run) -
         async with closing(place):
             runner = await place.backend().load(place.order(TINY))
             await ollama_api.expire(runner.endpoint, parse_name("tiny"))
-            assert (await asyncio.wait_for(runner.gone(), 30)).code == 0
+            assert (await asyncio.wait_for(runner.gone(), 50)).code == 0
             await until(lambda: not alive(server_pid(place)), "the server ends with its last model")
 
     run(scenario())
@@ -509,7 +509,7 @@ def test_a_runner_that_crashes_is_gone(place: Place, run: Run) -> None:
         async with closing(place):
             runner = await place.backend(reload_grace_s=60).load(place.order(TINY))
             os.kill(the_pid(runner), signal.SIGSEGV)
-            assert (await asyncio.wait_for(runner.gone(), 30)).code is None
+            assert (await asyncio.wait_for(runner.gone(), 50)).code is None
 
     run(scenario())
 
@@ -523,7 +523,7 @@ def test_a_killed_server_takes_its_models_along(place: Place, run: Run) -> None:
             tiny, big = await backend.load(place.order(TINY)), await backend.load(place.order(BIG))
             processes = tiny.pids() | big.pids()
             os.kill(server_pid(place), signal.SIGKILL)
-            ends = await asyncio.wait_for(asyncio.gather(tiny.gone(), big.gone()), 30)
+            ends = await asyncio.wait_for(asyncio.gather(tiny.gone(), big.gone()), 50)
             assert [end.code for end in ends] == [-signal.SIGKILL] * 2
             assert not any(map(alive, processes))
             again = await backend.load(place.order(TINY))
@@ -556,7 +556,7 @@ def test_closing_waits_for_no_stranger_longer_than_it_must(place: Place, run: Ru
         await backend.close()
         assert not alive(server_pid(place))
         assert place.posts("/api/generate")[-1] == {"model": "tiny:latest", "keep_alive": 0, "stream": False}
-        await asyncio.wait_for(runner.gone(), 1)
+        await asyncio.wait_for(runner.gone(), 50)
 
     run(scenario())
 
@@ -577,7 +577,7 @@ async def somebody_elses(place: Place, **switches: object) -> AsyncIterator[tupl
     )
     assert process.stderr is not None
     try:
-        line = (await asyncio.wait_for(process.stderr.readline(), 20)).decode()
+        line = (await asyncio.wait_for(process.stderr.readline(), 50)).decode()
         yield process, f"http://{line.split('Listening on ')[1].split(' ')[0]}"
     finally:
         if process.returncode is None:
@@ -647,7 +647,7 @@ def test_an_attached_model_unloaded_by_its_owner_is_gone(place: Place, run: Run)
             runner = await place.backend(attached(place, url)).load(place.order(TINY))
             asked = len(place.requests())
             await ollama_api.expire(runner.endpoint, parse_name("tiny"))
-            await asyncio.wait_for(runner.gone(), 30)
+            await asyncio.wait_for(runner.gone(), 50)
             first = place.requests()[asked]
             assert first["body"] == {"model": "tiny:latest", "keep_alive": 0, "stream": False}
 
@@ -661,7 +661,7 @@ def test_an_attached_server_that_ends_takes_its_models_along(place: Place, run: 
         async with somebody_elses(place) as (process, url), closing(place):
             runner = await place.backend(attached(place, url)).load(place.order(TINY))
             process.terminate()
-            await asyncio.wait_for(runner.gone(), 30)
+            await asyncio.wait_for(runner.gone(), 50)
             assert "does not answer" in await runner.health()
 
     run(scenario())
@@ -683,7 +683,7 @@ def test_a_server_whose_processes_cannot_be_seen_is_asked_now_and_then(place: Pl
             await asyncio.wait({gone}, timeout=0.3)
             assert not gone.done()
             await ollama_api.expire(runner.endpoint, parse_name("tiny"))
-            assert (await asyncio.wait_for(gone, 30)).code == 0
+            assert (await asyncio.wait_for(gone, 50)).code == 0
 
     run(scenario())
 
@@ -704,7 +704,7 @@ def test_an_unseen_model_that_outlives_its_time_is_busy(place: Place, run: Run) 
                 await asyncio.sleep(0.01)
             assert not unload.done()
             await runner.kill()
-            assert (await asyncio.wait_for(runner.gone(), 1)).code is None
+            assert (await asyncio.wait_for(runner.gone(), 50)).code is None
             await unload
             assert alive(process)
             await release(process)

@@ -185,7 +185,7 @@ def test_a_model_that_works_is_busy_and_is_not_cut(place: Place, run: Run) -> No
                 unload = asyncio.create_task(runner.unload(PATIENT))
                 answer = await reader.read()
                 assert b'"done":true' in answer and b'"done_reason":"length"' in answer
-                await asyncio.wait_for(unload, 40)
+                await asyncio.wait_for(unload, 50)
             assert not alive(process)
 
     run(scenario())
@@ -216,7 +216,7 @@ def test_kill_9_of_the_server_leaves_no_runner(place: Place, run: Run) -> None:
             tiny, other = await backend.load(place.order(TINY)), await backend.load(place.order(OTHER))
             pids = tiny.pids() | other.pids()
             os.kill(server_pid(place), signal.SIGKILL)
-            await asyncio.wait_for(asyncio.gather(tiny.gone(), other.gone()), 40)
+            await asyncio.wait_for(asyncio.gather(tiny.gone(), other.gone()), 50)
             assert not any(map(alive, pids))
 
     run(scenario())
@@ -230,7 +230,7 @@ def test_a_crashed_runner_is_gone_and_can_be_loaded_again(place: Place, run: Run
             backend = place.backend(linger_s=60, reload_grace_s=60)
             runner = await backend.load(place.order(TINY))
             os.kill(the_pid(runner), signal.SIGKILL)
-            await asyncio.wait_for(runner.gone(), 40)
+            await asyncio.wait_for(runner.gone(), 50)
             again = await backend.load(place.order(TINY))
             assert again.endpoint == runner.endpoint
             assert len(await generate(again.endpoint, "tiny")) > 0
@@ -260,7 +260,7 @@ def test_a_client_may_unload_a_model_behind_our_back(place: Place, run: Run) -> 
         async with closing(place):
             runner = await place.backend().load(place.order(TINY))
             await ollama_api.expire(runner.endpoint, parse_name("tiny"))
-            assert (await asyncio.wait_for(runner.gone(), 40)).code == 0
+            assert (await asyncio.wait_for(runner.gone(), 50)).code == 0
 
     run(scenario())
 

@@ -11,8 +11,9 @@ from typing import Any
 import hub_model
 import pytest
 from place import HERE, QUICK, Place
+from ports import free_port
 
-from gpud.backends import call, runner
+from gpud.backends import call
 from gpud.backends.attached import AttachedRunner
 from gpud.backends.budget import GIB
 from gpud.backends.options import EngineOptions
@@ -75,9 +76,9 @@ def test_a_folder_is_served_on_a_private_port_and_given_back(run: Run, tmp_path:
             assert place.stages == ["starting", "downloading", "weights", "warming up"]
             assert await one.health() == ""
             assert await one.busy() is False
-            assert (await call.request(one.endpoint, "POST", "/generate", body={}, timeout_s=5)).status == 200
+            assert (await call.request(one.endpoint, "POST", "/generate", body={}, timeout_s=50)).status == 200
             stranger = replace(one.endpoint, key="")
-            assert (await call.request(stranger, "POST", "/generate", body={}, timeout_s=5)).status == 401
+            assert (await call.request(stranger, "POST", "/generate", body={}, timeout_s=50)).status == 401
             adopted = await server.adopt(place.records[-1], model)
             assert adopted is not None and adopted.endpoint == one.endpoint
             await one.unload(QUICK)
@@ -192,7 +193,7 @@ def test_a_stranger_on_its_port_is_not_taken_for_it(run: Run, tmp_path: Path) ->
             one = await server.load(on_gpu(place, llama(hub_model.write(tmp_path / "model"))))
             assert squatter.server is not None
             assert one.endpoint.port != squatter.server.sockets[0].getsockname()[1]
-            assert (await call.request(one.endpoint, "GET", "/info", timeout_s=5)).status == 200
+            assert (await call.request(one.endpoint, "GET", "/info", timeout_s=50)).status == 200
             await one.unload(QUICK)
             squatter.server.close()
 
@@ -203,7 +204,7 @@ def test_an_attached_one_is_used_and_let_go(run: Run, tmp_path: Path, caplog: py
     """It cannot give its memory back, and that is said."""
 
     async def work() -> None:
-        port = runner.free_port()
+        port = free_port()
         flags = ["--model-id", "x/y", "--hostname", "127.0.0.1", "--port", str(port), "--max-total-tokens", "99"]
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -216,7 +217,7 @@ def test_an_attached_one_is_used_and_let_go(run: Run, tmp_path: Path, caplog: py
         )
         assert process.stdout is not None
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(50):
                 while b"Connected" not in await process.stdout.readline():
                     pass
             async with Place(tmp_path) as place:

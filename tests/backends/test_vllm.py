@@ -84,7 +84,7 @@ async def running(*flags: str, **environment: str) -> AsyncIterator[tuple[str, a
         stderr=asyncio.subprocess.DEVNULL,
     )
     assert process.stdout is not None
-    line = await asyncio.wait_for(process.stdout.readline(), 20)
+    line = await asyncio.wait_for(process.stdout.readline(), 50)
     try:
         yield f"http://127.0.0.1:{line.decode().split()[-1]}", process
     finally:
@@ -351,7 +351,7 @@ def test_a_load_that_is_canceled_leaves_nothing(run: Run, tmp_path: Path) -> Non
         async with Place(tmp_path) as place:
             model = llama(hub_model.write(tmp_path / "model"), environment=(("FAKE_LOAD_S", "60"),))
             load = asyncio.ensure_future(backend(place).load(on_gpu(place, model)))
-            await asyncio.wait_for(place.recorded.wait(), 10)
+            await asyncio.wait_for(place.recorded.wait(), 50)
             load.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await load
@@ -368,12 +368,12 @@ def test_it_is_busy_while_it_answers_or_has_some_waiting(run: Run, tmp_path: Pat
             server = backend(place)
             runner = await server.load(on_gpu(place, llama(folder)))
             answer = asyncio.ensure_future(chat(runner.endpoint, 10_000, timeout_s=60))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(50):
                 while not await runner.busy():
                     await asyncio.sleep(0.01)
             answer.cancel()
             await asyncio.gather(answer, return_exceptions=True)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(50):
                 while await runner.busy():
                     await asyncio.sleep(0.01)
             await runner.unload(QUICK)
@@ -450,8 +450,8 @@ def test_an_attached_one_sleeps_when_it_is_unloaded_and_wakes_up_when_it_is_load
             assert isinstance(runner, AttachedRunner)
             assert place.records[0].child is None
             assert process.pid in runner.pids()
-            answer = asyncio.ensure_future(chat(runner.endpoint, 20))
-            async with asyncio.timeout(10):
+            answer = asyncio.ensure_future(chat(runner.endpoint, 100))
+            async with asyncio.timeout(50):
                 while not await runner.busy():
                     await asyncio.sleep(0.01)
             await runner.unload(QUICK)

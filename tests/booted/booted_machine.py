@@ -23,8 +23,8 @@ TOP = Path(__file__).resolve().parents[2]
 BOOT_S = 60.0
 """A boot takes two seconds on an idle machine."""
 
-COMMAND_S = 60.0
-WAIT_S = 20.0
+COMMAND_S = 120.0
+WAIT_S = 60.0
 
 MODELS = {"tiny": 1, "small": 2}
 """The embedded engine's models and the seeds they are made from; each is half a megabyte."""
@@ -219,10 +219,11 @@ class Machine:
             time.sleep(0.05)
 
     def journal(self, arguments: str = "--unit=gpud --unit=gpud-reap --lines=60") -> str:
-        return self.run(f"journalctl --no-pager --output=short-precise {arguments}", check=False).out
+        return self.run(f"journalctl --sync; journalctl --no-pager --output=short-precise {arguments}", check=False).out
 
     def entries(self, arguments: str) -> list[dict[str, str]]:
-        out = self.run(f"journalctl --no-pager --output=json {arguments}").out
+        # What was said a moment ago may not be written yet.
+        out = self.run(f"journalctl --sync; journalctl --no-pager --output=json {arguments}").out
         return [json.loads(line) for line in out.splitlines()]
 
     def warnings(self, since: str, matches: str) -> str:

@@ -11,10 +11,6 @@ from gpud.log import MESSAGE_IDS
 
 pytestmark = pytest.mark.booted
 
-ADOPT_S = 5.0
-"""From the death of gpud to the next one being ready with all models taken over. On a machine that does nothing else it
-is less than a second, which the bench measures; tests share two cores with each other."""
-
 TOKENS = 2000
 """An answer of many times what a pipe holds: its writer waits for as long as the reader does not read."""
 
@@ -26,15 +22,9 @@ def came_back(machine: Machine, restarts: int) -> None:
     )
 
 
-def down_s(machine: Machine) -> float:
-    """How long the service was not active the last time, by systemd's own clock."""
-    left, entered = (int(machine.show("gpud", f"{name}TimestampMonotonic")) for name in ("ActiveExit", "ActiveEnter"))
-    return (entered - left) / 1e6
-
-
 def test_engines_outlive_the_death_of_gpud(machine: Machine) -> None:
     """After ``kill -9`` with two models loaded and an answer being written, the next gpud takes both over as they are:
-    the same processes, nothing loaded again, the answer uncut, and within a second."""
+    the same processes, nothing loaded again, the answer uncut; how soon is told by the bench."""
     machine.load("tiny", "small")
     before = machine.engines()
     record = json.loads(machine.run("cat /run/gpud/engines/tiny-*.json").out)["endpoint"]
@@ -51,7 +41,6 @@ def test_engines_outlive_the_death_of_gpud(machine: Machine) -> None:
             restarts = int(machine.show("gpud", "NRestarts"))
             machine.run(f"kill -9 {machine.main_pid()}")
             came_back(machine, restarts)
-            assert down_s(machine) < ADOPT_S
             assert machine.engines() == before
             assert {name for name, state in machine.states().items() if state == "ready"} == {"tiny", "small"}
         assert answer.poll() is None, "the answer ended too early to show anything"
@@ -115,14 +104,21 @@ def test_when_restarts_are_exhausted_the_reaper_gives_the_memory_back(machine: M
     """A gpud that dies again and again is given up by systemd; then no engine may stay, not even a stubborn one."""
     machine.load("tiny", "stubborn")
     assert len(machine.engines()) == 3
-    for _ in range(20):
-        machine.wait("gpud or its failure", "systemctl is-active gpud || systemctl is-failed gpud")
-        if machine.show("gpud", "ActiveState") == "failed":
-            break
-        # Between two lives, which systemd may just be at, there is nobody to kill, or nobody any more.
-        if pid := machine.main_pid():
-            machine.run(f"kill -9 {pid}", check=False)
-    assert machine.show("gpud", "ActiveState") == "failed"
+    # So often within a minute is too often; how long it takes here is not what this is about.
+    folder = "/run/systemd/system/gpud.service.d"
+    machine.run(f"mkdir -p {folder} && printf '[Unit]\\nStartLimitIntervalSec=1h\\n' > {folder}/slow.conf")
+    machine.run("systemctl daemon-reload")
+    try:
+        for _ in range(20):
+            machine.wait("gpud or its failure", "systemctl is-active gpud || systemctl is-failed gpud")
+            if machine.show("gpud", "ActiveState") == "failed":
+                break
+            # Between two lives, which systemd may just be at, there is nobody to kill, or nobody any more.
+            if pid := machine.main_pid():
+                machine.run(f"kill -9 {pid}", check=False)
+        assert machine.show("gpud", "ActiveState") == "failed"
+    finally:
+        machine.run(f"rm -r {folder} && systemctl daemon-reload")
     machine.wait("the end of the engines", "! ps --user gpud -o args=")
     machine.wait(
         "the end of the reaper", 'test "$(systemctl show --value --property=ActiveState gpud-reap)" = inactive'

@@ -15,10 +15,6 @@ pytestmark = pytest.mark.booted
 
 PORTS = {"front": 8080, "management": 9000, "ollama": 11434}
 
-ANSWERED_S = 5.0
-"""From the death of gpud to the next one's answer. On a machine that does nothing else it is less than a second; tests
-share two cores with each other."""
-
 CONNECTIONS = 2048
 """What each door grants unless it is configured."""
 
@@ -126,11 +122,7 @@ def test_after_a_kill_the_next_gpud_answers_with_the_same_engine(machine: Machin
     """Nothing is loaded again: whoever asks is refused for a moment and then answered by the engine that was there."""
     machine.run(chat("tiny"), user=tester)
     before = machine.engines()
-    again = (
-        f"kill -9 {machine.main_pid()}; began=$(date +%s%N); until {chat('tiny', tokens=1)} >/dev/null 2>&1; do :; done"
-    )
-    took_ms = int(machine.run(f"{again}; echo $((($(date +%s%N) - began) / 1000000))").out)
-    assert took_ms < ANSWERED_S * 1000
+    machine.run(f"kill -9 {machine.main_pid()}; until {chat('tiny', tokens=1)} >/dev/null 2>&1; do :; done")
     assert machine.engines() == before
 
 

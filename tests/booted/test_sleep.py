@@ -40,7 +40,8 @@ def test_a_stopped_gpud_is_not_waited_for(machine: Machine) -> None:
     both(machine)
     machine.run("systemctl stop gpud")
     try:
-        assert locks(machine) == []
+        # logind answers whoever asks before it looks who has let go.
+        machine.wait("no lock", f"! {LOCKS}")
     finally:
         machine.run("systemctl start gpud")
 

@@ -21,7 +21,7 @@ from gpud.core.catalogue import Finding, Roots
 
 TOP = Path(__file__).resolve().parent.parent.parent
 
-BOUND_S = 20.0
+BOUND_S = 50.0
 """How long a call that comes may take at most; it takes a quarter of a second."""
 
 
@@ -75,7 +75,8 @@ def test_a_new_file_is_told_once(tmp_path: Path) -> None:
 
     async def work(told: Told) -> None:
         assert told.unwatched == ()
-        await asyncio.to_thread(subprocess.run, ["cp", str(source), str(models / "m.gguf")], check=True)
+        # The loop hears of nothing until it is done.
+        subprocess.run(["cp", str(source), str(models / "m.gguf")], check=True)
         await told.called()
         assert told.calls == 1
         assert trees.names(await told.scan()) == ["m"]
@@ -298,7 +299,8 @@ def test_a_file_that_its_writer_left_incomplete_is_looked_at_again(tmp_path: Pat
             finding = await asyncio.to_thread(finder.scan, below(tmp_path), {})
             assert finding.models == ()
             await asyncio.sleep(0)
-            assert [round(when) for when in timers()] == [watch.AGAIN_FIRST_S]
+            (when,) = timers()
+            assert watch.AGAIN_FIRST_S / 2 < when <= watch.AGAIN_FIRST_S
         finally:
             finder.close()
 

@@ -12,7 +12,7 @@ import tiny_model
 from daemon.harness import NAME, PATH, Daemon, Place, engine, gone, settle
 
 WHERE = (NAME, PATH, NAME)
-BOUND_S = 20
+BOUND_S = 60
 
 
 @pytest.fixture

@@ -57,8 +57,9 @@ def test_a_service_is_added_by_configuration_alone(place: Place) -> None:
     pid = daemon.loaded("files")["child"]["pid"]
     model = daemon.model("files")
     assert model["State"] == "ready" and model["Port"] > 0 and model["Pid"] == pid
+    since = len(daemon.client.signals)
     place.kill(pid)
-    daemon.wait_state("files", "failed")
+    daemon.client.wait_signal(lambda s: s.body[:2] == ("files", "failed"), since=since)
     daemon.wait_state("files", "ready")
     assert daemon.model("files")["Restarts"] == 1
     daemon.aftermath()
@@ -73,8 +74,9 @@ def test_a_package_brings_an_engine(place: Place) -> None:
     daemon = place.start()
     pid = daemon.loaded("mine")["child"]["pid"]
     assert daemon.model("mine")["Backend"] == "acme"
+    since = len(daemon.client.signals)
     place.kill(pid)
-    daemon.wait_state("mine", "failed")
+    daemon.client.wait_signal(lambda s: s.body[:2] == ("mine", "failed"), since=since)
     daemon.wait_state("mine", "ready")
     assert daemon.unload("mine").result == "done"
     late = {**models["mine"], "extra_flags": ["--never-healthy"], "load_timeout": 1}

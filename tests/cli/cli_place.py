@@ -167,6 +167,7 @@ def models_yaml(directory: Path) -> str:
     command = f'[{sys.executable}, {script}, "${{port}}"]'
     return f"""
 idle: {{timeout: 5m}}
+restart: {{first: 60, max: 60}}
 http: {{front: {{enable: false}}, management: {{enable: false}}, ollama: {{enable: false}}}}
 models:
   tiny: {{engine: custom, command: {command}, size: 300MiB, aliases: [small]}}

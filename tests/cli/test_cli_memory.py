@@ -147,11 +147,11 @@ def test_a_command_gets_its_gpu_and_its_claim_is_shown(quiet: Machine) -> None:
     assert began(running) == f"on {UUIDS[0]}"
     (claim,) = quiet.claims()
     assert (claim["who"], claim["why"], claim["bytes"], claim["device"]) == ("sh", "night run", 5 * GIB, UUIDS[0])
+    shown = quiet.vram_once(lambda data: data["gpus"][0]["used_bytes"] == 512 * MIB)["gpus"][0]
     text = quiet.place.gpudctl("status").stdout
     assert re.search(
         r"^claim \d+: sh, 5\.0 GiB on GPU 0, uses 512 MiB, by uid 0 \(\w+, pid \d+\) for \d+s: night run$", text, re.M
     )
-    shown = quiet.place.json("vram")["gpus"][0]
     assert [(one["who"], one["bytes"], one["used_bytes"]) for one in shown["claims"]] == [("sh", 5 * GIB, 512 * MIB)]
     assert shown["committed_bytes"] == 5 * GIB
     assert shown["others"] == [], "what uses the claim is no other program"

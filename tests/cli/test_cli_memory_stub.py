@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cli_place import GPUDCTL, Place, StubDaemon, claim, error, gpu, model, nothing, reply, status, waiting
+from cli_place import GPUDCTL, PATIENCE_S, Place, StubDaemon, claim, error, gpu, model, nothing, reply, status, waiting
 from dbus_next.message import Message
 from dbus_next.signature import Variant
 from test_cli_stub import with_stub
@@ -113,7 +113,7 @@ def test_what_it_waits_for_is_told_once_for_each_change(place: Place) -> None:
             (1, '"tiny" is busy'),
         ):
             stub.bus.send(tell(position, reason))
-        lines = [(await asyncio.wait_for(process.stderr.readline(), 20)).decode() for _ in range(3)]
+        lines = [(await asyncio.wait_for(process.stderr.readline(), PATIENCE_S)).decode() for _ in range(3)]
         bound = "in the queue, for 5m at most"
         assert lines == [
             f"gpudctl: waiting for 8.0 GiB: 2 of 2 {bound}; 3.0 GiB are free\n",
@@ -121,7 +121,7 @@ def test_what_it_waits_for_is_told_once_for_each_change(place: Place) -> None:
             f'gpudctl: waiting for 8.0 GiB: 1 of 1 {bound}; "tiny" is busy\n',
         ]
         process.terminate()
-        await asyncio.wait_for(process.communicate(), 20)
+        await asyncio.wait_for(process.communicate(), PATIENCE_S)
 
     with_stub(place, work)
 
@@ -299,7 +299,7 @@ def test_yield_that_is_interrupted_has_given_them_away(place: Place) -> None:
         )
         await stub.until("ListModels")
         process.send_signal(2)
-        _, err = await asyncio.wait_for(process.communicate(), 20)
+        _, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
         assert process.returncode == 130
         assert err == b"gpudctl: interrupted: the GPUs are given away, and models are still being unloaded\n"
         assert "Resume" not in stub.names()

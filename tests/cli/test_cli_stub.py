@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_place import Place, StubDaemon, error, model, nothing, private_bus, reply
+from cli_place import PATIENCE_S, Place, StubDaemon, error, model, nothing, private_bus, reply
 
 FREEDESKTOP = "org.freedesktop.DBus.Error"
 OWN = "org.kernelcore.GpuD.Error"
@@ -280,7 +280,7 @@ def test_on_a_terminal_polkit_may_ask(place: Place) -> None:
                 process = await asyncio.create_subprocess_exec(
                     *GPUDCTL, *words, env=place.environment, stdin=theirs, stdout=theirs, stderr=theirs
                 )
-                assert await asyncio.wait_for(process.wait(), 30) == 0
+                assert await asyncio.wait_for(process.wait(), PATIENCE_S) == 0
         finally:
             os.close(ours)
             os.close(theirs)
@@ -481,7 +481,7 @@ def test_the_other_library_does_as_well(place: Place) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        assert await asyncio.wait_for(process.communicate(), 30) == (b'loaded "tiny": in 2.0 s\n', b"")
+        assert await asyncio.wait_for(process.communicate(), PATIENCE_S) == (b'loaded "tiny": in 2.0 s\n', b"")
 
     with_stub(place, work)
 

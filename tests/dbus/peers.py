@@ -27,7 +27,7 @@ from .private_bus import NOBODY
 
 NAME = "org.kernelcore.GpuD"
 PATH = "/org/kernelcore/GpuD"
-BOUND_S = 25.0
+BOUND_S = 50.0
 
 
 class Failed(Exception):

@@ -14,7 +14,7 @@ from pathlib import Path
 from .private_bus import TOP
 
 HOOKS = TOP / "shell" / "hooks"
-BOUND_S = 30.0
+BOUND_S = 60.0
 
 SHELLS = {
     "bash": (["bash", "--norc", "--noprofile", "-i"], "gpud.sh"),

@@ -35,7 +35,7 @@ class ObservedEngine(FakeEngine):
         self.changed.set()
 
     async def until(self, predicate: Callable[[], bool]) -> None:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(50):
             while not predicate():
                 self.changed.clear()
                 await self.changed.wait()

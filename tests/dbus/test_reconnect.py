@@ -29,7 +29,7 @@ class Notices(list[Notice]):
         self._came.set()
 
     async def until(self, predicate: Callable[[], bool]) -> None:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(50):
             while not predicate():
                 self._came.clear()
                 await self._came.wait()

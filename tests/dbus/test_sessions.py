@@ -44,7 +44,7 @@ class Watched(FakeEngine):
             self.shells.keep({"tiny": frozenset(self.sessions)})
 
     async def until(self, predicate: Callable[[], bool]) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(50):
             while not predicate():
                 self.changed.clear()
                 await self.changed.wait()

@@ -13,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 TOP = HERE.parents[1]
 GNOME = TOP / "desktop" / "gnome"
 
-BOUND_S = 30.0
+BOUND_S = 60.0
 
 
 class Program:

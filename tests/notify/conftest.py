@@ -18,7 +18,7 @@ from jeepney.io.blocking import open_dbus_connection
 
 sys.path.append(str(TOP / "tests" / "backends"))
 
-BOUND_S = 30.0
+BOUND_S = 60.0
 MOCK = "org.freedesktop.DBus.Mock"
 NOTIFICATIONS = "org.freedesktop.Notifications"
 GPUD = "org.kernelcore.GpuD"

@@ -30,7 +30,7 @@ from jeepney.bus_messages import message_bus
 from jeepney.io.blocking import open_dbus_connection
 
 TOP = Path(__file__).resolve().parents[2]
-BOUND_S = 20.0
+BOUND_S = 60.0
 
 WATCHER = "org.kde.StatusNotifierWatcher"
 ITEM = "org.kde.StatusNotifierItem"
