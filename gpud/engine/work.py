@@ -25,17 +25,16 @@ from gpud.core.ports import (
     Progress,
     Runner,
     RunnerRecord,
-    Standing,
     Store,
-    TellsStanding,
     Warmer,
 )
 from gpud.core.quote import Estimate, Offer, Quote, Share
-from gpud.core.record import Record, Struct, replace
+from gpud.core.record import replace
 from gpud.core.stock import Stock
-from gpud.engine.checks import Checks, Unanswered
-from gpud.engine.choice import Way, chosen
-from gpud.engine.sizing import Ground, Machine, Sizer
+from gpud.engine.checks import Unanswered
+from gpud.engine.quoting import Quoting, Refuses
+from gpud.engine.sizing import Machine, Sizer
+from gpud.engine.starts import Running, Start, as_started, is_launched_alike
 
 log = logging.getLogger(__name__)
 
@@ -47,65 +46,10 @@ ADOPT_S = 5.0
 GONE_GRACE_S = 5.0
 
 
-# A look at a few files takes milliseconds, from a disk that has to spin up ten seconds.
-CHECK_S = 20.0
-
-# A dry run takes some 30 ms, and on a GPU that has to be woken some seconds.
-DRY_RUN_S = 15.0
-
-
-# An engine of somebody else's that takes longer than this over a question or two is taken for one that says nothing.
-STANDING_S = 3.0
-
-
 class Say(Protocol):
     """Tells everybody something that happened outside the scheduler."""
 
     def __call__(self, kind: Kind, message: str, model: str = "", level: Level = Level.INFO) -> None: ...
-
-
-Refuses = Callable[[str], tuple[str, str] | None]
-"""Asked about an engine before a load: why it is not to be started now and what to do, or None where it may be."""
-
-
-class Start(Struct):
-    """One start of an engine, and the settings it was made with.
-
-    ``context`` and ``layers`` are those of this start alone, where it has others than are configured. ``counted`` is
-    what the engine itself said that it takes, ``build`` which one it is, ``gpus`` where it was put.
-    """
-
-    generation: int
-    unit: str
-    engine: str
-    fingerprint: str = ""
-    context: int | None = None
-    layers: int | None = None
-    counted: Estimate | None = None
-    build: str = ""
-    gpus: tuple[GpuSample, ...] = ()
-
-
-class Running(Record):
-    """A start that has become ready."""
-
-    start: Start
-    runner: Runner
-    backend: Backend
-
-
-def _is_launched_alike(before: Model | None, after: Model | None) -> bool:
-    """What it is called besides and who goes first is nothing to its engine."""
-    if before is None or after is None:
-        return before is after
-    return before == replace(after, aliases=before.aliases, priority=before.priority)
-
-
-def as_started(model: Model, engine: str, context: int | None, layers: int | None) -> Model | None:
-    """The model by this engine, with what one start had for itself; None when it is no longer by this engine."""
-    offer = Offer((), context=context, layers=layers, engine=engine)
-    found = as_offered(model, offer, None)
-    return found if found.engine == engine else None
 
 
 class Work:
@@ -151,10 +95,9 @@ class Work:
         self._gpu_problems: tuple[str, ...] = ()
         self._samples: tuple[GpuSample, ...] = ()
         self._starting_pids: dict[str, frozenset[int]] = {}
-        self._checks = Checks(CHECK_S)
         self._sizer = Sizer(files, store)
+        self._quoting = Quoting(self._sizer, lambda engine: self.backends.get(engine), refuses)
         self._warmer = warmer
-        self._refuses = refuses
         self._now = clock or self._loop.time
         self._look_first = look_first
 
@@ -205,14 +148,17 @@ class Work:
             for name, one in list(self.running.items())
             if (model := models.get(name)) is not None and not await self._still_matches(one, model, backends)
         }
-        loading = {name for name in self._loading if not _is_launched_alike(self.models.get(name), models.get(name))}
+        loading = {name for name in self._loading if not is_launched_alike(self.models.get(name), models.get(name))}
         return frozenset(running | loading)
 
     async def _still_matches(self, running: Running, model: Model, backends: Mapping[str, Backend]) -> bool:
         started = as_started(model, running.start.engine, running.start.context, running.start.layers)
         if started is None or running.start.engine not in backends:
             return False
-        return await self._fingerprint(backends[running.start.engine], started) in ("", running.start.fingerprint)
+        return await self._quoting.fingerprint(backends[running.start.engine], started) in (
+            "",
+            running.start.fingerprint,
+        )
 
     def reconfigure(self, models: Mapping[str, Model], backends: Mapping[str, Backend]) -> None:
         """From now on these. A backend that is replaced is closed once its last model has gone."""
@@ -252,7 +198,7 @@ class Work:
             configured = as_offered(self.models.get(name, model), Offer((), engine=model.engine), None)
             if model.settings.context != configured.settings.context:
                 start.context = model.settings.context
-            start.fingerprint, start.build = await self._identify(backend, model)
+            start.fingerprint, start.build = await self._quoting.identify(backend, model)
             runner = await backend.load(self._order(action, start))
         except asyncio.CancelledError:
             ended = events.LoadEnded(name, generation)
@@ -375,7 +321,7 @@ class Work:
         if action.check and not self._samples:
             self._samples = await self._look(self._own_pids(), wake=action.wake)
         machine = Machine.of(self._samples)
-        found = await asyncio.gather(*(self._check(model, machine) for model in action.check))
+        found = await asyncio.gather(*(self._quoting.quote(model, machine) for model in action.check))
         for model, answer in zip(action.check, found, strict=True):
             if isinstance(answer, events.Unfit):
                 unfit[model.name] = answer
@@ -428,68 +374,7 @@ class Work:
         """What a model would need now."""
         if not self._samples:
             self._samples = await self._look(self._own_pids(), wake=False)
-        return await self._check(model, Machine.of(self._samples))
-
-    async def _check(self, model: Model, machine: Machine) -> Quote | events.Unfit:
-        """Look at a model's files and programs, and find what it needs, by each engine that may serve it."""
-        ways: list[Way] = []
-        problems: list[events.Unfit] = []
-        for candidate in (model, *model.alternatives):
-            answer = await self._check_one(candidate, machine)
-            if isinstance(answer, Way):
-                ways.append(answer)
-            else:
-                problems.append(answer)
-        return chosen(ways) if ways else problems[0]
-
-    async def _check_one(self, model: Model, machine: Machine) -> Way | events.Unfit:
-        backend = self.backends.get(model.engine)
-        if backend is None:
-            return events.Unfit(f'the engine "{model.engine}" is not available')
-        if self._refuses is not None and (refused := self._refuses(model.engine)) is not None:
-            why, hint = refused
-            return events.Unfit(f'cannot load "{model.name}": {why}', hint, "engine-stopped")
-        try:
-            ground = await self._checks.ask(model.name, partial(self._sizer.ground, backend, model, machine))
-            standing = await self._standing(backend, model)
-            if await self._checks.ask(model.name, partial(self._sizer.wants_probe, ground)):
-                await self._dry_run(ground)
-            return Way(await self._checks.ask(model.name, partial(self._sizer.quote, ground)), standing)
-        except Unanswered:
-            return events.Unfit(
-                f'cannot load "{model.name}": a look at its files and programs has not ended within {CHECK_S:g} s',
-                "see whether the file systems that they lie on answer (df)",
-                "timeout",
-            )
-        except GpudError as error:
-            return events.Unfit(error.message, error.hint, getattr(error, "kind", error.code))
-        except Exception as error:
-            log.exception("internal error: checking %r failed", model.name)
-            return events.Unfit(f"internal error: {error!r}", kind="internal")
-
-    async def _standing(self, backend: Backend, model: Model) -> Standing | None:
-        """Whether somebody else's engine has the model already. Raises the GpudError that says that it cannot."""
-        if not isinstance(backend, TellsStanding):
-            return None
-        try:
-            return await asyncio.wait_for(backend.standing(model), STANDING_S)
-        except TimeoutError:
-            log.debug("%r does not say how it stands with %r", model.engine, model.name)
-            return None
-
-    async def _dry_run(self, ground: Ground) -> None:
-        """Ask the engine itself. What it does not say stays a guess."""
-        model, gpus = ground.model, ground.gpus[:1]
-        vendor = gpus[0].vendor if gpus else HOST
-        try:
-            counted = await asyncio.wait_for(
-                ground.backend.probe(model, tuple(gpu.uuid for gpu in gpus), vendor, ()), DRY_RUN_S
-            )
-        except TimeoutError:
-            log.warning("A dry run of %r has not ended within %g s", model.name, DRY_RUN_S)
-            return
-        if counted is not None:
-            await asyncio.to_thread(self._sizer.probed, ground, counted)
+        return await self._quoting.quote(model, Machine.of(self._samples))
 
     async def _learn(self, action: events.Learn) -> None:
         """In a thread: the disk may be slow. Whether it takes what is written can be seen from outside."""
@@ -515,7 +400,7 @@ class Work:
         if self._warmer is None or backend is None:
             return
         try:
-            plan = await self._checks.ask(model.name, partial(backend.plan, model, 0))
+            plan = await self._quoting.ask(model.name, partial(backend.plan, model, 0))
         except (Unanswered, GpudError) as problem:
             log.debug("The file of %r is not read ahead: %r", model.name, problem)
             return
@@ -524,24 +409,6 @@ class Work:
 
     async def _in_thread(self, what: Callable[[], None]) -> None:
         await asyncio.to_thread(what)
-
-    async def _identify(self, backend: Backend, model: Model) -> tuple[str, str]:
-        """The fingerprint of the settings, and the engine's build."""
-        fingerprint = await self._fingerprint(backend, model)
-        try:
-            return fingerprint, await self._checks.ask(model.name, backend.build)
-        except Unanswered:
-            return fingerprint, ""
-
-    async def _fingerprint(self, backend: Backend, model: Model) -> str:
-        """Of the settings as they are now; empty, which matches any, while the files do not answer: an engine that runs
-        is not ended for that.
-        """
-        try:
-            return await self._checks.ask(model.name, partial(backend.fingerprint, model))
-        except Unanswered:
-            log.warning("The files of %r have not answered within %g s", model.name, CHECK_S)
-            return ""
 
     async def _take_over(self, record: RunnerRecord) -> bool:
         """One engine of an earlier daemon: True when it was adopted because it answers."""
@@ -552,7 +419,7 @@ class Work:
         model = None if configured is None else as_started(configured, record.engine, record.context, record.layers)
         if model is not None and backend is not None:
             try:
-                stale = await self._fingerprint(backend, model) not in ("", record.fingerprint)
+                stale = await self._quoting.fingerprint(backend, model) not in ("", record.fingerprint)
                 runner = await asyncio.wait_for(backend.adopt(record, model), ADOPT_S)
             except Exception as error:
                 log.warning("Cannot take over %r: %r", record.unit, error)

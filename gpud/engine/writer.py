@@ -8,20 +8,15 @@ import asyncio
 import itertools
 import logging
 import secrets
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
-from types import TracebackType
+from collections.abc import Awaitable, Callable, Mapping
 
 from gpud.core import events
 from gpud.core.admission import Considered
-from gpud.core.errors import BackendFailed, Canceled, GpudError, NoSuchClaim, NoSuchHold, NoSuchJob, NoSuchModel
+from gpud.core.errors import BackendFailed, NoSuchHold, NoSuchJob, NoSuchModel
 from gpud.core.events import Event, JobEnded, Kind, Level, LoadOptions, Logged, Notice, Outcome
 from gpud.core.facts import (
     Caller,
     ClaimStatus,
-    Endpoint,
-    GpuStatus,
     JobResult,
     JobStatus,
     Limits,
@@ -36,16 +31,21 @@ from gpud.core.ports import Backend, Files, Gpus, Launcher, Programs, Store, War
 from gpud.core.quote import Offer, Quote
 from gpud.core.record import replace
 from gpud.core.scheduler import Scheduler
-from gpud.core.statuses import Statuses
+from gpud.engine.claimants import Claimants, no_such_claim
 from gpud.engine.clock import Clock, machine_slept_s
 from gpud.engine.downloads import Downloads
 from gpud.engine.ended import problem_of
+from gpud.engine.endings import Endings
 from gpud.engine.guessing import closest
 from gpud.engine.history import History
 from gpud.engine.library import Library
+from gpud.engine.picture import picture
 from gpud.engine.programs import GivesWay
+from gpud.engine.quoting import Refuses
 from gpud.engine.shelf import Shelf
-from gpud.engine.work import Refuses, Running, Work
+from gpud.engine.starts import Running
+from gpud.engine.use import Use
+from gpud.engine.work import Work
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +55,6 @@ Listener = Callable[[tuple[Outcome, ...]], None]
 REFRESH_S = 1.0
 # Uses that follow each other so closely are told of together: there may be thousands a second.
 USES_S = 0.05
-# How many jobs that have ended can still be asked about.
-ENDED_KEPT = 256
 # Figures of this age may be shown: a program that asks all the time has the devices looked at no more often.
 FRESH_S = 1.0
 
@@ -113,12 +111,11 @@ class Engine:
         library.serve(self._put, self._tell, self._need_of)
         self._downloads = Downloads(self._downloads_changed, self._clock.now)
         self._claims = itertools.count(1)
-        self._claimants: dict[int, asyncio.Future[None]] = {}
+        self._claimants = Claimants()
         self._listeners: list[Listener] = []
         self._touched: list[Listener] = []
-        self._waiters: dict[int, list[asyncio.Future[JobEnded]]] = {}
         self._jobs = itertools.count(1)
-        self._ended: dict[int, JobEnded] = {}
+        self._endings = Endings()
         self._timer: asyncio.TimerHandle | None = None
         self._uses_timer: asyncio.TimerHandle | None = None
         self._uses_untold = False
@@ -130,7 +127,14 @@ class Engine:
     def snapshot(self) -> Snapshot:
         """Everything visible, put together once for each change."""
         if self._snapshot is None:
-            self._snapshot = self._look_at_everything()
+            self._snapshot = picture(
+                self._scheduler,
+                self._work.running,
+                self._job_statuses(),
+                store_problem=self._store.problem,
+                idle_timeout_s=self._idle_timeout_s,
+                version=self._version,
+            )
         return replace(self._snapshot, now_s=self._clock.now())
 
     def is_fresh(self) -> bool:
@@ -222,14 +226,12 @@ class Engine:
 
     async def wait(self, job: int) -> JobEnded:
         """How a job ended, or will end. Raises NoSuchJob when there is none, or it ended long ago."""
-        ended = self._ended.get(job)
+        ended = self._endings.of(job)
         if ended is not None:
             return ended
         if self.job(job) is None:
             raise NoSuchJob(f"there is no job {job}", hint="it may have ended long ago")
-        future: asyncio.Future[JobEnded] = self._loop.create_future()
-        self._waiters.setdefault(job, []).append(future)
-        return await future
+        return await self._endings.wait(job)
 
     def hold(self, model: str, caller: Caller, *, reason: str, application: str) -> int:
         name = self.resolve(model)
@@ -291,7 +293,7 @@ class Engine:
         if self._reload is not None:
             await self._reload()
 
-    def use(self, model: str, caller: Caller, options: LoadOptions | None = None) -> "Use":
+    def use(self, model: str, caller: Caller, options: LoadOptions | None = None) -> Use:
         """An engine that answers, for as long as the block lasts: loaded if need be, and never stopped meanwhile.
 
         Entering it raises the GpudError that kept it from being loaded; a name that means nothing is raised at once.
@@ -335,7 +337,7 @@ class Engine:
         if self.job(job) is not None:
             self._post(events.CancelAsked(job))
             return
-        ended = self._ended.get(job)
+        ended = self._endings.of(job)
         running = self._work.running.get(name)
         served = ended is not None and ended.result is JobResult.DONE
         if ended is not None and served and running is not None and running.start.generation == ended.generation:
@@ -379,42 +381,22 @@ class Engine:
     ) -> int:
         """Ask for memory for a program that is no engine. :meth:`claimed` tells when it has it."""
         claim = next(self._claims)
-        self._claimants[claim] = self._loop.create_future()
-        try:
+        with self._claimants.asked(claim):
             self._post(events.ClaimAsked(claim, size_bytes, caller, who, why, gpu, priority, wait_s))
-        except GpudError:
-            del self._claimants[claim]
-            raise
         return claim
 
     async def claimed(self, claim: int) -> ClaimStatus:
         """Returns when it is granted; raises why it is not. Whoever no longer waits drops the claim."""
-        future = self._claimants.get(claim)
-        if future is None:
-            raise NoSuchClaim(f"there is no claim {claim}", hint="it may have been given back already")
-        await asyncio.shield(future)
+        await self._claimants.settled(claim)
         status = next((status for status in self._scheduler.claim_statuses() if status.id == claim), None)
         if status is None:
-            raise NoSuchClaim(f"there is no claim {claim}", hint="it may have been given back already")
+            raise no_such_claim(claim)
         return status
 
     def drop_claim(self, claim: int, reason: str) -> None:
         """It is no longer wanted, or its holder has gone. Nothing happens when it is not there any more."""
         if any(status.id == claim for status in self._scheduler.claim_statuses()):
             self._post(events.ClaimDropped(claim, reason))
-
-    def _claim_settled(self, claim: int, error: GpudError | None, *, over: bool) -> None:
-        future = self._claimants.get(claim)
-        if over:
-            self._claimants.pop(claim, None)
-        if future is None or future.done():
-            return
-        if not over:
-            future.set_result(None)
-            return
-        future.set_exception(error or Canceled(f"claim {claim} was given up"))
-        # Nobody may be waiting for it: that is no mistake.
-        future.exception()
 
     def yield_gpus(self, caller: Caller, *, why: str, for_s: float | None = None) -> None:
         """Empty the GPUs, and load nothing on them until :meth:`resume` or for so long."""
@@ -519,8 +501,7 @@ class Engine:
                 timer.cancel()
         self._timer = self._uses_timer = None
         await self._work.close()
-        for waiter in itertools.chain.from_iterable(self._waiters.values()):
-            waiter.cancel()
+        self._endings.close()
 
     async def apply(
         self, *, shelf: Shelf, limits: Limits, idle_timeout_s: float, backends: Mapping[str, Backend]
@@ -598,16 +579,11 @@ class Engine:
             if isinstance(outcome, Notice):
                 self._history.add(outcome)
             elif isinstance(outcome, events.ClaimGranted):
-                self._claim_settled(outcome.claim, None, over=False)
+                self._claimants.granted(outcome.claim)
             elif isinstance(outcome, events.ClaimOver):
-                self._claim_settled(outcome.claim, outcome.error, over=True)
+                self._claimants.over(outcome.claim, outcome.error)
             elif isinstance(outcome, JobEnded):
-                self._ended[outcome.job] = outcome
-                if len(self._ended) > ENDED_KEPT:
-                    del self._ended[next(iter(self._ended))]
-                for future in self._waiters.pop(outcome.job, ()):
-                    if not future.done():
-                        future.set_result(outcome)
+                self._endings.add(outcome)
         self._call(self._listeners, outcomes)
 
     @staticmethod
@@ -659,93 +635,3 @@ class Engine:
     def _time_passed(self) -> None:
         self._timer = None
         self._post(events.TimePassed())
-
-    # The picture -----------------------------------------------------------------------------------------------------
-
-    def _look_at_everything(self) -> Snapshot:
-        seen = self._scheduler.model_statuses()
-        lively = dict(seen.lively)
-        for name, status in seen.lively.items():
-            running = self._work.running.get(name)
-            if running is not None:
-                # Those of the last look; right after a start or a take-over there has been none.
-                pids = tuple(sorted(self._scheduler.pids_of(name) or running.runner.pids()))
-                lively[name] = replace(status, endpoint=running.runner.endpoint, pids=pids)
-        gpus = self._scheduler.gpu_statuses()
-        degraded, text, hint = self._degraded(gpus)
-        states = {status.state for status in lively.values()}
-        if self._scheduler.suspended() is not None:
-            state = "suspending"
-        elif State.LOADING in states:
-            state = "loading"
-        elif states & {State.DRAINING, State.STOPPING, State.KILLING}:
-            state = "unloading"
-        elif State.READY in states:
-            state = "active"
-        elif self._scheduler.given_away():
-            state = "yielded"
-        elif degraded == "gpu-unavailable":
-            state = "unavailable"
-        else:
-            state = "idle"
-        return Snapshot(
-            now_s=0.0,
-            state=state,
-            degraded=degraded,
-            degraded_text=text,
-            degraded_hint=hint,
-            models=Statuses(seen.stock, lively, seen.patience),
-            gpus=gpus,
-            jobs=self._job_statuses(),
-            holds=self._scheduler.hold_statuses(),
-            idle_timeout_s=self._idle_timeout_s,
-            version=self._version,
-            claims=self._scheduler.claim_statuses(),
-            queue=self._scheduler.queue_statuses(),
-            yielded=self._scheduler.yield_status(),
-            sessions=self._scheduler.session_statuses(),
-        )
-
-    def _degraded(self, gpus: Sequence[GpuStatus]) -> tuple[str, str, str]:
-        """What gpud lacks: in a word, in a sentence, and what to do about it."""
-        if problem := self._scheduler.gpu_problem():
-            return "gpu-unavailable", problem, self._scheduler.gpu_problem_hint()
-        for gpu in gpus:
-            if gpu.sample.health:
-                return "gpu-unavailable", f"{gpu.sample.name}: {gpu.sample.health}", ""
-        if self._store.problem:
-            return "state-not-kept", self._store.problem, ""
-        return "", "", ""
-
-
-class Use(AbstractAsyncContextManager[Endpoint]):
-    """One use of one model's engine. A class of its own because every request is one.
-
-    ``waited_s`` is how long it took until the model was there; None: it was there already.
-    """
-
-    __slots__ = ("_caller", "_engine", "_name", "_options", "_running", "waited_s")
-
-    def __init__(self, engine: Engine, name: str, caller: Caller, options: LoadOptions | None) -> None:
-        self._engine = engine
-        self._name = name
-        self._caller = caller
-        self._options = options
-        self.waited_s: float | None = None
-
-    async def __aenter__(self) -> Endpoint:
-        engine, name = self._engine, self._name
-        caller = self._caller
-        self._running = engine.use_now(name, caller.session) or await self._wait()
-        return self._running.runner.endpoint
-
-    async def _wait(self) -> Running:
-        began_s = time.monotonic()
-        running = await self._engine.begin_use(self._name, self._caller, self._options)
-        self.waited_s = time.monotonic() - began_s
-        return running
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._engine.end_use(self._name, self._running)
