@@ -166,10 +166,7 @@ async def show(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     if not found:
         output.text("no model is there" if not (arguments.tag or arguments.loaded) else "no model is like that")
         if not (arguments.tag or arguments.loaded):
-            output.note(
-                "copy a .gguf file into a folder of registry.paths (by default /var/lib/ml-models/gguf, of your own "
-                'gpud also ~/.local/share/gpud/models), or see "gpudctl pull --help"'
-            )
+            output.note(_how_to_come_by_one(gpud.kind))
         return DONE
     head = (
         "NAME",
@@ -205,6 +202,25 @@ async def show(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
         if one["problem"]:
             output.note(f'"{one["name"]}" cannot be loaded: {visible(one["problem"])}')
     return DONE
+
+
+def _how_to_come_by_one(kind: str) -> str:
+    """``kind`` is of the gpud that has none."""
+    from gpud.cli.config import chosen_path
+    from gpud.cli.downloading.folders import looked_at
+
+    looks = looked_at(kind)
+    if looks.enabled and looks.folders:
+        *most, last = map(visible, map(str, looks.folders))
+        where = f"{', '.join(most)} or {last}" if most else last
+        return f'copy a .gguf file to {where}, or see "gpudctl pull --help"'
+    path = chosen_path(kind)
+    if looks.enabled:
+        return f"registry.paths is empty in {path}: name a folder there, or a model below models:, and gpudctl reload"
+    return (
+        f"registry.enable is false in {path}: gpud has only the models that are named below models: there. Name one, or "
+        "have it look for them, and gpudctl reload"
+    )
 
 
 async def info(gpud: "Gpud", arguments: Namespace, output: Output) -> int:

@@ -334,8 +334,10 @@ def _warnings_of_found(config: Config) -> list[str]:
         said += [f"models.{name}: {text}" for name in config.overrides]
     for name in ("paths", "huggingface", "ollama"):
         folders = getattr(config.registry, name) or ()
-        missing = (path for path in folders if not os.path.isdir(path))  # noqa: PTH112
-        said += [f'registry.{name}: there is no folder "{path}" now; it is waited for' for path in missing]
+        for path in (path for path in folders if not os.path.isdir(path)):  # noqa: PTH112
+            there = os.path.exists(path)  # noqa: PTH110
+            text = f'"{path}" is no folder' if there else f'there is no folder "{path}" now'
+            said.append(f"registry.{name}: {text}; it is waited for")
     names = {name for model in config.models.values() for name in (model.name, *model.aliases)}
     if config.http.default_model and config.http.default_model not in names | config.overrides.keys():
         near = nearest(config.http.default_model, sorted(names))

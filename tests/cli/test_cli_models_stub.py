@@ -167,6 +167,31 @@ def test_nothing_to_list_says_how_to_come_by_a_model(place: Place) -> None:
     with_stub(place, work)
 
 
+@pytest.mark.parametrize(
+    ("configured", "said"),
+    [
+        ("", "copy a .gguf file to /var/lib/ml-models/llamacpp/models, "),
+        ("registry: {paths: [/srv/a, /srv/b]}", "copy a .gguf file to /srv/a or /srv/b, or see"),
+        ("registry: {paths: [/srv/a]}", "copy a .gguf file to /srv/a, or see"),
+        ("registry: {paths: []}", "registry.paths is empty in "),
+        ("registry: {enable: false, paths: [/srv/a]}", "registry.enable is false in "),
+    ],
+)
+def test_how_to_come_by_a_model_follows_from_where_gpud_looks(place: Place, configured: str, said: str) -> None:
+    """Nobody is sent to a folder in which gpud does not look."""
+    file = place.directory / "config" / "gpud" / "gpud.yaml"
+    file.parent.mkdir()
+    file.write_text(configured)
+
+    async def work(stub: StubDaemon) -> None:
+        catalog(stub)
+        _, _, err = await stub.gpudctl(place, "models", "list")
+        assert err.startswith(said)
+        assert (str(file) in err) is err.startswith("registry.")
+
+    with_stub(place, work)
+
+
 def test_what_was_not_said_cannot_be_taken_back(place: Place) -> None:
     """Status 2, with what was said; nothing is written."""
 

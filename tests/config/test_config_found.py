@@ -147,7 +147,8 @@ def test_what_is_said_of_found_models_is_shown_and_warned_of() -> None:
     parsed = config.parse(text, "/x")
     assert config.render(parsed, "models.q*") == "parallel: 2\n"
     assert any(warning.startswith("models.q*: has no effect") for warning in config.warnings(parsed))
-    missing = config.parse("registry: {paths: [/not/there]}\nhttp: {default_model: later}", "/x")
+    missing = config.parse(f"registry: {{paths: [/not/there, {__file__}]}}\nhttp: {{default_model: later}}", "/x")
     warned = config.warnings(missing)
     assert 'registry.paths: there is no folder "/not/there" now; it is waited for' in warned
+    assert f'registry.paths: "{__file__}" is no folder; it is waited for' in warned
     assert any(warning.startswith("http.default_model: later: no model is configured") for warning in warned)

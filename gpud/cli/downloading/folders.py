@@ -5,6 +5,7 @@ import os
 import pwd
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from gpud.cli.config import chosen_path
 from gpud.core.errors import AccessDenied, ConfigInvalid, GpudError
@@ -20,20 +21,30 @@ def of_user() -> Path:
     return Path(data).expanduser() / "gpud" / "models"
 
 
-def looked_at(kind: str) -> tuple[list[Path], Path]:
-    """The folders in which this gpud looks for models, and the one below which it has its stores."""
-    paths, base = None, BASE
+class Looks(NamedTuple):
+    """Where a gpud looks for models: the folders for GGUF files, and the one below which it has its stores. Not
+    ``enabled``: it looks nowhere.
+    """
+
+    folders: list[Path]
+    base: Path
+    enabled: bool = True
+
+
+def looked_at(kind: str) -> Looks:
+    """As this gpud is configured; as it is by default where that cannot be read."""
+    paths, base, enabled = None, BASE, True
     path = chosen_path(kind)
     with suppress(ConfigInvalid, OSError):
         if path.exists():
             from gpud.config import load
 
             config = load(path)
-            paths, base = config.registry.paths, config.base_directory
+            paths, base, enabled = config.registry.paths, config.base_directory, config.registry.enable
     if paths is not None:
-        return [Path(one).expanduser() for one in paths], Path(base)
+        return Looks([Path(one).expanduser() for one in paths], Path(base), enabled)
     folders = [Path(base) / one for one in BELOW_BASE]
-    return ([*folders, of_user()] if kind == "user" else folders), Path(base)
+    return Looks([*folders, of_user()] if kind == "user" else folders, Path(base), enabled)
 
 
 def target(given: str, kind: str) -> Path:
@@ -43,7 +54,7 @@ def target(given: str, kind: str) -> Path:
     """
     if given:
         return _usable(Path(given).expanduser())
-    folders, _ = looked_at(kind)
+    folders = looked_at(kind).folders
     if not kind and of_user() not in folders:
         folders.append(of_user())
     for folder in folders:
@@ -61,7 +72,7 @@ def cache(given: str, kind: str) -> str:
         return str(_usable(Path(given).expanduser()))
     if any(os.environ.get(name) for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")) or kind == "user":
         return ""
-    shared = looked_at(kind)[1] / "huggingface" / "hub"
+    shared = looked_at(kind).base / "huggingface" / "hub"
     if shared.is_dir() and os.access(shared, os.W_OK | os.X_OK):
         return str(shared)
     if kind == "system":
