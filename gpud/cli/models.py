@@ -218,8 +218,8 @@ def _how_to_come_by_one(kind: str) -> str:
     if looks.enabled:
         return f"registry.paths is empty in {path}: name a folder there, or a model below models:, and gpudctl reload"
     return (
-        f"registry.enable is false in {path}: gpud has only the models that are named below models: there. Name one, or "
-        "have it look for them, and gpudctl reload"
+        f"registry.enable is false in {path}: gpud has only the models that are named below models: there. Name one, "
+        "or have it look for them, and gpudctl reload"
     )
 
 
