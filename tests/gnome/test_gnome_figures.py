@@ -18,8 +18,16 @@ class Figures:
     def __init__(self, program: Program) -> None:
         self._program = program
 
-    def of(self, *, favourites: tuple[str, ...] = (), amber: int = 85, red: int = 90, **status: object) -> Any:
-        self._program.say(status, {"favourites": favourites, "amber": amber, "red": red})
+    def of(
+        self,
+        *,
+        favourites: tuple[str, ...] = (),
+        amber: int = 85,
+        red: int = 90,
+        height: int | None = None,
+        **status: object,
+    ) -> Any:
+        self._program.say(status, {"favourites": favourites, "amber": amber, "red": red, "height": height})
         return self._program.hear()
 
 
@@ -49,6 +57,7 @@ def test_nothing_is_loaded(figures: Figures) -> None:
     """The icon is the empty one, and no percentage is told: gpud does not measure while nothing is loaded."""
     shown = figures.of(State="idle", Models=[model("a")], Gpus=[gpu(9 * GIB)])
     assert (shown["icon"], shown["subtitle"], shown["percent"]) == ("gpud-idle-symbolic", "Nothing loaded", "")
+    assert shown["short"] == "No model"
     assert (shown["checked"], shown["level"]) == (False, "")
     assert [choice["name"] for choice in shown["choices"]] == ["a"]
 
@@ -59,6 +68,7 @@ def test_a_loaded_model_is_shown_with_its_memory(figures: Figures) -> None:
         State="idle", ActiveModel="a", Models=[model("a", "ready", VramBytes=5 * GIB)], Gpus=[gpu(5 * GIB)]
     )
     assert (shown["icon"], shown["subtitle"], shown["percent"]) == ("gpud-loaded-symbolic", "a", "50%")
+    assert shown["short"] == "a"
     assert shown["accessible"] == "GPU, a, 50%"
     assert shown["models"] == [{"id": "a", "name": "a", "text": "5.0 GiB", "detail": "", "action": "Unload a"}]
     assert shown["checked"]
@@ -197,6 +207,22 @@ def test_how_many_more_there_are_is_told(figures: Figures) -> None:
     assert shown["more"] == "4,994 more: “gpudctl models list”"
     assert figures.of(Models=models, Gpus=[])["more"] == "4 more: “gpudctl models list”"
     assert figures.of(Models=models[:3], Gpus=[])["more"] == ""
+
+
+def test_a_small_screen_has_all_that_matters(figures: Figures) -> None:
+    """The menu cannot be scrolled: rows that have no room are counted, those that matter least first."""
+    states = ("failed", "queued", "unloading", "loading", "busy", "ready", "failed")
+    models = [model(f"{state}-{number}", state, Error="long") for number, state in enumerate(states)]
+    idle = [model(f"m{number}", LastUsedUSec=9 - number) for number in range(9)]
+    both = [gpu(1, foreign_bytes=GIB), gpu(1, Uuid="GPU-2")]
+    small = figures.of(Models=models + idle, Gpus=both, height=768)
+    assert [row["id"] for row in small["models"]] == ["busy-4", "ready-5"]
+    assert (small["hidden"], small["choices"], small["more"]) == ("5 more: “gpudctl status”", [], "")
+    large = figures.of(Models=models + idle, Gpus=both, height=2160)
+    assert (len(large["models"]), large["hidden"], len(large["choices"])) == (7, "", 5)
+    one = figures.of(Models=models[4:5] + idle, Gpus=both[:1], height=768)
+    assert (len(one["models"]), one["hidden"], len(one["choices"])) == (1, "", 2)
+    assert one["more"] == "7 more: “gpudctl models list”"
 
 
 def test_gpus_are_counted(figures: Figures) -> None:

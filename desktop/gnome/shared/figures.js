@@ -3,22 +3,37 @@
 
 import {_, brief, fill, percent, plural, size, used} from './words.js';
 
-/** A menu that is longer than the screen cannot be scrolled. */
 const MOST_FAVOURITES = 10;
 export const MOST_USED = 5;
+
+/**
+ * A menu that is longer than the screen cannot be scrolled, and other parts of the shell's stand above and below it. This
+ * share of the screen is for all rows; what each takes is in pixels, as the shell's own theme draws them.
+ */
+const SHARE = 0.55;
+const ROWS = {ends: 110, device: 70, line: 20, note: 56, model: 57, detail: 40, title: 42, choice: 36};
+const LEAST_MODELS = 2;
+
+/** So many choices come before further models. */
+const KEPT_CHOICES = 2;
 
 /** States in which a model has, or is about to have, an engine. */
 const PRESENT = ['ready', 'busy', 'loading', 'queued', 'unloading'];
 
+/** What has a row, and what comes first. */
+const SHOWN_FIRST = ['busy', 'ready', 'loading', 'unloading', 'queued', 'failed'];
+
 /**
  * @param {object} status - as Overview() answers, without the types
- * @param {object} preferences - favourites (names), amber and red (percent)
+ * @param {object} preferences - favourites (names), amber and red (percent), height (of the screen in pixels; no
+ *     matter where it is left out)
  * @returns {object} what to show; the same input gives the same output
  */
 export function figures(status, preferences) {
     const models = status.Models ?? [];
     const present = models.filter(model => PRESENT.includes(model.State));
-    const shown = models.filter(model => PRESENT.includes(model.State) || model.State === 'failed');
+    const there = models.filter(model => SHOWN_FIRST.includes(model.State))
+        .sort((a, b) => rankOf(a) - rankOf(b));
     const keeper = (status.Holds ?? []).find(hold => hold.What.split(':').includes('load'));
     const yielded = Object.keys(status.Yielded ?? {}).length > 0;
     const away = yielded || keeper !== undefined || status.State === 'yielded';
@@ -28,27 +43,61 @@ export function figures(status, preferences) {
     // While nothing is loaded gpud lets the driver sleep: a figure in the top bar would be an old one.
     const told = present.length && fullest ? percent(fullest) : '';
     const subtitle = subtitleOf(status, present, away);
-    const choices = choicesOf(models, preferences.favourites);
+    const note = noteOf(status);
+    const several = present.filter(model => model.State !== 'unloading').length > 1;
+    const rows = there.map(modelOf);
+    let room = SHARE * (preferences.height ?? Infinity) - ROWS.ends - (note ? ROWS.note : 0) - (several ? ROWS.choice : 0);
+    devices.forEach(device => {
+        room -= ROWS.device + (device.others ? ROWS.line : 0);
+    });
+    const shown = fitting(rows, room - ROWS.title - (1 + KEPT_CHOICES) * ROWS.choice, heightOf, LEAST_MODELS);
+    room -= shown.reduce((sum, row) => sum + heightOf(row), 0);
+    const hidden = rows.length - shown.length;
+    const chosen = choicesOf(models, preferences.favourites);
+    const choices = fitting(chosen, room - ROWS.title - ROWS.choice - (hidden ? ROWS.choice : 0), () => ROWS.choice, 0);
+    const full = chosen.length > 0 && choices.length === 0;
     const unseen = models.length - present.length - choices.length + (status.Others ?? 0);
     return {
         icon: iconOf(present, away),
         level: present.length ? level : '',
         percent: told,
         subtitle,
+        // The button has room for a word or two.
+        short: present.length || away || subtitle !== _('Nothing loaded') ? subtitle : _('No model'),
         headline: headlineOf(devices, subtitle),
         accessible: [_('GPU'), subtitle, told, present.length ? levelWord(level) : ''].filter(part => part).join(', '),
         checked: present.some(model => model.State !== 'unloading'),
-        note: noteOf(status),
+        note,
         devices,
-        models: shown.map(modelOf),
+        models: shown,
+        hidden: hidden ? plural('{count} more: “gpudctl status”', '{count} more: “gpudctl status”', hidden) : '',
         choices,
-        more: unseen > 0 ? plural('{count} more: “gpudctl models list”', '{count} more: “gpudctl models list”', unseen) : '',
+        more: unseen > 0 && !full ? plural('{count} more: “gpudctl models list”', '{count} more: “gpudctl models list”', unseen) : '',
         gpus: Math.max(1, devices.filter(device => device.id !== 'host').length),
-        several: present.filter(model => model.State !== 'unloading').length > 1,
+        several,
         yielded: away,
         // Others keep the GPU empty for as long as they like: Resume would not end that.
         keeper: !yielded && keeper ? keeper.Application || keeper.Reason || keeper.Caller || '?' : '',
     };
+}
+
+/** A row does not move when its model begins to answer. */
+function rankOf(model) {
+    return SHOWN_FIRST.indexOf(model.State === 'busy' ? 'ready' : model.State);
+}
+
+function heightOf(row) {
+    return ROWS.model + (row.detail ? ROWS.detail : 0);
+}
+
+/** As many of them as there is room for, and so many in any case. */
+function fitting(rows, room, height, least) {
+    let left = room;
+    const end = rows.findIndex((row, position) => {
+        left -= height(row);
+        return left < 0 && position >= least;
+    });
+    return end < 0 ? rows : rows.slice(0, end);
 }
 
 function iconOf(present, away) {

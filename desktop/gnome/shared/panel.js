@@ -56,19 +56,20 @@ export class Panel {
             menu.addMenuItem(made);
             return made;
         };
-        this._devices = new Rows(section(), () => new DeviceRow());
-        this._note = new NoteRow();
-        menu.addMenuItem(this._note);
-        this._models = new Rows(section(), id => new ModelRow(() => wishes.end(id)));
-        this._endAll = menu.addAction(_('Unload all'), wishes.endAll);
-        this._choicesTitle = new PopupSeparatorMenuItem(_('Load'));
-        menu.addMenuItem(this._choicesTitle);
-        this._choices = new Rows(section(), id => new ChoiceRow(() => wishes.load(id)));
         const still = () => {
             const made = new PopupMenuItem('', {reactive: false, can_focus: false, style_class: 'gpud-dim'});
             menu.addMenuItem(made);
             return made;
         };
+        this._devices = new Rows(section(), () => new DeviceRow());
+        this._note = new NoteRow();
+        menu.addMenuItem(this._note);
+        this._models = new Rows(section(), id => new ModelRow(() => wishes.end(id)));
+        this._hidden = still();
+        this._endAll = menu.addAction(_('Unload all'), wishes.endAll);
+        this._choicesTitle = new PopupSeparatorMenuItem(_('Load'));
+        menu.addMenuItem(this._choicesTitle);
+        this._choices = new Rows(section(), id => new ChoiceRow(() => wishes.load(id)));
         this._more = still();
         menu.addMenuItem(new PopupSeparatorMenuItem());
         this._away = new PopupSwitchMenuItem('', false);
@@ -91,7 +92,7 @@ export class Panel {
     show(figures, switched, inBar) {
         this._toggle.set({visible: true, checked: figures.checked, gicon: this._icon(figures.icon)});
         this._toggle.accessible_name = figures.accessible;
-        this._shell.name(this._toggle, _('GPU'), figures.subtitle);
+        this._shell.name(this._toggle, _('GPU'), figures.short);
         this._toggle.menu.setHeader(this._icon(figures.icon), _('GPU'), figures.headline);
 
         const {icon, figure} = this._indicator;
@@ -110,6 +111,8 @@ export class Panel {
         this._devices.show(figures.devices);
         this._note.show_text(figures.note);
         this._models.show(figures.models);
+        this._hidden.visible = figures.hidden !== '';
+        this._hidden.label.text = figures.hidden;
         this._endAll.visible = figures.several;
         this._choices.show(figures.yielded ? [] : figures.choices);
         this._choicesTitle.visible = !figures.yielded && figures.choices.length > 0;

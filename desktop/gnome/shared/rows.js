@@ -77,7 +77,9 @@ export const ModelRow = GObject.registerClass(class GpudModelRow extends PopupBa
         super._init(STILL);
         this._name = label('gpud-name', {x_expand: true});
         this._text = dim({x_expand: true});
-        this._detail = wrapped(dim());
+        // As long as two lines of it have room, which the style says: the rest is for "gpudctl explain".
+        this._detail = wrapped(label('gpud-dim gpud-detail', {opacity: DIM}));
+        this._detail.clutter_text.ellipsize = Pango.EllipsizeMode.END;
         this._button = new St.Button({
             style_class: 'icon-button flat gpud-end',
             can_focus: true,

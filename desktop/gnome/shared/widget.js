@@ -14,7 +14,7 @@ const MOST_NAMES = 100;
 
 export class Widget {
     /**
-     * @param {object} shell - name, add (see Panel), notify(title, text), prefer()
+     * @param {object} shell - name, add (see Panel), notify(title, text), prefer(), height() of the screen
      * @param {string} path - of the extension's folder
      * @param {object} settings - Gio.Settings of the extension
      */
@@ -61,6 +61,7 @@ export class Widget {
             favourites: this._settings.get_strv('favourites'),
             amber: this._settings.get_uint('amber'),
             red: this._settings.get_uint('red'),
+            height: this._shell.height(),
         });
         const switched = this._wished ?? this._figures.yielded;
         this._panel.show(this._figures, switched, this._settings.get_boolean('show-indicator'));

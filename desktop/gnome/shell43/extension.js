@@ -3,6 +3,8 @@
 
 /* exported init */
 
+const {St} = imports.gi;
+
 const ExtensionUtils = imports.misc.extensionUtils;
 const Main = imports.ui.main;
 
@@ -25,6 +27,7 @@ class GpudExtension {
                 area._addItems(indicator.quickSettingsItems);
             },
             notify: (title, text) => Main.notify(title, text),
+            height: () => Main.layoutManager.primaryMonitor?.height / St.ThemeContext.get_for_stage(global.stage).scale_factor,
             prefer: () => {
                 Main.panel.closeQuickSettings();
                 ExtensionUtils.openPrefs();

@@ -1,5 +1,7 @@
 // The extension for GNOME Shell 45 and later.
 
+import St from 'gi://St';
+
 import {Extension, gettext, ngettext} from 'resource:///org/gnome/shell/extensions/extension.js';
 import * as Main from 'resource:///org/gnome/shell/ui/main.js';
 
@@ -13,6 +15,7 @@ export default class GpudExtension extends Extension {
             name: (toggle, title, subtitle) => toggle.set({title, subtitle}),
             add: indicator => Main.panel.statusArea.quickSettings.addExternalIndicator(indicator),
             notify: (title, text) => Main.notify(title, text),
+            height: () => Main.layoutManager.primaryMonitor?.height / St.ThemeContext.get_for_stage(global.stage).scale_factor,
             prefer: () => {
                 Main.panel.closeQuickSettings();
                 this.openPreferences();
