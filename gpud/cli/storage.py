@@ -17,7 +17,8 @@ DESCRIPTION = """\
 init: make the folders in which models are kept, with their modes and owners; what is right already stays as it is.
 ls: show what is in them, with sizes, two folders deep.
 du: say what each of them takes of the disk; with --duplicates which files are there more than once, with --link make
-those one file each.
+those one file each. Of a gpud of your own, ls and du also look into your own folder for models, your cache of Hugging
+Face's libraries and your store of Ollama's.
 clean-cache: remove what is in the folder "cache", but for what is in use; links are not followed.
 check: warn when the disk is nearly full; the timer ml-storage-monitor runs it every week."""
 
@@ -78,10 +79,26 @@ def base(arguments: Namespace) -> Path:
 def _there(arguments: Namespace) -> Path:
     found = place(arguments)
     if not found.is_dir():
-        raise GpudError(
-            f"there is no folder {found}", hint='"sudo gpudctl storage init" makes it; or name one with --base'
-        )
+        raise _missing(found)
     return found
+
+
+def _missing(place: Path) -> GpudError:
+    return GpudError(
+        f"there is no folder {place}", hint='"sudo gpudctl storage init" makes it; or name one with --base'
+    )
+
+
+def _all_there(arguments: Namespace) -> list[Path]:
+    """The configured place first. Of a user's own gpud also the places that are theirs."""
+    from gpud.cli.storing.places import apart, is_users, users_own
+
+    found = place(arguments)
+    theirs = not arguments.base and arguments.root == "/" and is_users(arguments.bus)
+    there = apart([one for one in (found, *(users_own() if theirs else ())) if one.is_dir()])
+    if not there:
+        raise _missing(found)
+    return there
 
 
 def _unread(output: Output) -> "_Unread":
@@ -124,7 +141,7 @@ def show(arguments: Namespace, output: Output) -> int:
     from gpud.cli.storing.use import Use, measured
 
     unread = _unread(output)
-    top = measured(_there(arguments), unread)
+    tops = measured(_all_there(arguments), unread)
 
     def data(use: Use, depth: int) -> dict[str, object]:
         found: dict[str, object] = {"name": _printable(use.name), "bytes": use.taken_bytes, "files": use.files}
@@ -149,8 +166,11 @@ def show(arguments: Namespace, output: Output) -> int:
             found += lines(one, before + ("    " if last else "│   "), depth - 1)
         return found
 
-    text = [f"{size(top.taken_bytes):>10}  {_printable(str(top.path))}", *lines(top, "", arguments.depth)]
-    output.result("\n".join(text), data(top, arguments.depth))
+    text = []
+    for top in tops:
+        text += [f"{size(top.taken_bytes):>10}  {_printable(str(top.path))}", *lines(top, "", arguments.depth)]
+    first, *also = ({"path": _printable(str(top.path)), **data(top, arguments.depth)} for top in tops)
+    output.result("\n".join(text), {**first, "also": also})
     return unread.status
 
 
@@ -160,11 +180,21 @@ def used(arguments: Namespace, output: Output) -> int:
     from gpud.cli.storing.use import measured
 
     unread = _unread(output)
-    top = measured(_there(arguments), unread)
-    lines = [f"{size(one.taken_bytes):>10}  {_printable(str(one.path))}" for one in top.inside]
-    lines.append(f"{size(top.taken_bytes):>10}  {_printable(str(top.path))} in all, {plural(top.files, 'file')}")
-    each = [{"path": _printable(str(one.path)), "bytes": one.taken_bytes, "files": one.files} for one in top.inside]
-    output.result("\n".join(lines), {"path": str(top.path), "bytes": top.taken_bytes, "files": top.files, "each": each})
+    tops = measured(_all_there(arguments), unread)
+    taken, files = sum(top.taken_bytes for top in tops), sum(top.files for top in tops)
+    each = [one for top in tops for one in (top.inside if top.path == place(arguments) else (top,))]
+    lines = [f"{size(one.taken_bytes):>10}  {_printable(str(one.path))}" for one in each]
+    where = f"{_printable(str(tops[0].path))} in all" if len(tops) == 1 else "in all"
+    lines.append(f"{size(taken):>10}  {where}, {plural(files, 'file')}")
+    output.result(
+        "\n".join(lines),
+        {
+            "path": _printable(str(tops[0].path)),
+            "bytes": taken,
+            "files": files,
+            "each": [{"path": _printable(str(one.path)), "bytes": one.taken_bytes, "files": one.files} for one in each],
+        },
+    )
     return unread.status
 
 
@@ -172,7 +202,7 @@ def _duplicates(arguments: Namespace, output: Output) -> int:
     from gpud.cli.storing.duplicates import duplicates, link
 
     unread = _unread(output)
-    found = list(duplicates([_there(arguments)], unread))
+    found = list(duplicates(_all_there(arguments), unread))
     wasted = sum(same.wasted_bytes for same in found)
     if not output.wants_json:
         for same in found:
@@ -271,7 +301,7 @@ def _loaded(arguments: Namespace, output: Output) -> set[tuple[int, int]]:
 
 
 def check(arguments: Namespace, output: Output) -> int:
-    top = _there(arguments)
+    top = _all_there(arguments)[0]
     disk = shutil.disk_usage(top)
     low = disk.free < arguments.least
     data = {

@@ -300,3 +300,36 @@ def test_the_old_commands_are_there(tmp_path: Path, store: Path, name: str) -> N
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)
+
+
+def test_of_a_users_own_gpud_the_users_places_are_looked_into(tmp_path: Path) -> None:
+    """Models, the hub's cache, Ollama's store, as far as they are there, beside the place of the machine; a file that
+    is in several counts once, and one place in another is looked at once. A named place is looked at alone.
+    """
+    base, models, store = tmp_path / "base", tmp_path / ".local/share/gpud/models", tmp_path / ".ollama/models"
+    put(tmp_path / "gpud/gpud.yaml", 1, f"storage: {{base_directory: {base}}}\n".encode())
+    _, told = gpudctl(tmp_path, "ls", "--user", status=1)
+    assert told.startswith(f"gpudctl: there is no folder {base}; ")
+    first = put(models / "one.gguf", 2 * MIB)
+    (store / "blobs").mkdir(parents=True)
+    (store / "blobs" / "sha256-1").hardlink_to(first)
+    put(tmp_path / ".cache/huggingface/hub/models--a--b/blobs/x", 2 * MIB)
+    listed = gpudctl(tmp_path, "ls", "--user")[0]
+    assert all(str(place) in listed for place in (models, store, tmp_path / ".cache/huggingface/hub"))
+    used = json.loads(gpudctl(tmp_path, "du", "--user", "--json")[0])
+    assert used["files"] == 2 and 4 * MIB <= used["bytes"] < 5 * MIB
+    assert [one["path"] for one in used["each"]] == [str(models), f"{tmp_path}/.cache/huggingface/hub", str(store)]
+    assert "2 copies of 2 MiB" in gpudctl(tmp_path, "du", "--user", "--duplicates")[0]
+    assert str(models) in gpudctl(tmp_path, "check", "--user", "--least", "1B")[0]
+    put(base / "gguf/other.gguf", 2 * MIB, b"y")
+    (base / "gguf/mine").symlink_to(models)
+    both = json.loads(gpudctl(tmp_path, "ls", "--user", "--json")[0])
+    assert both["path"] == str(base) and both["also"][0]["path"] == str(models)
+    printed = gpudctl(tmp_path, "du", "--user")[0]
+    assert f" {base}/gguf\n" in printed and printed.endswith(" in all, 4 files\n")
+    assert str(models) not in gpudctl(tmp_path, "du", "--user", "--base", str(base))[0]
+    assert str(models) not in gpudctl(tmp_path, "du", "--system", "--base", str(base))[0]
+    (tmp_path / "base2").symlink_to(tmp_path / ".local")
+    put(tmp_path / "gpud/gpud.yaml", 1, f"storage: {{base_directory: {tmp_path}/base2}}\n".encode())
+    inside = json.loads(gpudctl(tmp_path, "ls", "--user", "--json")[0])
+    assert str(models) not in [one["path"] for one in inside["also"]]

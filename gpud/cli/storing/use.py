@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from gpud.core.record import Struct, field
@@ -23,9 +23,10 @@ class Use(Struct):
     inside: list["Use"] = field(default_factory=list)
 
 
-def measured(path: Path, unread: Callable[[OSError], None]) -> Use:
-    """The whole tree. What cannot be read is told and left out."""
-    return _use(path, path.name or str(path), set(), unread)
+def measured(paths: Sequence[Path], unread: Callable[[OSError], None]) -> list[Use]:
+    """The whole trees. What cannot be read is told and left out; a file that is in several of them is in the first."""
+    seen: set[tuple[int, int]] = set()
+    return [_use(path, path.name or str(path), seen, unread) for path in paths]
 
 
 def _use(path: Path, name: str, seen: set[tuple[int, int]], unread: Callable[[OSError], None]) -> Use:
