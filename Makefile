@@ -1,7 +1,7 @@
 # What people and machines do with this folder. `make` lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-desktop check install uninstall dist deb lock audit licences coverage clean
+.PHONY: help setup run test test-desktop check install uninstall dist deb lock audit licences coverage mutants clean
 
 # Options of the goals below; all may be given on the command line.
 export PYTHON ?= /usr/bin/python3
@@ -59,6 +59,9 @@ lock: ## fit requirements/*.txt, the versions and hashes of all that is installe
 
 audit: ## ask PyPI's advisories about requirements/*.txt; writes what is installed to build/sbom.json (CycloneDX)
 	@"$$(tools/maintain)/bin/python" tools/audit.py
+
+mutants: setup ## make small mistakes in gpud/core and count which tests see (ARGS="budget --sample 200"): see CONTRIBUTING.md
+	@.venv/bin/python tools/mutants $(ARGS)
 
 coverage: setup ## write docs/coverage.md anew: what was promised, and the tests that show it
 	@cd tests && ../.venv/bin/python -m checklist.coverage
