@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gpud import __version__, config, gpus, systemd
 from gpud.allocator import share_one_arena
+from gpud.aside import Aside
 from gpud.backends.listeners import program_at
 from gpud.catalog.finder import ModelFinder
 from gpud.catalog.kinds import quantization
@@ -110,7 +111,7 @@ class Daemon:
             self._engines = Engines(self._config, self._launcher, service=not self._user)
             self._engine = Engine(
                 shelf=self._shelf(),
-                library=Library(ModelFinder(), self._store.registry),
+                library=Library(ModelFinder(), self._store.registry, Aside()),
                 limits=self._config.limits,
                 idle_timeout_s=self._config.idle_timeout_s,
                 backends=self._engines,

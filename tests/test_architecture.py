@@ -11,7 +11,7 @@ TOP = Path(__file__).resolve().parent.parent
 PACKAGE = TOP / "gpud"
 
 ADAPTERS = {"gpus", "catalog", "backends", "processes", "store", "systemd", "shells"}
-ADAPTERS |= {"allocator", "power", "pagecache", "programs", "trial"}
+ADAPTERS |= {"allocator", "aside", "power", "pagecache", "programs", "trial"}
 EDGES = {"dbus", "http", "webhook"}
 
 # What each room may import of gpud, beyond itself, core and the package's own version.

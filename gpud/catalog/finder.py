@@ -6,14 +6,24 @@ Writes nothing, so that a look that is ended has lost nothing. Of what did not c
 from collections.abc import Callable, Collection, Mapping
 from threading import Lock
 from time import monotonic, time_ns
+from typing import NamedTuple
 
 from gpud.catalog import belongings, folders, huggingface, ollama, single
 from gpud.catalog.copies import Copies
 from gpud.catalog.folders import Patterns
 from gpud.catalog.look import Look, Memory, found_of
 from gpud.catalog.walk import Walk
-from gpud.catalog.watch import Watch
+from gpud.catalog.watch import Seen, Watch
 from gpud.core.catalogue import Finding, Found, Roots
+
+
+class _Kept(NamedTuple):
+    """What one scan leaves to the next."""
+
+    memory: Memory
+    copies: Copies
+    manifests: dict[str, ollama.Manifests]
+    seen: Seen | None
 
 
 class ModelFinder:
@@ -23,6 +33,7 @@ class ModelFinder:
         self._now_ns = now_ns
         self._scanning = Lock()
         self._watch: Watch | None = None
+        self._lent: Watch | None = None
         self._memory = Memory()
         self._copies = Copies()
         self._manifests: dict[str, ollama.Manifests] = {}
@@ -52,6 +63,36 @@ class ModelFinder:
                 look.opened,
                 monotonic() - began_s,
             )
+
+    def lend(self) -> None:
+        self._scanning.acquire()
+        self._lent = self._watch
+        if self._lent is not None:
+            self._lent.lend()
+
+    def take_back(self, kept: object) -> None:
+        lent, self._lent = self._lent, None
+        try:
+            seen = None
+            if isinstance(kept, _Kept):
+                self._memory, self._copies, self._manifests, seen = kept
+            if lent is not None:
+                lent.take_back(seen)
+        finally:
+            self._scanning.release()
+
+    def in_copy(self) -> None:
+        # Who held it there does not go on here.
+        self._scanning = Lock()
+        if self._watch is not None:
+            self._watch.in_copy()
+
+    def kept(self) -> object:
+        seen = self._watch.seen() if self._watch is not None else None
+        return _Kept(self._memory, self._copies, self._manifests, seen)
+
+    def descriptors(self) -> tuple[int, ...]:
+        return (self._watch.fd,) if self._watch is not None else ()
 
     def noticed(self) -> frozenset[str] | None:
         """The files that are all that has changed since the last look, as far as the kernel has told, or None."""

@@ -6,9 +6,10 @@ after that is told of, what was there before is in the list. Calls ``changed`` a
 
 import asyncio
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 
 from gpud.catalog import inotify, mounts
 from gpud.catalog.content import DESCRIPTIONS, IGNORED_FOLDERS, PARTIAL_ENDINGS
@@ -45,9 +46,26 @@ _MASK = (
 _WAITING_MASK = _APPEARS | inotify.DELETE_SELF | inotify.MOVE_SELF | inotify.ONLY_FOLDERS | inotify.ADD_TO_MASK
 
 
+EARLY_MOST = 1000
+"""So many events of folders that only a copy of this process knows yet are remembered until it has told of them."""
+
+
+class Seen(NamedTuple):
+    """What a copy of this process has come to watch, by the same instance, and what it would have called."""
+
+    folders: dict[int, str]
+    awaited: dict[int, set[str]]
+    noted: dict[str, str]
+    has_come: bool
+    is_growing: bool
+
+
 class Watch:
     """Watches roots until it is closed. Made and closed on the loop; ``begin``, ``enter`` and ``end`` are for the
     thread that looks. Raises OSError where the kernel gives no more instances.
+
+    Where a copy of this process looks, what it enters is watched by this instance, as the kernel sees it. Which folders
+    these are is told here at its end: until then events of unknown folders are kept.
     """
 
     def __init__(self, roots: Roots, changed: Callable[[], None]) -> None:
@@ -76,6 +94,8 @@ class Watch:
         self._since = 0.0
         self._looking_again: asyncio.TimerHandle | None = None
         self._again_s = AGAIN_FIRST_S
+        self._early: list[Event] | None = None
+        self._is_copy = self._has_come = self._is_growing = False
         self._loop.add_reader(self._kernel.fd, self._happened)
         self._loop.add_reader(self._mount_changes.fd, self._mounted)
         self._mounts = mounts.about(self._tops, mounted)
@@ -149,10 +169,61 @@ class Watch:
 
     def look_again(self) -> None:
         """Something was left alone that may be left as it is: call ``changed`` in a while."""
+        self._is_growing = True
+        self._soon(self._arm)
+
+    def _soon(self, call: Callable[[], None]) -> None:
+        if self._is_copy:
+            return
         try:
-            self._loop.call_soon_threadsafe(self._arm)
+            self._loop.call_soon_threadsafe(call)
         except RuntimeError:
             return  # The loop is closed: nobody wants to know any more.
+
+    # For a copy of this process that looks ---------------------------------------------------------------------------
+
+    @property
+    def fd(self) -> int:
+        return self._kernel.fd
+
+    def lend(self) -> None:
+        """Here, before there is the copy. What it enters has to be told with ``take_back``."""
+        self.begin()
+        with self._lock:
+            self._early = []
+
+    def in_copy(self) -> None:
+        """There: it knows no folder but those that it enters."""
+        self._lock = Lock()
+        self._is_copy, self._has_come, self._is_growing = True, False, False
+        self._folders, self._awaited = {}, {}
+
+    def seen(self) -> Seen:
+        """There, after the look."""
+        return Seen(self._folders, self._awaited, self._noted, self._has_come, self._is_growing)
+
+    def take_back(self, seen: Seen | None) -> None:
+        """Here, after the look. None: nobody knows what the copy has entered, a look here has to follow."""
+        if seen is None:
+            with self._lock:
+                self._early = self._files = None
+            return
+        with self._lock:
+            self._folders |= seen.folders
+            self._awaited |= seen.awaited
+            self._entered |= seen.folders.keys() | seen.awaited.keys()
+            self._noted = seen.noted
+        self.end()
+        self._soon(self._take_early)
+        if seen.has_come:
+            self._soon(self._all_changed)
+        if seen.is_growing:
+            self._soon(self._arm)
+
+    def _take_early(self) -> None:
+        with self._lock:
+            early, self._early = self._early, None
+        self._take(early or ())
 
     def _not_watched(self, folder: str, problem: OSError) -> None:
         if problem.errno in (errno.ENOENT, errno.ENOTDIR):
@@ -182,7 +253,8 @@ class Watch:
             self._entered.add(watch)
             self._awaited.setdefault(watch, set()).add(way.name)
             if way.is_dir():  # It has come between the two calls, and nobody was told.
-                self._loop.call_soon_threadsafe(self._all_changed)
+                self._has_come = True
+                self._soon(self._all_changed)
             return
 
     def _top_of(self, folder: str) -> str:
@@ -197,8 +269,22 @@ class Watch:
     def _happened(self) -> None:
         if self._closed:
             return
+        self._take(event for event in self._kernel.read() if not self._is_early(event))
+
+    def _is_early(self, event: Event) -> bool:
+        """Whether only the copy that looks can know what it is about. It is kept; so is what may mean more there."""
+        with self._lock:
+            if self._early is None or event.watch in self._folders or event.mask & inotify.OVERFLOW:
+                return False
+            if len(self._early) < EARLY_MOST:
+                self._early.append(event)
+                return event.watch not in self._awaited
+        self._all_changed()
+        return True
+
+    def _take(self, events: Iterable[Event]) -> None:
         matters = False
-        for event in self._kernel.read():
+        for event in events:
             if self._matters(event):
                 matters = True
                 self._remember(event)

@@ -5,7 +5,7 @@ An adapter never knows another adapter: a backend starts processes through the :
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from gpud.core.catalogue import Entry, Finding, Found, Roots
 from gpud.core.events import Logged
@@ -15,6 +15,8 @@ from gpud.core.modelfile import ModelFile
 from gpud.core.plan import Plan
 from gpud.core.quote import Estimate, Share
 from gpud.core.record import Record, field, repr_without
+
+T = TypeVar("T")
 
 # Processes -----------------------------------------------------------------------------------------------------------
 
@@ -325,13 +327,57 @@ class Finder(Protocol):
         with others, by a scan. ``known`` is what the last look found there. For a thread.
         """
 
+    def lend(self) -> None:
+        """A copy of this process will scan with a copy of this finder; then comes :meth:`take_back`. For a thread."""
+
+    def take_back(self, kept: object) -> None:
+        """Know what the copy has come to know, as its :meth:`kept` says; None: nothing, the scan was none."""
+
+    def in_copy(self) -> None:
+        """To be called in the copy, before it scans."""
+
+    def kept(self) -> object:
+        """In the copy, after its scan: what the finder has come to know."""
+
+    def descriptors(self) -> Collection[int]:
+        """What the copy needs to have open."""
+
     def close(self) -> None: ...
 
 
-class Registry(Protocol):
-    """What is remembered of each model. For threads, one call at a time; never raises for a disk that is full, read-
-    only or broken: it says so as the store does, and goes on in memory.
-    """
+class Line(Protocol):
+    """Between a process and its copy: whatever can be pickled, in its order. Raises EOFError where the other side has
+    ended, or does not answer."""
+
+    def send(self, message: object) -> None: ...
+
+    def receive(self, within_s: float | None = None) -> Any:
+        """Raises Canceled when nobody wants it any more."""
+
+    def is_cut(self) -> bool:
+        """In the copy: whether nobody waits for what it does."""
+
+
+class Aside(Protocol):
+    """Has work done in a copy of this process, which goes when that is done, and its memory with it. For threads."""
+
+    def __call__(
+        self,
+        work: Callable[[Line], None],
+        serve: Callable[[Line], T],
+        stop: Callable[[], bool],
+        keep: Collection[int] = (),
+    ) -> T:
+        """``work`` is done there, with a line to ``serve``, which is called here, and whose answer is returned.
+        ``keep`` are descriptors that stay open there. Raises OSError where no copy can be had, EOFError where it ended
+        before it was done, and Canceled when ``stop`` says so.
+
+        ``work`` takes no lock that it did not make itself, logs nothing and knows no loop.
+        """
+
+
+class Remembered(Protocol):
+    """What a look at all models needs of a :class:`Registry`."""
 
     def entries(self, names: Collection[str] | None = None) -> tuple[Entry, ...]:
         """Those with these names, or all of them, in the order of their ids; also those that are not there at
@@ -343,6 +389,20 @@ class Registry(Protocol):
         An entry whose ``id`` is 0 is new and gets one. What is kept already keeps its use, and what somebody said about
         it. Those that are known and are not among ``entries`` are no longer present.
         """
+
+
+class Registry(Remembered, Protocol):
+    """What is remembered of each model. For threads, one call at a time; never raises for a disk that is full, read-
+    only or broken: it says so as the store does, and goes on in memory.
+    """
+
+    def lend(self, line: Line) -> bool:
+        """While a copy of this process looks, with what :meth:`borrowed` gives it there: hand over all that is known,
+        and write what comes back. False: nothing was written, because that cannot be done just now.
+        """
+
+    def borrowed(self, line: Line) -> Remembered:
+        """In the copy."""
 
     def related(self, paths: Collection[str] = (), sizes: Collection[int] = ()) -> tuple[Entry, ...] | None:
         """Those that lie or lay at one of these paths, at whichever of their places, or have one of these sizes; in

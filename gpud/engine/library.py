@@ -15,7 +15,7 @@ from gpud.core.catalogue import Entry, Found, Scanned, Trouble
 from gpud.core.errors import Canceled, InvalidOption, NoSuchModel
 from gpud.core.events import CatalogueChanged, Kind, Level, Notice, Outcome
 from gpud.core.facts import Model
-from gpud.core.ports import Finder, Registry
+from gpud.core.ports import Aside, Finder, Registry
 from gpud.core.record import replace
 from gpud.core.stock import Stock
 from gpud.engine import saying
@@ -35,9 +35,10 @@ NAMED = 10
 class Library:
     """For the event loop's thread. ``put`` hands over all models; ``size`` says what one would need."""
 
-    def __init__(self, finder: Finder, registry: Registry) -> None:
+    def __init__(self, finder: Finder, registry: Registry, aside: Aside | None = None) -> None:
         self._finder = finder
         self._registry = registry
+        self._aside = aside
         self._shelf = Shelf()
         self._held = Held()
         self._put: Callable[[Mapping[str, Model], frozenset[str]], Awaitable[None]]
@@ -341,7 +342,7 @@ class Library:
         shelf = self._shelf
         began_s, at_us = time.monotonic(), time.time_ns() // 1000
         held, finding, refused = await asyncio.to_thread(
-            look, self._finder, self._registry, shelf, at_us, self._stopping.is_set, self._held
+            look, self._finder, self._registry, shelf, at_us, self._stopping.is_set, self._held, self._aside
         )
         told = await self._become(held)
         reasons = {trouble.path: trouble.text for trouble in finding.troubles}
@@ -393,10 +394,8 @@ class Library:
         if held.past is not before.past:
             # Of what it says so many uses are those of this gpud.
             self._counted_then = dict(self._counted)
-        for name, old in before.known.items():
-            one = held.known.get(name)
-            if one is not None and old.need_bytes is not None and one[:2] == old[:2]:
-                held.known[name] = one._replace(need_bytes=old.need_bytes, need_of=old.need_of)
+        if held is not before:
+            held.keep_needs(before)
         self._changes += 1
         return before
 

@@ -3,6 +3,7 @@
 Decides; when is looked, and who is told, is the library's business.
 """
 
+import logging
 import pickle
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -12,9 +13,11 @@ from typing import NamedTuple
 from gpud.core import naming
 from gpud.core.catalogue import Entry, Finding, Format, Found, Place, Purpose, Roots, Source, Trouble
 from gpud.core.facts import Model, Priority
-from gpud.core.ports import Finder, Registry
+from gpud.core.ports import Aside, Finder, Line, Registry, Remembered
 from gpud.core.record import Record, field, replace
 from gpud.core.stock import Stock
+
+log = logging.getLogger(__name__)
 
 Makes = Callable[[Entry], Model | str]
 """What a found model is loaded with, or why it cannot be, as a sentence."""
@@ -57,6 +60,13 @@ class Held(Record):
         known |= {name: one for name, one in self.known.items() if known.get(name) == one}
         return Held(models, known, other.past)
 
+    def keep_needs(self, before: "Held") -> None:
+        """What was calculated is known of the same files, whether or not it was written down yet."""
+        for name, old in before.known.items():
+            one = self.known.get(name)
+            if one is not None and old.need_bytes is not None and one[:2] == old[:2]:
+                self.known[name] = one._replace(need_bytes=old.need_bytes, need_of=old.need_of)
+
 
 def _nothing(_entry: Entry) -> Model | str:
     return "nothing is looked for"
@@ -77,7 +87,7 @@ class Shelf(Record):
 
 
 def find(
-    finder: Finder, registry: Registry, shelf: Shelf, at_us: int, stop: Callable[[], bool]
+    finder: Finder, registry: Remembered, shelf: Shelf, at_us: int, stop: Callable[[], bool]
 ) -> tuple[Finding, tuple[Entry, ...]]:
     """For a thread: look, name, keep."""
     known = registry.entries()
@@ -104,24 +114,66 @@ def find(
 
 
 def look(
-    finder: Finder, registry: Registry, shelf: Shelf, at_us: int, stop: Callable[[], bool], before: Held
+    finder: Finder,
+    registry: Registry,
+    shelf: Shelf,
+    at_us: int,
+    stop: Callable[[], bool],
+    before: Held,
+    aside: Aside | None = None,
 ) -> tuple[Held, Finding, list[Trouble]]:
     """For a thread: all of it, and what comes of it. Of the finding the models are left out.
 
-    A look makes some megabytes of records, and what is to stay would lie among them: it is written down, they are let
-    go of, and then it is read where there is room, so that the memory of the records goes back.
+    A look makes some megabytes of records, and what is to stay would lie among them: it is done in a copy of this
+    process, which writes down what it comes to. Where that cannot be it is done here, in the same way.
     """
-    written = _looked(finder, registry, shelf, at_us, stop, before.known)
+    written = None if aside is None else _looked_aside(finder, registry, shelf, at_us, stop, before, aside)
+    if written is None:
+        written = _looked(finder, registry, shelf, at_us, stop, before)
     held, finding, refused = pickle.loads(written)  # noqa: S301 -- written a moment ago, by ourselves
-    return before.becoming(held), finding, refused
+    return before if held is None else before.becoming(held), finding, refused
+
+
+def _looked_aside(
+    finder: Finder,
+    registry: Registry,
+    shelf: Shelf,
+    at_us: int,
+    stop: Callable[[], bool],
+    before: Held,
+    aside: Aside,
+) -> bytes | None:
+    """None where it could not be done there, or could not be kept."""
+
+    def work(line: Line) -> None:
+        finder.in_copy()
+        written = _looked(finder, registry.borrowed(line), shelf, at_us, line.is_cut, before)
+        line.send((finder.kept(), written))
+
+    def serve(line: Line) -> tuple[object, bytes] | None:
+        return line.receive() if registry.lend(line) else None
+
+    done: tuple[object, bytes] | None = None
+    finder.lend()
+    try:
+        done = aside(work, serve, stop, finder.descriptors())
+    except (OSError, EOFError) as problem:
+        log.warning("cannot look for models in a process of its own: %s; it is done in this one", problem)
+    finally:
+        finder.take_back(None if done is None else done[0])
+    return None if done is None else done[1]
 
 
 def _looked(
-    finder: Finder, registry: Registry, shelf: Shelf, at_us: int, stop: Callable[[], bool], old: Mapping[str, Known]
+    finder: Finder, registry: Remembered, shelf: Shelf, at_us: int, stop: Callable[[], bool], before: Held
 ) -> bytes:
+    """Of what is held nothing is written where it is what was held before."""
     finding, entries = find(finder, registry, shelf, at_us, stop)
-    held, refused = held_of(shelf, entries, old)
-    return pickle.dumps((held, replace(finding, models=()), refused))
+    held, refused = held_of(shelf, entries, before.known)
+    held.keep_needs(before)
+    now = before.becoming(held)
+    is_new = now.models is not before.models or now.known != before.known or now.past != before.past
+    return pickle.dumps((held if is_new else None, replace(finding, models=()), refused))
 
 
 def held_of(shelf: Shelf, entries: Collection[Entry], old: Mapping[str, Known]) -> tuple[Held, list[Trouble]]:

@@ -156,6 +156,26 @@ class Database:
         self._problems.solved(TOPIC)
         return True
 
+    def write_each(self, changes: Iterable[Change]) -> bool:
+        """As :meth:`write_now` for changes that come one after the other, which are never all in memory. What fails
+        while they come leaves everything as it was.
+        """
+        each = iter(changes)
+        begun = False
+
+        def work(connection: sqlite3.Connection) -> bool:
+            nonlocal begun
+            if begun:
+                # The file was damaged, and another one was begun: those that came for the first one are gone.
+                return False
+            begun = True
+            return _transaction(connection, (Change(sql, _storable(values)) for sql, values in each))
+
+        if self._closed or (self._waiting and not self.write()) or not self._try(work):
+            return False
+        self._problems.solved(TOPIC)
+        return True
+
     def close(self) -> None:
         """What waits is tried once more. What is given afterwards is not written any more."""
         if self._waiting:

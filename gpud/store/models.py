@@ -7,8 +7,10 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from gpud.core.catalogue import Entry
+from gpud.core.ports import Line
 from gpud.core.record import replace
 from gpud.store.database import WAITING_MOST, Change, Database
+from gpud.store.lending import Borrowed, Interrupted, are_as_before, changes_from, send_rows, until_wanted
 from gpud.store.model_changes import UNSAVED_FROM, Known, Taken, merged, statements, take
 from gpud.store.model_rows import COLUMNS, Row, entry_of, json_text, number, stored, text, texts, texts_text
 
@@ -47,6 +49,8 @@ class ModelRegistry:
         self._last_id = 0
         self._last_unsaved = UNSAVED_FROM
         self._anew = False
+        self._edits = 0
+        """Another one whenever rows may be otherwise."""
 
     # The port --------------------------------------------------------------------------------------------------------
 
@@ -69,6 +73,7 @@ class ModelRegistry:
         """
         with self._turn():
             self._settle()
+            self._edits += 1
             given = [replace(entry, id=self._id(entry.id)) if entry.id in self._numbers else entry for entry in entries]
             taken = self._taken(given, at_us) if self._held is None else None
             if taken is not None and (saved := self._saved(taken, given, at_us)) is not None:
@@ -80,6 +85,38 @@ class ModelRegistry:
                 self._last_unsaved = taken.last_id
             self._held = known.changed_by(taken, at_us)
             return taken.entries
+
+    def lend(self, line: Line) -> bool:
+        """The database waits for nobody but while rows are sent, and while what is to be written comes."""
+        with self._turn():
+            if not self._sent_rows(line):
+                return False
+            edits, anew = self._edits, self._database.begun_anew
+        until_wanted(line)
+        with self._turn():
+            if (edits, anew) == (self._edits, self._database.begun_anew):
+                are_as_before(line)
+            elif not self._sent_rows(line):
+                return False
+            anew = self._database.begun_anew
+            try:
+                written = self._database.write_each(changes_from(line))
+            except Interrupted as problem:
+                raise EOFError(str(problem)) from None
+            return written and anew == self._database.begun_anew
+
+    def borrowed(self, line: Line) -> Borrowed:
+        return Borrowed(line, self._id)
+
+    def _sent_rows(self, line: Line) -> bool:
+        """False where the disk is not the memory just now."""
+        self._settle()
+        if self._held is not None or self._later:
+            return False
+        last_id, looked_us = self._reading(self._highest_id), self._looked_us()
+        if last_id is None:
+            return False
+        return bool(self._database.read_each(_ALL, (), lambda rows: send_rows(line, rows, looked_us, last_id)))
 
     def related(self, paths: Collection[str] = (), sizes: Collection[int] = ()) -> tuple[Entry, ...] | None:
         with self._turn():
@@ -107,6 +144,7 @@ class ModelRegistry:
     def take_some(self, entries: Sequence[Entry], gone: Collection[int], at_us: int) -> tuple[Entry, ...] | None:
         with self._turn():
             self._settle()
+            self._edits += 1
             ids = {self._id(id_) for id_ in (*gone, *(entry.id for entry in entries if entry.id))}
             last_id, looked_us = self._highest_id(), self._looked_us()
             rows = self._rows("id", ids, lambda row: row)
@@ -169,6 +207,7 @@ class ModelRegistry:
         """What is said of a row that is not there makes no difference."""
         with self._turn():
             self._settle()
+            self._edits += 1
             now = [(self._id(id_), edit) for id_, edit in edits.items()]
             if self._held is None:
                 if self._reading(lambda: self._edited(now)):
