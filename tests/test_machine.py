@@ -378,13 +378,16 @@ def test_the_end_of_a_program_is_heard_of(run: Run) -> None:
     async def work() -> None:
         child = await asyncio.create_subprocess_exec("sleep", "3600")
         programs = OtherPrograms(lambda: ["sleep"])
-        program = next(one for one in programs.look() if one.pid == child.pid)
+        # The kernel gives it its name an instant after it lets its parent go on.
+        while not (found := [one for one in programs.look() if one.pid == child.pid]):
+            pass
+        (program,) = found
         waiting = asyncio.create_task(programs.ended(program))
         await asyncio.sleep(0)
         assert not waiting.done()
         child.kill()
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, 50)
         await child.wait()
-        await asyncio.wait_for(programs.ended(program), 10)
+        await asyncio.wait_for(programs.ended(program), 50)
 
     run(work())

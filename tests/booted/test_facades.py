@@ -232,15 +232,13 @@ def test_the_scan_is_done_by_its_old_names(facades: Machine) -> None:
 
 def test_a_waiting_facade_is_small_and_sleeps(facades: Machine) -> None:
     """It is one shell of less than half a megabyte of its own, which is not woken while nothing happens."""
-    facades.run("systemctl start llamacpp && sleep 0.5")
+    facades.run("systemctl start llamacpp")
     pid = facades.show("llamacpp", "MainPID")
+    count = f"grep ctxt_switches /proc/{pid}/status"
+    facades.wait("a quiet facade", f'a=$({count}); sleep 2; test "$a" = "$({count})"')
     assert facades.run("cat /sys/fs/cgroup/system.slice/llamacpp.service/cgroup.procs").out == pid
     own = facades.run(f"awk '/^Private/ {{ sum += $2 }} END {{ print sum }}' /proc/{pid}/smaps_rollup").out
     assert int(own) < 512
-    count = f"grep ctxt_switches /proc/{pid}/status"
-    before = facades.run(count).out
-    facades.run("sleep 2")
-    assert facades.run(count).out == before
 
 
 def test_the_places_of_the_documentation_are_there(facades: Machine) -> None:

@@ -187,13 +187,13 @@ def test_a_bus_that_does_not_speak_is_given_up_without_blocking_the_loop(run: An
             silent.bind(f"{tmp_path}/bus")
             silent.listen()
             address = f"unix:path={tmp_path}/bus"
-            attempt = asyncio.create_task(Connection.open(load_library(), address, lambda _message: None, 0.2))
+            attempt = asyncio.create_task(Connection.open(load_library(), address, lambda _message: None, 2.0))
             ticks = 0
             while not attempt.done():
                 await asyncio.sleep(0.01)
                 ticks += 1
             assert ticks > 3
-            with pytest.raises(BusUnavailable, match=r"does not answer within 0\.2 s"):
+            with pytest.raises(BusUnavailable, match="does not answer within 2 s"):
                 await attempt
 
     run(scenario())
@@ -226,8 +226,8 @@ def test_polkit_that_does_not_answer_means_no_and_its_dialog_is_withdrawn(
             with pytest.raises(AccessDenied, match=r"no answer within 0\.1 s") as refused:
                 await authority.check(caller, Permission.LOAD, sender=":1.1", interactive=interactive)
             assert refused.value.hint == "nothing was done; call again"
-            question = polkit.asked.get_nowait()
-            assert await asyncio.wait_for(polkit.withdrawn.get(), 10) == question.body[4]
+            question = await asyncio.wait_for(polkit.asked.get(), 50)
+            assert await asyncio.wait_for(polkit.withdrawn.get(), 50) == question.body[4]
         bus.close()
 
     run(scenario())
@@ -248,6 +248,10 @@ def test_an_idle_service_has_no_timer_and_is_not_woken_by_others(
         ):
             async with peer(private_bus.address) as client:
                 await client.call("Load", "s", "tiny")
+            async with peer(private_bus.address) as witness:
+                # What follows from the end of the first stands before the second answer.
+                for _ in range(2):
+                    await witness.router.send_and_get_reply(_ping())
             before = len(overheard.messages())
             for _ in range(5):
                 async with peer(private_bus.address):

@@ -496,7 +496,7 @@ def test_sessions_outlive_the_bus(run: Any, mortal_bus: PrivateBus, tmp_path: Pa
                 await typed(shell, f"{CALL} HoldSession ss tiny work")
                 mortal_bus.kill()
                 mortal_bus.start()
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(50):
                     while not service.connected:
                         await asyncio.sleep(0.02)
                 assert list(engine.sessions) == [session]

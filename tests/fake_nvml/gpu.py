@@ -205,6 +205,9 @@ class FakeGpus:
                 (self._programs / name).symlink_to(sleep)
             # Without the test's environment: a place of the daemon counts what carries its directory there.
             self._started[name] = subprocess.Popen([self._programs / name, "infinity"], env=_PLAIN)
+            # The kernel gives it the name an instant after it lets its parent go on.
+            while Path(f"/proc/{self._started[name].pid}/comm").read_text().rstrip("\n") != name[:15]:
+                pass
         return self._started[name].pid
 
     def _write(self) -> None:

@@ -249,7 +249,7 @@ def test_memory_may_come_back_late(machine: Machine, start: Callable[..., Any]) 
     (sample,) = machine.sample()
     assert held(sample) == {}
     assert sample["used_bytes"] == 2048 * MIB
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 50
     while sample["used_bytes"] and time.monotonic() < deadline:
         (sample,) = machine.sample()
     assert sample["free_bytes"] == FIRST.total_mib * MIB
@@ -479,13 +479,13 @@ def test_nvml_that_was_shut_down_under_us_is_begun_anew(machine: Machine) -> Non
 
 def test_a_driver_that_hangs_is_reported_in_time_and_recovers(make_machine: MakeMachine) -> None:
     """The answer comes after the bound, later ones at once; the calls do not pile up; an end of the hang is noticed."""
-    machine = make_machine(answer_s=0.4)
+    machine = make_machine(answer_s=2.0)
     machine.sample()
     machine.gpus(FakeGpu(errors={"nvmlDeviceGetMemoryInfo_v2": "hang"}))
     began = time.monotonic()
     (sample,) = machine.sample()
-    assert 0.35 < time.monotonic() - began < 30
-    assert "NVML has not answered for 0.4 s" in sample["health"]
+    assert time.monotonic() - began > 1.9
+    assert "NVML has not answered for 2 s" in sample["health"]
     assert (sample["uuid"], sample["total_bytes"], sample["free_bytes"]) == (FIRST.uuid, FIRST.total_mib * MIB, None)
     hanging = machine.calls()
     assert machine.ask("samples_at_once", 50) == 50
@@ -493,7 +493,7 @@ def test_a_driver_that_hangs_is_reported_in_time_and_recovers(make_machine: Make
     assert machine.calls() == hanging
     assert machine.ask("threads") == ["gpud-NVML"]
     machine.gpus()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 50
     while (sample := machine.sample()[0])["health"] and time.monotonic() < deadline:
         pass
     assert sample["free_bytes"] == FIRST.total_mib * MIB
@@ -501,7 +501,7 @@ def test_a_driver_that_hangs_is_reported_in_time_and_recovers(make_machine: Make
 
 def test_a_driver_that_hangs_from_the_start_is_reported_on_the_gpu_that_sysfs_shows(make_machine: MakeMachine) -> None:
     """The GPU is known by its address until the driver answers."""
-    machine = make_machine(answer_s=0.3)
+    machine = make_machine(answer_s=2.0)
     card = nvidia_card(machine.root)
     machine.gpus(errors={"nvmlInitWithFlags": "hang"})
     (sample,) = machine.sample()
@@ -510,7 +510,7 @@ def test_a_driver_that_hangs_from_the_start_is_reported_on_the_gpu_that_sysfs_sh
 
 def test_release_does_not_wait_for_a_driver_that_hangs(make_machine: MakeMachine) -> None:
     """It is let go when it answers at last: NVML is shut down and the thread ends without anybody asking again."""
-    machine = make_machine(answer_s=0.3)
+    machine = make_machine(answer_s=2.0)
     machine.sample()
     machine.gpus(FakeGpu(errors={"nvmlDeviceGetPowerUsage": "hang"}))
     machine.sample()
