@@ -33,6 +33,22 @@ class State(StrEnum):
         """True while an engine may hold memory for the model."""
         return self in (State.LOADING, State.READY, State.DRAINING, State.STOPPING, State.KILLING)
 
+    def word(self) -> str:
+        """What every surface calls it."""
+        return _WORDS[self]
+
+
+_WORDS = {
+    State.COLD: "unloaded",
+    State.LOADING: "loading",
+    State.READY: "ready",
+    State.DRAINING: "unloading",
+    State.STOPPING: "unloading",
+    State.KILLING: "unloading",
+    State.BACKOFF: "failed",
+    State.FAILED: "failed",
+}
+
 
 class Priority(IntEnum):
     """Who goes first. The names are what a configuration says."""

@@ -21,8 +21,9 @@ from gpud.core.facts import Snapshot
 from gpud.core.statuses import lively, status_of
 from gpud.dbus.interface import INTERFACE, PATH, PROPERTIES, ObjectTree
 from gpud.dbus.model_records import MANY, ModelRecords
-from gpud.dbus.render import Record, alert_values, shown_state, state_word
+from gpud.dbus.render import alert_values, shown_state
 from gpud.dbus.shown import Shown
+from gpud.dbus.values import Record
 from gpud.dbus.wire import Flag, Kind, Message, Variant, is_unique_name
 
 # What has no event of its own (a request more or less in flight, a measurement, progress) is told at most this often: a
@@ -136,7 +137,7 @@ class Announcer:
         news, self._news = self._news, []
         for item in news:
             if isinstance(item, ModelChanged):
-                self._tell_state(item.model, state_word(item.new), item.reason)
+                self._tell_state(item.model, item.new.word(), item.reason)
             elif isinstance(item, JobEnded):
                 self._signal("JobRemoved", [item.job, item.model, item.result.value, item.message])
             elif isinstance(item, CatalogueChanged):

@@ -13,7 +13,7 @@ from gpud.dbus.engine_api import EngineApi
 from gpud.dbus.gate import Gate
 from gpud.dbus.limits import checked_model, checked_options
 from gpud.dbus.polkit import Permission
-from gpud.dbus.render import Record, number, text, truth, words
+from gpud.dbus.values import Record, number, text, truth, words
 from gpud.dbus.wire import Variant
 from gpud.dbus.writing import Encoded, Writer, write
 

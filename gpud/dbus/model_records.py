@@ -6,7 +6,9 @@ from typing import overload
 from gpud.core.facts import Model, ModelStatus
 from gpud.core.statuses import Patience, Statuses
 from gpud.dbus.bus import clean_text
-from gpud.dbus.render import NOTHING_KNOWN, Known, Record, WallClock, model_record, number, text, words
+from gpud.dbus.render import NOTHING_KNOWN, Known, model_record
+from gpud.dbus.values import Record, number, text, words
+from gpud.dbus.wall_clock import WallClock
 from gpud.dbus.writing import Encoded, Writer
 
 NAMES = ("Id", "DisplayName", "Aliases")

@@ -8,7 +8,8 @@ from gpud.core.facts import ModelStatus, Snapshot
 from gpud.core.record import Record
 from gpud.core.statuses import Statuses, lively, names_of, names_with_aliases, status_of
 from gpud.dbus.model_records import Tells
-from gpud.dbus.render import WallClock, last_used_usec, shown_state
+from gpud.dbus.render import last_used_usec, shown_state
+from gpud.dbus.wall_clock import WallClock
 
 RESTS = "unloaded"
 """The state of a model that has no engine, wants none, and whose last engine has not failed."""

@@ -1,7 +1,6 @@
 """What a snapshot looks like on the bus: names, types and units; pure, and without any decision of its own."""
 
-import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from gpud.core.admission import Considered
@@ -21,64 +20,11 @@ from gpud.core.facts import (
 )
 from gpud.core.quote import Offer, Quote
 from gpud.core.statuses import lively
+from gpud.dbus.values import MAX, Record, number, records, text, truth, words
+from gpud.dbus.wall_clock import WallClock
 from gpud.dbus.wire import Variant
 
-Record = dict[str, Variant]
-
 INTERFACE_VERSION = 4
-
-_MAX = {"u": (1 << 32) - 1, "t": (1 << 64) - 1, "q": (1 << 16) - 1}
-# A wall clock that is read again differs by microseconds from what the monotonic one predicts. Within this the old
-# relation is kept, so that a deadline that did not move does not look as if it had; beyond it the clock was set, or
-# the machine slept.
-_CLOCK_TOLERANCE_S = 0.25
-
-
-class WallClock:
-    """Turns the scheduler's times into microseconds of CLOCK_REALTIME, the same for the same time."""
-
-    def __init__(self, now: Callable[[], float] = time.time) -> None:
-        self._now = now
-        self._offset_s: float | None = None
-
-    def see(self, now_s: float) -> float:
-        """Compare the two clocks; ``now_s`` is the scheduler's, read a moment ago. Returns what is between them."""
-        offset_s = self._now() - now_s
-        if self._offset_s is None or abs(offset_s - self._offset_s) > _CLOCK_TOLERANCE_S:
-            self._offset_s = offset_s
-        return self._offset_s
-
-    def still(self) -> "WallClock":
-        """One that stands where this one does now, whatever this one sees later."""
-        other = WallClock(self._now)
-        other._offset_s = self._offset_s
-        return other
-
-    def usec(self, at_s: float | None) -> int:
-        if at_s is None or self._offset_s is None:
-            return 0
-        return max(0, round((at_s + self._offset_s) * 1_000_000))
-
-
-def number(signature: str, value: float | None) -> Variant:
-    """An unsigned number, kept within what its type can hold; None is 0."""
-    return Variant(signature, min(max(0, round(value or 0)), _MAX[signature]))
-
-
-def text(value: str) -> Variant:
-    return Variant("s", value)
-
-
-def truth(value: bool) -> Variant:
-    return Variant("b", value)
-
-
-def words(values: Iterable[str]) -> Variant:
-    return Variant("as", list(values))
-
-
-def records(values: list[Record]) -> Variant:
-    return Variant("aa{sv}", values)
 
 
 def shown_state(status: ModelStatus) -> str:
@@ -91,20 +37,7 @@ def shown_state(status: ModelStatus) -> str:
         return "busy" if status.in_flight else "ready"
     if status.waiting and status.state in (State.COLD, State.BACKOFF, State.FAILED):
         return "queued"
-    return state_word(status.state)
-
-
-def state_word(state: State) -> str:
-    return {
-        State.COLD: "unloaded",
-        State.LOADING: "loading",
-        State.READY: "ready",
-        State.DRAINING: "unloading",
-        State.STOPPING: "unloading",
-        State.KILLING: "unloading",
-        State.BACKOFF: "failed",
-        State.FAILED: "failed",
-    }[state]
+    return status.state.word()
 
 
 class Known(NamedTuple):
@@ -352,7 +285,7 @@ def _beside_gpus(offer: Offer) -> int:
 def _sum_by_device(shares: Iterable[tuple[str, int]]) -> dict[str, int]:
     sums: dict[str, int] = {}
     for device, share_bytes in shares:
-        sums[device] = min(sums.get(device, 0) + max(0, share_bytes), _MAX["t"])
+        sums[device] = min(sums.get(device, 0) + max(0, share_bytes), MAX["t"])
     return sums
 
 
@@ -374,7 +307,7 @@ def _field(value: str | float) -> Variant:
     if isinstance(value, bool):
         return truth(value)
     if isinstance(value, int):
-        if 0 <= value <= _MAX["t"]:
+        if 0 <= value <= MAX["t"]:
             return Variant("t", value)
         return Variant("x", value) if -(1 << 63) <= value < 0 else text(str(value))
     return Variant("d", value) if isinstance(value, float) else text(str(value))

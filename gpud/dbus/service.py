@@ -26,9 +26,10 @@ from gpud.dbus.logind import Logind
 from gpud.dbus.memory import MemoryMethods
 from gpud.dbus.methods import Methods
 from gpud.dbus.polkit import Authority
-from gpud.dbus.render import Known, WallClock
+from gpud.dbus.render import Known
 from gpud.dbus.sessions import SessionMethods, ShellsApi
 from gpud.dbus.shown import Shown
+from gpud.dbus.wall_clock import WallClock
 from gpud.dbus.wire import BUS_NAME, Message, is_unique_name
 from gpud.dbus.wire import Kind as MessageKind
 

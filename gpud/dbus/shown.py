@@ -10,17 +10,9 @@ from gpud.core.record import replace
 from gpud.core.statuses import Statuses
 from gpud.dbus.model_records import MANY, ModelRecords, Parts, Tells, nothing_known
 from gpud.dbus.overview import Choice, Overview
-from gpud.dbus.render import (
-    Record,
-    WallClock,
-    gpu_record,
-    model_record,
-    number,
-    property_values,
-    queue_record,
-    session_record,
-    status_values,
-)
+from gpud.dbus.render import gpu_record, model_record, property_values, queue_record, session_record, status_values
+from gpud.dbus.values import Record, number
+from gpud.dbus.wall_clock import WallClock
 
 KEPT_S = 60.0
 """So long the bytes of very many models are kept after somebody asked: for 5,000 they are 10 MB."""

@@ -70,28 +70,12 @@ def known(body: Mapping[str, object]) -> Body:
 
 # Models --------------------------------------------------------------------------------------------------------------
 
-_WORDS = {
-    State.COLD: "unloaded",
-    State.LOADING: "loading",
-    State.READY: "ready",
-    State.DRAINING: "unloading",
-    State.STOPPING: "unloading",
-    State.KILLING: "unloading",
-    State.BACKOFF: "failed",
-    State.FAILED: "failed",
-}
-
-
-def state_word(state: State) -> str:
-    """A model's state in the words that every surface has for it."""
-    return _WORDS[state]
-
 
 def model_state(status: ModelStatus | None, model: str, old: State, new: State, reason: str) -> Body:
     body: dict[str, object] = {
         "model": model,
-        "state": state_word(new),
-        "was": state_word(old),
+        "state": new.word(),
+        "was": old.word(),
         "phase": new.value,
         "reason": reason,
     }
@@ -118,7 +102,7 @@ def model_now(status: ModelStatus) -> Body:
             "model": status.model.name,
             "aliases": list(status.model.aliases),
             "engine": status.model.engine,
-            "state": state_word(status.state),
+            "state": status.state.word(),
             "phase": status.state.value,
             "in_flight": status.in_flight,
             "waiting": status.waiting,

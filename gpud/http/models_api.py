@@ -16,7 +16,7 @@ from gpud.core.naming import shown_path
 from gpud.core.statuses import Statuses, only, status_of
 from gpud.http import queries
 from gpud.http.exchange import JSON, Exchange
-from gpud.http.feed_events import state_word, timestamp
+from gpud.http.feed_events import timestamp
 from gpud.http.kept_list import KeptList, joined
 from gpud.http.known_models import Known, format_of
 from gpud.http.own import (
@@ -266,7 +266,7 @@ class Models:
             size_bytes=known.size_bytes or None,
             estimate_bytes=estimate_bytes,
             load_seconds=status.load_seconds or entry.load_s,
-            state=state_word(status.state),
+            state=status.state.word(),
             loaded=status.state in (State.READY, State.DRAINING),
             error=status.error or None,
         )

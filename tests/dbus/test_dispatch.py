@@ -16,9 +16,10 @@ from gpud.dbus.bus import load_library
 from gpud.dbus.dispatch import Dispatcher, Reply
 from gpud.dbus.interface import INTERFACE, load_tree
 from gpud.dbus.limits import CallerLimits, Meter
-from gpud.dbus.render import INTERFACE_VERSION, WallClock
+from gpud.dbus.render import INTERFACE_VERSION
 from gpud.dbus.service import BusUnavailable, NameTaken, Service
 from gpud.dbus.shown import Shown
+from gpud.dbus.wall_clock import WallClock
 
 from .fake_engine import FakeEngine, status
 from .peers import NAME, PATH, busctl, nobody, peer, serving, tool

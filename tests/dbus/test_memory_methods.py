@@ -10,7 +10,8 @@ from gpud.core.events import Alert, Kind, Level, Logged, Notice
 from gpud.core.facts import Caller, ClaimStatus, Priority, QueueStatus, State, YieldStatus
 from gpud.core.quote import ANY_GPU, Offer, Part, Quote, Share, Source
 from gpud.core.record import replace
-from gpud.dbus.render import WallClock, logged_record, model_record, property_values
+from gpud.dbus.render import logged_record, model_record, property_values
+from gpud.dbus.wall_clock import WallClock
 
 from .fake_engine import GIB, FakeEngine, gpu, status
 from .peers import NAME, PATH, busctl, peer, serving

@@ -8,7 +8,8 @@ from gpud.core.facts import Model, Snapshot, State
 from gpud.core.statuses import Patience, Statuses
 from gpud.core.stock import Stock
 from gpud.dbus.overview import Choice, Chosen, Overview
-from gpud.dbus.render import Known, WallClock
+from gpud.dbus.render import Known
+from gpud.dbus.wall_clock import WallClock
 from gpud.engine.shelf import Past
 
 from .fake_engine import FakeEngine, status

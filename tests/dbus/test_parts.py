@@ -18,7 +18,9 @@ from gpud.dbus.bus import load_library
 from gpud.dbus.connection import Connection
 from gpud.dbus.limits import MAX_BUCKETS, CallerLimits, Meter
 from gpud.dbus.polkit import Authority, Permission
-from gpud.dbus.render import WallClock, gpu_record, model_record, number, property_values, shown_state, state_word
+from gpud.dbus.render import gpu_record, model_record, property_values, shown_state
+from gpud.dbus.values import number
+from gpud.dbus.wall_clock import WallClock
 
 from .fake_engine import GIB, FakeEngine, gpu, status
 from .peers import Overheard, Polkit, peer, serving
@@ -30,7 +32,7 @@ from .private_bus import NOBODY, PrivateBus
 def test_every_state_has_a_documented_word() -> None:
     """Nobody on the bus meets a word that the interface does not list."""
     documented = {"unloaded", "queued", "loading", "ready", "busy", "unloading", "failed"}
-    assert {state_word(state) for state in State} <= documented
+    assert {state.word() for state in State} <= documented
     for state in State:
         for waiting in (False, True):
             for in_flight in (0, 1):

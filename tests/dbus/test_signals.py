@@ -14,8 +14,8 @@ from gpud.dbus.announce import Announcer
 from gpud.dbus.bus import load_library
 from gpud.dbus.interface import load_tree
 from gpud.dbus.model_records import MANY
-from gpud.dbus.render import WallClock
 from gpud.dbus.shown import Shown
+from gpud.dbus.wall_clock import WallClock
 from gpud.dbus.wire import Message
 from gpud.engine.shelf import Past
 

@@ -12,7 +12,8 @@ from gpud.core.statuses import Patience, Statuses
 from gpud.core.stock import Stock
 from gpud.dbus.bus import Library, clean_text, load_library
 from gpud.dbus.model_records import NAMES, ModelRecords, Parts
-from gpud.dbus.render import NOTHING_KNOWN, Known, WallClock, model_record
+from gpud.dbus.render import NOTHING_KNOWN, Known, model_record
+from gpud.dbus.wall_clock import WallClock
 from gpud.dbus.wire import Variant
 from gpud.dbus.writing import SIGNATURES, write
 
