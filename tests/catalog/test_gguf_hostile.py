@@ -1,6 +1,7 @@
 """What the reader makes of files that are damaged, or made to do harm: an error that says what is wrong, soon."""
 
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -247,7 +248,8 @@ def test_what_is_no_file_is_refused_without_opening_it(tmp_path: Path) -> None:
     assert "it is a FIFO, not a file" in refusal(fifo).message
     assert "it is a folder" in refusal(folder).message
     assert "it is a device, not a file" in refusal("/dev/zero").message
-    assert "it is empty" in refusal("/proc/kmsg").message
+    # A container may have put a FIFO in its place. Whoever opened either would wait.
+    assert re.search("it is empty|it is a FIFO, not a file", refusal("/proc/kmsg").message)
     assert "there is no such file" in refusal(nowhere).message
     nowhere.symlink_to(nowhere)
     assert "Too many levels of symbolic links" in refusal(nowhere).message
