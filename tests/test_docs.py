@@ -43,6 +43,7 @@ ELSEWHERE = {
         "tests/test_run.py::test_it_prints_what_works"
     ),
     "gpudctl chat qwen3-8b": "tests/cli/test_cli_http.py::test_a_conversation_at_a_terminal",
+    "sudo cp qwen3-8b.gguf /var/lib/ml-models/gguf/": (SERVICE + "test_a_file_in_the_store_is_a_model"),
     "sudo make install": SERVICE + "test_installing_again_keeps_the_configuration_and_the_running_gpud",
     "sudoedit /etc/gpud/gpud.yaml": "an editor, for a person",
     "sudo systemctl enable --now gpud": SERVICE + "test_the_service_runs_and_owns_its_name",
