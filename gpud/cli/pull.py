@@ -105,10 +105,14 @@ class Picture(NamedTuple):
 
 
 async def hub_model(wish: Wish, arguments: Namespace, output: Output) -> int:
+    from gpud.cli.downloading import folders
     from gpud.cli.downloading.bringing import brought
     from gpud.cli.downloading.job import connected
     from gpud.cli.downloading.process import Puller
 
+    if arguments.to:
+        # Before anybody is asked anything.
+        folders.usable(arguments.to)
     gpud = await connected(arguments.bus)
     try:
         async with Puller() as puller:

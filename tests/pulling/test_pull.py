@@ -411,6 +411,7 @@ def test_a_folder_that_is_not_there(user: User) -> None:
     done = user.gpudctl("pull", f"hf:{REPO}:Q4_K_M", "--to", str(user.place.root / "nowhere"))
     assert done.returncode == 1
     assert "nowhere: it is not there; make it first: mkdir -p" in done.stderr
+    assert not user.hub.seen, "it is said before anybody is asked"
 
 
 def test_another_file_of_that_name(user: User, data: bytes) -> None:

@@ -53,7 +53,7 @@ def target(given: str, kind: str) -> Path:
     Raises AccessDenied.
     """
     if given:
-        return _usable(Path(given).expanduser())
+        return usable(given)
     folders = looked_at(kind).folders
     if not kind and of_user() not in folders:
         folders.append(of_user())
@@ -69,7 +69,7 @@ def target(given: str, kind: str) -> Path:
 def cache(given: str, kind: str) -> str:
     """The cache of Hugging Face's library for whole repositories: gpud's, where one may write it; empty: one's own."""
     if given:
-        return str(_usable(Path(given).expanduser()))
+        return str(usable(given))
     if any(os.environ.get(name) for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")) or kind == "user":
         return ""
     shared = looked_at(kind).base / "huggingface" / "hub"
@@ -80,7 +80,9 @@ def cache(given: str, kind: str) -> str:
     return ""
 
 
-def _usable(folder: Path) -> Path:
+def usable(given: str) -> Path:
+    """A folder that somebody has named. Raises GpudError where nothing can be written there."""
+    folder = Path(given).expanduser()
     if not folder.is_dir():
         what = "is no folder" if folder.exists() else "is not there"
         raise GpudError(f"cannot download to {folder}: it {what}", hint=f'make it first: mkdir -p "{folder}"')
