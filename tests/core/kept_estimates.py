@@ -1,0 +1,96 @@
+"""``cd tests && ../.venv/bin/python -m core.kept_estimates`` writes what the formula says of published models anew.
+
+``tests/backends`` holds the formula to what the engine says itself, as far as that rounds, and needs the engine and its
+time. These figures are exact, and say at once which of them a change of the formula has moved, by how much.
+"""
+
+import json
+from pathlib import Path
+
+from core.dry_record import ARGUMENTS
+from core.model_headers import ENCODERS, HEADERS
+from gpud.core.estimate import estimate
+from gpud.core.plan import Plan
+from gpud.core.quote import Estimate
+
+FILE = Path(__file__).with_name("estimates.json")
+
+PLANS: dict[str, Plan] = {
+    **{arguments: plan for arguments, plan in ARGUMENTS},
+    "all of it": Plan(),
+    "one GPU": Plan(context=4096, parallel=1, gpus=1),
+    "part of it on two GPUs": Plan(context=4096, parallel=2, gpus=2, layers=20, tensor_split=(3.0, 1.0)),
+    "rows on two GPUs": Plan(context=8192, gpus=2, split_mode="row", main_gpu=1, flash_attention="off"),
+    "tensors on two GPUs": Plan(context=8192, gpus=2, split_mode="tensor", tensor_split=(1.0, 2.0)),
+    "the second GPU alone": Plan(context=8192, gpus=2, split_mode="none", main_gpu=1, flash_attention="on"),
+    "cache in host memory": Plan(
+        context=3000,
+        parallel=3,
+        unified=False,
+        batch=400,
+        micro_batch=128,
+        gpus=1,
+        layers=10,
+        kv_on_gpu=False,
+        cpu_moe=2,
+    ),
+    "embeddings": Plan(context=2048, parallel=1, gpus=1, embeddings=True, type_k="q4_0", type_v="q5_1"),
+    "experts in host memory": Plan(context=2048, gpus=1, override_tensors=((r"_exps\.", "CPU"),)),
+    "one sequence of few tokens": Plan(context=100, parallel=1, batch=1, micro_batch=1, gpus=1),
+}
+
+DRAFTED = ("Qwen3-8B", "Qwen3-0.6B")
+"""A model, and one that drafts for it."""
+
+Figures = dict[str, list[list[object]]]
+
+
+def figures(made: Estimate) -> list[list[object]]:
+    return [[p.device, p.weights_bytes, p.kv_bytes, p.state_bytes, p.compute_bytes] for p in made.parts]
+
+
+def of_model(name: str) -> Figures:
+    file = HEADERS[name].file()
+    return {what: figures(estimate(file, plan)) for what, plan in PLANS.items()}
+
+
+def of_encoder(kind: str) -> Figures:
+    encoder, model = ENCODERS[kind]
+    made = estimate(HEADERS[model].file(), PLANS["one GPU"], mmproj=encoder.file())
+    return {"one GPU": figures(made)}
+
+
+def of_draft() -> Figures:
+    """The draft model runs as its own plan says, with the context and the sequences of the other."""
+    file, draft = (HEADERS[name].file() for name in DRAFTED)
+    found = {}
+    for what, plan in PLANS.items():
+        for own in (Plan(gpus=plan.gpus), Plan(layers=5, type_k="q8_0", type_v="q8_0", context=64, parallel=7)):
+            both = Plan(**{name: getattr(plan, name) for name in plan.__struct_fields__} | {"draft": own})
+            found[f"{what}, {own.layers} layers"] = figures(estimate(file, both, draft=draft))
+    return found
+
+
+def everything() -> dict[str, Figures]:
+    found = {name: of_model(name) for name in HEADERS}
+    found |= {f"with {kind}": of_encoder(kind) for kind in ENCODERS}
+    return {**found, "with a draft": of_draft()}
+
+
+def written(found: dict[str, Figures]) -> str:
+    """One line a plan, so that a change shows which figures it has moved."""
+    models = (
+        f"{json.dumps(name)}: {{\n"
+        + ",\n".join(f"  {json.dumps(what)}: {json.dumps(rows)}" for what, rows in by.items())
+        for name, by in found.items()
+    )
+    return "{\n" + "\n},\n".join(models) + "\n}\n}\n"
+
+
+def kept() -> dict[str, Figures]:
+    found: dict[str, Figures] = json.loads(FILE.read_text())
+    return found
+
+
+if __name__ == "__main__":
+    FILE.write_text(written(everything()))
