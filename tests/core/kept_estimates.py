@@ -16,7 +16,7 @@ from gpud.core.quote import Estimate
 FILE = Path(__file__).with_name("estimates.json")
 
 PLANS: dict[str, Plan] = {
-    **{arguments: plan for arguments, plan in ARGUMENTS},
+    **dict(ARGUMENTS),
     "all of it": Plan(),
     "one GPU": Plan(context=4096, parallel=1, gpus=1),
     "part of it on two GPUs": Plan(context=4096, parallel=2, gpus=2, layers=20, tensor_split=(3.0, 1.0)),
