@@ -406,12 +406,12 @@ def test_a_repository_with_nothing_to_load(user: User, hub: Hub) -> None:
 # Folders -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_not_there(user: User) -> None:
+def test_a_folder_that_is_not_there(user: User, hub: Hub) -> None:
     """It is not made: the name may be a mistake."""
     done = user.gpudctl("pull", f"hf:{REPO}:Q4_K_M", "--to", str(user.place.root / "nowhere"))
     assert done.returncode == 1
     assert "nowhere: it is not there; make it first: mkdir -p" in done.stderr
-    assert not user.hub.seen, "it is said before anybody is asked"
+    assert not hub.seen, "it is said before anybody is asked"
 
 
 def test_another_file_of_that_name(user: User, data: bytes) -> None:
