@@ -49,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     thresholds = gc.get_threshold()
     gc.set_threshold(10_000, 20, 50)
     try:
+        if options.reap:
+            from gpud import reaper
+
+            return reaper.run(user=options.user)
         from gpud import daemon
     except ModuleNotFoundError as problem:
         sys.stderr.write(
@@ -60,8 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.freeze()
     gc.set_threshold(*thresholds)
 
-    if options.reap:
-        return daemon.run_reaper(user=options.user)
     return daemon.run(user=options.user, config_path=options.config, beside_system=options.beside_system)
 
 

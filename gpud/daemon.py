@@ -36,7 +36,7 @@ from gpud.http.lines import Lines, TeeSink
 from gpud.log import Journal, set_level, setup
 from gpud.machine import Machine, Surroundings
 from gpud.pagecache import PageCache
-from gpud.processes.cgroup import Cgroup, enter_delegated_cgroup
+from gpud.processes.cgroup import enter_delegated_cgroup
 from gpud.processes.launcher import ProcessLauncher
 from gpud.programs import OtherPrograms
 from gpud.shells import Shells
@@ -402,39 +402,6 @@ def _models(configured: Config) -> str:
     return f"{count} {'model' if count == 1 else 'models'}"
 
 
-async def reap(directories: Directories, journal: Journal) -> int:
-    """End every recorded engine: for the day when gpud itself cannot be started any more."""
-    try:
-        with alone(directories.runtime):
-            store = FileStore(runtime_dir=directories.runtime, state_dir=directories.state)
-            records = store.records()
-            leaves = [Path(r.child.cgroup) for r in records if r.child is not None and r.child.cgroup]
-            launcher = ProcessLauncher(
-                runtime_dir=directories.runtime,
-                fd_store=systemd.NoFdStore(),
-                sink=journal,
-                cgroup=Cgroup(leaves[0].parent) if leaves else None,
-            )
-            for record in records:
-                if record.child is not None:
-                    await launcher.end(record.child)
-                    journal.notice(
-                        Notice(
-                            Kind.LEFTOVER_ENDED,
-                            f'Ended the engine of "{record.model}" (process {record.child.pid}): gpud is not there '
-                            "to look after it",
-                            record.model,
-                            Level.WARNING,
-                        )
-                    )
-                store.forget(record.unit)
-            await launcher.end_strangers(())
-            await launcher.close()
-    except AlreadyRunning as error:
-        log.info("nothing to end: %s", error.message)
-    return 0
-
-
 def run(*, user: bool, config_path: Path | None, beside_system: bool = False) -> int:
     """Run gpud in the foreground until it is told to end. Returns the exit status.
 
@@ -471,15 +438,4 @@ def run(*, user: bool, config_path: Path | None, beside_system: bool = False) ->
         return EXIT_FAILED
     finally:
         sys.stdout.flush()
-        journal.close()
-
-
-def run_reaper(*, user: bool) -> int:
-    journal = setup(Level.INFO)
-    try:
-        return asyncio.run(reap(Directories.find(os.environ, user=user), journal))
-    except GpudError as error:
-        journal.say(Level.ERROR, f"cannot end what is left: {error.text}")
-        return EXIT_FAILED
-    finally:
         journal.close()

@@ -46,7 +46,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "daemon": {"config", "log", "engine", "directories", "engines", "facades", "machine", "shelves", "web"}
     | ADAPTERS
     | EDGES,
-    "__main__": {"daemon"},
+    # For the day when the daemon cannot be started.
+    "reaper": {"log", "directories", "processes", "store", "systemd"},
+    "__main__": {"daemon", "reaper"},
     "__init__": set(),
 }
 

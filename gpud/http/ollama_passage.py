@@ -15,10 +15,11 @@ from gpud.core.errors import BackendFailed, GpudError
 from gpud.core.facts import Endpoint, Model
 from gpud.core.record import Record
 from gpud.http.client import Response
+from gpud.http.crossing import passed_on
 from gpud.http.ollama_answers import Part, Reading, finished, words_of
 from gpud.http.redaction import redacted
 from gpud.http.relay import relay
-from gpud.http.relaying import ERROR_BYTES, LINES_TOLD, Passage, passed_on
+from gpud.http.relaying import ERROR_BYTES, LINES_TOLD, Passage
 from gpud.http.shapes import Api, HttpError, error_value
 from gpud.http.upstream import UpstreamFailed
 from gpud.http.waiting import status_of

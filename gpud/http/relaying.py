@@ -1,13 +1,12 @@
 """One request's passage through an engine: it is sent as it came, and the answer is passed on as it comes.
 
-Only what is listed here crosses of the headers, in either direction. What an engine cannot answer any more is said in
-the words of the API that was asked.
+What an engine cannot answer any more is said in the words of the API that was asked. Which fields of a header cross
+is in ``crossing``.
 """
 
 import asyncio
 import contextlib
 import logging
-import re
 import time
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -19,8 +18,10 @@ from gpud.core.events import LoadOptions, Outcome
 from gpud.core.facts import Endpoint, ModelStatus, State
 from gpud.core.record import Record
 from gpud.engine import Engine
+from gpud.http.answer_end import AnswerEnd
 from gpud.http.client import Pool, Question, Response
 from gpud.http.connection import tunnel
+from gpud.http.crossing import PASSED_BACK, PASSED_BACK_UPGRADE, SENT_ON, SENT_ON_UPGRADE, passed_on
 from gpud.http.exchange import Exchange
 from gpud.http.fields import HeadStart, start_head, status_line
 from gpud.http.limits import ClientLimits
@@ -43,82 +44,7 @@ LINES_TOLD = 20
 ERROR_BYTES = 256 << 10
 """How much is read of an answer that can only be told as an event any more."""
 
-TAIL_BYTES = 4 << 10
-"""How much of an answer's end is looked at for the tokens that it took."""
-
-_SENT_ON = frozenset(
-    (
-        b"accept",
-        b"accept-language",
-        b"anthropic-beta",
-        b"anthropic-version",
-        b"cache-control",
-        b"content-language",
-        b"content-type",
-        b"if-modified-since",
-        b"if-none-match",
-        b"last-event-id",
-        b"openai-beta",
-        b"openai-organization",
-        b"openai-project",
-        b"range",
-        b"traceparent",
-        b"tracestate",
-        b"user-agent",
-        b"x-request-id",
-    )
-)
-"""What an engine is told of a request's header. No key, no cookie, no Origin; and no X-Conversation-Id, with which
-llama-server would go on generating for a client that has left."""
-
-_SENT_ON_UPGRADE = _SENT_ON | {
-    b"upgrade",
-    b"sec-websocket-key",
-    b"sec-websocket-version",
-    b"sec-websocket-protocol",
-    b"sec-websocket-extensions",
-}
-
-_PASSED_BACK = frozenset(
-    (
-        b"accept-ranges",
-        b"anthropic-organization-id",
-        b"cache-control",
-        b"content-disposition",
-        b"content-encoding",
-        b"content-language",
-        b"content-range",
-        b"content-type",
-        b"etag",
-        b"expires",
-        b"last-modified",
-        b"location",
-        b"openai-model",
-        b"openai-processing-ms",
-        b"openai-version",
-        b"process-start-time-unix",
-        b"request-id",
-        b"retry-after",
-        b"server",
-        b"vary",
-        b"x-accel-buffering",
-        b"x-request-id",
-    )
-)
-"""What a client is told of an answer's header."""
-
-_PASSED_BACK_UPGRADE = frozenset(
-    (b"upgrade", b"sec-websocket-accept", b"sec-websocket-protocol", b"sec-websocket-extensions")
-)
-
-Pair = tuple[str | bytes, str | bytes]
-
 _IDENTITY = (b"Accept-Encoding", b"identity")
-
-_PROMPT = re.compile(rb'"(?:prompt_tokens|input_tokens|tokens_evaluated)"\s*:\s*(\d{1,12})\b')
-_GENERATED = re.compile(rb'"(?:completion_tokens|output_tokens|tokens_predicted)"\s*:\s*(\d{1,12})\b')
-# llama-server says these also where a stream has no usage; a prompt that was in its cache is counted apart.
-_TIMINGS = re.compile(rb'"(cache_n|prompt_n|predicted_n)"\s*:\s*(\d{1,12})\b')
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -159,7 +85,7 @@ class Passage:
         self._reply = exchange.reply
         self._call = call
         self._limits = settings.limits
-        self._end = _End()
+        self._end = AnswerEnd()
         exchange.tail = self._end.tail
         self._waited_s: float | None = None
         self._waiting: Waiting | None = None
@@ -272,13 +198,13 @@ class Passage:
         kept: Question | None = request.kept.get(_QUESTION)
         if kept is not None and kept.is_for(endpoint, call.target):
             return kept
-        headers = passed_on(request.headers, _SENT_ON_UPGRADE if request.upgrade else _SENT_ON)
+        headers = passed_on(request.headers, SENT_ON_UPGRADE if request.upgrade else SENT_ON)
         headers.append(_IDENTITY)
         question = request.kept[_QUESTION] = self._pool.question(endpoint, call.method, call.target, headers)
         return question
 
     async def _exchange_bytes(self, response: Response) -> None:
-        headers = passed_on(response.headers, _PASSED_BACK_UPGRADE)
+        headers = passed_on(response.headers, PASSED_BACK_UPGRADE)
         await in_task()
         front = await self._reply.upgrade([*headers, *self._exchange.headers])
         await tunnel(front, response.upgrade())
@@ -370,15 +296,10 @@ def _told(response: Response, more: tuple[tuple[str, str], ...]) -> _Told:
     kept: _Told | None = response.kept.get(_TOLD)
     if kept is not None and kept.more == more:
         return kept
-    fields = [*passed_on(response.headers, _PASSED_BACK), *more]
+    fields = [*passed_on(response.headers, PASSED_BACK), *more]
     is_stream = (response.headers.lowered(b"content-type") or b"")[:17].lower() == b"text/event-stream"
     told = response.kept[_TOLD] = _Told(more, start_head(status_line(response.status), fields), is_stream)
     return told
-
-
-def passed_on(fields: Iterable[tuple[bytes, bytes]], allowed: frozenset[bytes]) -> list[Pair]:
-    """The fields that may cross."""
-    return [pair for pair in fields if pair[0].lower() in allowed]
 
 
 def error_event(api: Api, path: str, error: GpudError, tail: Iterable[str] = ()) -> bytes:
@@ -400,56 +321,3 @@ def error_event(api: Api, path: str, error: GpudError, tail: Iterable[str] = ())
 
 def _last_words(api: Api, path: str) -> bytes:
     return b"data: [DONE]\n\n" if api is Api.OPENAI and not path.endswith("/responses") else b""
-
-
-class _End:
-    """Keeps the first and the last piece of an answer while it passes, for the tokens that it took."""
-
-    __slots__ = ("_first", "_pieces", "_size")
-
-    def __init__(self) -> None:
-        self._first = b""
-        self._pieces: list[bytes] = []
-        self._size = 0
-
-    def see(self, piece: bytes) -> None:
-        pieces = self._pieces
-        if not pieces:
-            self._first = piece[:TAIL_BYTES]
-        pieces.append(piece)
-        self._size += len(piece)
-        if self._size > 4 * TAIL_BYTES:
-            whole = b"".join(pieces)[-TAIL_BYTES:]
-            pieces[:] = (whole,)
-            self._size = len(whole)
-
-    def tail(self) -> bytes:
-        """What passed last."""
-        return b"".join(self._pieces)
-
-    @property
-    def is_between_events(self) -> bool:
-        end = b"".join(self._pieces[-4:])[-4:]
-        return not end or end.endswith((b"\n\n", b"\r\n\r\n"))
-
-    def settle(self, exchange: Exchange) -> None:
-        """Tell the exchange what was found."""
-        if not self._pieces:
-            return
-        end = b"".join(self._pieces)[-TAIL_BYTES:]
-        self._pieces.clear()
-        # (``in`` takes bytes for a number first, which costs three times the search.)
-        if end.find(b"token") < 0 and end.find(b"_n") < 0 and self._first.find(b"token") < 0:
-            # What no model generated: a look through 4 KB for each of four patterns would take 20 µs.
-            return
-        prompt = _PROMPT.findall(end) or _PROMPT.findall(self._first)
-        generated = _GENERATED.findall(end)
-        if prompt and generated:
-            exchange.prompt_tokens, exchange.generated_tokens = int(prompt[-1]), int(generated[-1])
-            return
-        timings = {name: int(number) for name, number in _TIMINGS.findall(end)}
-        if prompt:
-            exchange.prompt_tokens = int(prompt[-1])
-        elif b"prompt_n" in timings:
-            exchange.prompt_tokens = timings[b"prompt_n"] + timings.get(b"cache_n", 0)
-        exchange.generated_tokens = int(generated[-1]) if generated else timings.get(b"predicted_n")

@@ -1,6 +1,8 @@
 """What an idle gpud does not hold in memory: modules that cost much and serve somebody who has not come yet."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -31,6 +33,7 @@ HEAVY = {
     "pydoc": "for people",
     "unittest": "for tests",
     # Programs of their own.
+    "gpud.reaper": "for the day when gpud cannot be started",
     "rich": "for gpudctl",
     "gpud.cli": "for gpudctl",
     "gpud.importing": "for gpudctl",
@@ -57,3 +60,14 @@ def test_an_idle_gpud_has_imported_nothing_that_only_somebody_else_needs(place: 
     imported = set(re.findall(r"^import time: .*\| +(\S+)$", daemon.log(), re.MULTILINE))
     assert "gpud.daemon" in imported and "gpud.dbus.service" in imported, "this does not see what is imported"
     assert {name: why for name, why in HEAVY.items() if name in imported} == {}
+
+
+def test_the_reaper_needs_neither_configuration_nor_bus_nor_doors() -> None:
+    """What keeps gpud from starting may lie in any of them; it ends what is left all the same."""
+    look = (
+        "import gpud.reaper, sys; print(*sorted({name.split('.')[1] for name in sys.modules if name[:5] == 'gpud.'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    rooms = set(done.stdout.split())
+    assert {"processes", "store"} <= rooms
+    assert not rooms & {"backends", "catalog", "config", "daemon", "dbus", "engine", "gpus", "http"}
