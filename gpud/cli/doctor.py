@@ -203,7 +203,7 @@ def state_path(kind: str) -> Path:
     if kind == "system":
         return SYSTEM_STATE
     base = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".local/state") / "gpud"
+    return (Path(base) if base.startswith("/") else Path(os.path.expanduser("~"), ".local/state")) / "gpud"  # noqa: PTH111
 
 
 def wanted_ports(config: "Config") -> dict[str, tuple[str, int]]:

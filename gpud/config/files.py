@@ -20,20 +20,19 @@ MAX_PROBLEMS = 500
 
 
 def default_path(user: bool) -> Path:
-    """Where the configuration is looked for when nobody says: the system's, or the user's own."""
+    """Where the configuration is looked for when nobody says: the system's, or the user's own. A service may have no
+    home: then it is at a place where nothing is.
+    """
     if not user:
         return _SYSTEM
     base = os.environ.get("XDG_CONFIG_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".config") / "gpud" / "gpud.yaml"
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 — Path.home() raises where there is none
+    return (Path(base) if base.startswith("/") else home / ".config") / "gpud" / "gpud.yaml"
 
 
 def may_be_missing(path: Path) -> bool:
     """A user's own gpud begins with nothing written: then everything has its default."""
-    try:
-        return path == default_path(user=True)
-    except RuntimeError:
-        # Nobody knows of a home.
-        return False
+    return path == default_path(user=True)
 
 
 def load(path: Path, *, known_engines: Collection[str] | None = None) -> Config:
