@@ -108,11 +108,12 @@ def _said(prefix: str, key: str) -> str:
 
 
 def _hub(made: Draft, named: Mapping[str, tuple[Where, str, str]]) -> str:
+    """Into which cache its engine downloaded; empty: nobody said."""
     for key in ("HF_HUB_CACHE", "LLAMA_CACHE", "HF_HOME"):
         if key in named and named[key][2].startswith("/"):
             full = path_of(made, named[key][2]).path
             return f"{full}/hub" if key == "HF_HOME" else full
-    return llama_flags.HUB
+    return ""
 
 
 def _model_of_the_image(

@@ -18,8 +18,8 @@ from gpud.importing.values import path_of, put_gpu, put_path, stem, words
 ALL_LAYERS = 99
 """Whoever writes 99 or more means all of them."""
 
-HUB = "/var/lib/ml-models/huggingface/hub"
-"""Where gpud's own store keeps what comes from Hugging Face."""
+MODELS = "/var/lib/ml-models/llamacpp/models"
+"""Where gpudctl pull puts a file of the machine's gpud, unless it is told otherwise."""
 
 
 class _Parse(Struct):
@@ -291,8 +291,9 @@ class Part(Record):
     single: bool = False
 
 
-def translate(draft: Draft, path: Path, parts: Sequence[Part], *, contained: bool = False, hub: str = HUB) -> None:
-    """Put what the arguments say below ``path``; later parts count. ``contained``: their paths are a container's.
+def translate(draft: Draft, path: Path, parts: Sequence[Part], *, contained: bool = False, hub: str = "") -> None:
+    """Put what the arguments say below ``path``; later parts count. ``contained``: their paths are a container's;
+    ``hub``: the cache into which llama-server downloaded, where that was said.
 
     Whether the model has a file afterwards is for the caller to see.
     """
@@ -402,7 +403,7 @@ def _place_download(parse: _Parse) -> None:
     url, repository = parse.later.get("url"), parse.later.get("repository")
     if url is not None:
         name = re.sub(r"[?#].*$", "", url.value).rsplit("/", 1)[-1] or "model.gguf"
-        target = f"/var/lib/ml-models/llamacpp/models/{name}"
+        target = f"{MODELS}/{name}"
         parse.draft.put(file, target, url.where, url.setting, why=_EXPECTED, changed=True)
         return
     if repository is None:
@@ -415,10 +416,14 @@ def _place_download(parse: _Parse) -> None:
     owner, name = match[1], match[2]
     named = parse.later.get("repository_file")
     guess = named.value if named else f"{re.sub(r'(?i)[-_.]gguf$', '', name)}-{match[3] or 'Q4_K_M'}.gguf"
-    target = f"{parse.hub}/models--{owner}--{name}/snapshots/latest/{guess}"
     why = _EXPECTED if named else f"{_EXPECTED}, and its name is a guess by the repository's"
     which = f"/{guess}" if named else f":{match[3]}" if match[3] else ""
-    instead = f"gpudctl pull hf:{owner}/{name}{which}"
+    pull = f"gpudctl pull hf:{owner}/{name}{which}"
+    if parse.hub:
+        target = f"{parse.hub}/models--{owner}--{name}/snapshots/latest/{guess}"
+        instead = f"where it is not there: {pull}, and the path that this says"
+    else:
+        target, instead = f"{MODELS}/{guess.rpartition('/')[2]}", pull
     parse.draft.put(file, target, repository.where, repository.setting, why=why, instead=instead, changed=True)
 
 

@@ -127,7 +127,7 @@ class Models:
         draft.put((*path, "engine"), engine, where, setting, why=f"starts {command.kind}")
         left: list[tuple[Where, str, str]] = []
         parts: list[llama_flags.Part] = []
-        hub = llama_flags.HUB
+        hub = ""
         for at, name, value in variables:
             as_flags = llama_variables.as_flags(name, value) if command.kind is Program.LLAMA_SERVER else None
             if as_flags is not None:

@@ -86,14 +86,8 @@ SPELLINGS = [
     ("--device CUDA0,CUDA1", {}),
     ("-sm none -mg 2", {"gpu": 2}),
     ("--split-mode row", {"extra_flags": ["--split-mode", "row"]}),
-    (
-        "-hf org/repo:Q8_0",
-        {"file": "/var/lib/ml-models/huggingface/hub/models--org--repo/snapshots/latest/repo-Q8_0.gguf"},
-    ),
-    (
-        "-hfr org/repo-GGUF -hff x.gguf",
-        {"file": "/var/lib/ml-models/huggingface/hub/models--org--repo-GGUF/snapshots/latest/x.gguf"},
-    ),
+    ("-hf org/repo:Q8_0", {"file": "/var/lib/ml-models/llamacpp/models/repo-Q8_0.gguf"}),
+    ("-hfr org/repo-GGUF -hff Q8/x.gguf", {"file": "/var/lib/ml-models/llamacpp/models/x.gguf"}),
     ("-mu https://x.org/a.gguf?download=1", {"file": "/var/lib/ml-models/llamacpp/models/a.gguf"}),
     ("--temp 0.7 -s -1 --no-warmup", {"extra_flags": ["--temp", "0.7", "-s", "-1", "--no-warmup"]}),
     ("--lora l.gguf", {"extra_flags": ["--lora", "/srv/old/l.gguf"]}),

@@ -23,6 +23,28 @@ def swap(document: Any) -> Report:
     return settle(llama_swap.draft(json.dumps(document), known("input")))
 
 
+@pytest.mark.parametrize(
+    ("environment", "folder", "instead"),
+    [
+        ([], "/var/lib/ml-models/llamacpp/models/", "gpudctl pull hf:org/repo-GGUF:Q8_0"),
+        (
+            ["HF_HOME=/srv/hf"],
+            "/srv/hf/hub/models--org--repo-GGUF/snapshots/latest/",
+            "where it is not there: gpudctl pull hf:org/repo-GGUF:Q8_0, and the path that this says",
+        ),
+    ],
+)
+def test_what_llama_server_downloaded_is_expected_where_it_is_put(
+    environment: list[str], folder: str, instead: str
+) -> None:
+    """Where the command that is said would put it; or in the cache that it was told of, where it may be already."""
+    command = "llama-server -hf org/repo-GGUF:Q8_0 --port ${PORT} -c 4096"
+    report = swap({"models": {"m": {"cmd": command, "env": environment}}})
+    assert report.config["models"]["m"]["file"] == f"{folder}repo-Q8_0.gguf"
+    (note,) = [note for note in report.of(Fate.CHANGED) if note.setting.endswith("-hf")]
+    assert note.instead == instead
+
+
 # NixOS ----------------------------------------------------------------------------------------------------------------
 
 MODEL = {"enable": True, "model": "/m/a.gguf", "n_ctx": 8192}
