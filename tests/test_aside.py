@@ -1,0 +1,165 @@
+"""Work in a copy of the process: its answer comes back, and nothing else of it stays, however it ends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpud.aside import Aside
+from gpud.core.errors import Canceled
+from gpud.core.ports import Line
+
+TOP = Path(__file__).resolve().parent.parent
+BOUND_S = 60.0
+
+
+def never() -> bool:
+    return False
+
+
+def answer(line: Line) -> Any:
+    return line.receive()
+
+
+def test_what_is_changed_there_stays_there() -> None:
+    """It begins with everything that is here, and its answer comes back, however long it is."""
+    here = ["a" * 100] * 1000
+
+    def work(line: Line) -> None:
+        here.append("changed")
+        line.send((os.getpid(), here * 50))
+
+    pid, said = Aside()(work, answer, never)
+    assert pid != os.getpid()
+    assert len(said) == 50 * 1001 and said[1000] == "changed"
+    assert len(here) == 1000
+
+
+def test_both_sides_talk() -> None:
+    """In turns, and in their order."""
+
+    def work(line: Line) -> None:
+        while (number := line.receive()) is not None:
+            line.send(2 * number)
+
+    def serve(line: Line) -> list[int]:
+        doubled = []
+        for number in range(3):
+            line.send(number)
+            doubled.append(line.receive())
+        line.send(None)
+        return doubled
+
+    assert Aside()(work, serve, never) == [0, 2, 4]
+
+
+def fail(_line: Line) -> None:
+    raise ValueError("it cannot be done")
+
+
+def die(_line: Line) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("work", "why"), [(fail, "ValueError: it cannot be done"), (die, "ended before"), (lambda _: None, "ended before")]
+)
+def test_a_copy_that_fails_says_so(work: Callable[[Line], None], why: str) -> None:
+    """An error there, a kill, and an end without an answer are told to who waits."""
+    with pytest.raises(EOFError, match=why):
+        Aside()(work, answer, never)
+
+
+def test_nobody_waits_for_what_is_not_wanted_any_more() -> None:
+    """The copy is killed, whatever it is at."""
+
+    def work(line: Line) -> None:
+        line.send(os.getpid())
+        signal.pause()
+
+    seen: list[int] = []
+
+    def serve(line: Line) -> None:
+        seen.append(line.receive())
+        line.receive()
+
+    with pytest.raises(Canceled):
+        Aside()(work, serve, lambda: bool(seen))
+    with pytest.raises(ProcessLookupError):
+        os.kill(seen[0], 0)
+
+
+def test_the_copy_holds_nothing_open_but_what_it_is_told_to_keep(tmp_path: Path) -> None:
+    """A lock, a socket or a pipe of the process must not outlive it there; nobody hears what it prints."""
+
+    def work(line: Line) -> None:
+        line.send({int(path.name): os.readlink(path) for path in list(Path("/proc/self/fd").iterdir()) if path.exists()})
+
+    with (tmp_path / "lock").open("w") as lock, (tmp_path / "kept").open("w") as kept, socket.socket() as other:
+        assert other.fileno() > 2 and lock.fileno() > 2
+        found = Aside()(work, answer, never, [kept.fileno()])
+        assert found.pop(kept.fileno()) == kept.name
+    assert {found.pop(fd) for fd in (0, 1, 2)} == {os.devnull}
+    (only,) = found.values()
+    assert only.startswith("socket:")
+
+
+def test_a_signal_ends_the_copy_and_not_what_it_was_about(tmp_path: Path) -> None:
+    """What the process does on a signal is not done a second time by its copy."""
+    handled = tmp_path / "handled"
+
+    def work(line: Line) -> None:
+        line.send(os.getpid())
+        signal.pause()
+
+    def serve(line: Line) -> None:
+        os.kill(line.receive(), signal.SIGUSR2)
+        line.receive()
+
+    before = signal.signal(signal.SIGUSR2, lambda *_: handled.touch())
+    try:
+        with pytest.raises(EOFError, match="ended before"):
+            Aside()(work, serve, never)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert not handled.exists()
+
+
+ABANDONED = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from gpud.aside import Aside
+
+def work(line):
+    line.send("at work")
+    while not line.is_cut():
+        time.sleep(0.01)
+    os.write(int(sys.argv[2]), b"given up")
+
+def serve(line):
+    print(line.receive(), flush=True)
+    line.receive()
+
+Aside()(work, serve, lambda: False, [int(sys.argv[2])])
+"""
+
+
+def test_a_copy_whose_process_is_gone_gives_up() -> None:
+    """It finds the line cut."""
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", ABANDONED, str(TOP), str(write)], stdout=subprocess.PIPE, pass_fds=[write]
+        )
+        os.close(write)
+        with process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"at work\n"
+            process.kill()
+        assert said.read() == b"given up"
