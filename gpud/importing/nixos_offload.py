@@ -7,6 +7,10 @@ from gpud.importing.fields import Fields
 from gpud.importing.report import Draft, shown
 from gpud.importing.values import put_host, put_level, put_origins, put_path, put_port
 
+USUAL_ORIGIN = "http://localhost:3000"
+USUAL_VLLM = "http://127.0.0.1:8000"
+"""What the modules take where nothing is said."""
+
 _ONE_DAEMON = "there is one daemon, and this is always a part of it"
 
 
@@ -44,7 +48,9 @@ def _api(made: Draft, fields: Fields) -> None:
         put_level(made, level, fields.at("logLevel"), fields.name("logLevel"))
     origins = fields.texts("corsOrigins")
     if fields.flag("corsEnabled"):
-        put_origins(made, origins, fields.name("corsOrigins"))
+        if not fields.has("corsOrigins"):
+            origins = [(fields.at("corsEnabled"), USUAL_ORIGIN)]
+        put_origins(made, origins, fields.name("corsOrigins" if fields.has("corsOrigins") else "corsEnabled"))
     elif origins:
         made.spare(fields.at("corsOrigins"), fields.name("corsOrigins"), "corsEnabled is false")
     fields.spare("workers", "gpud is one process, and serves all clients at once")
@@ -185,10 +191,11 @@ def _backends(made: Draft, fields: Fields) -> None:
     vllm = fields.table("vllm")
     if vllm is None or vllm.flag("enable") is False:
         return
-    endpoint = vllm.text("endpoint")
+    key = "endpoint" if vllm.has("endpoint") else "enable"
+    endpoint = vllm.text("endpoint") or (USUAL_VLLM if vllm.flag("enable") else "")
     if endpoint:
         why = "a model with engine: vllm needs a size then"
-        made.put(("engines", "vllm", "url"), endpoint, vllm.at("endpoint"), vllm.name("endpoint"), why=why)
+        made.put(("engines", "vllm", "url"), endpoint, vllm.at(key), vllm.name(key), why=why)
     timeout = vllm.whole("loadTimeout")
     if timeout:
         place = ("engines", "vllm", "defaults", "load_timeout")

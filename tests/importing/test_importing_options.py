@@ -23,6 +23,19 @@ def swap(document: Any) -> Report:
     return settle(llama_swap.draft(json.dumps(document), known("input")))
 
 
+def test_what_is_switched_on_and_no_more_is_what_its_module_takes() -> None:
+    """Its default is carried over, and the note stands where it was switched on."""
+    offload = {"api": {"corsEnabled": True}, "backends": {"vllm": {"enable": True}}}
+    report = options({"kernelcore.ml.offload": offload})
+    assert report.config["http"]["cors_origins"] == ["http://localhost:3000"]
+    assert report.config["engines"]["vllm"]["url"] == "http://127.0.0.1:8000"
+    assert {note.setting.rpartition(".")[2] for note in report.of(Fate.CARRIED)} == {"corsEnabled", "enable"}
+    nothing = options(
+        {"kernelcore.ml.offload": {"api": {"corsEnabled": True, "corsOrigins": []}, "backends": {"vllm": {}}}}
+    )
+    assert nothing.config == {}
+
+
 @pytest.mark.parametrize(
     ("environment", "folder", "instead"),
     [
