@@ -172,25 +172,25 @@ def test_it_can_be_canceled(folder: Path, run: Callable[..., Any], how: str) -> 
     def may() -> bool:
         first = not asked.is_set()
         asked.set()
-        return not first or go_on.wait(10)
+        return not first or go_on.wait(50)
 
     async def scene() -> None:
         cache = PageCache(may=may)
         task = asyncio.create_task(cache.warm(str(path)))
-        await asyncio.to_thread(asked.wait, 10)
+        await asyncio.to_thread(asked.wait, 50)
         if how == "cancel":
             cache.cancel()
         elif how == "another":
             await cache.warm(str(other))
         else:
             task.cancel()
-            await asyncio.wait([task], timeout=10)
+            await asyncio.wait([task], timeout=50)
         go_on.set()
-        await asyncio.wait([task], timeout=10)
+        await asyncio.wait([task], timeout=50)
         assert task.cancelled() == (how == "task")
         for thread in threading.enumerate():
             if thread.name == "gpud-pagecache":
-                await asyncio.to_thread(thread.join, 10)
+                await asyncio.to_thread(thread.join, 50)
 
     run(scene())
     assert resident_bytes(str(path)) == 0

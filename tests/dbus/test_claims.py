@@ -368,12 +368,12 @@ def test_a_caller_that_left_while_polkit_was_asked_claims_nothing(run: Any, priv
         async with serving(private_bus.address, engine) as service, polkit.on(private_bus.address):
             async with peer(private_bus.address, NOBODY) as client:
                 await client.router.send(new_method_call(DBusAddress(PATH, NAME, NAME), "Claim", "tssa{sv}", ARGUMENTS))
-                question = await asyncio.wait_for(polkit.asked.get(), 10)
+                question = await asyncio.wait_for(polkit.asked.get(), 50)
             async with peer(private_bus.address) as witness:
                 # Its leaving has been told to everybody once the bus answers somebody else.
                 await witness.call("Status")
                 polkit.answer_to(question, True)
-                await asyncio.wait_for(service.settle(), 10)
+                await asyncio.wait_for(service.settle(), 50)
             assert engine.asked("claim") == []
             assert service.watched == 0
 

@@ -85,7 +85,7 @@ class Wire:
         await asyncio.get_running_loop().sock_sendall(self.far, data)
 
     async def get(self) -> Message:
-        return await asyncio.wait_for(self.received.get(), 10)
+        return await asyncio.wait_for(self.received.get(), 50)
 
 
 @contextlib.asynccontextmanager
@@ -264,7 +264,7 @@ def test_a_header_that_is_too_large_is_passed_over_with_its_descriptors(run: Any
             reply = LIBRARY.encode(Message(Kind.RETURN, serial=9, reply_serial=1, signature="h", body=[0], fds=[own]))
             it.far.sendmsg([reply], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [own]))])
             os.close(own)
-            answer = await asyncio.wait_for(asked, 10)
+            answer = await asyncio.wait_for(asked, 50)
             assert os.readlink(f"/proc/self/fd/{answer.fds[0]}") == "/dev/zero"
             os.close(answer.fds[0])
             assert it.received.empty()
@@ -293,7 +293,7 @@ def test_a_descriptor_among_the_credentials_is_closed(run: Any) -> None:
             data = with_field(reply, sender("org.freedesktop.DBus"))
             it.far.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
             os.close(fd)
-            assert (await asyncio.wait_for(asked, 10))["UnixUserID"] == Variant("u", 7)
+            assert (await asyncio.wait_for(asked, 50))["UnixUserID"] == Variant("u", 7)
 
     run(scenario())
 
@@ -304,7 +304,7 @@ def test_what_is_no_message_at_all_ends_the_connection_with_a_reason(run: Any) -
     async def scenario() -> None:
         async with wire() as it:
             await it.put(b"GET / HTTP/1.1\r\n\r\n")
-            assert "names no byte order" in await asyncio.wait_for(asyncio.shield(it.connection.closed), 10)
+            assert "names no byte order" in await asyncio.wait_for(asyncio.shield(it.connection.closed), 50)
 
     run(scenario())
 
@@ -327,7 +327,7 @@ def test_a_full_buffer_is_waited_for_and_answers_are_bounded(run: Any, library: 
             data = bytearray()
             answers = 0
             while answers < asked:
-                data += await asyncio.wait_for(asyncio.get_running_loop().sock_recv(it.far, 1 << 20), 10)
+                data += await asyncio.wait_for(asyncio.get_running_loop().sock_recv(it.far, 1 << 20), 50)
                 while len(data) >= 16 and len(data) >= sum(sizes(data)[1:]):
                     del data[: sum(sizes(data)[1:])]
                     answers += 1
@@ -457,6 +457,6 @@ def test_a_reply_in_the_name_of_the_bus_is_believed_only_from_the_bus(run: Any) 
             forged = LIBRARY.encode(Message(Kind.RETURN, serial=5, reply_serial=1, signature="b", body=[True]))
             true = LIBRARY.encode(Message(Kind.RETURN, serial=6, reply_serial=1, signature="b", body=[False]))
             await it.put(with_field(forged, sender(":1.9")) + with_field(true, sender("org.freedesktop.DBus")))
-            assert await asyncio.wait_for(asked, 10) is False
+            assert await asyncio.wait_for(asked, 50) is False
 
     run(scenario())

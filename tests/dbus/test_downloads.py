@@ -181,7 +181,7 @@ def test_polkit_decides_as_for_a_load(run: Any, private_bus: PrivateBus, engine:
         ):
             refused = await client.refused("BeginDownload", "sta{sv}", WHAT, 0, {})
             assert refused.name == f"{STANDARD}AccessDenied"
-            question = await asyncio.wait_for(polkit.asked.get(), 15)
+            question = await asyncio.wait_for(polkit.asked.get(), 50)
             assert question.body[1] == f"{NAME}.load"
             assert question.body[2]["what"] == WHAT
             assert engine.jobs == {}

@@ -32,7 +32,7 @@ bus = open_dbus_connection(sys.argv[1])
 where = DBusAddress("/org/kernelcore/GpuD", "org.kernelcore.GpuD", "org.kernelcore.GpuD")
 calls = b"".join(new_method_call(where, sys.argv[3]).serialise(serial) for serial in range(1000, 1000 + count))
 threading.Thread(target=bus.sock.sendall, args=(calls,)).start()
-bus.sock.settimeout(60)
+bus.sock.settimeout(240)
 counts = {1: 0, 2: 0, 3: 0, 4: 0}
 data = bytearray()
 while counts[2] + counts[3] < count:
@@ -71,12 +71,12 @@ async def flood(address: str, count: int) -> tuple[int, int]:
     """Run the flood with a bystander who wants an answer now and then; returns results and errors."""
     argv = [sys.executable, "-c", FLOOD, address, str(count), "Status"]
     work = asyncio.create_task(
-        asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=90, check=False)
+        asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=270, check=False)
     )
     async with peer(address) as bystander:
         while not work.done():
             # It waits in the same queue, behind what came before it; it must not be lost.
-            assert await bystander.get("State", bound_s=90) == "idle"
+            assert await bystander.get("State", bound_s=270) == "idle"
             await asyncio.wait((work,), timeout=0.1)
     done = work.result()
     assert done.returncode == 0, done.stderr
@@ -97,7 +97,7 @@ def test_twenty_thousand_calls_at_once_disconnect_nobody(
             assert await flood(wide_bus.address, CALLS) == (limits.burst, CALLS - limits.burst)
             assert service.unique_name == own_name and service.connected, "the connection was lost"
 
-    run(scenario(), timeout_s=120)
+    run(scenario(), timeout_s=300)
 
 
 @pytest.mark.parametrize("refused", [False, True], ids=["admitted", "refused"])
@@ -251,7 +251,7 @@ def test_a_message_of_the_future_passes_a_real_bus_and_is_answered(
             strange = with_field(LIBRARY.encode(ping), b"\xc8\x01s\0\x02\0\0\0hi\0")
             await loop.sock_sendall(sock, LIBRARY.encode(_hello()) + strange)
             data = b""
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(50):
                 while not any(message.reply_serial == 77 for message in messages(data)):
                     data += await loop.sock_recv(sock, 65536)
             sock.close()

@@ -181,7 +181,7 @@ def test_an_engine_that_hangs_is_one_that_says_nothing(run: Run) -> None:
         async with bench(by("one", "two"), one=one, two=two) as place:
             assert await loaded_by(place, one=one, two=two) == "one"
 
-    run(work(), timeout_s=20)
+    run(work(), timeout_s=50)
 
 
 def test_what_a_backend_decides_to_take_is_what_is_reserved(run: Run) -> None:

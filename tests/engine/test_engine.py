@@ -33,7 +33,7 @@ async def until(bench: Bench, name: str, state: State) -> None:
 
     stop = bench.engine.subscribe(look)
     look(())
-    await asyncio.wait_for(reached.wait(), 10)
+    await asyncio.wait_for(reached.wait(), 50)
     stop()
 
 
@@ -113,7 +113,7 @@ def test_a_load_is_canceled_in_the_turn_in_which_it_was_ordered(how: str, run: R
             await until(bench, "a", State.COLD)
             assert bench.backend.orders == []
 
-    run(work(), timeout_s=10)
+    run(work(), timeout_s=50)
 
 
 def test_a_replaced_backend_is_closed_when_its_last_model_has_gone(run: Run) -> None:
@@ -134,7 +134,7 @@ def test_a_replaced_backend_is_closed_when_its_last_model_has_gone(run: Run) -> 
             await bench.engine.wait(bench.engine.load("a", ALICE))
             assert list(new.runners) == ["a"]
 
-    run(work(), timeout_s=10)
+    run(work(), timeout_s=50)
 
 
 def test_use_loads_the_model_and_keeps_it_while_it_lasts(run: Run) -> None:

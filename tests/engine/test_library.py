@@ -50,7 +50,7 @@ class House:
     async def until(self, seen: Callable[[], bool]) -> None:
         while not seen():
             self.heard.clear()
-            await asyncio.wait_for(self.heard.wait(), 10)
+            await asyncio.wait_for(self.heard.wait(), 50)
 
     def names(self) -> list[str]:
         return sorted(one.model.name for one in self.engine.snapshot().models)

@@ -39,7 +39,7 @@ def test_the_first_look_at_a_configured_file_disturbs_nobody(run: Any) -> None:
             scanned = await place.library.scan()
             assert scanned.changed == ("mine",), "what its file says is news"
             assert (await place.library.entry("mine")).found.architecture == "llama"
-            async with asyncio.timeout(10), place.engine.use("mine", CALLER):
+            async with asyncio.timeout(50), place.engine.use("mine", CALLER):
                 assert [one.unloads for one in place.bench.backend.runners.values()] == [0]
 
     run(scenario())
@@ -176,7 +176,7 @@ def test_a_load_goes_on_whatever_its_model_is_called(run: Any) -> None:
             backend = place.bench.backend
             backend.gate = asyncio.Event()
             job = place.engine.load("m", CALLER)
-            await asyncio.wait_for(backend.entered.wait(), 10)
+            await asyncio.wait_for(backend.entered.wait(), 50)
             await place.library.annotate("m", aliases=("best",), priority="high")
             copy = found("m").places + found("copy").places
             place.shelves.models[:] = [replace(found("m"), places=copy)]
@@ -255,11 +255,11 @@ def test_what_comes_while_others_are_calculated_is_calculated_too(run: Any) -> N
             library = place.library
             library.serve(place.engine._put, lambda _: None, size)
             await library.scan()
-            await asyncio.wait_for(reached.wait(), 10)
+            await asyncio.wait_for(reached.wait(), 50)
             place.shelves.models.append(found("second"))
             await library.scan()
             go.set()
-            await asyncio.wait_for(library.sized(), 10)
+            await asyncio.wait_for(library.sized(), 50)
             assert sized == ["first", "second"]
             assert [one.estimate_bytes for one in await library.entries()] == [7, 7]
 

@@ -96,7 +96,7 @@ def test_whoever_waits_for_an_empty_machine_is_told_when_it_is(run: Run) -> None
                 assert not waiting.done()
                 with pytest.raises(Suspending):
                     bench.engine.load("a", ALICE)
-            await asyncio.wait_for(waiting, 10)
+            await asyncio.wait_for(waiting, 50)
             assert bench.engine.snapshot().models[0].state is State.COLD
             bench.engine.woke_up()
             await until(bench, "a", State.READY)
@@ -167,7 +167,7 @@ def test_a_program_of_the_list_has_the_gpus_from_the_next_look_to_its_end(run: R
             assert bench.engine.job(job) is not None
             first.set()
             second.set()
-            assert (await asyncio.wait_for(bench.engine.wait(job), 10)).result is JobResult.DONE
+            assert (await asyncio.wait_for(bench.engine.wait(job), 50)).result is JobResult.DONE
             assert bench.engine.snapshot().holds == ()
 
     run(work())

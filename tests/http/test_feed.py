@@ -42,7 +42,7 @@ def fed(engine: Engine, lines: Lines | None = None) -> Feed:
 
 
 async def text(subscription: Subscription) -> str:
-    return (await asyncio.wait_for(subscription.next(), 10)).decode()
+    return (await asyncio.wait_for(subscription.next(), 50)).decode()
 
 
 async def event(subscription: Subscription) -> Event:
@@ -167,7 +167,7 @@ def test_claims_and_alerts_are_told(run: Run) -> None:
             feed = fed(bench.engine)
             with feed.subscribe(kinds=(Type.CLAIM, Type.ALERT)) as subscription:
                 claim = bench.engine.claim(GIB, ALICE, who="blender", why="a scene")
-                await asyncio.wait_for(bench.engine.claimed(claim), 10)
+                await asyncio.wait_for(bench.engine.claimed(claim), 50)
                 bench.engine.drop_claim(claim, "done")
                 error = BudgetExceeded("too large", hint="ask for less", need_bytes=2, available_bytes=1)
                 feed.listen(
@@ -341,7 +341,7 @@ def test_whoever_comes_back_sees_figures_that_changed_meanwhile(run: Run) -> Non
             with feed.subscribe() as subscription:
                 last = (await event(subscription))["id"]
             claim = bench.engine.claim(6 * GIB, ALICE, who="blender", why="")
-            await asyncio.wait_for(bench.engine.claimed(claim), 10)
+            await asyncio.wait_for(bench.engine.claimed(claim), 50)
             with feed.subscribe(since=last, kinds=(Type.VRAM,)) as subscription:
                 said = await event(subscription)
                 assert said["type"] == "vram" and said["gpus"][0]["committed_bytes"] == 6 * GIB

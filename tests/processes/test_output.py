@@ -121,7 +121,7 @@ class Pipe:
     async def say(self, data: bytes) -> None:
         """All of it, and the end."""
         await asyncio.to_thread(self._write_all, data)
-        await asyncio.wait_for(self.closed.wait(), 10)
+        await asyncio.wait_for(self.closed.wait(), 50)
         self.lines.close()
 
     def _write_all(self, data: bytes) -> None:

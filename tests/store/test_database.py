@@ -453,14 +453,14 @@ def test_records_do_not_wait_for_the_database(place: Place) -> None:
 
     thread = threading.Thread(target=learn)
     thread.start()
-    assert begun.wait(5)
+    assert begun.wait(50)
     store.keep(RECORD)
     assert store.records() == (RECORD,) and store.problem == ""
     store.forget(RECORD.unit)
     assert not done.is_set()
     other.execute("ROLLBACK")
     other.close()
-    thread.join(5)
+    thread.join(50)
     assert store.learned("b") == Measured(2, 2) and store.problem == ""
 
 

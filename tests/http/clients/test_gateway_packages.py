@@ -180,13 +180,13 @@ def test_a_package_that_gives_up_a_stream_frees_the_slot(
                         return
 
             listening = asyncio.create_task(listen())
-            await asyncio.wait_for(begun.wait(), 20)
+            await asyncio.wait_for(begun.wait(), 50)
             if how == "cancels":
                 listening.cancel()
-            await asyncio.wait([listening], timeout=20)
+            await asyncio.wait([listening], timeout=50)
             # There is one slot: this one gets it only when that one is over.
             asked: Awaitable[Any] = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=4)
-            assert (await asyncio.wait_for(asked, 20)).choices
+            assert (await asyncio.wait_for(asked, 50)).choices
 
     run(work(), 90)
 

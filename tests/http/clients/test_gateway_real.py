@@ -202,10 +202,10 @@ def test_a_stream_that_its_client_leaves_frees_the_slot(run: Run, tmp_path: Path
             async with connected(front.path) as client:
                 asked = CHAT | {"stream": True, "max_tokens": 100_000, "ignore_eos": True}
                 await client.send(question("/v1/chat/completions", asked, headers={"X-Conversation-Id": "7"}))
-                await asyncio.wait_for(client.reader.readuntil(b"data: "), 20)
+                await asyncio.wait_for(client.reader.readuntil(b"data: "), 50)
                 client.leave()
             # There is one slot: this one gets it only when that one is over.
-            told = await asyncio.wait_for(front.ask("/v1/chat/completions", CHAT), 5)
+            told = await asyncio.wait_for(front.ask("/v1/chat/completions", CHAT), 10)
             assert told.status == 200
 
     run(work(), 60)
