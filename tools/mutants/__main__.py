@@ -4,8 +4,9 @@ Each mutant is one mistake in one statement. It runs in a process of its own, fo
 against those tests that execute its line: the quick ones first, and before them those that saw mistakes nearby.
 What stands in a function is replaced there; anything else (constants, defaults, fields) is imported anew with all that
 uses it. Tests run in a copy of the tree, so the tree may be worked in meanwhile; property tests try the same few
-examples each time. A mutant that no test sees, or whose line no test executes, has survived and is shown; one that runs
-in a circle is seen.
+examples each time. ``--again`` tries what survived the last time, with the tests of files that have changed since, and
+counts all of that time together. A mutant that no test sees, or whose line no test executes, has survived and is
+shown; one that runs in a circle is seen.
 
 Exit status 0: at least ``--least`` percent were seen. 1: fewer. 2: it could not be found out.
 """
@@ -84,6 +85,7 @@ class Known:
     executing: dict[tuple[str, int], list[int]] = field(default_factory=dict)
     mentions: dict[str, set[tuple[str, int]]] = field(default_factory=dict)
     words: dict[str, set[str]] = field(default_factory=dict)
+    tried: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         found = defaultdict(list)
@@ -97,7 +99,10 @@ class Known:
         return {number for line in lines for number in self.executing.get((file, line), ())}
 
     def of(self, mutant: Mutant) -> list[int]:
-        """The tests that execute it, or that execute whatever uses what it defines."""
+        """The tests that execute it, or that execute whatever uses what it defines; but none that was tried before."""
+        return [number for number in self._of(mutant) if self.tests[number].name.partition("::")[0] not in self.tried]
+
+    def _of(self, mutant: Mutant) -> list[int]:
         where = mutant.where
         lines = range(where.first, where.last + 1)
         if where.place or not where.names:
@@ -166,11 +171,18 @@ class Here:
         self.sources: dict[str, str] = {}
         self.trees: dict[str, Any] = {}
         self.mutants: list[Mutant] = []
+        self.digests: dict[str, str] = {}
+        self.before: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         for path in sorted((top / CORE).rglob("*.py")):
             name = str(path.relative_to(top))
             self.sources[name] = path.read_text()
             self.trees[name], found = mutations.mutants_of(name, self.sources[name])
             self.mutants += found
+
+    def before_of(self, mutant: Mutant) -> int:
+        """How many tests had not seen it the last time, where that time counts."""
+        known = self.before.get("mutants", {}) if self.given.again else {}
+        return int(known.get(mutant.key, {}).get("tests", 0))
 
     def path(self, module: str) -> str:
         return str(self.top / module)
@@ -220,9 +232,18 @@ class Here:
             raise SystemExit(f"{len(failed)} tests fail without any mutant: {', '.join(failed[:5])}")
         order = {item.nodeid: number for number, item in enumerate(items)}
         tests = [Test(t["name"], t["took_s"], t["lines"]) for file in found.values() for t in file["tests"]]
-        known = Known(sorted(tests, key=lambda test: order[test.name]))
+        return self.completed(sorted(tests, key=lambda test: order[test.name]))
+
+    def completed(self, tests: list[Test]) -> Known:
+        files = {test.name.partition("::")[0] for test in tests}
+        known = Known(tests)
         known.mentions = mentions(self.trees)
         known.words = {name: set(re.findall(r"\w+", (self.top / name).read_text())) for name in files}
+        self.digests = {name: digest([self.top / name]) for name in files}
+        if self.given.again:
+            known.tried = frozenset(
+                name for name in files if self.before.get("tests", {}).get(name) == self.digests[name]
+            )
         return known
 
     # Mutants in functions
@@ -327,7 +348,7 @@ class Trial:
                     if tests:
                         yield mutant, tests
                     else:
-                        found[mutant.key] = told(mutant, "survived", "", 0)
+                        found[mutant.key] = told(mutant, "survived", "", self.here.before_of(mutant))
 
         work = self.imported if anew else self.replaced
         begun_s = time.monotonic()
@@ -353,7 +374,7 @@ def told(mutant: Mutant, how: str, by: str, tests: int) -> dict[str, Any]:
     """What came of a mutant; one that survived is shown at once."""
     if how == "survived":
         before, after = mutant.texts()
-        count = f"{tests} tests" if tests else "no test"
+        count = f"{tests} tests tried" if tests else "no test executes it"
         print(f"{mutant.module}:{mutant.line} {mutant.where.scope} ({mutant.kind}, {count})", flush=True)
         print(f"  - {before}\n  + {after}", flush=True)
     return {"how": how, "by": by, "tests": tests}
@@ -376,10 +397,11 @@ class Instead(importlib.machinery.SourceFileLoader):
         return importlib.util.spec_from_file_location(name, self.path, loader=self)
 
 
-def chosen_of(here: Here, given: argparse.Namespace, before: dict[str, Any]) -> list[Mutant]:
+def chosen_of(here: Here, given: argparse.Namespace) -> list[Mutant]:
     found = [m for m in here.mutants if not given.modules or any(name in m.module for name in given.modules)]
     if given.again:
-        found = [m for m in found if before.get(m.key, {"how": "survived"})["how"] == "survived"]
+        known = here.before.get("mutants", {})
+        found = [m for m in found if known.get(m.key, {}).get("how") == "survived"]
     if given.sample and given.sample < len(found):
         places = sorted(random.Random(given.seed).sample(range(len(found)), given.sample))  # noqa: S311 - no secret
         found = [found[place] for place in places]
@@ -411,7 +433,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("modules", nargs="*", help="of modules that have this in their path; all without it")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="so many of the mutants, chosen by the seed")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--again", action="store_true", help="only what survived the last time, or was not tried")
+    parser.add_argument("--again", action="store_true", help="what survived the last time, against new tests")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="so many at a time")
     parser.add_argument("--examples", type=int, default=EXAMPLES, metavar="N", help=f"of each property; {EXAMPLES}")
     parser.add_argument("--least", type=float, default=LEAST_PERCENT, metavar="PERCENT", help="fails below it; 85")
@@ -434,8 +456,7 @@ def run(top: Path, given: argparse.Namespace) -> int:
     os.chdir(top)
     sys.path.insert(0, str(top))
     here = Here(top, given)
-    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    chosen = chosen_of(here, given, before)
+    chosen = chosen_of(here, given)
     if given.count:
         for module in here.sources:
             print(f"{sum(mutant.module == module for mutant in chosen):6} {module}")
@@ -469,23 +490,17 @@ def run(top: Path, given: argparse.Namespace) -> int:
             say("cannot try the mutants: see above")
             return 2
         results.update(answer.said)
-    known = Known([Test(**test) for test in json.loads(passed_on.read_text())])
-    known.mentions = mentions(here.trees)
-    known.words = {
-        name: set(re.findall(r"\w+", (top / name).read_text()))
-        for name in {t.name.partition("::")[0] for t in known.tests}
-    }
+    known = here.completed([Test(**test) for test in json.loads(passed_on.read_text())])
     rest = [mutant for mutant in chosen if mutant.key not in results]
     say(f"{len(rest)} of them are not in functions: they are imported anew")
     results.update(Trial(here, known).run(rest, anew=True))
-    everything = {mutant.key for mutant in here.mutants}
-    kept = {key: value for key, value in before.items() if key in everything}
+    kept = here.before.get("mutants", {}) if given.again else {}
+    results = {**kept, **results}
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({**kept, **results}, indent=0))
-    shown = {**kept, **results} if given.again else results
-    text, percent = table(here.mutants, shown)
+    RESULTS.write_text(json.dumps({"tests": here.digests, "mutants": results}, indent=0))
+    text, percent = table(here.mutants, results)
     print(text)
-    say(f"{len(results)} mutants in {time.monotonic() - begun_s:.0f} s")
+    say(f"{len(chosen)} mutants in {time.monotonic() - begun_s:.0f} s")
     return 0 if percent >= given.least else 1
 
 
