@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from daemon.harness import PYTHON, TOP, Daemon, Place, place_at, settle
-from dbus.private_bus import PrivateBus
+from dbus.private_bus import session_bus
 from fake_nvml.gpu import GIB, MIB, FakeGpus
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
@@ -193,13 +193,8 @@ def make(place: Place, gpus: FakeGpus) -> None:
 
 
 def main() -> int:
-    bus = PrivateBus(relaxed=True)
-    bus.start()
-    try:
-        with place_at(bus.address) as place, FakeGpus(Path(place.root) / "gpus", 8 * GIB) as gpus:
-            make(place, gpus)
-    finally:
-        bus.close()
+    with session_bus() as bus, place_at(bus.address) as place, FakeGpus(Path(place.root) / "gpus", 8 * GIB) as gpus:
+        make(place, gpus)
     return 0
 
 

@@ -15,7 +15,7 @@ import pytest
 import tiny_model
 import yaml
 from daemon.harness import TOP, Daemon, Place, engine, place_at, settle
-from dbus.private_bus import PrivateBus
+from dbus.private_bus import PrivateBus, session_bus
 
 from gpud.config import load
 from gpud.core.engines import BUILT_IN
@@ -141,12 +141,8 @@ BLOCKS = [block for page in PAGES for block in read(page)]
 @pytest.fixture(scope="module")
 def bus() -> Iterator[PrivateBus]:
     """Both the session's and the system's, as far as the commands can tell."""
-    made = PrivateBus(relaxed=True)
-    made.start()
-    try:
+    with session_bus() as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from dbus.private_bus import PrivateBus
+from dbus.private_bus import PrivateBus, session_bus
 
 from .harness import TOP, Place, place_at
 from .mock_machine import MockLogind
@@ -17,23 +17,15 @@ sys.path.append(str(TOP / "tests" / "backends"))
 @pytest.fixture(scope="module")
 def bus() -> Iterator[PrivateBus]:
     """A bus that lets everything through, as a session bus does."""
-    made = PrivateBus(relaxed=True)
-    made.start()
-    try:
+    with session_bus() as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture
 def mortal_bus() -> Iterator[PrivateBus]:
     """A bus that the test may kill."""
-    made = PrivateBus(relaxed=True)
-    made.start()
-    try:
+    with session_bus() as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture

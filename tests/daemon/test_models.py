@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dbus.private_bus import PrivateBus
+from dbus.private_bus import session_bus
 
 from .doors import HELLO, Doors, open_doors
 from .harness import BOUND_S, PYTHON, TOP, Daemon, Place, engine, place_at, plain, settle, wait_gone
@@ -320,21 +320,16 @@ def test_two_daemons_do_not_share_a_database(shop: Shop) -> None:
     daemon = shop.place.start()
     daemon.call("Scan")
     daemon.call("Annotate", "sa{sv}", "found", {"tags": ("as", ["first"])})
-    other_bus = PrivateBus(relaxed=True)
-    other_bus.start()
-    try:
-        with place_at(other_bus.address) as other:
-            other.environment["XDG_STATE_HOME"] = str(shop.place.state)
-            other.configure({"spare": engine()}, registry={"paths": [str(shop.folder)]})
-            second = other.start()
-            second.call("Scan")
-            assert "state-not-kept" in second.status()["Degraded"]
-            assert names(second) == {"spare", "found"}
-            second.call("Annotate", "sa{sv}", "found", {"tags": ("as", ["second"])})
-            assert second.load("found").result == "done"
-            second.aftermath()
-    finally:
-        other_bus.close()
+    with session_bus() as other_bus, place_at(other_bus.address) as other:
+        other.environment["XDG_STATE_HOME"] = str(shop.place.state)
+        other.configure({"spare": engine()}, registry={"paths": [str(shop.folder)]})
+        second = other.start()
+        second.call("Scan")
+        assert "state-not-kept" in second.status()["Degraded"]
+        assert names(second) == {"spare", "found"}
+        second.call("Annotate", "sa{sv}", "found", {"tags": ("as", ["second"])})
+        assert second.load("found").result == "done"
+        second.aftermath()
     daemon.call("Scan")
     assert known(daemon, "found")["Tags"] == ["first"]
     assert "state-not-kept" not in daemon.status()["Degraded"]

@@ -5,6 +5,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parents[2]
@@ -185,3 +187,14 @@ class MockLogind:
         if self._process.returncode is None:
             os.kill(self._process.pid, signal.SIGKILL)
             self._process.wait()
+
+
+@contextmanager
+def session_bus() -> Iterator[PrivateBus]:
+    """One that runs and lets everything through, as a session bus does; it ends with the block."""
+    bus = PrivateBus(relaxed=True)
+    bus.start()
+    try:
+        yield bus
+    finally:
+        bus.close()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from daemon.harness import Daemon, Place, engine, place_at
-from dbus.private_bus import PrivateBus
+from dbus.private_bus import PrivateBus, session_bus
 from fake_nvml.gpu import GIB, FakeGpus
 
 from .tree import missing_parts
@@ -31,12 +31,8 @@ def system_bus() -> Iterator[PrivateBus]:
     """What the desktop takes for the system bus. Whoever asks for it may say and own anything there."""
     if reason := missing_parts():
         pytest.skip(reason)
-    bus = PrivateBus(relaxed=True)
-    bus.start()
-    try:
+    with session_bus() as bus:
         yield bus
-    finally:
-        bus.close()
 
 
 @pytest.fixture(scope="module")

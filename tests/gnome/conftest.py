@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from daemon.harness import Place, engine, place_at
-from dbus.private_bus import PrivateBus
+from dbus.private_bus import PrivateBus, session_bus
 
 from .gjs_programs import GNOME
 
@@ -32,12 +32,8 @@ def build(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bus() -> Iterator[PrivateBus]:
     """A bus that lets everything through."""
-    made = PrivateBus(relaxed=True)
-    made.start()
-    try:
+    with session_bus() as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture
@@ -54,9 +50,5 @@ def place(bus: PrivateBus) -> Iterator[Place]:
 @pytest.fixture
 def empty_bus() -> Iterator[PrivateBus]:
     """A bus without a gpud, for the one of the two that has none."""
-    made = PrivateBus(relaxed=True)
-    made.start()
-    try:
+    with session_bus() as made:
         yield made
-    finally:
-        made.close()

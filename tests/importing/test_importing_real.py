@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny_model
 from daemon.harness import BOUND_S, ENGINE, TOP, Place, engine, place_at
-from dbus.private_bus import PrivateBus
+from dbus.private_bus import session_bus
 
 OLD = """\
 macros:
@@ -29,13 +29,8 @@ models:
 
 @pytest.fixture
 def place() -> Iterator[Place]:
-    bus = PrivateBus(relaxed=True)
-    bus.start()
-    try:
-        with place_at(bus.address) as made:
-            yield made
-    finally:
-        bus.close()
+    with session_bus() as bus, place_at(bus.address) as made:
+        yield made
 
 
 def line_of(pid: int) -> list[str]:

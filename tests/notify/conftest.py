@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from daemon.harness import TOP, Place, place_at
-from dbus.private_bus import PrivateBus
+from dbus.private_bus import PrivateBus, session_bus
 from jeepney import DBusAddress, MatchRule, Message, MessageType, new_method_call
 from jeepney.bus_messages import message_bus
 from jeepney.io.blocking import open_dbus_connection
@@ -113,12 +113,8 @@ class Desktop(Mock):
 @pytest.fixture
 def bus() -> Iterator[PrivateBus]:
     """The session bus, and the system bus as well."""
-    made = PrivateBus(relaxed=True)
-    made.start()
-    try:
+    with session_bus() as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture

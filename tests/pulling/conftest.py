@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from daemon.harness import TOP, Place, place_at
-from dbus.private_bus import PrivateBus
+from dbus.private_bus import PrivateBus, session_bus
 
 from .hub_server import Hub
 
@@ -29,12 +29,8 @@ def nobodys_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def bus() -> Iterator[PrivateBus]:
     """A bus that lets everything through, as a session bus does."""
-    made = PrivateBus(relaxed=True)
-    made.start()
-    try:
+    with session_bus() as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture

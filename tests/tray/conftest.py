@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from daemon.harness import TOP, Place, place_at
-from dbus.private_bus import PrivateBus
+from dbus.private_bus import PrivateBus, session_bus
 
 from .desktop import Desktop, Program
 
@@ -17,12 +17,8 @@ sys.path.append(str(TOP / "tests" / "backends"))
 @pytest.fixture(scope="module")
 def bus() -> Iterator[PrivateBus]:
     """The session bus."""
-    made = PrivateBus(relaxed=True)
-    made.start()
-    try:
+    with session_bus() as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from daemon.harness import Place, engine, place_at, settle
-from dbus.private_bus import PrivateBus
+from dbus.private_bus import PrivateBus, session_bus
 from jeepney import HeaderFields, Message, new_error, new_method_return
 
 from .desktop import WATCHER, Desktop, Program
@@ -21,12 +21,8 @@ OWN_NAME = "org.kernelcore.GpuD.Tray"
 @pytest.fixture
 def mortal_bus() -> Iterator[PrivateBus]:
     """A bus that the test may kill."""
-    made = PrivateBus(relaxed=True)
-    made.start()
-    try:
+    with session_bus() as made:
         yield made
-    finally:
-        made.close()
 
 
 def test_a_tray_that_is_restarted_gets_the_icon_again(place: Place, desktop: Desktop, start_tray: Start) -> None:
