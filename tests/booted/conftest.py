@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 from booted_machine import CONFIGURATION, MODELS, NORMAL, STUBBORN, TOP, Machine, missing_parts, new_folder, provision
+from logins import LIST, RULES, SETTINGS, SSH
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +44,41 @@ def machine(installed: Machine) -> Machine:
     installed.run("gpudctl unload --all --force", check=False)
     assert installed.engines() == {}
     return installed
+
+
+@pytest.fixture(scope="module")
+def people(installed: Machine) -> Iterator[Machine]:
+    """carla uses bash, fay fish and zoe zsh; all may load models from wherever they log in, and root's rights are
+    carla's for the asking.
+    """
+    machine = installed
+    machine.run(f"printf 'sessions:\\n  grace: 0.5\\n' >{SETTINGS}; systemctl restart gpud")
+    machine.run(f"mkdir -p $(dirname {RULES}); cp /usr/share/doc/gpud/50-gpud.rules {RULES}")
+    machine.run("test -e /root/gpud-test-key || ssh-keygen -q -t ed25519 -N '' -f /root/gpud-test-key")
+    for name, shell in (("carla", "bash"), ("fay", "fish"), ("zoe", "zsh")):
+        machine.run(f"id {name} || useradd --create-home --shell /usr/bin/{shell} --groups gpud {name}")
+        home = f"/home/{name}"
+        machine.run(f"install -d -o {name} -m 700 {home}/.ssh")
+        machine.run(f"install -o {name} -m 600 /root/gpud-test-key.pub {home}/.ssh/authorized_keys")
+        machine.run(f"touch {home}/.hushlogin")
+    # zsh reads no file of the machine's that could have it.
+    machine.run("gpudctl shell-hook zsh >/home/zoe/.zshrc; chown zoe /home/zoe/.zshrc")
+    machine.run("echo 'carla ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/carla")
+    sshd = "/usr/sbin/sshd -D -o UsePAM=yes -o PasswordAuthentication=no"
+    machine.run(f"mkdir -p /run/sshd; systemd-run --unit=test-sshd --property=KillMode=process {sshd}")
+    machine.wait("the SSH server", f"{SSH.replace('-tt', '-n')} carla@127.0.0.1 true")
+    try:
+        yield machine
+    finally:
+        machine.run(f"systemctl stop test-sshd; rm -f {SETTINGS} {RULES} /etc/sudoers.d/carla; systemctl reload gpud")
+
+
+@pytest.fixture
+def quiet(people: Machine) -> Machine:
+    """Nobody is logged in, nothing is loaded."""
+    people.run("systemctl reset-failed gpud; systemctl start gpud; gpudctl unload --all --force", check=False)
+    people.wait("nobody at work", f"! {LIST} | grep -q Pid")
+    return people
 
 
 @pytest.fixture(autouse=True)

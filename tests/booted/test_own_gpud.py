@@ -93,6 +93,26 @@ def test_it_runs_where_the_machine_has_none(anna: Anna) -> None:
     anna.machine.wait("its start with her service manager", "pgrep --uid anna --full 'gpud --user'")
 
 
+def test_it_needs_nothing_but_to_be_enabled(anna: Anna) -> None:
+    """No root and no configuration: it serves what it finds, on the session bus, in directories of hers; its journal
+    goes on while one looks; each engine is in a control group of its own, so that all of it ends with it.
+    """
+    anna.machine.run("systemctl disable --now gpud")
+    anna.run("rm ~/.config/gpud/gpud.yaml")
+    anna.run("systemctl --user enable --now gpud")
+    call = "busctl --user --json=short call org.kernelcore.GpuD /org/kernelcore/GpuD org.kernelcore.GpuD"
+    # It is ready before it has looked through all folders.
+    anna.run(f"until {call} ListModels | grep -qF '\"tiny\"'; do sleep 0.1; done")
+    anna.run("gpudctl load tiny")
+    assert "on the session bus: active" in anna.run("gpudctl status").out
+    followed = anna.run("timeout 2 journalctl --no-pager --user -u gpud -f", check=False)
+    assert followed.code == 124, "it goes on"
+    assert '"tiny" is ready' in followed.out
+    groups = "cat /sys/fs/cgroup$(systemctl --user show gpud -P ControlGroup)/engine-tiny-*/cgroup.procs"
+    assert anna.run(groups).out == anna.run("pgrep --full '[a]lias tiny '").out
+    assert anna.run("gpudctl doctor | grep -c 'OK daemon: gpud runs'").out == "1"
+
+
 def test_both_run_where_somebody_says_so(anna: Anna) -> None:
     """A drop-in with --beside-system; each has its own models and its own bus."""
     anna.run(f"mkdir -p {UNITS}/gpud.service.d && cat >{UNITS}/gpud.service.d/both.conf <<'X'\n{BESIDE}X\n")
@@ -102,9 +122,16 @@ def test_both_run_where_somebody_says_so(anna: Anna) -> None:
     assert anna.run("gpudctl --system models --loaded").out == ""
 
 
+@pytest.fixture(scope="module")
+def old_name(installed: Machine) -> str:
+    """The unit that users had, installed for all of them."""
+    installed.run("make --directory=/src install WHEELS=/wheels FACADES=llama-cpp-server", timeout_s=300)
+    return "llama-cpp-server"
+
+
+@pytest.mark.usefixtures("old_name")
 def test_the_old_name_of_a_users_unit_shows_its_engine(anna: Anna) -> None:
     """``systemctl --user status llama-cpp-server`` does for her what llamacpp does for the machine."""
-    anna.machine.run("make --directory=/src install WHEELS=/wheels FACADES=llama-cpp-server", timeout_s=300)
     anna.machine.run("systemctl disable --now gpud")
     anna.run("systemctl --user daemon-reload && systemctl --user start gpud llama-cpp-server")
     anna.run("gpudctl --user load tiny")
@@ -116,10 +143,9 @@ def test_the_old_name_of_a_users_unit_shows_its_engine(anna: Anna) -> None:
     anna.run("systemctl --user start llama-cpp-server && gpudctl --user wait tiny")
 
 
-def test_the_lines_of_the_old_documents_work_for_a_user(anna: Anna) -> None:
+def test_the_lines_of_the_old_documents_work_for_a_user(anna: Anna, old_name: str) -> None:
     """start, stop, restart, status, enable, disable and is-active of llama-cpp-server, its journal, and who listens."""
-    unit = "llama-cpp-server"
-    anna.machine.run(f"make --directory=/src install WHEELS=/wheels FACADES={unit}", timeout_s=300)
+    unit = old_name
     anna.machine.run("systemctl disable --now gpud")
     anna.run(f"systemctl --user daemon-reload && systemctl --user start {unit} && gpudctl --user load tiny")
     assert anna.run(f"systemctl --user is-active {unit} gpud").out.split() == ["active", "active"]

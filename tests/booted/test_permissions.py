@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from booted_machine import Machine, Result
+from booted_machine import TOP, Machine, Result
 
 pytestmark = pytest.mark.booted
 
@@ -17,16 +18,8 @@ ACTIONS = ("load", "unload", "hold", "unload-others", "manage")
 REFUSED = 4
 """gpudctl's status for what is not allowed."""
 
-ONLY_LOADS = """\
-polkit.addRule(function (action, subject) {
-    if (action.id == "org.kernelcore.GpuD.load" && action.lookup("model") == "tiny" && subject.user == "otto") {
-        return polkit.Result.YES;
-    }
-    if (action.id.indexOf("org.kernelcore.GpuD.") === 0 && subject.user == "anna") {
-        return polkit.Result.NO;
-    }
-});
-"""
+EXAMPLES = re.findall(r"^```js\n(.*?)^```$", (TOP / "docs/access.md").read_text(), re.M | re.S)
+"""The rules that the documentation shows, in its order."""
 
 
 @dataclass
@@ -37,11 +30,12 @@ class Person:
     name: str
     at_seat: bool = False
 
-    def login(self, script: str) -> str:
+    def login(self, script: str, *, unit: str = "") -> str:
         seat = "--setenv=XDG_SEAT=seat0" if self.at_seat else ""
+        named = f"--unit={unit}" if unit else ""
         return (
             f"systemd-run --quiet --wait --collect --pipe --property=PAMName=login --property=User={self.name} {seat} "
-            f"bash -c {shlex.quote(script)}"
+            f"{named} bash -c {shlex.quote(script)}"
         )
 
     def run(self, script: str, *, check: bool = True) -> Result:
@@ -120,7 +114,8 @@ def test_from_elsewhere_nothing_is_done_and_the_refusal_says_what_to_do(people: 
 def test_nobody_touches_the_hold_of_another(people: Machine) -> None:
     """Neither by unloading what it holds, nor by its cookie; an administrator may, with force."""
     anna, otto = Person(people, "anna", at_seat=True), Person(people, "otto", at_seat=True)
-    with people.start(anna.login("gpudctl run --hold tiny -- sh -c 'echo held; exec sleep 60'")) as holder:
+    holding = anna.login("gpudctl run --hold tiny -- sh -c 'echo held; exec sleep infinity'", unit="test-holder")
+    with people.start(holding) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline().strip() == "held"
         refused = otto.run("gpudctl unload tiny", check=False)
@@ -133,6 +128,8 @@ def test_nobody_touches_the_hold_of_another(people: Machine) -> None:
         assert people.states()["tiny"] == "ready"
         people.run("gpudctl unload --force tiny")
         assert people.states()["tiny"] == "unloaded"
+        # The login is a service of the machine's, which goes on without whoever started it.
+        people.run("systemctl stop test-holder")
 
 
 def test_the_group_may_everything_by_the_shipped_rule(people: Machine) -> None:
@@ -144,11 +141,56 @@ def test_the_group_may_everything_by_the_shipped_rule(people: Machine) -> None:
     assert Person(people, "gina").run("gpudctl load tiny </dev/null", check=False).code == REFUSED
 
 
+def example(words: str) -> str:
+    """The one with these words."""
+    (found,) = (text for text in EXAMPLES if words in text)
+    return found
+
+
 def test_a_rule_may_go_by_person_and_model(people: Machine) -> None:
-    """As in docs/access.md: one model for one person from anywhere, and nothing for somebody at the machine."""
-    with rule(people, ONLY_LOADS):
+    """As in docs/access.md: one model for one person, from anywhere."""
+    with rule(people, example('subject.user == "otto"')):
         otto = Person(people, "otto")
         otto.run("gpudctl load tiny")
         assert otto.run("gpudctl load small </dev/null", check=False).code == REFUSED
-        assert Person(people, "anna", at_seat=True).allowed() == set()
-        assert Person(people, "anna", at_seat=True).run("gpudctl load small", check=False).code == REFUSED
+        assert Person(people, "anna").run("gpudctl load tiny </dev/null", check=False).code == REFUSED
+
+
+def test_a_rule_may_keep_a_group_out(people: Machine) -> None:
+    """As in docs/access.md: its members may only look, even at the machine."""
+    people.run("groupadd --force guests; usermod --append --groups guests anna")
+    try:
+        with rule(people, example('subject.isInGroup("guests")')):
+            anna = Person(people, "anna", at_seat=True)
+            assert anna.allowed() == set()
+            anna.run("gpudctl status")
+            assert anna.run("gpudctl load small", check=False).code == REFUSED
+            assert Person(people, "otto", at_seat=True).allowed() == {"load", "unload", "hold"}
+    finally:
+        people.run("groupdel guests")
+
+
+def test_a_rule_may_let_a_service_in(people: Machine) -> None:
+    """As in docs/access.md: it loads and unloads for others, and does nothing else."""
+    people.run("id my-service || useradd --system my-service")
+    service = "systemd-run --quiet --wait --collect --pipe --property=User=my-service"
+    with rule(people, example('subject.user == "my-service"')):
+        people.run(f"{service} gpudctl load tiny")
+        assert people.states()["tiny"] == "ready"
+        people.run(f"{service} gpudctl unload tiny")
+        assert people.run(f"{service} gpudctl yield", check=False).code == REFUSED
+    assert people.run(f"{service} gpudctl load tiny", check=False).code == REFUSED
+
+
+def test_a_rule_may_let_in_everybody_with_a_login(people: Machine) -> None:
+    """As in docs/access.md: also from elsewhere; services have no login, and others' models are an administrator's."""
+    with rule(people, example("&& subject.session")):
+        assert Person(people, "otto").allowed() == {"load", "unload", "hold"}
+        Person(people, "otto").run("gpudctl load tiny && gpudctl unload tiny")
+        service = "systemd-run --quiet --wait --collect --pipe --property=User=otto"
+        assert people.run(f"{service} gpudctl load tiny", check=False).code == REFUSED
+
+
+def test_every_rule_of_the_documentation_is_tried() -> None:
+    """None is shown that no test has typed."""
+    assert len(EXAMPLES) == 4

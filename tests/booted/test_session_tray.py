@@ -1,9 +1,12 @@
 """gpud-tray as a unit of a user's own systemd, in a session without a screen."""
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from booted_machine import Machine
+from logins import RULES
 
 pytestmark = pytest.mark.booted
 
@@ -37,7 +40,9 @@ asyncio.run(main())
 
 @pytest.fixture
 def session(machine: Machine) -> Iterator[Machine]:
-    """A user whose systemd runs, and whose gpud-tray waits for no tray."""
+    """A user whose systemd runs, who may load and unload, and whose gpud-tray waits for no tray."""
+    machine.run(f"mkdir -p $(dirname {RULES}) && cp /usr/share/doc/gpud/50-gpud.rules {RULES}")
+    machine.run("systemctl reset-failed polkit; systemctl restart polkit")
     machine.run("id tester || useradd --create-home --groups gpud tester", check=False)
     machine.run("loginctl enable-linger tester")
     machine.wait("the user's service manager", "systemctl is-active user@$(id -u tester)")
@@ -47,6 +52,7 @@ def session(machine: Machine) -> Iterator[Machine]:
     machine.run(f"{SESSION} systemctl --user daemon-reload", user="tester")
     yield machine
     machine.run(f"{SESSION} systemctl --user stop {UNIT} tray; rm -r {folder}; true", user="tester")
+    machine.run(f"rm {RULES}")
 
 
 def show(machine: Machine, *names: str) -> dict[str, str]:
@@ -63,6 +69,41 @@ def test_without_a_tray_the_unit_ends_and_stays_ended(session: Machine) -> None:
     session.wait("the end of gpud-tray", f"runuser -u tester -- bash -c {ended!r}")
     assert show(session, "Result", "NRestarts") == {"Result": "success", "NRestarts": "0"}
     assert session.run(journal).out.count("there is no tray") == 1
+
+
+def lines(layout: Any) -> Iterator[tuple[int, str]]:
+    """Each line of a menu with its number, as busctl writes it."""
+    number, properties, children = layout
+    yield number, properties.get("label", {}).get("data", "")
+    for child in children:
+        yield from lines(child["data"])
+
+
+def test_the_icon_tells_what_is_loaded_and_unloads_it(session: Machine) -> None:
+    """The tooltip has the model and how full the memory is; it is told, and does not ask: nothing wakes it at rest. A
+    click on the model's line of the menu unloads it.
+    """
+    tray = "systemd-run --user --quiet --unit=tray /opt/gpud/bin/python -I -u /home/tester/tray.py"
+    session.run(f"{SESSION} {tray}", user="tester")
+    owned = f"{SESSION} busctl --user status org.kde.StatusNotifierWatcher"
+    session.wait("a tray", f"runuser -u tester -- bash -c {owned!r}")
+    session.run(f"{SESSION} systemctl --user start {UNIT}", user="tester")
+    icons = "journalctl --no-pager --quiet -o cat _SYSTEMD_USER_UNIT=tray.service | grep '^icon '"
+    pid = show(session, "MainPID")["MainPID"]
+    session.wait("its icon", f"{icons} | tail -n 1 | grep -e '-{pid}-'")
+    item = session.run(f"{icons} | tail -n 1").out.split()[1]
+    ask = f"{SESSION} busctl --user --json=short"
+    session.load("tiny")
+    tooltip = f"{ask} get-property {item} /StatusNotifierItem org.kde.StatusNotifierItem ToolTip"
+    session.wait("the tooltip", f"""runuser -u tester -- bash -c '{tooltip}' | grep -q 'tiny is loaded.*GiB in use'""")
+    # All has been told that this load brings; from now on nothing happens.
+    switches = f"grep ctxt_switches /proc/{pid}/status"
+    session.wait("a quiet tray", f'a=$({switches}); sleep 2; test "$a" = "$({switches})"')
+    menu = session.run(f"{ask} call -- {item} /MenuBar com.canonical.dbusmenu GetLayout iias 0 -1 0", user="tester").out
+    (number,) = (one for one, label in lines(json.loads(menu)["data"][1]) if label.startswith("Unload tiny"))
+    session.run(f"{ask} call {item} /MenuBar com.canonical.dbusmenu Event isvu {number} clicked i 0 0", user="tester")
+    session.run("gpudctl wait --state unloaded --timeout 30s tiny")
+    session.wait("the tooltip", f"""runuser -u tester -- bash -c '{tooltip}' | grep -q 'No model is loaded'""")
 
 
 def test_with_a_tray_it_stays_and_comes_back(session: Machine) -> None:

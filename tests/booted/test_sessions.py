@@ -1,90 +1,17 @@
 """People log in to a real Debian, work, and leave in every way there is: what only they used goes with them."""
 
-import contextlib
 import json
 import os
 import re
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from booted_machine import Machine
 from dbus.terminals import Terminal
+from logins import ASK, HOLD, HOLDS, LIST, load, login, sessions, wait_state
 
 pytestmark = pytest.mark.booted
-
-SETTINGS = "/etc/gpud/gpud.d/sessions.yaml"
-RULES = "/etc/polkit-1/rules.d/50-gpud.rules"
-SSH = "ssh -tt -q -i /root/gpud-test-key -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
-GPUD = "org.kernelcore.GpuD /org/kernelcore/GpuD org.kernelcore.GpuD"
-LIST = f"busctl --json=short call {GPUD} ListSessions"
-HOLDS = f"busctl --json=short get-property {GPUD} Holds"
-HOLD = f"busctl call {GPUD} HoldSession ss tiny work"
-QUESTION = '{"model": "tiny", "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}'
-ASK = f"curl -s -o /dev/null 127.0.0.1:8080/v1/chat/completions -d '{QUESTION}'"
-
-
-@pytest.fixture(scope="module")
-def people(installed: Machine) -> Iterator[Machine]:
-    """carla uses bash, fay fish and zoe zsh; all may load models from wherever they log in, and root's rights are
-    carla's for the asking.
-    """
-    machine = installed
-    machine.run(f"printf 'sessions:\\n  grace: 0.5\\n' >{SETTINGS}; systemctl restart gpud")
-    machine.run(f"mkdir -p $(dirname {RULES}); cp /usr/share/doc/gpud/50-gpud.rules {RULES}")
-    machine.run("test -e /root/gpud-test-key || ssh-keygen -q -t ed25519 -N '' -f /root/gpud-test-key")
-    for name, shell in (("carla", "bash"), ("fay", "fish"), ("zoe", "zsh")):
-        machine.run(f"id {name} || useradd --create-home --shell /usr/bin/{shell} --groups gpud {name}")
-        home = f"/home/{name}"
-        machine.run(f"install -d -o {name} -m 700 {home}/.ssh")
-        machine.run(f"install -o {name} -m 600 /root/gpud-test-key.pub {home}/.ssh/authorized_keys")
-        machine.run(f"touch {home}/.hushlogin")
-    # zsh reads no file of the machine's that could have it.
-    machine.run("gpudctl shell-hook zsh >/home/zoe/.zshrc; chown zoe /home/zoe/.zshrc")
-    machine.run("echo 'carla ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/carla")
-    sshd = "/usr/sbin/sshd -D -o UsePAM=yes -o PasswordAuthentication=no"
-    machine.run(f"mkdir -p /run/sshd; systemd-run --unit=test-sshd --property=KillMode=process {sshd}")
-    machine.wait("the SSH server", f"{SSH.replace('-tt', '-n')} carla@127.0.0.1 true")
-    try:
-        yield machine
-    finally:
-        machine.run(f"systemctl stop test-sshd; rm -f {SETTINGS} {RULES} /etc/sudoers.d/carla; systemctl reload gpud")
-
-
-@pytest.fixture
-def quiet(people: Machine) -> Machine:
-    """Nobody is logged in, nothing is loaded."""
-    people.run("systemctl reset-failed gpud; systemctl start gpud; gpudctl unload --all --force", check=False)
-    people.wait("nobody at work", f"! {LIST} | grep -q Pid")
-    return people
-
-
-@contextlib.contextmanager
-def login(machine: Machine, name: str) -> Iterator[Terminal]:
-    """By SSH, on a terminal; the shell has registered."""
-    terminal = Terminal(machine.command(*SSH.split(), f"{name}@127.0.0.1"), "")
-    try:
-        terminal.run("true")
-        uid = machine.run(f"id -u {name}").out
-        machine.wait(f"{name} at work", f'{LIST} | grep -q \'"Uid":{{"type":"u","data":{uid}}}\'')
-        yield terminal
-    finally:
-        terminal.end()
-
-
-def sessions(machine: Machine) -> list[dict[str, Any]]:
-    listed = json.loads(machine.run(LIST).out)["data"][0]
-    return [{key: value["data"] for key, value in one.items()} for one in listed]
-
-
-def wait_state(machine: Machine, model: str, state: str) -> None:
-    machine.wait(f"{model} {state}", f"gpudctl status {model} --json | grep -q '\"{state}\"'")
-
-
-def load(machine: Machine, shell: Terminal, model: str) -> None:
-    shell.run(f"gpudctl load {model}")
-    wait_state(machine, model, "ready")
 
 
 def by_exit(_machine: Machine, shell: Terminal) -> None:
@@ -152,7 +79,8 @@ def test_under_sudo_it_is_the_users_session(quiet: Machine) -> None:
         (one,) = sessions(quiet)
         assert one["Alone"] == ["small", "tiny"]
         carla.type("exit")
-        carla.read_until("logout\n")
+        # What is typed before her own shell asks for it may be root's.
+        carla.read_until(r"logout\n[^\n]*carla@[^\n]*\$ ")
         carla.run("true")
         assert quiet.states()["small"] == "ready"
         carla.type("exit")
@@ -174,6 +102,51 @@ def test_in_tmux_it_outlives_the_login(quiet: Machine) -> None:
     assert quiet.run("sleep 1; gpudctl status tiny --json | grep -c '\"ready\"'").out != "0"
     quiet.run("tmux -S /tmp/tmux-$(id -u)/default kill-server", user="carla")
     wait_state(quiet, "tiny", "unloaded")
+
+
+def test_in_screen_it_outlives_the_login(quiet: Machine) -> None:
+    """Its shells are no login shells: the hook is in their own file, as the documentation says."""
+    quiet.run("echo '. /usr/share/gpud/hooks/gpud.sh' >/home/carla/.bashrc")
+    try:
+        with login(quiet, "carla") as carla:
+            carla.run("screen -dmS work")
+            quiet.wait("the shell in screen", f"test $({LIST} | grep -o '\"Pid\"' | wc -l) = 2")
+            carla.run("screen -S work -X stuff 'gpudctl load tiny^M'")
+            wait_state(quiet, "tiny", "ready")
+            carla.type("exit")
+            quiet.wait("the end of the login's shell", f"test $({LIST} | grep -o '\"Pid\"' | wc -l) = 1")
+        (left,) = sessions(quiet)
+        assert left["Alone"] == ["tiny"]
+        # Somebody comes back to it, works there, and leaves again.
+        with login(quiet, "carla") as again:
+            again.type("TERM=vt100 screen -r work")
+            attached = "runuser -u carla -- screen -ls | grep -q Attached"
+            quiet.wait("the screen on the second login", attached)
+            again.type("gpudctl load small")
+            wait_state(quiet, "small", "ready")
+            assert {one["Pid"]: one["Alone"] for one in sessions(quiet)}[left["Pid"]] == ["small", "tiny"]
+        quiet.wait("the end of the second login", f"test $({LIST} | grep -o '\"Pid\"' | wc -l) = 1")
+        assert quiet.states()["tiny"] == quiet.states()["small"] == "ready"
+        quiet.run("screen -S work -X quit", user="carla")
+        wait_state(quiet, "tiny", "unloaded")
+        wait_state(quiet, "small", "unloaded")
+    finally:
+        quiet.run("rm /home/carla/.bashrc; runuser -u carla -- screen -wipe", check=False)
+
+
+def test_what_takes_the_shells_place_is_the_session(quiet: Machine) -> None:
+    """exec of another program: the process goes on, and with it the session; the model goes when that program ends."""
+    with login(quiet, "carla") as carla:
+        load(quiet, carla, "tiny")
+        carla.run(HOLD)
+        (before,) = sessions(quiet)
+        carla.type("exec cat")
+        quiet.wait("the other program", f"test $(cat /proc/{before['Pid']}/comm) = cat")
+        (after,) = sessions(quiet)
+        assert (after["Id"], after["Alone"], after["Holds"]) == (before["Id"], ["tiny"], 1)
+        carla.type("\x04")
+        wait_state(quiet, "tiny", "unloaded")
+    assert json.loads(quiet.run(HOLDS).out)["data"] == []
 
 
 def test_a_killed_gpud_knows_them_again(quiet: Machine) -> None:
