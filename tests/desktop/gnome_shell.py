@@ -26,6 +26,7 @@ welcome-dialog-last-shown-version='99'
 
 [org/gnome/desktop/interface]
 enable-animations=false
+cursor-blink=false
 """
 
 ENABLED = f"Main.extensionManager.lookup('{UUID}')?.state === 1"
@@ -89,7 +90,7 @@ globalThis.desk = {
 """
 
 
-REST_S = 120.0
+REST_S = 240.0
 """For two pictures of the whole screen that are the same: on a busy machine each takes seconds, drawn without a GPU."""
 
 
@@ -114,7 +115,7 @@ class GnomeShell:
         }
         # The shell asks logind for its session and ends without an answer.
         tree.start("logind.log", "python3", "-m", "dbusmock", "--system", "--template", "logind")
-        tree.run("gdbus wait --system --timeout 30 org.freedesktop.login1")
+        tree.run(f"gdbus wait --system --timeout {START_S:.0f} org.freedesktop.login1", timeout_s=2 * START_S)
         self.address = session_bus(tree)
         self.program: Program
         self._bus: DBusConnection
@@ -131,9 +132,9 @@ class GnomeShell:
     def start(self, **environment: str) -> None:
         screen = ["--headless", "--virtual-monitor", f"{WIDTH}x{HEIGHT}", "--no-x11"]
         self.program = self.tree.start("shell.log", "gnome-shell", *screen, "--unsafe-mode", **environment)
-        self.tree.run(f"gdbus wait --session --timeout {START_S:.0f} org.gnome.Shell")
+        self.tree.run(f"gdbus wait --session --timeout {START_S:.0f} org.gnome.Shell", timeout_s=2 * START_S)
         self._bus = open_dbus_connection(self.address)
-        self.until("!Main.layoutManager._startingUp", "the shell did not start")
+        self.until("!Main.layoutManager._startingUp", "the shell did not start", within_s=START_S)
         self.run(HELP.replace("UUID", UUID) + "undefined")
         self.until(ENABLED, "the extension was not enabled")
 
@@ -179,7 +180,7 @@ class GnomeShell:
         assert ok, f"{script}\n{text}"
         return json.loads(text) if text else None
 
-    def until(self, script: str, what: str) -> None:
+    def until(self, script: str, what: str, *, within_s: float = WAIT_S) -> None:
         """Until the script comes to something true."""
         last: list[str] = []
 
@@ -192,7 +193,7 @@ class GnomeShell:
             return bool(ok) and text == "true"
 
         try:
-            wait_until(holds, what)
+            wait_until(holds, what, within_s=within_s)
         except AssertionError as error:
             raise AssertionError(f"{error}: {script}: {last}\n{self.complaints()}") from None
 

@@ -24,7 +24,7 @@ WIDTH, HEIGHT = 1000, 700
 PANEL = f"{WIDTH}x48+0+{HEIGHT - 48}"
 """Where the icons are, as a part of the screen."""
 
-CLICK_S = 10.0
+CLICK_S = 20.0
 """For what a click brings about, before it is clicked again."""
 
 POPUP = f"480x{HEIGHT - 160}+0+160"
@@ -284,4 +284,4 @@ class Plasma:
                 wait_until(lambda: self.is_open() is is_open, "", within_s=CLICK_S)
             return self.is_open() is is_open
 
-        wait_until(done, f"the popup does not {'open' if is_open else 'close'}", within_s=3 * CLICK_S)
+        wait_until(done, f"the popup does not {'open' if is_open else 'close'}", within_s=6 * CLICK_S)

@@ -22,10 +22,10 @@ import psutil
 TOP = Path(__file__).resolve().parents[2]
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-START_S = 60.0
-COMMAND_S = 60.0
-WAIT_S = 30.0
-"""For what takes a moment on an idle machine: those that run this are small and shared."""
+START_S = 240.0
+COMMAND_S = 120.0
+WAIT_S = 120.0
+"""For what takes a moment on an idle machine: those that run this are small and shared, and draw without a GPU."""
 
 
 def missing_parts() -> str:

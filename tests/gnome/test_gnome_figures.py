@@ -221,8 +221,8 @@ def test_a_small_screen_has_all_that_matters(figures: Figures) -> None:
     large = figures.of(Models=models + idle, Gpus=both, height=2160)
     assert (len(large["models"]), large["hidden"], len(large["choices"])) == (7, "", 5)
     one = figures.of(Models=models[4:5] + idle, Gpus=both[:1], height=768)
-    assert (len(one["models"]), one["hidden"], len(one["choices"])) == (1, "", 2)
-    assert one["more"] == "7 more: “gpudctl models list”"
+    assert (len(one["models"]), one["hidden"], len(one["choices"])) == (1, "", 4)
+    assert one["more"] == "5 more: “gpudctl models list”"
 
 
 def test_gpus_are_counted(figures: Figures) -> None:

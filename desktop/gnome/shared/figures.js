@@ -10,7 +10,7 @@ export const MOST_USED = 5;
  * A menu that is longer than the screen cannot be scrolled, and other parts of the shell's stand above and below it. This
  * share of the screen is for all rows; what each takes is in pixels, as the shell's own theme draws them.
  */
-const SHARE = 0.55;
+const SHARE = 0.65;
 const ROWS = {ends: 110, device: 70, line: 20, note: 56, model: 57, detail: 40, title: 42, choice: 36};
 const LEAST_MODELS = 2;
 

@@ -36,6 +36,13 @@ function dim(properties = {}) {
     return label('gpud-dim', {opacity: DIM, ...properties});
 }
 
+/** What is at the end of a long name tells its sizes apart. */
+function named(styleClass) {
+    const made = label(styleClass, {x_expand: true});
+    made.clutter_text.ellipsize = Pango.EllipsizeMode.MIDDLE;
+    return made;
+}
+
 function wrapped(made) {
     made.x_expand = true;
     made.clutter_text.line_wrap = true;
@@ -75,7 +82,7 @@ export const DeviceRow = GObject.registerClass(class GpudDeviceRow extends Popup
 export const ModelRow = GObject.registerClass(class GpudModelRow extends PopupBaseMenuItem {
     _init(end) {
         super._init(STILL);
-        this._name = label('gpud-name', {x_expand: true});
+        this._name = named('gpud-name');
         this._text = dim({x_expand: true});
         // As long as two lines of it have room, which the style says: the rest is for "gpudctl explain".
         this._detail = wrapped(label('gpud-dim gpud-detail', {opacity: DIM}));
@@ -104,7 +111,7 @@ export const ModelRow = GObject.registerClass(class GpudModelRow extends PopupBa
 export const ChoiceRow = GObject.registerClass(class GpudChoiceRow extends PopupBaseMenuItem {
     _init(load) {
         super._init();
-        this._name = label('gpud-choice', {x_expand: true});
+        this._name = named('gpud-choice');
         this._text = dim();
         this.add_child(this._name);
         this.add_child(this._text);

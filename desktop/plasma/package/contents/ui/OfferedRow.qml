@@ -32,8 +32,9 @@ RowLayout {
         Keys.onReturnPressed: clicked()
         Keys.onEnterPressed: clicked()
 
-        PlasmaComponents.ToolTip.text: row.modelData.error
-        PlasmaComponents.ToolTip.visible: row.modelData.error !== "" && (hovered || (activeFocus && visualFocus))
+        // A long name is cut where it stands; why it has failed has no other place.
+        PlasmaComponents.ToolTip.text: row.modelData.error || row.modelData.label
+        PlasmaComponents.ToolTip.visible: (row.modelData.error !== "" || implicitWidth > width) && (hovered || (activeFocus && visualFocus))
         PlasmaComponents.ToolTip.delay: Kirigami.Units.toolTipDelay
     }
 

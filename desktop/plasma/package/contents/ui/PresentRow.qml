@@ -22,7 +22,8 @@ RowLayout {
 
         PlasmaComponents.Label {
             Layout.fillWidth: true
-            elide: Text.ElideRight
+            // What is at the end of a name tells its sizes apart.
+            elide: Text.ElideMiddle
             textFormat: Text.PlainText
             text: row.modelData.label
         }
