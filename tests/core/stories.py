@@ -11,7 +11,18 @@ from pathlib import Path
 
 from gpud.core import events
 from gpud.core.errors import GpudError
-from gpud.core.facts import HOST, BudgetLimits, Exit, Limits, Model, Priority, QueueLimits
+from gpud.core.facts import (
+    HOST,
+    BudgetLimits,
+    Caller,
+    Exit,
+    Limits,
+    Model,
+    Priority,
+    QueueLimits,
+    Session,
+    session_owner,
+)
 from gpud.core.quote import ANY_GPU, Offer, Quote, Share, Source
 from gpud.core.record import Struct
 
@@ -410,6 +421,165 @@ def gpud_ends() -> World:
     return w
 
 
+@story
+def who_waits_is_shown_in_the_order_of_the_queue() -> World:
+    w = world("a", "b", "c", "d", size=5 * GIB)
+    w.load("a", use=True)
+    w.pass_time(1)
+    w.load("b", BOB)
+    w.load("c", CAROL, priority=Priority.HIGH, wait_s=30.0)
+    w.load("c", BOB, priority=Priority.LOW)
+    w.load("b", ALICE, wait_s=9.0)
+    w.pass_time(1)
+    w.claim(4 * GIB, CAROL)
+    w.settle()
+    tried(w, "d")
+    tried(w, "d", wait_s=0.0)
+    shows(w)
+    w.pass_time(6)
+    shows(w)
+    w.post(events.UseEnded("a"))
+    w.pass_time(2)
+    for size in (GIB, 3 * GIB, 6 * GIB, 30 * GIB):
+        w.told.append(w.scheduler.consider(size, ""))  # type: ignore[arg-type]
+    w.told.append(w.scheduler.consider(GIB, "7"))  # type: ignore[arg-type]
+    return w
+
+
+@story
+def sessions_end() -> World:
+    w = world("a", "b", "c", size=2 * GIB)
+    one, other = (Session(f"{pid}-1", 1000, pid, f"bash (pid {pid})", "pts/1") for pid in (4711, 4712))
+    mine, theirs = (Caller(":1.9", 1000, one.pid, "gpudctl", session=session.id) for session in (one, other))
+    for session in (one, other):
+        w.post(events.SessionBegan(session))
+    for name, caller in (("a", mine), ("b", mine), ("b", theirs), ("c", mine)):
+        w.load(name, caller)
+        w.pass_time(1)
+    w.post(events.UseBegan("c", one.id))
+    w.post(events.HoldAsked(3, "a", Caller(session_owner(one.id), 1000), "", "sh", frozenset(("unload",))))
+    w.post(events.SessionEnded(one.id, "it exited"))
+    w.pass_time(7)
+    w.post(events.UseEnded("c"))
+    w.pass_time(1)
+    w.post(events.SessionEnded(other.id, "killed"))
+    w.pass_time(7)
+    return w
+
+
+@story
+def the_catalogue_changes_under_what_loads_fails_and_waits() -> World:
+    names = ("a", "b", "c", "d", "e")
+    w = world(*names, size=GIB, load_s={"a": 30.0, "b": 30.0}, broken={"c", "d"})
+    w.quotes["e"] = Quote.simple(20 * GIB)
+    for name in names:
+        w.load(name)
+        w.pass_time(0.5)
+    shows(w)
+    changed = {name: model(name, least_context=2048) for name in ("a", "c")}
+    w.post(events.CatalogueTaken({**changed, "e": model("e")}, frozenset(("a", "c"))))
+    w.pass_time(1)
+    shows(w)
+    w.post(events.Reconfigured({}, w.limits, 60.0, frozenset()))
+    w.pass_time(40)
+    return w
+
+
+@story
+def more_is_held_than_was_reserved_and_the_gpu_is_nearly_full() -> World:
+    limits = Limits(gpu=BudgetLimits(budget_percent=95.0), host=BudgetLimits(), memory_wait_s=5.0, alert_percent=75.0)
+    w = world("a", "b", limits=limits, real_sizes={"a": 6 * GIB + 1, "b": GIB})
+    w.load("a")
+    w.pass_time(1)
+    w.unload("a")
+    w.pass_time(1)
+    w.load("b")
+    w.pass_time(30)
+    w.post(events.LookAsked())
+    w.settle()
+    return w
+
+
+@story
+def a_game_has_the_gpus() -> World:
+    w = world("a", "b", size=2 * GIB)
+    w.models["b"] = model("b", gpu=HOST)
+    w.post(events.Reconfigured(w.models, w.limits, 300.0, frozenset()))
+    w.load("a")
+    w.load("b")
+    w.pass_time(1)
+    w.post(events.HoldAsked(1, "", BOB, "playing", "steam", frozenset(("game",))))
+    tried(w, "a")
+    w.pass_time(3)
+    shows(w)
+    w.post(events.HoldDropped(1, "the game has ended"))
+    w.pass_time(3)
+    return w
+
+
+@story
+def a_second_end_does_not_wait() -> World:
+    w = world("a", "b", size=2 * GIB)
+    for name in ("a", "b"):
+        w.load(name, use=True)
+        w.pass_time(1)
+    w.forced |= {"a", "b"}
+    w.post(events.SuspendAsked(8.0, shutdown=True))
+    w.post(events.ShutdownAsked())
+    w.pass_time(0.1)
+    w.busy = {"a"}
+    w.post(events.ShutdownAsked())
+    w.post(events.ShutdownAsked())
+    w.pass_time(10)
+    return w
+
+
+@story
+def a_sleep_that_leaves_no_time() -> World:
+    w = world("a", "b", "c", size=GIB, load_s={"c": 50.0})
+    w.models["b"] = model("b", gpu=HOST)
+    w.post(events.Reconfigured(w.models, w.limits, 300.0, frozenset()))
+    for name in ("a", "b", "c"):
+        w.load(name, use=name == "a")
+        w.pass_time(1)
+    w.forced |= {"a", "b", "c"}
+    w.post(events.SuspendAsked(0.4, keep=True, lost={"nvidia": "it does not keep its memory"}))
+    while stop := next((a for a in w.pending if isinstance(a, events.Stop)), None):
+        w.pending.remove(stop)
+    w.pass_time(2)
+    shows(w)
+    for name in [name for name in ("a", "c") if name in w.engines]:
+        w.end(name)
+    w.post(events.WokeUp())
+    w.pass_time(60)
+    return w
+
+
+@story
+def a_crash_while_requests_are_answered_and_it_is_to_be_renewed() -> World:
+    w = world("a", "b", size=GIB)
+    for name in ("a", "b"):
+        w.load(name, use=True)
+        w.pass_time(1)
+    w.post(events.CatalogueTaken({"a": model("a", least_context=2048)}, frozenset(("a",))))
+    w.unload("a")
+    w.end("a", code=2)
+    w.end("b", code=2)
+    w.pass_time(20)
+    return w
+
+
+def shows(w: World) -> None:
+    """What is to be seen in the middle of it."""
+    w.told += seen(w)  # type: ignore[arg-type]
+
+
+def seen(w: World) -> list[object]:
+    shown = w.scheduler
+    lists = (shown.gpu_statuses(), list(shown.model_statuses()), shown.job_statuses(), shown.queue_statuses())
+    return [status for one in (*lists, shown.claim_statuses(), shown.hold_statuses()) for status in one]
+
+
 def shown(value: object) -> str:
     """A value in a line, without what is as it is by default; a model by its name."""
     match value:
@@ -461,12 +631,8 @@ def folded(lines: list[str]) -> list[str]:
 def told(tell: Story) -> list[str]:
     """All that is done and said, and what is to be seen in the end."""
     w = tell()
-    seen = w.scheduler
-    lines = [shown(action) for action in w.told]
-    for statuses in (seen.gpu_statuses(), list(seen.model_statuses()), seen.job_statuses(), seen.queue_statuses()):
-        lines += [f"= {shown(status)}" for status in statuses]
-    lines += [f"= {shown(status)}" for status in (*seen.claim_statuses(), *seen.hold_statuses())]
-    return [*folded(lines), f"= next deadline {shown(seen.next_deadline())}, uses {shown(seen.uses())}"]
+    lines = [*(shown(action) for action in w.told), *(f"= {shown(status)}" for status in seen(w))]
+    return [*folded(lines), f"= next deadline {shown(w.scheduler.next_deadline())}, uses {shown(w.scheduler.uses())}"]
 
 
 def kept() -> dict[str, list[str]]:
