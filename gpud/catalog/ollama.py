@@ -63,7 +63,7 @@ def look_into(walk: Walk, root: str, known: Manifests) -> Manifests:
         walk.files += 1
         try:
             before = known.get(file.path)
-            manifest = before[1] if before is not None and before[0] == file else _read(root, file)
+            manifest = before[1] if before is not None and before[0] == file else _read(walk, root, file)
             manifests[file.path] = file, manifest
             _add(walk, root, name, file, manifest, seen)
         except _Wrong as problem:
@@ -105,10 +105,14 @@ def _shown(host: str, namespace: str, model: str, tag: str) -> str:
     return name if namespace.casefold() == DEFAULT_NAMESPACE else f"{namespace}/{name}"
 
 
-def _read(root: str, file: File) -> Manifest:
+def _read(walk: Walk, root: str, file: File) -> Manifest:
     try:
         content = small_file(file.path, MANIFEST_LIMIT_BYTES)
+    except PermissionError:
+        walk.out_of_reach(root)  # What it names lies elsewhere in the store, and is not gone.
+        raise _Wrong("gpud may not read this manifest: let the user that gpud runs as read it") from None
     except OSError as problem:
+        walk.out_of_reach(root, problem)
         raise _Wrong(f"this manifest cannot be read: {problem.strerror} (errno {problem.errno})") from None
     except ValueError as problem:
         raise _Wrong(f"this is no manifest: {problem}; pull the model again, or remove it with ollama rm") from None

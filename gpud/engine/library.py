@@ -345,8 +345,7 @@ class Library:
             look, self._finder, self._registry, shelf, at_us, self._stopping.is_set, self._held, self._aside
         )
         told = await self._become(held)
-        reasons = {trouble.path: trouble.text for trouble in finding.troubles}
-        away = tuple(Trouble(path, reasons.get(path, NOT_THERE)) for path in finding.unreachable)
+        away = tuple(Trouble(path, _why_away(path, finding.troubles)) for path in finding.unreachable)
         return replace(
             told,
             changed=tuple(sorted({*told.changed, *self._seen_otherwise(away)} - {*told.new, *told.gone})),
@@ -453,6 +452,13 @@ class Library:
             )
         if outcomes:
             self._tell(tuple(outcomes))
+
+
+def _why_away(path: str, troubles: Collection[Trouble]) -> str:
+    """Of a store one file in it may be the reason."""
+    own = next((one.text for one in troubles if one.path == path), "")
+    inner = next((f"{one.path}: {one.text}" for one in troubles if is_below(one.path, path)), "")
+    return own or inner or NOT_THERE
 
 
 def is_below(path: str, folder: str) -> bool:

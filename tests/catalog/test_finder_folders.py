@@ -1,13 +1,9 @@
 """Models in folders: what is found, what is left alone, and what belongs together."""
 
 import fnmatch
-import json
 import os
 import socket
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -492,47 +488,13 @@ def test_fifty_thousand_names_are_looked_at(tmp_path: Path) -> None:
     assert trees.names(trees.look(tmp_path)) == ["a"]
 
 
-def as_anybody(*folders: Path) -> dict[str, Any]:
-    """What a user without privileges finds there, in a child that has given them up."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            if os.geteuid() == 0:
-                os.setgroups([])
-                os.setgid(65534)
-                os.setuid(65534)
-            finding = trees.look(*folders)
-            told = {
-                "models": [(found.path, found.problem) for found in finding.models],
-                "troubles": [(trouble.path, trouble.text) for trouble in finding.troubles],
-                "unreachable": finding.unreachable,
-            }
-            os.write(writer, json.dumps(told).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with open(reader, "rb") as file:
-        told = file.read()
-    os.waitpid(pid, 0)
-    return dict(json.loads(told))
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that every user may enter."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)
-        yield Path(folder)
-
-
 def test_a_folder_that_may_not_be_read_is_told(open_folder: Path) -> None:
     """It is unreachable, as a root and below one: what is known of it stays."""
     root, inner = open_folder / "root", open_folder / "other" / "inner"
     for folder in (root, inner):
         trees.gguf(folder / "m.gguf", folder.name)
         os.chmod(folder, 0)
-    told = as_anybody(root, open_folder / "other")
+    told = trees.as_anybody(root, open_folder / "other")
     for folder in (root, inner):
         os.chmod(folder, 0o755)
     assert told["unreachable"] == [str(root), str(inner)]
@@ -544,7 +506,7 @@ def test_a_file_that_may_not_be_read_is_listed_with_its_problem(open_folder: Pat
     """Whoever put it there finds it in the list."""
     path = trees.gguf(open_folder / "m.gguf")
     path.chmod(0)
-    ((found, problem),) = as_anybody(open_folder)["models"]
+    ((found, problem),) = trees.as_anybody(open_folder)["models"]
     assert found == str(path) and "gpud may not read it" in problem
 
 

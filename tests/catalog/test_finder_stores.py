@@ -205,6 +205,21 @@ def test_a_bad_manifest_is_told_and_not_followed(tmp_path: Path, name: str) -> N
     assert trouble.path == str(path) and words in trouble.text and trouble.text.isprintable()
 
 
+@pytest.mark.parametrize("inner", ["manifests/registry.ollama.ai/library/m/1", "manifests/registry.ollama.ai/library"])
+def test_what_a_manifest_that_may_not_be_read_names_is_not_gone(open_folder: Path, inner: str) -> None:
+    """Ollama's store is another user's: nobody knows which models they are, so none of its models is taken for gone."""
+    for name in ("m", "other"):
+        weights = trees.ollama_blob(open_folder, model(open_folder, name))
+        trees.ollama_manifest(open_folder, f"registry.ollama.ai/library/{name}/1", {"model": weights})
+    (open_folder / inner).chmod(0)
+    told = trees.as_anybody(ollama=(open_folder,))
+    (open_folder / inner).chmod(0o755)
+    assert str(open_folder) in told["unreachable"]
+    assert len(told["models"]) == (0 if inner.endswith("library") else 1)
+    ((path, why),) = told["troubles"]
+    assert path == str(open_folder / inner) and why.startswith("gpud may not ") and ": let " in why
+
+
 def test_a_manifest_that_is_no_file_is_not_opened(tmp_path: Path) -> None:
     """A FIFO would wait for ever."""
     folder = tmp_path / "manifests" / "h" / "n" / "m"

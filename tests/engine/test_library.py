@@ -189,8 +189,20 @@ def test_models_of_a_root_that_cannot_be_reached_stay(run: Any) -> None:
     run(scenario())
 
 
-def test_a_model_in_a_folder_that_may_no_longer_be_read_says_so_and_comes_back(run: Any) -> None:
-    """It is neither gone nor unknown: whoever asks is told why nobody can look at it, and both changes are told."""
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        (Trouble("/models/inner", "gpud may not look into it: let it"), "gpud may not look into it: let it"),
+        (Trouble("/models/inner/manifest", "gpud may not read it"), "/models/inner/manifest: gpud may not read it"),
+        (Trouble("/models/other", "gpud may not"), "it is not there; if it is on a disk of its own, mount that"),
+    ],
+)
+def test_a_model_in_a_folder_that_may_no_longer_be_read_says_so_and_comes_back(
+    run: Any, trouble: Trouble, said: str
+) -> None:
+    """It is neither gone nor unknown: whoever asks is told why nobody can look at it, and both changes are told. Of a
+    store one file in it may be the reason.
+    """
 
     async def scenario() -> None:
         def at_its_file() -> Callable[[Entry], Model | str]:
@@ -201,12 +213,12 @@ def test_a_model_in_a_folder_that_may_no_longer_be_read_says_so_and_comes_back(r
             await place.library.scan()
             place.shelves.models = [found("here")]
             place.shelves.unreachable = ("/models/inner",)
-            place.shelves.troubles = [Trouble("/models/inner", "gpud may not look into it: let it")]
+            place.shelves.troubles = [trouble]
             scanned = await place.library.scan()
             assert (scanned.new, scanned.gone, scanned.changed) == ((), (), ("away",))
             assert place.names() == ["away", "here"]
             problem = (await place.library.entry("away")).found.problem
-            assert problem == "cannot be reached now: /models/inner: gpud may not look into it: let it"
+            assert problem == f"cannot be reached now: /models/inner: {said}"
             assert not (await place.library.entry("here")).found.problem
             assert (await place.library.scan()).changed == (), "nothing has changed since"
             place.shelves.models = [found("here"), found("away", "/models/inner")]
