@@ -264,16 +264,13 @@ class _Readiness:
 
     async def _insist_on_ours(self) -> None:
         child, at = self._child, self._plan.endpoint
-        stranger = await asyncio.to_thread(
-            lambda: listeners.stranger(at, child.pids(), child.record.start_time),
+        await runner.insist_on_ours(
+            self._model.name,
+            child,
+            at,
+            call.describe(self._plan.health_endpoint),
+            hint="end it, or let the command use ${port} or ${socket}",
         )
-        if stranger is not None:
-            raise BackendFailed(
-                f'cannot load "{self._model.name}": process {stranger}, which is not of this engine, answers at '
-                f"{call.describe(self._plan.health_endpoint)}",
-                hint="end it, or let the command use ${port} or ${socket}",
-                kind="port-in-use",
-            )
         self._is_ours = True
 
 

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gpud.backends import call, failures
+from gpud.backends import call, failures, listeners
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Endpoint, Exit, Model, StopTimes
 from gpud.core.ports import Child, Command, Launcher, LineReader
@@ -252,3 +252,16 @@ class ProcessRunner(Struct):
     def crash_hint(self, ended: Exit) -> str:
         """What to do about an end that nobody asked for, read from the engine's last words; may be empty."""
         return failures.crash_hint(ended)
+
+
+async def insist_on_ours(model: str, child: Child, at: Endpoint, answered: str, *, hint: str) -> None:
+    """Raises BackendFailed where another process than the engine's listens ``at`` an address: what was ``answered``
+    came from that one.
+    """
+    other = await asyncio.to_thread(lambda: listeners.stranger(at, child.pids(), child.record.start_time))
+    if other is not None:
+        raise BackendFailed(
+            f'cannot load "{model}": process {other}, which is not of this engine, answers at {answered}',
+            hint=hint,
+            kind="port-in-use",
+        )

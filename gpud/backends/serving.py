@@ -181,16 +181,13 @@ class HubServer:
         if endpoint.socket or answer.status != 200:
             return answer.status == 200
         # Its health has no key that would tell it from a stranger, but the kernel knows who listens.
-        other = await asyncio.to_thread(
-            lambda: listeners.stranger(endpoint, child.pids(), child.record.start_time),
+        await runner.insist_on_ours(
+            model.name,
+            child,
+            endpoint,
+            call.describe(endpoint),
+            hint="nothing needs to be done when it happens once: another port is taken at the next start",
         )
-        if other is not None:
-            raise BackendFailed(
-                f'cannot load "{model.name}": process {other}, which is not of this engine, answers at '
-                f"{call.describe(endpoint)}",
-                hint="nothing needs to be done when it happens once: another port is taken at the next start",
-                kind="port-in-use",
-            )
         return True
 
     async def adopt(self, record: RunnerRecord, model: Model) -> Runner | None:

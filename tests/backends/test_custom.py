@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from place import FAKE, PATIENT, QUICK, Place
+from squatter import Squatter
 
 from gpud.backends import call
 from gpud.backends.attached import AttachedRunner
@@ -18,7 +19,7 @@ from gpud.backends.options import EngineOptions
 from gpud.backends.runner import ProcessRunner
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import BusyProbe, Endpoint, EngineSettings, HttpCall, Model, StopTimes
-from gpud.core.ports import Child, Command, LineReader, Standing
+from gpud.core.ports import Standing
 
 Run = Callable[..., Any]
 
@@ -209,27 +210,6 @@ def test_a_fixed_address_is_used_when_it_is_free(run: Run, tmp_path: Path) -> No
             await runner.unload(QUICK)
 
     run(work())
-
-
-class Squatter:
-    """A launcher that lets a process older than the engine take its port."""
-
-    def __init__(self, place: Place, *switches: str) -> None:
-        self.place = place
-        self.server: asyncio.Server | None = None
-
-    async def spawn(self, command: Command, on_line: LineReader | None = None) -> Child:
-        async def friendly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
-            writer.close()
-
-        port = int(command.argv[command.argv.index("--port") + 1])
-        self.server = self.server or await asyncio.start_server(friendly, "127.0.0.1", port)
-        return await self.place.launcher.spawn(command, on_line)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.place.launcher, name)
 
 
 def test_a_stranger_on_its_port_is_not_taken_for_the_service(run: Run, tmp_path: Path) -> None:

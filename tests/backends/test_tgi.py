@@ -12,6 +12,7 @@ import hub_model
 import pytest
 from place import HERE, QUICK, Place
 from ports import free_port
+from squatter import Squatter
 
 from gpud.backends import call
 from gpud.backends.attached import AttachedRunner
@@ -22,7 +23,7 @@ from gpud.backends.serving import HubServer
 from gpud.backends.tgi import tgi
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import EngineSettings, GpuSample, Model
-from gpud.core.ports import Child, Command, LineReader, LoadOrder, Standing
+from gpud.core.ports import LoadOrder, Standing
 from gpud.core.record import replace
 
 Run = Callable[..., Any]
@@ -160,27 +161,6 @@ def test_flags_that_it_would_get_twice_are_refused(run: Run, tmp_path: Path) -> 
             assert "--turbo" in failure.value.message
 
     run(work())
-
-
-class Squatter:
-    """A launcher that lets somebody else take the first port that is chosen."""
-
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self.server: asyncio.Server | None = None
-
-    async def spawn(self, command: Command, on_line: LineReader | None = None) -> Child:
-        async def friendly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
-            writer.close()
-
-        port = int(command.argv[command.argv.index("--port") + 1])
-        self.server = self.server or await asyncio.start_server(friendly, "127.0.0.1", port)
-        return await self.place.launcher.spawn(command, on_line)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.place.launcher, name)
 
 
 def test_a_stranger_on_its_port_is_not_taken_for_it(run: Run, tmp_path: Path) -> None:
