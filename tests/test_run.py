@@ -148,3 +148,24 @@ def test_ports_that_are_taken(clone: Path) -> None:
         f"another program listens on port {port} now: stop it, or change http.front.port in build/run/gpud.yaml\n"
     )
     settle(lambda: not of(clone), "nothing is left", lambda: str(of(clone)))
+
+
+def test_after_somebody_else_has_run_it(clone: Path) -> None:
+    """As after ``sudo make run``: what is theirs cannot be used, and the message says whose it is and what to do."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may give a file to another user")
+    state = clone / "build" / "run" / "state"
+    state.mkdir(parents=True)
+    (state / "gpud.db").touch()
+    os.chown(state / "gpud.db", 65534, 65534)
+    done = subprocess.run(
+        [clone / "tools" / "run"],
+        env={"PATH": os.environ["PATH"], "HOME": str(clone), "LANG": "C.UTF-8"},
+        capture_output=True,
+        text=True,
+        timeout=BOUND_S,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("cannot run here as root: nobody has run gpud in this folder before")
+    assert "build/run, as nobody or as root" in done.stderr
