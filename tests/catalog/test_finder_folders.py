@@ -488,6 +488,21 @@ def test_fifty_thousand_names_are_looked_at(tmp_path: Path) -> None:
     assert trees.names(trees.look(tmp_path)) == ["a"]
 
 
+def test_ten_thousand_models_in_one_folder_are_found(tmp_path: Path) -> None:
+    """Real files, each of its own: all of them are there with what they say, and another look opens none."""
+    trees.many(tmp_path / "many", 10_000)
+    finder = ModelFinder(now_ns=trees.later)
+    first = finder.scan(Roots(folders=(str(tmp_path),)), {})
+    assert trees.names(first) == [f"m{number:05}" for number in range(10_000)]
+    assert {(found.architecture, found.trained_context, found.problem) for found in first.models} == {
+        ("llama", 8192, "")
+    }
+    assert (first.files, first.read, first.troubles) == (10_000, 10_000, ())
+    (tmp_path / "many" / "m00007.gguf").unlink()
+    again = finder.scan(Roots(folders=(str(tmp_path),)), {found.path: found for found in first.models})
+    assert (len(again.models), again.read) == (9_999, 0)
+
+
 def test_a_folder_that_may_not_be_read_is_told(open_folder: Path) -> None:
     """It is unreachable, as a root and below one: what is known of it stays."""
     root, inner = open_folder / "root", open_folder / "other" / "inner"

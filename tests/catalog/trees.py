@@ -34,6 +34,16 @@ def gguf(path: Path, name: str = "", *, rows: int = 8, architecture: str = "llam
     return gguf_writer.write(path, everything, [("blk.0.ffn_down.weight", (256, rows), "Q4_K")])
 
 
+def many(folder: Path, count: int) -> None:
+    """So many models, whole and of a kilobyte, which differ in their names alone: ``m00000``, ``m00001``, ..."""
+    content = gguf(folder / "template", "m?????").read_bytes()
+    (folder / "template").unlink()
+    for number in range(count):
+        path = folder / f"m{number:05}.gguf"
+        path.write_bytes(content.replace(b"m?????", path.stem.encode()))
+        os.utime(path, (LONG_AGO, LONG_AGO))
+
+
 def split(folder: Path, stem: str, count: int) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     values = {"general.architecture": "llama", "general.name": stem, "llama.context_length": 4096}
