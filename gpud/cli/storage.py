@@ -44,6 +44,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="clean-cache: only say what would be removed")
     parser.add_argument("--yes", "-y", action="store_true", help="clean-cache, --link: do not ask")
     parser.add_argument("--least", type=size_of, metavar="SIZE", default=LEAST_BYTES, help="check: warn below (50GiB)")
+    parser.add_argument("--fail", action="store_true", help="check: end with status 1 when there is less")
 
 
 def run(arguments: Namespace, output: Output) -> int:
@@ -70,10 +71,10 @@ def base(arguments: Namespace) -> Path:
     try:
         return Path(load(path).base_directory)
     except ConfigInvalid:
-        if path.exists():
+        if os.access(path, os.R_OK):
             raise
-        # Nothing is configured on this machine yet.
-        return Path(Config().base_directory)
+        # Nothing is configured on this machine yet, or not for the eyes of whoever asks.
+        return Path(os.environ.get("ML_MODELS_BASE") or Config().base_directory).absolute()
 
 
 def _there(arguments: Namespace) -> Path:
@@ -320,7 +321,7 @@ def check(arguments: Namespace, output: Output) -> int:
     # For the journal: warning is level 4.
     level = "<4>" if os.environ.get("JOURNAL_STREAM") and not sys.stdout.isatty() else ""
     output.result(f"{level}{text}\n{level}{more}; {advice}", data)
-    return DONE
+    return FAILED if arguments.fail else DONE
 
 
 def _ask(what: str, arguments: Namespace, output: Output) -> None:

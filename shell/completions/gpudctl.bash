@@ -108,7 +108,7 @@ _gpudctl() {
         import)
             options='--output --force --check --directory --environment --map --name --prefix --models --engine'
             ;;
-        storage) options='--base --root --depth --duplicates --link --dry-run --yes --least' ;;
+        storage) options='--base --root --depth --duplicates --link --dry-run --yes --least --fail' ;;
         key) options='--allow --rate --priority --may --file' ;;
         doctor) options='--config' ;;
         version) options='--daemon' ;;

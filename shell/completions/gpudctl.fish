@@ -142,6 +142,7 @@ complete -c gpudctl -n '__gpudctl_is storage' -l link -d 'Make the copies one fi
 complete -c gpudctl -n '__gpudctl_is storage' -l dry-run -d 'Only say what would be removed'
 complete -c gpudctl -n '__gpudctl_is storage' -s y -l yes -d 'Do not ask'
 complete -c gpudctl -n '__gpudctl_is storage' -l least -x -d 'Warn below this'
+complete -c gpudctl -n '__gpudctl_is storage' -l fail -d 'End with status 1 when there is less'
 complete -c gpudctl -n '__gpudctl_is key; and not __gpudctl_is_action add; and not __gpudctl_is_action list; and not __gpudctl_is_action revoke' -a 'add list revoke'
 complete -c gpudctl -n '__gpudctl_is key' -l allow -x -a '(__gpudctl_ask models)' -d 'A model that it is for'
 complete -c gpudctl -n '__gpudctl_is key' -l rate -x -d 'How often it may ask'

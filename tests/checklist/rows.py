@@ -48,6 +48,7 @@ PLASMA = "tests/desktop/test_plasma.py::"
 SESSIONS = "tests/daemon/test_sessions.py::"
 SHELLS = "tests/dbus/test_sessions.py::"
 LOGINS = "tests/booted/test_sessions.py::"
+DAYS = "tests/booted/test_stories.py::"
 WEB_SERVICE = "tests/booted/test_http_service.py::"
 OWN = "tests/booted/test_own_gpud.py::"
 STORAGE = "tests/cli/test_cli_storage.py::"
@@ -288,7 +289,10 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "S2-36": (WEB_SERVICE + "test_a_port_that_is_taken_keeps_the_other_doors_open",),
     "S2-40": (FACADES + "test_the_status_names_model_and_memory",),
-    "S4-09": (OWN + "test_the_lines_of_the_old_documents_work_for_a_user",),
+    "S4-09": (
+        OWN + "test_the_lines_of_the_old_documents_work_for_a_user",
+        OWN + "test_it_needs_nothing_but_to_be_enabled",
+    ),
     "S4-10": (OWN + "test_the_lines_of_the_old_documents_work_for_a_user",),
     "S4-11": (OWN + "test_the_lines_of_the_old_documents_work_for_a_user",),
     "S4-12": (OWN + "test_the_lines_of_the_old_documents_work_for_a_user",),
@@ -317,13 +321,15 @@ ROWS: dict[str, tuple[str, ...]] = {
         SHELLS + "test_a_session_ends_with_its_shell",
         SHELLS + "test_a_login_session_ends_when_its_user_logs_out",
         LOGINS + "test_what_only_carla_used_goes_with_her",
+        LOGINS + "test_in_screen_it_outlives_the_login",
+        DAYS + "test_the_terminal_is_closed",
     ),
     "S1-77": (FACADES + "test_the_api_is_closed_and_opened_without_touching_models",),
     "S2-23": (FACADES + "test_the_api_is_closed_and_opened_without_touching_models",),
     "S2-24": (FACADES + "test_the_api_is_closed_and_opened_without_touching_models",),
     "S2-25": (FACADES + "test_the_api_is_closed_and_opened_without_touching_models",),
     "S2-39": (FACADES + "test_a_restart_loads_the_same_models_with_new_processes",),
-    "S1-78": (STORAGE + "test_little_room_is_warned_of",),
+    "S1-78": (STORAGE + "test_little_room_is_warned_of", DAYS + "test_the_disk_is_full"),
     "S1-79": ("tests/http/test_management.py::test_the_disk_with_the_models_is_told",),
     # What models there are
     "S1-12": (
@@ -482,6 +488,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "S0-39": (
         FAILING + "test_the_whole_life_of_a_failing_engine_is_in_the_log",
         CRASHES + "test_an_engines_death_is_not_gpuds",
+        FACADES + "test_what_does_not_start_is_explained",
     ),
     "S0-40": (OFFLINE + "test_device_nodes_that_gpud_may_not_use", OFFLINE + "test_an_amd_gpu"),
     "S0-41": (OFFLINE + "test_model_files_are_looked_into",),

@@ -205,13 +205,18 @@ def test_another_disk_in_the_cache_is_left_alone(tmp_path: Path, store: Path) ->
 
 
 def test_little_room_is_warned_of(tmp_path: Path, store: Path) -> None:
-    """With the number and what to do, and no failure: a timer runs it. In the journal it is a warning."""
+    """With the number and what to do; it fails where that is wished, as the timer's unit wishes it. In the journal it
+    is a warning.
+    """
     printed, _ = gpudctl(tmp_path, "check", "--least", "1B", "--base", str(store))
     assert re.fullmatch(r"\S+ \S+ of \S+ \S+ free for models in .*\n", printed)
     printed, _ = gpudctl(tmp_path, "check", "--least", "4000000T", "--base", str(store))
     first, second = printed.splitlines()
     assert re.fullmatch(r"WARNING: ML models storage low: \d+GB remaining", first)
     assert "less than" in second and '"gpudctl storage du"' in second
+    assert gpudctl(tmp_path, "check", "--fail", "--least", "1B", "--base", str(store))[0].count("\n") == 1
+    failed, _ = gpudctl(tmp_path, "check", "--fail", "--least", "4000000T", "--base", str(store), status=1)
+    assert failed.splitlines()[0] == first
     data = json.loads(gpudctl(tmp_path, "check", "--least", "4000000T", "--base", str(store), "--json")[0])
     disk = os.statvfs(store)
     assert data["low"] is True and data["total_bytes"] == disk.f_blocks * disk.f_frsize
