@@ -5,11 +5,13 @@ time. These figures are exact, and say at once which of them a change of the for
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from core.dry_record import ARGUMENTS
 from core.model_headers import ENCODERS, HEADERS
 from gpud.core.estimate import estimate
+from gpud.core.estimate.architectures import ARCHITECTURES
 from gpud.core.plan import Plan
 from gpud.core.quote import Estimate
 
@@ -71,10 +73,39 @@ def of_draft() -> Figures:
     return found
 
 
+EVERYTHING = {
+    "attention.sliding_window": 1024,
+    "attention.key_length": 96,
+    "attention.value_length": 80,
+    "attention.shared_kv_layers": 3,
+    "full_attention_interval": 0,
+    "expert_count": 8,
+    "expert_used_count": 2,
+    "expert_feed_forward_length": 1792,
+    "ssm.conv_kernel": 4,
+    "ssm.inner_size": 8192,
+    "ssm.state_size": 128,
+    "ssm.group_count": 8,
+    "ssm.time_step_rank": 64,
+}
+"""What files say for architectures of every kind: one passes over what is not for it."""
+
+
+def of_architectures() -> Figures:
+    """The same file, as if it were of each architecture in turn: what differs are the rules."""
+    like = HEADERS["Llama-3.1-8B-Instruct"]
+    found = {}
+    for name in sorted(ARCHITECTURES):
+        file = replace(like, architecture=name, values={**like.values, **EVERYTHING}).file()
+        for what in ("one GPU", "cache in host memory"):
+            found[f"{name}, {what}"] = figures(estimate(file, PLANS[what]))
+    return found
+
+
 def everything() -> dict[str, Figures]:
     found = {name: of_model(name) for name in HEADERS}
     found |= {f"with {kind}": of_encoder(kind) for kind in ENCODERS}
-    return {**found, "with a draft": of_draft()}
+    return {**found, "with a draft": of_draft(), "as each architecture": of_architectures()}
 
 
 def written(found: dict[str, Figures]) -> str:

@@ -187,3 +187,23 @@ def test_twice_as_many_candidates_are_twice_the_work_at_most() -> None:
         return calls_of(lambda: choose(some, 20 * GIB, now=NOW))
 
     assert work(4000) < 2 * work(2000) < 4 * work(1000) < 40_000
+
+
+@pytest.mark.parametrize("some", list(itertools.permutations([("old", 300.0), ("middle", 200.0), ("new", 100.0)])))
+def test_the_order_in_which_they_are_listed_does_not_matter(some: Sequence[tuple[str, float]]) -> None:
+    """Who was used longest ago goes first, and of two priorities the lower one before it."""
+    alike = [candidate(name, idle_s, 2.0) for name, idle_s in some]
+    assert names(choose(alike, 3 * GIB, policy=EvictionPolicy.LRU, now=NOW)) == {"old", "middle"}
+    assert names(choose(alike, 3 * GIB, policy=EvictionPolicy.PRIORITY, now=NOW)) == {"old", "middle"}
+    assert names(choose(alike, 3 * GIB, policy=EvictionPolicy.HYBRID, now=NOW)) == {"old", "middle"}
+    dearer = [replace(one, priority=2) if one.model == "old" else one for one in alike]
+    assert names(choose(dearer, 3 * GIB, policy=EvictionPolicy.LRU, now=NOW)) == {"old", "middle"}
+    assert names(choose(dearer, 3 * GIB, policy=EvictionPolicy.PRIORITY, now=NOW)) == {"middle", "new"}
+    assert names(choose(dearer, 3 * GIB, policy=EvictionPolicy.HYBRID, now=NOW)) == {"middle", "new"}
+
+
+def test_the_least_recently_used_ones_go_however_dear_they_are() -> None:
+    """That is what the policy is for; who is not needed after all stays."""
+    some = [candidate("small", 400.0, 1.0), candidate("dear", 300.0, 4.0, reload_s=60.0), candidate("cheap", 9.0, 4.0)]
+    assert names(choose(some, 4 * GIB, policy=EvictionPolicy.LRU, now=NOW)) == {"dear"}
+    assert names(choose(some, 5 * GIB, policy=EvictionPolicy.LRU, now=NOW)) == {"small", "dear"}

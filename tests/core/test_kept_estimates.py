@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.kept_estimates import PLANS, kept, of_draft, of_encoder, of_model
+from core.kept_estimates import PLANS, kept, of_architectures, of_draft, of_encoder, of_model
 from core.model_headers import ENCODERS, HEADERS
 
 KEPT = kept()
@@ -25,7 +25,12 @@ def test_a_draft_model_is_estimated_as_before() -> None:
     assert of_draft() == KEPT["with a draft"]
 
 
+def test_every_architecture_is_estimated_by_its_own_rules() -> None:
+    """One file, as if it were of each in turn."""
+    assert of_architectures() == KEPT["as each architecture"]
+
+
 def test_no_figure_is_kept_of_what_is_no_longer_there() -> None:
     """And each is of the plans that are tried."""
-    assert set(KEPT) == {*HEADERS, *(f"with {kind}" for kind in ENCODERS), "with a draft"}
+    assert set(KEPT) == {*HEADERS, *(f"with {kind}" for kind in ENCODERS), "with a draft", "as each architecture"}
     assert {plan for name in HEADERS for plan in KEPT[name]} == set(PLANS)

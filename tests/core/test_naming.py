@@ -120,3 +120,61 @@ def test_every_model_has_one_usable_name_and_keeps_it(first: list[Found], second
     assert len({one.name for one in again}) == len(together)
     by_path = {one.found.path: one.name for one in again}
     assert all(by_path[one.found.path] == one.name for one in names)
+
+
+def test_whatever_else_is_taken_a_number_tells_models_apart() -> None:
+    """When every part of its path is somebody's, from 2 on; a name stays within its length."""
+    one = found("/m/model.gguf")
+    taken = {"model", "m/model"}
+    assert [n.name for n in naming.name_all((one,), (), {}, taken)] == ["model-2"]
+    assert [n.name for n in naming.name_all((one,), (), {}, {*taken, "model-2", "model-3"})] == ["model-4"]
+    long = "x" * 3 * naming.LONGEST
+    paths = [found(f"/{long}/{long}.gguf", f"{long}") for _ in range(3)]
+    names = named(*paths)
+    assert len(set(names)) == 3
+    assert [len(name) <= naming.LONGEST for name in names] == [True] * 3
+    assert names[0] == "x" * naming.LONGEST
+    assert names[1:] == [f"{'x' * (naming.LONGEST - 8)}-{number}" for number in (2, 3)]
+
+
+def test_a_name_that_nobody_has_now_is_left_to_who_may_come_back() -> None:
+    """As long as another name is free; else it is given away."""
+    one, away = found("/m/model.gguf"), entry(1, "model", found("/elsewhere/model.gguf", size_bytes=9))
+    assert named(one, known=(away,)) == ["m/model"]
+    assert [n.name for n in naming.name_all((one,), (), {}, {"m/model"}, {"model"})] == ["model"]
+
+
+def test_a_configured_model_takes_its_past_with_it() -> None:
+    """By the configured name, or by where it lies; nobody else gets that past."""
+    one, other = found("/m/a.gguf", size_bytes=4), found("/m/b.gguf", size_bytes=4, digest="d")
+    old = entry(1, "b", found("/m/b.gguf", size_bytes=4, digest="d"))
+    configured = {"/m/b.gguf": "best"}
+    names = naming.name_all((one, other), (old,), configured, {"best"})
+    assert [(n.name, n.known) for n in names] == [("a", None), ("best", old)]
+    renamed = naming.name_all((found("/m/c.gguf", digest="d"), other), (old,), configured, {"best"})
+    assert [(n.name, n.known) for n in renamed] == [("c", None), ("best", old)]
+
+
+def test_of_two_with_one_past_the_first_has_it() -> None:
+    """And those that come after it are still looked at."""
+    old = entry(1, "old", found("/m/old.gguf", digest="d"))
+    other = entry(2, "other", found("/m/other.gguf", digest="e"))
+    first, second, third = (found(f"/n/{n}.gguf", digest=d) for n, d in (("x", "d"), ("y", "d"), ("z", "e")))
+    names = naming.name_all((first, second, third), (old, other), {}, ())
+    assert [(n.name, n.known) for n in names] == [("old", old), ("y", None), ("other", other)]
+
+
+def test_a_models_other_places_are_its_other_names() -> None:
+    """Unless somebody is called so."""
+    places = (Place("/m/a.gguf", Source.FOLDER, "a"), Place("/o/b", Source.OLLAMA, "b:latest"))
+    one = replace(found("/m/a.gguf"), places=places)
+    assert naming.other_names([entry(1, "a", one)], ()) == {"a": ("b", "b:latest")}
+    assert naming.other_names([entry(1, "a", one)], ("b",)) == {"a": ("b:latest",)}
+    assert naming.other_names([entry(1, "a", one), entry(2, "b", found("/m/b.gguf"))], ()) == {"a": ("b:latest",)}
+    assert naming.other_names([entry(1, "a", found("/m/a.gguf"))], ()) == {}
+
+
+def test_a_path_that_is_no_text_is_shown_with_its_bytes() -> None:
+    """What is text stays as it is."""
+    assert naming.shown_path("/m/süß.gguf") == "/m/süß.gguf"
+    assert naming.shown_path("/m/\udcff.gguf") == "/m/\\xff.gguf"

@@ -83,19 +83,6 @@ class Plugin:
         return True
 
 
-class Failures:
-    def __init__(self) -> None:
-        self.first = ""
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed and not self.first:
-            self.first = report.nodeid
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if report.failed and not self.first:
-            self.first = f"{report.nodeid} cannot be imported"
-
-
 def quietly() -> None:
     """Nothing that tests print reaches the terminal."""
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -134,10 +121,17 @@ def first_failure(items: Sequence[pytest.Item]) -> str:
 
 def in_new_process(names: Sequence[str], top: Path, examples: int) -> str:
     """The same where nothing of gpud has been imported yet."""
-    failures = Failures()
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        status = pytest.main([*QUIET, "-x", "--rootdir", str(top), *names], plugins=[Plugin(examples), failures])
-    return failures.first or ("" if status in (0, 5) else f"pytest ended with {status!s}")
+    failed: list[str] = []
+
+    def then(items: list[pytest.Item]) -> None:
+        place = {name: number for number, name in enumerate(names)}
+        failed.append(first_failure(sorted(items, key=lambda item: place[item.nodeid])))
+
+    printed = io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(io.StringIO()):
+        status = pytest.main([*QUIET, "--rootdir", str(top), *names], plugins=[Plugin(examples, then)])
+    # A module that cannot be imported any more is seen at once.
+    return failed[0] if failed else f"pytest ended with {status!s}"
 
 
 class Lines:
