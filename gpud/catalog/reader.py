@@ -12,9 +12,9 @@ from gpud.core.modelfile import ModelFile
 from gpud.core.record import Struct, field
 
 FILES_KEPT = 256
-TENSORS_KEPT = 3_000
+TENSORS_KEPT = 1_000
 """What is kept is bounded twice: a model of a few hundred tensors takes about 0.1 MB, and some have ten thousand. It is
-about what is being loaded: of thousands that were looked through once, the last ten need not stay."""
+about what is being loaded: of thousands that were sized one after the other, hardly one is asked for again."""
 
 SETTLED_NS = 50_000_000
 """How long a file must have been left alone to be remembered. The kernel dates changes by its tick (1 to 10 ms): one

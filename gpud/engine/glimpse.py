@@ -105,10 +105,9 @@ def _named(
 def renewed(seen: Glimpse, held: Held, shelf: Shelf) -> Held:
     """All that is there, after this."""
     left = {entry.name for entry in seen.entries} | set(seen.gone)
-    known = {name: one for name, one in held.known.items() if name not in left}
     past = {name: one for name, one in held.past.items() if name not in left}
     return Held(
         held.models.changed(seen.made, left),
-        known | known_of(seen.entries, shelf, held.known),
+        held.known.changed(known_of(seen.entries, shelf, held.known), left),
         past | past_of(seen.entries),
     )

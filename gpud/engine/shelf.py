@@ -16,24 +16,12 @@ from gpud.core.facts import Model, Priority
 from gpud.core.ports import Aside, Finder, Line, Registry, Remembered
 from gpud.core.record import Record, field, replace
 from gpud.core.stock import Stock
+from gpud.engine.known import Known, KnownModels
 
 log = logging.getLogger(__name__)
 
 Makes = Callable[[Entry], Model | str]
 """What a found model is loaded with, or why it cannot be, as a sentence."""
-
-
-class Known(NamedTuple):
-    """Of a model that is there its number in the registry, and what its files are like: 0 where nobody could look.
-    ``last`` is what they were like when somebody could. ``need_bytes`` is what it would need, None where nobody has
-    calculated that, and ``need_of`` of which settings.
-    """
-
-    number: int
-    mark: int
-    last: int
-    need_bytes: int | None = None
-    need_of: str = ""
 
 
 class Past(NamedTuple):
@@ -49,16 +37,12 @@ class Held(Record):
     """
 
     models: Stock = field(default_factory=Stock)
-    known: dict[str, Known] = field(default_factory=dict)
+    known: KnownModels = field(default_factory=KnownModels)
     past: Mapping[str, Past] = field(default_factory=dict)
 
     def becoming(self, other: "Held") -> "Held":
         """The other one; what both have is this one's, which is in memory already."""
-        models = self.models.becoming(other.models)
-        here = dict.fromkeys(models) | dict.fromkeys(other.known)
-        known = {name: other.known[name] for name in here if name in other.known}
-        known |= {name: one for name, one in self.known.items() if known.get(name) == one}
-        return Held(models, known, other.past)
+        return Held(self.models.becoming(other.models), self.known.becoming(other.known), other.past)
 
     def keep_needs(self, before: "Held") -> None:
         """What was calculated is known of the same files, whether or not it was written down yet."""
@@ -172,7 +156,7 @@ def _looked(
     held, refused = held_of(shelf, entries, before.known)
     held.keep_needs(before)
     now = before.becoming(held)
-    is_new = now.models is not before.models or now.known != before.known or now.past != before.past
+    is_new = now.models is not before.models or now.known is not before.known or now.past != before.past
     return pickle.dumps((held if is_new else None, replace(finding, models=()), refused))
 
 
@@ -256,8 +240,8 @@ def _remembered(registry: Registry, shelf: Shelf) -> bytes:
     return pickle.dumps(Held(models, known_of(entries, shelf, {}), past_of(entries)))
 
 
-def known_of(entries: Collection[Entry], shelf: Shelf, old: Mapping[str, Known]) -> dict[str, Known]:
-    known = {}
+def known_of(entries: Collection[Entry], shelf: Shelf, old: Mapping[str, Known]) -> KnownModels:
+    known = KnownModels()
     for entry in entries:
         if entry.present:
             model = shelf.configured.get(entry.name)

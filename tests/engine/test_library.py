@@ -351,6 +351,21 @@ def test_uses_are_counted_once(run: Any) -> None:
     run(scenario())
 
 
+def test_of_a_model_that_has_gone_no_count_is_held_against_it(run: Any) -> None:
+    """It comes back, and is counted from nothing: of its uses each one is kept."""
+
+    async def scenario() -> None:
+        registry = MemoryRegistry()
+        async with house(found("qwen"), registry=registry) as place:
+            await place.library.scan()
+            await place.library.count({"qwen": (3, 1.0, None)}, 1.0)
+            await place.library.count({}, 2.0)
+            await place.library.count({"qwen": (2, 3.0, None)}, 3.0)
+            assert registry.entries()[0].usage_count == 5
+
+    run(scenario())
+
+
 def test_what_it_would_need_is_calculated_once(run: Any) -> None:
     """And again when its file is another."""
 
