@@ -241,8 +241,8 @@ class Library:
             self._changes += 1
 
     async def count(self, uses: Mapping[str, tuple[int, float, float | None]], now_s: float) -> None:
-        """Keep how often models were used. ``uses`` are counts since gpud started, and times on the loop's clock; who has
-        gone is not among them, and counts from nothing when it comes back.
+        """Keep how often models were used. ``uses`` are counts since gpud started, and times on the loop's clock. A model
+        that has gone is not among them, and is counted from nothing when it comes back.
         """
         self._counted = {name: count for name, count in self._counted.items() if name in uses}
         new = {name: use for name, use in uses.items() if use[0] > self._counted.get(name, 0)}
