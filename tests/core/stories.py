@@ -569,6 +569,47 @@ def a_crash_while_requests_are_answered_and_it_is_to_be_renewed() -> World:
     return w
 
 
+@story
+def a_machine_without_a_gpu() -> World:
+    limits = Limits(gpu=BudgetLimits(budget_bytes=12 * GIB, budget_percent=50.0), host=BudgetLimits(reserve_bytes=GIB))
+    w = world("a", "b", "c", limits=limits, gpus={})
+    w.models["c"] = model("c", gpu="3")
+    w.post(events.Reconfigured(w.models, w.limits, 300.0, frozenset()))
+    tried(w, "a", use=True)
+    w.pass_time(1)
+    tried(w, "b")
+    tried(w, "c")
+    w.pass_time(1)
+    w.claim(GIB, priority=Priority.LOW)
+    w.pass_time(1)
+    shows(w)
+    w.post(events.BudgetSet(5 * GIB))
+    w.pass_time(1)
+    return w
+
+
+@story
+def who_would_not_wait() -> World:
+    w = world("a", "b", "c", "d", size=5 * GIB)
+    w.load("a", use=True)
+    w.pass_time(1)
+    for name in ("b", "c"):
+        tried(w, name, wait_s=0.0)
+    w.claim(6 * GIB, BOB, wait_s=0.0)
+    w.pass_time(1)
+    w.load("d", CAROL)
+    w.pass_time(1)
+    tried(w, "b", wait_s=0.0)
+    w.load("c", BOB, wait_s=0.0)
+    w.load("c", CAROL)
+    w.pass_time(1)
+    shows(w)
+    w.post(events.UseEnded("a"))
+    w.pass_time(2)
+    w.pass_time(30)
+    return w
+
+
 def shows(w: World) -> None:
     """What is to be seen in the middle of it."""
     w.told += seen(w)  # type: ignore[arg-type]
