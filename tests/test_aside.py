@@ -76,8 +76,9 @@ def test_a_copy_that_fails_says_so(work: Callable[[Line], None], why: str) -> No
         Aside()(work, answer, never)
 
 
-def test_nobody_waits_for_what_is_not_wanted_any_more() -> None:
+def test_nobody_waits_for_what_is_not_wanted_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """The copy is killed, whatever it is at."""
+    monkeypatch.setattr("gpud.aside.GONE_S", BOUND_S)
 
     def work(line: Line) -> None:
         line.send(os.getpid())
@@ -99,7 +100,9 @@ def test_the_copy_holds_nothing_open_but_what_it_is_told_to_keep(tmp_path: Path)
     """A lock, a socket or a pipe of the process must not outlive it there; nobody hears what it prints."""
 
     def work(line: Line) -> None:
-        line.send({int(path.name): os.readlink(path) for path in list(Path("/proc/self/fd").iterdir()) if path.exists()})
+        line.send(
+            {int(path.name): os.readlink(path) for path in list(Path("/proc/self/fd").iterdir()) if path.exists()}
+        )
 
     with (tmp_path / "lock").open("w") as lock, (tmp_path / "kept").open("w") as kept, socket.socket() as other:
         assert other.fileno() > 2 and lock.fileno() > 2

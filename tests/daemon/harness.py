@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,9 +213,10 @@ class Place:
         return found
 
     def children(self) -> dict[int, str]:
-        """The same without the daemons."""
+        """The same without the daemons, and without the copies in which they look for models while they live."""
         daemons = {daemon.pid for daemon in self.daemons}
-        return {pid: command for pid, command in self.processes().items() if pid not in daemons}
+        found = {pid: command for pid, command in self.processes().items() if pid not in daemons}
+        return {pid: command for pid, command in found.items() if not is_copy(pid, daemons)}
 
     def check_empty(self) -> None:
         """No process but the daemons, no record and no socket."""
@@ -507,6 +508,15 @@ def gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"Z", b"X")
     except OSError:
         return True
+
+
+def is_copy(pid: int, daemons: Collection[int]) -> bool:
+    """Whether it is a child of one of these that runs no other program than that."""
+    with contextlib.suppress(OSError):
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        command, own = (Path(f"/proc/{one}/cmdline").read_bytes() for one in (pid, parent))
+        return parent in daemons and command == own
+    return False
 
 
 def wait_gone(pid: int) -> None:
