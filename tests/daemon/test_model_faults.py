@@ -1,5 +1,6 @@
 """What people and programs do to folders of models, with the real daemon: it serves on, and loses nothing."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from catalog import trees
 from catalog.test_gguf_hostile import CORPUS, array, head, sparse
 
 from gpud.catalog.stream import STRINGS_LIMIT
@@ -17,6 +19,8 @@ from .harness import PYTHON, Client, Place, engine, settle, wait_gone
 from .test_models import CHANGED, GONE, NEW, WRITER, Shop, changed, known, names
 
 KILLS = 6
+
+MANY = 1_000
 
 GROWN_KIB = 64 << 10
 """What reading the worst files may cost the daemon and leave behind; the allocator's share included."""
@@ -68,6 +72,36 @@ def test_hostile_files_in_a_shared_folder_stop_nobody(shop: Shop) -> None:
     assert known(daemon, "slow1")["Problem"], "it has no architecture"
     assert daemon.load("good").result == "done"
     assert daemon.memory_kib() - before_kib < GROWN_KIB
+    daemon.aftermath()
+
+
+def test_a_folder_with_thousands_of_models_holds_up_nobody(shop: Shop) -> None:
+    """Who asks meanwhile is answered; then every surface has all of them, and each can be named."""
+    shop.configure()
+    shop.put("good")
+    daemon = shop.place.start()
+    daemon.call("Scan")
+    assert daemon.load("good").result == "done"
+    trees.many(shop.place.root / "made", MANY)
+    (shop.place.root / "made").rename(shop.folder / "many")
+    client = Client(shop.place.address)
+    scan = threading.Thread(target=client.call, args=("Scan",))
+    scan.start()
+    answers = [shop.doors.front.chat("good", max_tokens=1).status]
+    while scan.is_alive():
+        answers.append(shop.doors.front.ask("/health").status)
+    scan.join()
+    client.close()
+    assert set(answers) == {200}
+    wanted = {"spare", "good", *(f"m{number:05}" for number in range(MANY))}
+    assert names(daemon) == wanted
+    assert {one["id"] for one in shop.doors.front.ask("/v1/models").value["data"]} == wanted
+    assert set(shop.gpudctl("models").split()) == wanted
+    listed = json.loads(shop.gpudctl("models", "list", "--json"))
+    assert {one["name"] for one in listed} == wanted and all(one["path"] for one in listed if one["name"] != "spare")
+    assert known(daemon, f"m{MANY - 1:05}")["TrainedContext"] == 8192
+    shop.gpudctl("models", "tag", "m00001", "one")
+    assert known(daemon, "m00001")["Tags"] == ["one"]
     daemon.aftermath()
 
 
