@@ -75,6 +75,9 @@ class Child(Protocol):
     @property
     def record(self) -> ChildRecord: ...
 
+    def alive(self) -> bool:
+        """Whether its main process has not ended yet. Engines of other packages ask this while they wait."""
+
     def tail(self) -> tuple[str, ...]:
         """The last lines of its output, oldest first."""
 

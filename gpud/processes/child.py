@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import select
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
 
@@ -65,6 +66,13 @@ class RunningChild:
     @property
     def record(self) -> ChildRecord:
         return self._record
+
+    def alive(self) -> bool:
+        if self._main_ended.is_set() or self._pidfd < 0:
+            return False
+        look = select.poll()
+        look.register(self._pidfd, select.POLLIN)
+        return not look.poll(0)
 
     def tail(self) -> tuple[str, ...]:
         return self._lines.tail()

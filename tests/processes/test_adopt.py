@@ -112,7 +112,7 @@ def test_adopted_child_goes_on_as_before(
 
     async def scene() -> Exit:
         child = launcher.adopt(record)
-        assert child is not None and child.pid in child.pids()
+        assert child is not None and child.alive() and child.pid in child.pids()
         assert child.record == record and launcher.adopt(record) is child
         await sink.until(lambda text: text == "line 1")
         os.kill(child.pid, signal.SIGUSR1)

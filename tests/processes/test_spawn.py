@@ -64,7 +64,7 @@ def test_child_may_close_its_output_and_go_on(
         await sink.until(lambda text: text == "closed")
         while "tiny-1.out" in store.kept:
             await asyncio.sleep(0)
-        assert is_running(child.pid)
+        assert child.alive()
         child.close_lease()
         return await child.wait()
 

@@ -30,7 +30,7 @@ def test_first_term_is_enough_for_a_good_child(launcher: ProcessLauncher, sink: 
         await told(sink)
         ended = await child.stop(PATIENT, on_kill=lambda: began.append("kill"))
         assert ended.code == 4 and ended.tail == ("ready", "bye")
-        assert not began and not is_running(child.pid)
+        assert not began and not child.alive()
 
     run(scene())
 
