@@ -204,15 +204,9 @@ class Here:
         files = defaultdict(list)
         for item in items:
             files[item.nodeid.partition("::")[0]].append(item)
-        support = [path for path in sorted((self.top / "tests").rglob("*.py")) if "test_" not in path.name]
-        ours = [
-            path
-            for path in support
-            if path.parent == self.top / "tests" or any(str(path.relative_to(self.top)).startswith(t) for t in TESTS)
-        ]
-        base = digest([*(self.top / name for name in self.sources), *ours]) + f" {self.given.examples}"
+        base = digest([self.top / name for name in self.sources]) + f" {self.given.examples}"
         kept = json.loads(LINES.read_text()) if LINES.exists() else {}
-        marks = {name: f"{base} {digest([self.top / name])}" for name in files}
+        marks = {name: f"{base} {self.digest_of(name)}" for name in files}
         found = {name: kept[name] for name in files if kept.get(name, {}).get("mark") == marks[name]}
         missing = [part for name in files if name not in found for part in parts(files[name])]
         say(f"{len(items)} tests in {len(files)} files; {len(missing)} pieces of them are watched")
@@ -234,12 +228,19 @@ class Here:
         tests = [Test(t["name"], t["took_s"], t["lines"]) for file in found.values() for t in file["tests"]]
         return self.completed(sorted(tests, key=lambda test: order[test.name]))
 
+    def digest_of(self, name: str) -> str:
+        """Of a file with tests, and of what lies beside it and is named in it."""
+        file = self.top / name
+        words = set(re.findall(r"\w+", file.read_text()))
+        beside = [one for one in sorted(file.parent.iterdir()) if one.stem in words and one.is_file()]
+        return digest([file, *beside])
+
     def completed(self, tests: list[Test]) -> Known:
         files = {test.name.partition("::")[0] for test in tests}
         known = Known(tests)
         known.mentions = mentions(self.trees)
         known.words = {name: set(re.findall(r"\w+", (self.top / name).read_text())) for name in files}
-        self.digests = {name: digest([self.top / name]) for name in files}
+        self.digests = {name: self.digest_of(name) for name in files}
         if self.given.again:
             known.tried = frozenset(
                 name for name in files if self.before.get("tests", {}).get(name) == self.digests[name]
