@@ -59,9 +59,14 @@ class Aside:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                pid = os.fork()
-                if pid == 0:
-                    _live(theirs, work, {theirs.fileno(), *keep})
+                # One that came to the copy before it has let go of this process's handlers would be told here, too.
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+                try:
+                    pid = os.fork()
+                    if pid == 0:
+                        _live(theirs, work, {theirs.fileno(), *keep})
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
             line = _Line(ours, stop)
             try:
                 line.receive(BEGINS_S)
@@ -154,6 +159,7 @@ def _let_go(keep: Collection[int]) -> None:
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     nothing = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(nothing, fd)

@@ -134,6 +134,32 @@ def test_a_signal_ends_the_copy_and_not_what_it_was_about(tmp_path: Path) -> Non
     assert not handled.exists()
 
 
+def test_a_signal_that_comes_as_the_copy_begins_ends_it(tmp_path: Path) -> None:
+    """It is not told to the process by what both have in common, nor handled by the copy."""
+    handled, begins = tmp_path / "handled", [True]
+
+    def begun() -> None:
+        if begins:
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+    os.register_at_fork(after_in_child=begun)
+    told, tells = socket.socketpair()
+    told.setblocking(False)
+    tells.setblocking(False)
+    before = signal.signal(signal.SIGUSR2, lambda *_: handled.touch())
+    woken = signal.set_wakeup_fd(tells.fileno())
+    try:
+        with pytest.raises(EOFError, match="ended before"):
+            Aside()(lambda line: line.send("here"), answer, never)
+    finally:
+        begins.clear()
+        signal.set_wakeup_fd(woken)
+        signal.signal(signal.SIGUSR2, before)
+        with told, tells, pytest.raises(BlockingIOError):
+            told.recv(1)
+    assert not handled.exists()
+
+
 ABANDONED = """
 import os, sys, time
 sys.path.insert(0, sys.argv[1])
