@@ -1038,3 +1038,35 @@ def test_those_of_whom_there_is_nothing_to_remember_rest_again() -> None:
     assert set(w.scheduler.model_statuses().lively) == {"a", "b"}
     w.scheduler.handle(events.CatalogueTaken({name: model(name) for name in ("a", "b")}, frozenset()), w.now)
     assert set(w.scheduler.model_statuses().lively) == {"a"}
+
+
+def test_of_very_many_models_the_first_are_named_to_who_asks_for_another() -> None:
+    """And how many there are beside them."""
+    names = [f"m{number:02}" for number in range(13)]
+    w = World({name: model(name) for name in names}, dict.fromkeys(names, GIB))
+    with pytest.raises(NoSuchModel) as refused:
+        w.load("nobody")
+    assert "m09 and 3 more" in refused.value.text
+    assert "m10" not in refused.value.text
+    ten = World({name: model(name) for name in names[:10]}, dict.fromkeys(names, GIB))
+    with pytest.raises(NoSuchModel) as refused:
+        ten.load("nobody")
+    assert "more" not in refused.value.text
+
+
+def test_a_hold_of_somebody_else_is_known_as_that() -> None:
+    """And one's own is not."""
+    w = World({"a": model("a")}, {"a": GIB})
+    w.post(events.HoldAsked(1, "a", BOB, "", "app", frozenset(("unload",))))
+    assert w.scheduler.held_by_others("a", ALICE.owner)
+    assert not w.scheduler.held_by_others("a", BOB.owner)
+
+
+def test_a_claim_is_granted_once_it_has_a_device() -> None:
+    """Until then it waits."""
+    w = World({"a": model("a")}, {"a": GIB})
+    first = w.claim(6 * GIB)
+    w.settle()
+    second = w.claim(6 * GIB)
+    w.settle()
+    assert [w.claim_status(claim).granted for claim in (first, second)] == [True, False]
