@@ -241,7 +241,7 @@ class Library:
             self._changes += 1
 
     async def count(self, uses: Mapping[str, tuple[int, float, float | None]], now_s: float) -> None:
-        """Keep how often models were used. ``uses`` are counts since gpud started, and times on the loop's clock. A model
+        """Keep how often models were used. ``uses`` are counts since gpud started, and times on the loop's clock. One
         that has gone is not among them, and is counted from nothing when it comes back.
         """
         self._counted = {name: count for name, count in self._counted.items() if name in uses}

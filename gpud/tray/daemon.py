@@ -32,7 +32,7 @@ WHY = "gpud-tray"
 """What others read about a GPU that was given away from here."""
 
 MODELS_MOST = 30
-"""Beside those that are there and the favourites. Nobody reads a menu of thousands, and each look would cost as much."""
+"""Beside those that are there and the favourites. Nobody reads a menu of thousands, and each look would cost it."""
 
 NAMES_MOST = 100
 """So many favourites are asked for."""

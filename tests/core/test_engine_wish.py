@@ -39,6 +39,8 @@ def test_what_is_no_engines_name_is_refused(name: str) -> None:
 def test_one_engine_that_serves_the_model_is_enough(wished: tuple[str, ...]) -> None:
     """As configured first, or as one of its alternatives; and without a wish there is nothing to check."""
     check_served(TWO_WAYS, wished)
+    with pytest.raises(InvalidOption):
+        check_served(TWO_WAYS, ("tgi",))
 
 
 def test_engines_that_do_not_serve_the_model_are_refused_with_those_that_do() -> None:
