@@ -143,6 +143,13 @@ MOST_BYTES = 1 << 62
 PRIORITIES = ("low", "normal", "high", "critical")
 
 
+def some_path(text: str) -> str:
+    """The name of a folder or a file. An empty one is what a script makes of a variable that is not set."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError("it is empty, and a folder or a file is expected")
+    return text
+
+
 def whole(least: int, most: int) -> Callable[[str], int]:
     """A reader of whole numbers within bounds."""
 

@@ -6,7 +6,7 @@ from argparse import Namespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from gpud.cli.arguments import Parser
+from gpud.cli.arguments import Parser, some_path
 from gpud.cli.exits import Usage
 from gpud.cli.output import Output
 
@@ -25,7 +25,9 @@ EXAMPLES = (
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("source", metavar="URL", help="https://… (http:// only with --sha256, or of this machine)")
     parser.add_argument("--sha256", metavar="HEX", type=checksum, help="what it must come to; else nobody checks it")
-    parser.add_argument("--to", metavar="DIR", help="the folder, in place of the first of gpud's that you may write")
+    parser.add_argument(
+        "--to", type=some_path, metavar="DIR", help="the folder, in place of the first of gpud's that you may write"
+    )
     parser.add_argument("--name", metavar="NAME", help="what it is called there, in place of the end of the URL")
     parser.add_argument("--force", action="store_true", help="replace another file of the same name")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpud.cli.arguments import Parser
+from gpud.cli.arguments import Parser, some_path
 from gpud.cli.exits import DONE, Usage
 from gpud.cli.output import Output, plural
 from gpud.core.errors import GpudError
@@ -47,11 +47,16 @@ _ONLY_FOR = {
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("kind", choices=KINDS, help="whose settings they are")
     parser.add_argument("file", metavar="FILE", nargs="?", help="where they are; - reads standard input")
-    parser.add_argument("--output", metavar="FILE", help="write the configuration there; - is standard output")
+    parser.add_argument(
+        "--output", type=some_path, metavar="FILE", help="write the configuration there; - is standard output"
+    )
     parser.add_argument("--force", action="store_true", help="write it even if the file is there already")
     parser.add_argument("--check", action="store_true", help="only say what would become of each setting")
     parser.add_argument(
-        "--directory", metavar="DIR", help="where relative paths start; without it, the folder that FILE is in"
+        "--directory",
+        type=some_path,
+        metavar="DIR",
+        help="where relative paths start; without it, the folder that FILE is in",
     )
     parser.add_argument(
         "--environment",
@@ -67,7 +72,9 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--name", metavar="NAME", help="docker-env: what the model is called; else its file's name")
     parser.add_argument("--prefix", metavar="OPTION", help="nixos: the option whose value FILE has")
-    parser.add_argument("--models", metavar="DIR", help="ollama: the store; else where OLLAMA_MODELS or habit has it")
+    parser.add_argument(
+        "--models", type=some_path, metavar="DIR", help="ollama: the store; else where OLLAMA_MODELS or habit has it"
+    )
     parser.add_argument(
         "--engine",
         choices=("ollama", "llama_server"),

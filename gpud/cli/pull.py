@@ -4,7 +4,7 @@ import asyncio
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gpud.cli.arguments import Parser, whole
+from gpud.cli.arguments import Parser, some_path, whole
 from gpud.cli.exits import DONE, Usage
 from gpud.cli.output import Output, plural, size
 from gpud.core.errors import GpudError
@@ -43,7 +43,9 @@ class Wish(NamedTuple):
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("model", metavar="MODEL", help="hf:ORG/REPO, with :QUANTIZATION or /FILE, or ollama:NAME[:TAG]")
-    parser.add_argument("--to", metavar="DIR", help="the folder, in place of the first of gpud's that you may write")
+    parser.add_argument(
+        "--to", type=some_path, metavar="DIR", help="the folder, in place of the first of gpud's that you may write"
+    )
     parser.add_argument("--mmproj", action="store_true", help="with what it needs to see images")
     parser.add_argument("--revision", metavar="REV", help="a branch, tag or commit of the repository (default: main)")
     parser.add_argument(

@@ -6,7 +6,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from gpud.cli.arguments import Parser, whole
+from gpud.cli.arguments import Parser, some_path, whole
 from gpud.cli.arguments import size as size_of
 from gpud.cli.exits import DONE, FAILED, Usage
 from gpud.cli.output import GIB, Output, plural, size
@@ -36,8 +36,12 @@ LEAST_BYTES = 50 * GIB
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("action", choices=tuple(ACTIONS), metavar="ACTION", help=", ".join(ACTIONS))
-    parser.add_argument("--base", metavar="DIR", help="the place, in place of the configured storage.base_directory")
-    parser.add_argument("--root", metavar="DIR", default="/", help="put before it, for images of other machines")
+    parser.add_argument(
+        "--base", type=some_path, metavar="DIR", help="the place, in place of the configured storage.base_directory"
+    )
+    parser.add_argument(
+        "--root", type=some_path, metavar="DIR", default="/", help="put before it, for images of other machines"
+    )
     parser.add_argument("--depth", type=whole(1, 99), metavar="N", default=2, help="ls: so many folders deep (2)")
     parser.add_argument("--duplicates", action="store_true", help="du: files that are there more than once")
     parser.add_argument("--link", action="store_true", help="du --duplicates: make the copies one file")

@@ -239,6 +239,28 @@ def test_bad_words_are_told(tmp_path: Path, store: Path, words: tuple[str, ...],
     assert problem in told
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "storage init --base=",
+        "storage init --root=",
+        "pull hf:a/b --to=",
+        "fetch https://localhost/a.gguf --to=",
+        "import ollama --models=",
+        "import llama-swap x --directory=",
+        "import llama-swap x --output=",
+    ],
+)
+def test_an_empty_name_is_no_place(tmp_path: Path, line: str) -> None:
+    """A script whose variable is not set must not make, fill or read another place than it meant."""
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        [*GPUDCTL, *line.split()], env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert done.returncode == 2 and "it is empty, and a folder or a file is expected" in done.stderr
+    assert not done.stdout and not list(tmp_path.iterdir())
+
+
 def test_a_place_that_is_not_there_says_how_to_make_it(tmp_path: Path) -> None:
     """Each action but init needs one."""
     for action in ("ls", "du", "clean-cache", "check"):
