@@ -166,7 +166,9 @@ class Authority:
         if challenge is True and not interactive:
             raise InteractionRequired(
                 f"{caller.label} may {permission.value} only after authentication ({action})",
-                hint="call with interactive authorization allowed, or let an administrator grant it in polkit's rules",
+                hint="call as root (sudo), or at a terminal, where gpudctl asks for a password (on the bus: with "
+                "interactive authorization allowed); or have an administrator let you in, as "
+                "/usr/share/doc/gpud/50-gpud.rules shows",
             )
         raise AccessDenied(
             f"polkit does not allow {caller.label} to {permission.value} ({action})",
