@@ -109,10 +109,6 @@ class Library:
         """Whether something cannot be watched, and is looked at from time to time."""
         return self._timer is not None
 
-    @property
-    def scanning(self) -> bool:
-        return self._running is not None
-
     async def configure(self, shelf: Shelf) -> None:
         """From now on by this configuration, those that were found before, too. Whoever calls it takes the models."""
         async with self._one_at_a_time:
