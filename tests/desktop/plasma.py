@@ -278,8 +278,11 @@ class Plasma:
         def done() -> bool:
             if self.is_open() is is_open:
                 return True
-            icon = self.icons()[0]
-            self.tree.run(f"xdotool mousemove {icon.x} {icon.y} click 1")
+            # A shell that is busy may tell of nothing for a moment.
+            icons = self.icons()
+            if not icons:
+                return False
+            self.tree.run(f"xdotool mousemove {icons[0].x} {icons[0].y} click 1")
             with contextlib.suppress(AssertionError):
                 wait_until(lambda: self.is_open() is is_open, "", within_s=CLICK_S)
             return self.is_open() is is_open

@@ -28,7 +28,7 @@ DOCUMENTED = {
 }
 """The pictures of each shell that docs/desktop.md shows."""
 
-MENU = "420x680+860+0"
+MENU = "420x720+860+0"
 BAR = "420x60+860+0"
 
 
