@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlsplit
 
@@ -67,8 +67,13 @@ async def answer(handler: Handler, reader: asyncio.StreamReader, writer: asyncio
     else:
         head.append("Transfer-Encoding: chunked")
         writer.write("\r\n".join(head).encode() + b"\r\n\r\n")
-        async for piece in reply.body:
-            writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
-            await writer.drain()
+        try:
+            async for piece in reply.body:
+                writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+                await writer.drain()
+        finally:
+            # Whoever has gone is answered no more, at once: when nobody knows the rest any more is for Python to say.
+            if isinstance(reply.body, AsyncGenerator):
+                await reply.body.aclose()
         writer.write(b"0\r\n\r\n")
     await writer.drain()
