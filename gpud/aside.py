@@ -28,6 +28,9 @@ T = TypeVar("T")
 BEGINS_S = 10.0
 """How long a copy may take to say that it is there. It takes milliseconds, and more where nothing is left to run on."""
 
+SILENT_S = 600.0
+"""For so long a copy may say nothing: a disk may be slow, but one that waits for a lock of ours would wait for ever."""
+
 SENT_S = 60.0
 """How long the other side may take to take what is sent, or to answer where somebody waits for that."""
 
@@ -44,7 +47,8 @@ _PIECE_BYTES = 1 << 18
 class Aside:
     """Fulfils :class:`gpud.core.ports.Aside`. For threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, silent_s: float = SILENT_S) -> None:
+        self._silent_s = silent_s
         self._left: set[int] = set()
         """Copies that were killed, and had not ended yet when they were last waited for."""
 
@@ -67,7 +71,7 @@ class Aside:
                         _live(theirs, work, {theirs.fileno(), *keep})
                 finally:
                     signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            line = _Line(ours, stop)
+            line = _Line(ours, stop, self._silent_s)
             try:
                 line.receive(BEGINS_S)
                 return serve(line)
@@ -84,8 +88,9 @@ class Aside:
 class _Line:
     """One end of the connection between both. Fulfils :class:`gpud.core.ports.Line`."""
 
-    def __init__(self, end: socket.socket, stop: Callable[[], bool]) -> None:
+    def __init__(self, end: socket.socket, stop: Callable[[], bool], silent_s: float | None) -> None:
         self._end = end
+        self._silent_s = silent_s
         self._end.settimeout(SENT_S)
         self._stop = stop
 
@@ -97,9 +102,14 @@ class _Line:
         self._send(pickle.dumps((None, text)))
 
     def receive(self, within_s: float | None = None) -> Any:
-        until_s = None if within_s is None else time.monotonic() + within_s
-        (length,) = _LENGTH.unpack(self._received(_LENGTH.size, until_s))
-        message, failure = pickle.loads(self._received(length, until_s))  # noqa: S301 -- written by a copy of ourselves
+        wait_s = self._silent_s if within_s is None else within_s
+        until_s = None if wait_s is None else time.monotonic() + wait_s
+        try:
+            (length,) = _LENGTH.unpack(self._received(_LENGTH.size, until_s))
+            content = self._received(length, until_s)
+        except TimeoutError:
+            raise EOFError(f"the copy of this process does not answer within {wait_s:g} s") from None
+        message, failure = pickle.loads(content)  # noqa: S301 -- written by a copy of ourselves
         if failure:
             raise EOFError(f"the copy of this process has failed: {failure}")
         return message
@@ -122,7 +132,7 @@ class _Line:
                 if self._stop():
                     raise Canceled("the work was stopped", hint="ask for it again")
                 if until_s is not None and time.monotonic() > until_s:
-                    raise EOFError("the copy of this process does not answer")
+                    raise TimeoutError
             try:
                 piece = self._end.recv(min(length - len(content), _PIECE_BYTES))
             except OSError as problem:
@@ -140,7 +150,7 @@ def _live(end: socket.socket, work: Callable[[Line], None], keep: Collection[int
     """Never returns to what the process was about, nor lets anything of it end as if it were this one."""
     try:
         _let_go(keep)
-        line = _Line(end, lambda: False)
+        line = _Line(end, lambda: False, None)
         line.send("begun")
         try:
             work(line)

@@ -59,6 +59,16 @@ def test_both_sides_talk() -> None:
     assert Aside()(work, serve, never) == [0, 2, 4]
 
 
+def test_who_says_nothing_is_not_waited_for_without_end() -> None:
+    """As one that waits for a lock which nobody gives back in a copy."""
+
+    def work(_line: Line) -> None:
+        signal.pause()
+
+    with pytest.raises(EOFError, match=r"does not answer within 0\.3 s"):
+        Aside(silent_s=0.3)(work, answer, never)
+
+
 def fail(_line: Line) -> None:
     raise ValueError("it cannot be done")
 
