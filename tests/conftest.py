@@ -174,7 +174,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items[:] = in_order(items)
 
 
-MAY_BE_MISSING = ("no GPU here", "this machine has no journal", "this machine is an aarch64", "pandoc", "xmllint")
+MAY_BE_MISSING = (
+    "no GPU here",
+    "this machine has no journal",
+    "this machine has no nginx",
+    "this machine is an aarch64",
+    "pandoc",
+    "xmllint",
+)
 """Of these the tests have others that show the same, or the machine decides."""
 
 

@@ -101,13 +101,13 @@ _TIME = rb"[0-9.e+-]+"
 _CHANGING = re.compile(
     rb'"(?:id|item_id|call_id|_id)":"[^"]*"|"(?:created|created_at|completed_at|t|id_task|time_ms)":'
     + _TIME
-    + rb'|"timings":\{[^}]*\}|"[a-z_]*_(?:ms|per_second)":'
+    + rb'|"(?:timings|prompt_progress)":\{[^}]*\}|"[a-z_]*_(?:ms|per_second)":'
     + _TIME
 )
 
 
 def settled(body: bytes) -> bytes:
-    """Without what differs between any two answers: ids, times and speeds."""
+    """Without what differs between any two answers: ids, times, speeds, and how far a slot had come before."""
     return _CHANGING.sub(b"", body)
 
 
