@@ -9,6 +9,7 @@ With ``CI`` in the environment everything has to be there: a test that skips its
 import asyncio
 import gc
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -32,6 +33,11 @@ TURNS = 5
 """Turns of the loop that a canceled task may need to end after its test's coroutine has."""
 
 asyncio_run = asyncio.run
+
+# Who starts the tests in the background of a script has SIGINT ignored, and so has every program that they start: Ctrl-C
+# would be typed in vain.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No example has a deadline: a machine may be slow. With CI set, hypothesis's own profile for it stays below.
 hypothesis.settings.register_profile("gpud", hypothesis.settings.default, deadline=None)
