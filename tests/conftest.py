@@ -34,8 +34,8 @@ TURNS = 5
 
 asyncio_run = asyncio.run
 
-# Who starts the tests in the background of a script has SIGINT ignored, and so has every program that they start: Ctrl-C
-# would be typed in vain.
+# Who starts the tests in the background of a script has SIGINT ignored, and so has every program that they start:
+# Ctrl-C would be typed in vain.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
