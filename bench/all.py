@@ -25,6 +25,7 @@ from pathlib import Path
 import psutil
 
 from bench.manager import TOP
+from bench.peers import name_outside_programs
 from bench.peers.__main__ import machine, provided, versions
 
 PAGE = TOP / "docs" / "benchmarks.md"
@@ -296,10 +297,7 @@ Of the last run, {datetime.now(UTC):%Y-%m-%d}:
 def arguments() -> argparse.ArgumentParser:
     names = [bench.name for bench in BENCHES]
     parser = argparse.ArgumentParser(prog="python -m bench.all", description=__doc__)
-    parser.add_argument("--llama-swap", type=Path, metavar="PATH", help="a llama-swap that was built elsewhere")
-    parser.add_argument("--llama-swap-version", metavar="WORDS", help="what to call it, where it does not know")
-    parser.add_argument("--ollama", type=Path, metavar="PATH", help='the program that "tests/provision ollama" makes')
-    parser.add_argument("--ollama-version", metavar="WORDS", help="what to call it, where it does not know")
+    name_outside_programs(parser)
     parser.add_argument("--readme", type=Path, metavar="FILE", help="have bench.peers write its table there as well")
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--skip", nargs="+", choices=names, metavar="NAME", default=[])

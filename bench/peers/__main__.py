@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.manager import TOP, Bus, clear, workplace
+from bench.peers import name_outside_programs
 from bench.peers.arms import NAMES, Arm, Direct, Gpud, LlamaSwap, Ollama, Router, adopt_orphans, version
 from bench.peers.client import Broken
 from bench.peers.measures import FULL, MEASURES, QUICK, Extent, Figure
@@ -100,10 +101,7 @@ def machine() -> str:
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
-    parser.add_argument("--llama-swap", type=Path, metavar="PATH", help="a llama-swap that was built elsewhere")
-    parser.add_argument("--llama-swap-version", metavar="WORDS", help="what to call it, where it does not know")
-    parser.add_argument("--ollama", type=Path, metavar="PATH", help='the program that "tests/provision ollama" makes')
-    parser.add_argument("--ollama-version", metavar="WORDS", help="what to call it, where it does not know")
+    name_outside_programs(parser)
     parser.add_argument("--llama-server", type=Path, metavar="PATH", help="(default: the one of the tests)")
     parser.add_argument("--without-router", action="store_true", help="leave llama-server's own router out")
     parser.add_argument("--quick", action="store_true", help="fewer repeats: to see that it works")
