@@ -299,6 +299,12 @@ class Bench:
         await self.engine.start()
         return self
 
+    async def look(self) -> None:
+        """Returns when the devices have been looked at since it was called, however long that takes."""
+        asked_s = self.engine.snapshot().now_s
+        while self.engine.looked_at_s is None or self.engine.looked_at_s < asked_s:
+            await self.engine.refresh()
+
     async def __aexit__(self, *_: object) -> None:
         self.engine.shutdown()
         self.engine.shutdown()
