@@ -13,6 +13,7 @@ COMMANDS = frozenset(("all", "default", "status", "scan", "load", "unload"))
 """Words that surfaces use for themselves below a path where names stand, too."""
 
 LATEST = ":latest"
+"""The tag that Ollama's clients add to a name without one."""
 
 
 class Named(Record):
@@ -28,6 +29,19 @@ def usable(text: str) -> str:
     text = re.sub(r"[^A-Za-z0-9._:/@+-]+", "-", text).strip("-")
     text = re.sub(r"^[^A-Za-z0-9]+", "", text)[:LONGEST]
     return text or "model"
+
+
+def listed_name(name: str) -> str:
+    """As Ollama writes it: with a tag."""
+    return name if ":" in name.rsplit("/", 1)[-1] else name + LATEST
+
+
+def ollamas_own_name(name: str) -> str:
+    """One writing for each of Ollama's names, in which its defaults are spelled out."""
+    text = name.split("://", 1)[-1].casefold()
+    for default in ("registry.ollama.ai/", "library/"):
+        text = text.removeprefix(default)
+    return listed_name(text)
 
 
 def shown_path(path: str) -> str:

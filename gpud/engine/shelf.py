@@ -81,7 +81,7 @@ def find(
     elsewhere = {place.path for one in finding.models for place in one.places} if away else set()
     # Those that have another place within reach have been found there.
     kept = [one for one in away if elsewhere.isdisjoint(place.path for place in one.places)]
-    configured = {model.settings.file: name for name, model in shelf.configured.items() if model.settings.file}
+    configured = configured_places(shelf, finding.models)
     taken = names_configured(shelf) | {alias for entry in known for alias in entry.aliases}
     named = naming.name_all((*finding.models, *kept), known, configured, taken)
     past = {entry.name: entry for entry in known}
@@ -218,10 +218,11 @@ def _remembered(registry: Registry, shelf: Shelf) -> bytes:
     entries = registry.entries()
     by_name = {entry.name: entry for entry in entries}
     by_path = {place.path: entry for entry in entries for place in entry.found.places}
+    path_of = {name: path for path, name in configured_places(shelf, [entry.found for entry in entries]).items()}
     new: dict[int, Entry] = {}
     for name, model in shelf.configured.items():
         # Whoever writes a model down that was found already means that one.
-        past = by_name.get(name) or by_path.get(model.settings.file)
+        past = by_name.get(name) or by_path.get(path_of.get(name, ""))
         if past is None or past.name in shelf.configured.keys() - {name} or past.id in new:
             past = unseen(model, configured=True)
         if past.name != name or not past.present or not past.id:
@@ -274,6 +275,23 @@ def entry_as_named(named: naming.Named, past: Entry | None, shelf: Shelf, at_us:
         configured=named.name in shelf.configured,
         last_scanned_us=at_us,
     )
+
+
+def configured_places(shelf: Shelf, found: Collection[Found]) -> dict[str, str]:
+    """What the configuration calls what lies at a path: a file that it names, or a model of Ollama's store."""
+    own = {
+        naming.ollamas_own_name(way.settings.ollama_name): name
+        for name, model in reversed(tuple(shelf.configured.items()))
+        for way in (model, *model.alternatives)
+        if way.settings.ollama_name
+    }
+    places = {
+        place.path: own[naming.ollamas_own_name(place.name)]
+        for one in found
+        for place in one.places
+        if place.source is Source.OLLAMA and naming.ollamas_own_name(place.name) in own
+    }
+    return places | {model.settings.file: name for name, model in shelf.configured.items() if model.settings.file}
 
 
 def names_configured(shelf: Shelf) -> set[str]:

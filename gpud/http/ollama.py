@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from gpud.core.facts import ModelStatus
+from gpud.core.naming import listed_name, ollamas_own_name
 from gpud.core.statuses import lively, only
 from gpud.engine import Engine
 from gpud.http.client import Pool
@@ -23,9 +24,7 @@ from gpud.http.ollama_models import (
     About,
     is_loaded,
     is_ollamas,
-    listed_name,
     ollama_name,
-    ollamas_own_name,
     running,
 )
 from gpud.http.ollama_passage import OLLAMA

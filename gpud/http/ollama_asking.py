@@ -14,13 +14,14 @@ from gpud.core.errors import Busy, GpudError, NotLoaded
 from gpud.core.events import LoadOptions
 from gpud.core.facts import State
 from gpud.core.keys import Right
+from gpud.core.naming import ollamas_own_name
 from gpud.core.record import Record, replace
 from gpud.engine import Engine
 from gpud.http.client import Pool
 from gpud.http.exchange import Exchange
 from gpud.http.gateway import Gateway
 from gpud.http.ollama_answers import NANO, Reading, chat_value, created_at, generate_value
-from gpud.http.ollama_models import find, ollamas_own_name, ways
+from gpud.http.ollama_models import find, ways
 from gpud.http.ollama_passage import OLLAMA, OllamaPassage, Question
 from gpud.http.ollama_relay import Original
 from gpud.http.ollama_requests import Chat, Embed, Embeddings, Generate, Wish, chat_body, generate_request, read

@@ -12,15 +12,13 @@ from typing import Any
 from gpud.core.catalogue import Purpose
 from gpud.core.errors import NoSuchModel
 from gpud.core.facts import HOST, Model, ModelStatus, Snapshot, State
+from gpud.core.naming import LATEST, listed_name, ollamas_own_name
 from gpud.engine import Engine
 from gpud.http.exchange import Exchange
 from gpud.http.known_models import Known
 from gpud.http.naming import PLACEHOLDERS, resolved
 from gpud.http.ollama_passage import OLLAMA
 from gpud.http.shapes import HttpError
-
-LATEST = ":latest"
-"""The tag that Ollama's clients add to a name without one."""
 
 FOR_EVER = timedelta(days=36500)
 """When a model goes that stays until it is told to go: the ollama command calls this Forever."""
@@ -34,19 +32,6 @@ _LOADED = (State.READY, State.DRAINING, State.STOPPING, State.KILLING)
 
 
 # Names ---------------------------------------------------------------------------------------------------------------
-
-
-def listed_name(name: str) -> str:
-    """As Ollama writes it: with a tag."""
-    return name if ":" in name.rsplit("/", 1)[-1] else name + LATEST
-
-
-def ollamas_own_name(name: str) -> str:
-    """One writing for each of Ollama's names, in which its defaults are spelled out."""
-    text = name.split("://", 1)[-1].casefold()
-    for default in ("registry.ollama.ai/", "library/"):
-        text = text.removeprefix(default)
-    return listed_name(text)
 
 
 def ways(model: Model) -> tuple[Model, ...]:

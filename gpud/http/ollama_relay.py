@@ -12,13 +12,13 @@ import msgspec
 
 from gpud.core import statuses
 from gpud.core.facts import Endpoint, State
+from gpud.core.naming import ollamas_own_name
 from gpud.core.record import replace
 from gpud.engine import Engine
 from gpud.http.asking import Body
 from gpud.http.client import Pool
 from gpud.http.crossing import passed_on
 from gpud.http.exchange import SMALL_BODY_BYTES, Exchange
-from gpud.http.ollama_models import ollamas_own_name
 from gpud.http.ollama_passage import OLLAMA, PASSED_BACK, SENT_ON
 from gpud.http.relay import relay
 from gpud.http.shapes import HttpError

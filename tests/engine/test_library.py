@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gpud.core.catalogue import Entry, Purpose, Roots, Trouble
+from gpud.core.catalogue import Entry, Place, Purpose, Roots, Source, Trouble
 from gpud.core.errors import InvalidOption, NoSuchModel
 from gpud.core.events import CatalogueChanged, Kind, Notice, Outcome
 from gpud.core.facts import Caller, EngineSettings, Model, Priority, State
@@ -451,6 +451,25 @@ def test_a_configured_file_has_its_configured_name_and_keeps_its_past(run: Any) 
             assert place.names() == ["best"]
             (entry,) = await place.library.entries()
             assert (entry.name, entry.notes, entry.configured, entry.id) == ("best", "mine", True, 1)
+
+    run(scenario())
+
+
+def test_a_configured_model_of_ollamas_is_the_one_in_its_store(run: Any) -> None:
+    """By Ollama's name, however it is written: it is not listed a second time, and keeps its past."""
+
+    async def scenario() -> None:
+        places = (Place("/store/blobs/sha256-1", Source.OLLAMA, "llama3.2:latest"),)
+        async with house(found("one", places=places), found("other")) as place:
+            await place.library.scan()
+            await place.library.annotate("llama3.2", notes="mine")
+            for own in ("llama3.2", "library/llama3.2:latest"):
+                chat = Model("chat", "fake", EngineSettings(ollama_name=own))
+                await place.configure(shelf(chat))
+                await place.library.scan()
+                assert sorted(place.names()) == ["chat", "other"]
+                entry = next(one for one in await place.library.entries() if one.name == "chat")
+                assert (entry.notes, entry.configured, entry.found.places) == ("mine", True, places)
 
     run(scenario())
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpud.core.facts import EngineSettings, Model
+from gpud.core.naming import listed_name, ollamas_own_name
 from gpud.http.ollama_answers import Events, Reading
 from gpud.http.ollama_asking import shortened
-from gpud.http.ollama_models import human_number, listed_name, ollamas_own_name
+from gpud.http.ollama_models import human_number
 from gpud.http.ollama_passage import for_ollama
 from gpud.http.ollama_requests import Chat, Message, chat_body, duration_s
 from gpud.http.shapes import HttpError
