@@ -4,9 +4,11 @@ Everything is real but the library that tells of the GPU: the daemon, real llama
 process holds is ruled by its command line, from its start to its end.
 """
 
+import contextlib
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ from pathlib import Path
 import pytest
 from fake_nvml.gpu import GIB, MIB, FakeGpus
 
-from .harness import BOUND_S, TOP, Daemon, Place, engine, tiny
+from .harness import BOUND_S, TOP, Daemon, Place, engine, settle, tiny
 
 RESERVE = {"gpu": {"reserve": "256MiB", "watch": 1}}
 
@@ -204,6 +206,21 @@ def test_an_engine_that_takes_more_than_it_was_promised_is_ended_and_tried_once_
     assert daemon.stop() == 0
 
 
+def wait_kept(place: Place, table: str) -> None:
+    """Until that is in the database, where the next daemon reads it: it is written in a thread, and nobody tells."""
+    database = f"file:{place.state / 'gpud' / 'registry.db'}?mode=ro"
+
+    def kept() -> bool:
+        with (
+            contextlib.suppress(sqlite3.OperationalError),  # It is being made, or in use.
+            contextlib.closing(sqlite3.connect(database, uri=True)) as connection,
+        ):
+            return bool(connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
+        return False
+
+    settle(kept, f"something is in the table {table}")
+
+
 @pytest.mark.engines
 def test_what_was_measured_is_reserved_the_next_time(place: Place, gpus: FakeGpus, llama: dict[str, object]) -> None:
     """Its file says 0.6 GiB, it holds 3: told as such, and known from then on, also to the next daemon."""
@@ -212,6 +229,7 @@ def test_what_was_measured_is_reserved_the_next_time(place: Place, gpus: FakeGpu
     daemon = place.start()
     assert daemon.load("m").result == "done", daemon.log()
     daemon.wait_log(r'"m" holds 3\.0 GiB, more than the \d+ MiB reserved for it')
+    wait_kept(place, "measured")
     assert daemon.unload("m").result == "done"
     assert daemon.stop() == 0
     again = place.start()
@@ -230,6 +248,7 @@ def test_what_an_engine_says_itself_is_kept_and_used_for_the_next_load(
     daemon = place.start()
     assert daemon.load("m").result == "done", daemon.log()
     daemon.wait_log(r'Loading "m" with llama_server on NVIDIA Fake 0, .* \(calculated from its file\)')
+    wait_kept(place, "probe")
     assert daemon.unload("m").result == "done"
     daemon.kill9()
     again = place.start()
