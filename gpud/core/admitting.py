@@ -210,8 +210,9 @@ class Admitting:
                 continue
             # Whatever the time was for, somebody may be able to go now who could not before.
             self._table.look = True
-            if ticket.queued and now >= ticket.since_s + limits.turn_s:
+            if ticket.queued and not ticket.overdue and now >= ticket.since_s + limits.turn_s:
                 ticket.overdue = True
+                self._out.touch()
             if isinstance(entry, Claim):
                 if entry.until_s is not None and entry.until_s <= now:
                     self._claiming.waited_too_long(entry)

@@ -336,6 +336,8 @@ class Leaving:
             instance.busy_again_s = min(BUSY_AGAIN_AT_MOST_S, max(BUSY_AGAIN_S, 2 * instance.busy_again_s))
             instance.last_used_s = self._table.now
             instance.busy_until_s = self._table.now + instance.busy_again_s
+            # It counts as used, and goes later than was told.
+            self._out.touch()
         else:
             instance.busy_again_s = 0.0
         if instance.state is State.DRAINING:

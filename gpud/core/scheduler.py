@@ -303,6 +303,7 @@ class Scheduler:
             elif instance.state is State.BACKOFF and (instance.retry_at_s or 0.0) <= self._table.now:
                 if instance.wanted:
                     self._table.enqueue(instance)
+                    self._out.touch()
                 elif not instance.waiting:
                     attempts, failure = instance.attempts, instance.failure
                     self._leaving.forgive(instance, "crash")

@@ -36,6 +36,8 @@ class Sessions:
             instance = self._table.instances.get(name)
             if instance is not None and instance.state.has_engine() and known:
                 instance.users = {user if user in self._table.sessions else "" for user in known}
+        if users:
+            self._out.add(events.SessionsChanged())
 
     def ended(self, session_id: str, reason: str) -> Session | None:
         """Returns which it was, or None when there is none. Its holds are the caller's to drop."""
@@ -84,6 +86,7 @@ class Sessions:
             self._table.look = True
         self._out.end_load_jobs(instance, JobResult.CANCELED, text)
         instance.leave_at_s = None
+        self._out.touch()
         if instance.state is State.LOADING:
             self._leaving.cancel_launch(instance, "session", text)
 

@@ -72,9 +72,8 @@ class Table:
         if isinstance(entry, Instance):
             self._tell_why_not_yet(entry, entry.ticket)
 
-    @staticmethod
-    def _tell_why_not_yet(instance: Instance, ticket: queue.Ticket) -> None:
-        if instance.state is State.BACKOFF and instance.retry_at_s is not None:
+    def _tell_why_not_yet(self, instance: Instance, ticket: queue.Ticket) -> None:
+        if instance.state is State.BACKOFF and not self.may_start(instance):
             ticket.waits_for = f"backing off after {instance.attempts} failed attempts"
         elif instance.state in (State.DRAINING, State.STOPPING, State.KILLING):
             ticket.waits_for = "waiting until it is unloaded"

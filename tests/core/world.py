@@ -187,7 +187,10 @@ class World:
         self.post(events.Reconfigured(self.models, self.limits, 300.0, frozenset()))
 
     def post(self, event: Event) -> None:
+        before = self.seen()
         actions = self.scheduler.handle(event, self.now)
+        told = any(isinstance(action, events.Outcome) for action in actions)
+        assert told or self.seen() == before, f"{event} changes what is seen, and nobody is told"
         self.pending += [a for a in actions if isinstance(a, WORK)]
         for action in actions:
             self.told.append(action)
@@ -418,6 +421,16 @@ class World:
 
     def queue(self) -> tuple[QueueStatus, ...]:
         return self.scheduler.queue_statuses()
+
+    def seen(self) -> tuple[object, ...]:
+        """Everything that is shown, but for the places in the queue, which change as time passes."""
+        seen = self.scheduler
+        waiting = {(entry.model, entry.claim): replace(entry, position=0) for entry in seen.queue_statuses()}
+        return (
+            *(list(seen.model_statuses()), seen.gpu_statuses(), seen.job_statuses(), seen.hold_statuses(), waiting),
+            *(seen.claim_statuses(), seen.yield_status(), seen.session_statuses(), seen.suspended()),
+            *(seen.given_away(), seen.gpu_problem()),
+        )
 
     def result(self, job: int) -> JobResult:
         return self.jobs[job].result
