@@ -7,6 +7,7 @@ import json
 import os
 import selectors
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +35,11 @@ class Answer:
     said: Any
     status: int
     late: bool = False
+
+
+def say(text: str) -> None:
+    """How far it is, for whoever waits."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def fork(task: Any, work: Callable[[Any], Any], bound_s: float) -> Child:
