@@ -8,7 +8,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from gpud.cli import agent
@@ -135,6 +135,11 @@ class Gpud:
     async def models(self) -> list[dict[str, Any]]:
         (models,) = await self.call("ListModels")
         return list(models)
+
+    async def models_named(self, names: Collection[str]) -> list[dict[str, Any]]:
+        """Those with these names (no aliases; at most 500) and no others, of which there may be thousands."""
+        (overview,) = await self.call("Overview", "usas", 0, "", list(names))
+        return [record for record in overview["Models"] if record["Id"] in names]
 
     # Signals ---------------------------------------------------------------------------------------------------------
 

@@ -146,8 +146,10 @@ def joined(known: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
 
 
 async def known_models(gpud: "Gpud", wanted: list[str]) -> list[dict[str, Any]]:
-    stand = {record["Id"]: record for record in await gpud.models()}
-    return [joined(known, stand.get(known["Id"], {})) for known in await catalog(gpud, wanted)]
+    found = await catalog(gpud, wanted)
+    standing = await (gpud.models_named({known["Id"] for known in found}) if wanted else gpud.models())
+    stand = {record["Id"]: record for record in standing}
+    return [joined(known, stand.get(known["Id"], {})) for known in found]
 
 
 async def show(gpud: "Gpud", arguments: Namespace, output: Output) -> int:

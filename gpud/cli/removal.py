@@ -213,7 +213,7 @@ async def _let_go(gpud: "Gpud", name: str) -> None:
     from gpud.cli import jobs
 
     await gpud.subscribe()
-    state = next((record["State"] for record in await gpud.models() if record["Id"] == name), "")
+    state = next((record["State"] for record in await gpud.models_named({name})), "")
     if state not in LOADED:
         return
     try:

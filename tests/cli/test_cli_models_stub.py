@@ -56,7 +56,9 @@ def scanned(message: Any) -> list[Any]:
 def catalog(stub: StubDaemon, *entries: dict[str, Variant], **states: str) -> None:
     """A daemon with these models, unloaded but for those whose state is given."""
     records = [model(one["Id"].value, State=states.get(one["Id"].value, "unloaded")) for one in entries]
-    stub.answers |= {"ListCatalog": has(*entries), "ListModels": reply("aa{sv}", records), "Scan": scanned}
+    overview = reply("a{sv}", {"Models": Variant("aa{sv}", records)})
+    stub.answers |= {"ListCatalog": has(*entries), "ListModels": reply("aa{sv}", records), "Overview": overview}
+    stub.answers["Scan"] = scanned
 
 
 # Bad input -----------------------------------------------------------------------------------------------------------
@@ -150,6 +152,23 @@ def test_what_a_file_says_does_not_move_the_cursor(place: Place) -> None:
         stub.answers["Annotate"] = error(f"{OWN}.InvalidOption", 'cannot do it to "\x1b[2Jevil"')
         status, out, err = await stub.gpudctl(place, "models", "note", "evil", "x")
         assert (status, out, err) == (2, "", 'gpudctl: cannot do it to "\\x1b[2Jevil"\n')
+
+    with_stub(place, work)
+
+
+@pytest.mark.parametrize("line", ["models info a", "models list a"])
+def test_who_names_models_is_not_sent_all_of_them(place: Place, line: str) -> None:
+    """Of thousands the one is asked for, and those that Overview has beside it are none of the answer."""
+
+    async def work(stub: StubDaemon) -> None:
+        catalog(stub, entry("a"), entry("b"), a="ready", b="ready")
+        status, out, err = await stub.gpudctl(place, "--json", *line.split())
+        assert (status, err) == (0, "")
+        found = json.loads(out)
+        (one,) = found if isinstance(found, list) else [found]
+        assert (one["name"], one["state"]) == ("a", "ready")
+        assert [body for name, body, _ in stub.calls if name == "Overview"] == [[0, "", ["a"]]]
+        assert "ListModels" not in stub.names()
 
     with_stub(place, work)
 
