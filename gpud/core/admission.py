@@ -117,7 +117,7 @@ class Admission:
             if placement.could_have(may_evict=wish.may_evict, claims_too=wish.awaits_claims):
                 text = f"waiting for those before it on {placement.first.name}"
                 return Waits(placement.shares, text, "behind")
-        return Refused(refusal(wish, offer, placements, usable))
+        return Refused(refusal(wish, offer, placements))
 
     def _usable_for(self, wish: Wish, offer: Offer) -> Sequence[Device] | GpudError:
         """As :func:`_devices_for`; what is not refused is the same for everybody."""

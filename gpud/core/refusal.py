@@ -9,9 +9,7 @@ from gpud.core.room import Placement
 from gpud.core.verdict import Device, Wish
 
 
-def refusal(
-    wish: Wish, offer: Offer, placements: Sequence[Placement], usable: Sequence[Device]
-) -> BudgetExceeded | GpuUnavailable:
+def refusal(wish: Wish, offer: Offer, placements: Sequence[Placement]) -> BudgetExceeded | GpuUnavailable:
     """By the device that comes nearest."""
     if not placements:
         names = ", ".join(share.device for share in offer.shares)
@@ -26,15 +24,12 @@ def refusal(
         nearest.parts, key=lambda part: (part[1] > part[0].device.capacity_bytes, part[0].missing_bytes(part[1]))
     )
     if room.device.capacity_bytes < size:
-        return _too_large(wish, size, room.available_bytes, room.device, usable)
+        return _too_large(wish, size, room.available_bytes, room.device)
     return _too_full(wish, size, room.available_bytes, room.device)
 
 
-def _too_large(wish: Wish, size: int, available: int, device: Device, usable: Sequence[Device]) -> BudgetExceeded:
+def _too_large(wish: Wish, size: int, available: int, device: Device) -> BudgetExceeded:
     """For the whole budget, whoever goes."""
-    most = max(usable, key=lambda other: other.capacity_bytes)
-    if not device.sample.is_host and most.capacity_bytes > device.capacity_bytes:
-        device = most
     return BudgetExceeded(
         f"cannot {wish.subject}: it needs {describe(size)}, the whole budget of {device.name} is "
         f"{describe(device.capacity_bytes)}",

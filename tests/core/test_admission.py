@@ -301,6 +301,78 @@ def test_what_is_larger_than_the_largest_budget_is_told_what_would_fit() -> None
     assert verdict.error.hint == "it fits with a context of 4096 or with 20 of 33 layers on the GPU"
 
 
+def told(verdict: Verdict) -> str:
+    assert isinstance(verdict, Refused)
+    return verdict.error.message
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_of_several_devices_the_one_that_comes_nearest_is_named(reverse: bool) -> None:
+    """The one that lacks the least; before it any that is large enough if it were empty. However they are listed."""
+
+    def of(size: float, *devices: Device) -> str:
+        return told(decide(wish(size), *(devices[::-1] if reverse else devices)))
+
+    assert "2.0 GiB are available on card GPU-1 " in of(4, device("GPU-0", 1, held=7), device("GPU-1", 2, held=6))
+    assert "1.0 GiB are available on card GPU-1 " in of(6, device("GPU-0", 4, capacity=4), device("GPU-1", 1, held=7))
+    assert "the whole budget of card GPU-1 is 10.0 GiB" in of(
+        12, device("GPU-0", 8), device("GPU-1", 3, held=7, capacity=10)
+    )
+
+
+def parted(*gib: float) -> Wish:
+    shares = tuple(Share(f"GPU-{number}", int(size * GIB)) for number, size in enumerate(gib))
+    return Wish('load "m"', Quote((Offer(shares),)))
+
+
+def test_of_one_that_is_split_the_part_is_named_that_lacks_the_most() -> None:
+    """But first one that is larger than its device: nobody's going would help."""
+    full, fuller = device("GPU-0", 2, held=6), device("GPU-1", 1, held=7)
+    assert "it needs 6.0 GiB, 1.0 GiB are available on card GPU-1 " in told(decide(parted(3, 6), full, fuller))
+    assert "it needs 6.0 GiB, 2.0 GiB are available on card GPU-0 " in told(decide(parted(6, 3), full, fuller))
+    small = device("GPU-1", 4, capacity=4)
+    large = device("GPU-0", 0, held=8)
+    assert "it needs 5.0 GiB, the whole budget of card GPU-1 is 4.0 GiB" in told(decide(parted(8, 5), large, small))
+
+
+def test_what_is_as_large_as_the_whole_budget_is_not_too_large() -> None:
+    """It would fit if nobody else were there."""
+    assert "it needs 8.0 GiB, 1.0 GiB are available" in told(decide(wish(8), device(available=1, held=7)))
+    assert "the whole budget of" not in told(decide(parted(8, 1), device("GPU-0", 7, held=1), device("GPU-1", 0)))
+
+
+def test_a_split_over_a_device_that_is_not_there_is_refused_with_what_it_names() -> None:
+    """No number says anything then."""
+    verdict = decide(parted(1, 1), device("GPU-0"))
+    assert isinstance(verdict, Refused) and isinstance(verdict.error, GpuUnavailable)
+    assert told(verdict) == 'cannot load "m": not all of its devices can be used (GPU-0, GPU-1)'
+
+
+def test_models_that_are_going_already_are_not_what_stands_in_the_way() -> None:
+    """Other programs have the rest."""
+    verdict = decide(wish(6), device(available=1, coming=3))
+    assert isinstance(verdict, Refused)
+    assert verdict.error.hint == "other programs hold the memory, see gpudctl vram"
+
+
+def test_of_what_would_fit_the_best_of_each_kind_is_told() -> None:
+    """To the byte, and nothing that is not on the device in question at all."""
+    less = (
+        Offer((Share(ANY_GPU, 9 * GIB),), layers=30, reduced="30 layers"),
+        Offer((Share(ANY_GPU, 8 * GIB),), layers=20, reduced="20 layers"),
+        Offer((Share(ANY_GPU, 4 * GIB),), layers=10, reduced="10 layers"),
+        Offer((Share(HOST, GIB),), context=512, reduced="none on the GPU"),
+    )
+    large = Quote(Quote.simple(10 * GIB).offers, less=less)
+    verdict = decide(Wish('load "m"', large), device(available=8))
+    assert isinstance(verdict, Refused) and verdict.error.hint == "it fits with 20 layers"
+    on_host = Quote(Quote.simple(20 * GIB, on_host=True).offers, less=less)
+    verdict = decide(Wish('load "m"', on_host, gpu=HOST), device("GPU-0", 24, capacity=24))
+    assert told(verdict) == 'cannot load "m": it needs 20.0 GiB, the whole budget of card host is 16.0 GiB'
+    assert isinstance(verdict, Refused)
+    assert verdict.error.hint == "it fits with 30 layers or with none on the GPU"
+
+
 # Which devices
 
 
