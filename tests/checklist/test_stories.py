@@ -5,8 +5,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import tiny_model
 from daemon.doors import Doors, open_doors
 from daemon.harness import BOUND_S, TOP, Daemon, Place, engine, script
 from fake_nvml.gpu import GIB, MIB, FakeGpus
@@ -49,6 +51,9 @@ class User:
             "FRONT": doors.front.url,
             "MANAGEMENT": doors.management.url,
         }
+
+    def finds(self, program: Path) -> None:
+        (self._bin / program.name).symlink_to(program)
 
     def type(self, line: str, *, fails: bool = False) -> str:
         done = subprocess.run(
@@ -138,4 +143,70 @@ def test_one_that_keeps_running_out_of_memory(place: Place, gpus: FakeGpus, user
     assert user.type("gpudctl reset big").startswith('reset "big" after 5 failed attempts')
     place.configure({"big": held(place, gpus, "b", 100)}, gpu={"reserve": 0})
     user.type("gpudctl reload && gpudctl load big")
+    assert daemon.stop() == 0
+
+
+EIGHT_B, QWEN = "Qwen3-8B-Q8_0", "qwen2.5:1.5b"
+
+
+def provision(name: str) -> Path:
+    made = subprocess.run([TOP / "tests" / "provision", name], stdout=subprocess.PIPE, text=True, check=True)
+    return Path(made.stdout.strip())
+
+
+def two_engines(place: Place, gpus: FakeGpus, user: User, qwen_mib: int) -> Daemon:
+    """The real llama.cpp, whose model has 5 of the 6 GiB, and the real Ollama with one that was made by its command."""
+    ollama, store = provision("ollama") / "bin" / "ollama", place.root / "store"
+    user.finds(ollama)
+    eight_b = tiny_model.write(place.root / f"{EIGHT_B}.gguf")
+    qwen = tiny_model.write(place.root / "qwen.gguf", seed=2)
+    gpus.rule(str(eight_b), 5 * GIB)
+    gpus.rule(f"{store}/blobs/", qwen_mib * MIB)
+    place.configure(
+        {
+            EIGHT_B: {"engine": "llama_server", "file": str(eight_b), "size": "5GiB", "context": 1024, "threads": 1},
+            QWEN: {"engine": "ollama", "size": f"{qwen_mib}MiB", "priority": "high", "context": 1024, "threads": 1},
+        },
+        engines={
+            "llama_server": {"binary": str(provision("llama-server") / "site" / "bin" / "llama-server")},
+            "ollama": {"binary": str(ollama), "models_dir": str(store)},
+        },
+        gpu={"reserve": 0, "watch": 0},
+    )
+    daemon = place.start()
+    recipe = place.root / "Modelfile"
+    # It never ends by itself.
+    recipe.write_text(f"FROM {qwen}\nPARAMETER num_predict 8\n")
+    user.type(f"ollama create {QWEN} -f {recipe}")
+    user.type(f"gpudctl load {EIGHT_B}")
+    return daemon
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize(("qwen_mib", "stays"), [(800, True), (2000, False)])
+def test_a_second_engine_on_a_gpu_of_6_gib(
+    place: Place, gpus: FakeGpus, user: User, qwen_mib: int, stays: bool
+) -> None:
+    """Ollama is asked while llama.cpp has 5 GiB of them: what fits is loaded beside it, for what does not the idle
+    model of the lower priority goes, and nobody runs out of memory.
+    """
+    daemon = two_engines(place, gpus, user, qwen_mib)
+    assert user.type(f"ollama run {QWEN} hello </dev/null").strip()
+    shown = user.type("gpudctl status")
+    assert re.search(rf"^{re.escape(QWEN)} +ollama +ready +{qwen_mib} MiB ", shown, re.M), shown
+    beside = "ready +5120 MiB" if stays else "unloaded"
+    assert re.search(rf"^{EIGHT_B} +llama_server +{beside} ", shown, re.M), shown
+    assert gpus.overflows() == []
+    assert daemon.stop() == 0
+
+
+@pytest.mark.engines
+def test_a_second_engine_that_cannot_have_what_it_needs(place: Place, gpus: FakeGpus, user: User) -> None:
+    """Somebody holds the 5 GiB: it is refused with what it needs and what there is, and no engine has tried."""
+    daemon = two_engines(place, gpus, user, 2000)
+    daemon.call("Hold", "sss", EIGHT_B, "a long job", "")
+    told = user.type(f"ollama run {QWEN} hello </dev/null", fails=True)
+    assert re.search(rf'cannot load "{QWEN}": it needs 2\.0 GiB, 844 MiB are available', told), told
+    assert (daemon.state(EIGHT_B), daemon.state(QWEN)) == ("ready", "unloaded")
+    assert gpus.overflows() == []
     assert daemon.stop() == 0
