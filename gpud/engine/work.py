@@ -174,7 +174,8 @@ class Work:
         while self._tasks:
             for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            # What is to be called when they have ended is called as well: gather() would not wait for it (Python 3.12).
+            await asyncio.wait(self._tasks)
         await self._gpus.release()
         for look in self.looks:
             look.cancel()

@@ -1,6 +1,7 @@
 """The one writer with parts handed in: what is told, what is waited for, and what happens when parts misbehave."""
 
 import asyncio
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,19 @@ def test_a_job_that_has_ended_can_still_be_waited_for(run: Run) -> None:
             assert (await bench.engine.wait(job)).message == '"a" is already loaded'
             with pytest.raises(NoSuchJob):
                 await bench.engine.wait(job + 1)
+
+    run(work())
+
+
+def test_what_is_too_long_to_be_a_name_is_compared_with_none(run: Run) -> None:
+    """That would take minutes of everybody's time; the error says how long it is, and repeats its begin alone."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            with pytest.raises(NoSuchModel) as caught:
+                bench.engine.resolve("a" * 1_000_000)
+            assert caught.value.message == f'there is no model "{"a" * 128}…"'
+            assert caught.value.hint == "its name has 1000000 characters, the limit is 128"
 
     run(work())
 
@@ -509,6 +523,25 @@ def test_a_look_does_not_wake_a_device_when_nothing_is_loaded(run: Run) -> None:
             assert bench.gpus.woken == 0
 
     run(work())
+
+
+def test_it_ends_in_the_turn_in_which_its_work_has_ended(run: Run) -> None:
+    """A look has been taken, and what follows the end of its task is still to come: that is not waited for in vain."""
+
+    def spins(*_: object) -> None:
+        raise AssertionError("it never lets go of the loop")
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            await bench.look()
+
+    before = signal.signal(signal.SIGALRM, spins)
+    signal.alarm(60)
+    try:
+        run(work())
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_failing_listener_does_not_keep_the_others_from_being_told(run: Run) -> None:
