@@ -135,6 +135,16 @@ def test_no_folder_is_there(machine: Machine) -> None:
     assert f"gpud looks at {machine.root / 'a'}, {machine.root / 'b'}" in said and "storage init" in said
 
 
+def test_a_gpud_that_looks_nowhere(machine: Machine) -> None:
+    """What came would lie there unknown: it is refused, with both ways out; a folder that is named is one of them."""
+    open_one = machine.folder("open", 0o777)
+    machine.configure(f"registry: {{enable: false, paths: [{open_one}]}}\n")
+    said = machine.ask()
+    assert f"registry.enable is false in {machine.config / 'gpud.yaml'}, so gpud looks for models nowhere" in said
+    assert "--to" in said and '"gpudctl reload"' in said
+    assert machine.ask(given=str(open_one)) == str(open_one)
+
+
 def test_a_folder_that_is_named(machine: Machine) -> None:
     """It is taken, or it is said why not."""
     open_one, closed = machine.folder("open", 0o777), machine.folder("closed", 0o755)

@@ -406,6 +406,21 @@ def test_a_repository_with_nothing_to_load(user: User, hub: Hub) -> None:
 # Folders -------------------------------------------------------------------------------------------------------------
 
 
+def test_a_gpud_that_looks_nowhere_is_said_to_know_nothing_of_it(place: Place, user: User) -> None:
+    """Nothing is downloaded to where nobody looks; with --to it is said what makes a model of it."""
+    place.configure({"spare": engine()}, registry={"enable": False})
+    daemon = place.start()
+    refused = user.gpudctl("pull", f"hf:{REPO}:Q4_K_M")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "registry.enable is false in " in refused.stderr and not user.folder.exists()
+    folder = place.root / "mine"
+    folder.mkdir()
+    done = user.gpudctl("pull", f"hf:{REPO}:Q4_K_M", "--to", str(folder))
+    assert (done.returncode, os.listdir(folder)) == (0, [NAME]), done.stderr
+    assert "gpud does not know it: registry.enable is false in " in done.stderr and "below models:" in done.stderr
+    daemon.aftermath()
+
+
 def test_a_folder_that_is_not_there(user: User, hub: Hub) -> None:
     """It is not made: the name may be a mistake."""
     done = user.gpudctl("pull", f"hf:{REPO}:Q4_K_M", "--to", str(user.place.root / "nowhere"))

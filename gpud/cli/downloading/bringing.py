@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
+from gpud.cli.config import chosen_path
+from gpud.cli.downloading.folders import looked_at
 from gpud.cli.downloading.following import Following
 from gpud.cli.downloading.job import Job
 from gpud.cli.downloading.shown import failed, line
@@ -62,6 +64,12 @@ async def done(following: Following, folder: str, job: Job, output: Output) -> N
         output.text(f"{one['path']}: {size(one['bytes'])}" + _fresh(0 if one["was_there"] else one["bytes"], took))
     for name in names:
         output.text(f'gpud knows it as "{name}"')
+    if not names and job.kind and not looked_at(job.kind).enabled:
+        path = chosen_path(job.kind)
+        output.note(
+            f"gpud does not know it: registry.enable is false in {path}; name it as a model below models: there, then "
+            '"gpudctl reload"'
+        )
 
 
 def _fresh(fresh_bytes: int, took: str) -> str:

@@ -50,11 +50,19 @@ def looked_at(kind: str) -> Looks:
 def target(given: str, kind: str) -> Path:
     """The folder for GGUF files. ``kind`` is ``system`` or ``user`` where a gpud runs, else empty.
 
-    Raises AccessDenied.
+    Raises AccessDenied; GpudError where gpud looks nowhere, so that it would never know what came.
     """
     if given:
         return usable(given)
-    folders = looked_at(kind).folders
+    looks = looked_at(kind)
+    if not looks.enabled:
+        path = chosen_path(kind)
+        raise GpudError(
+            f"there is no folder to download to: registry.enable is false in {path}, so gpud looks for models nowhere",
+            hint=f"name a folder with --to, and the file as a model below models: in {path}; or set registry.enable to "
+            'true, and "gpudctl reload"',
+        )
+    folders = looks.folders
     if not kind and of_user() not in folders:
         folders.append(of_user())
     for folder in folders:

@@ -41,6 +41,11 @@ class Job:
         self.canceled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Has the daemon's sentence once somebody has called it off."""
 
+    @property
+    def kind(self) -> str:
+        """Of the gpud that shows it: ``system``, ``user``, or empty."""
+        return self._gpud.kind if self._gpud is not None else ""
+
     async def moved(self, done_bytes: int, total_bytes: int | None) -> None:
         """It is shown from the first of these on."""
         if self._gpud is None:
