@@ -203,6 +203,16 @@ class Instance(Struct, eq=False):
     def bytes_on(self, device: str) -> int:
         return sum(charge.bytes for charge in self.charges() if charge.device == device)
 
+    def let_go(self) -> None:
+        """Its engine is no more: nothing is left of what was true of that one alone."""
+        self.shares, self.used, self.offer = (), {}, None
+        self.settled = self.for_request = self.stale = self.asking = self.force = False
+        self.in_flight = 0
+        self.ready_since_s = None
+        self.busy_until_s = self.busy_again_s = 0.0
+        self.stage, self.progress = "", None
+        self.draining_for = ""
+
     def move(self, trigger: Trigger) -> State:
         """Take a transition; returns the state that was left."""
         old = self.state

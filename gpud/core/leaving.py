@@ -45,15 +45,11 @@ class Leaving:
             holders = self.holders(instance, event)
             if holders:
                 raise Busy(holders, hint="ask them to release it, or use force")
-            job.remaining = {event.model}
-            self.unload(instance, job, event)
-            return
-        chosen = [i for i in self._table.instances.values() if i.state.has_engine() or i.waiting]
-        for instance in list(chosen):
-            holders = self.holders(instance, event)
-            if holders:
-                job.left_out.append(holders)
-                chosen.remove(instance)
+            chosen = [instance]
+        else:
+            there = [i for i in self._table.instances.values() if i.state.has_engine() or i.waiting]
+            job.left_out = [holders for instance in there if (holders := self.holders(instance, event))]
+            chosen = [instance for instance in there if not self.holders(instance, event)]
         job.remaining = {instance.model.name for instance in chosen}
         if not chosen:
             self._out.end_if_settled(job)
@@ -123,16 +119,12 @@ class Leaving:
         instance.reason = _REASONS.get(why, why)
 
     def drained(self, instance: Instance) -> None:
-        instance.drain_until_s = None
         instance.stopping_since_s = self._table.now
         self._table.move(instance, Trigger.DRAINED, instance.reason)
         self._out.add(events.Stop(instance.model.name, instance.generation))
 
     def resume(self, instance: Instance) -> None:
         """It is needed after all: back to work."""
-        instance.draining_for = ""
-        instance.drain_until_s = None
-        instance.force = False
         instance.last_used_s = self._table.now
         self._table.move(instance, Trigger.RESUME, "request")
         if instance.waiting:
@@ -182,7 +174,6 @@ class Leaving:
             self.gone(instance, _why(instance))
             return
         if event.exit.code == 0:
-            instance.in_flight = 0
             self.gone(instance, "ended from outside with status 0")
             return
         text = f"the engine {event.exit.describe()}"
@@ -200,21 +191,14 @@ class Leaving:
             pid=event.exit.pid,
             exit_code="unknown" if event.exit.code is None else event.exit.code,
         )
-        instance.in_flight = 0
-        instance.asking = False
-        if instance.stale:
-            instance.stale = False
         self.crashed(instance, again=not instance.removed)
-        self._out.end_unload_jobs(instance, 0)
         self._table.drop_if_removed(instance)
         self._table.sample()
-        self._table.look = True
 
     def crashed(self, instance: Instance, *, again: bool) -> None:
         """Back off, or give up after too many failures in a row. ``again``: it comes back by itself."""
         instance.attempts = instance.crash_count(self._table.now, self._table.limits)
-        instance.ready_since_s = None
-        instance.settled = False
+        instance.let_go()
         if instance.attempts >= self._table.limits.backoff_attempts:
             instance.wanted = False
             instance.retry_at_s = None
@@ -257,22 +241,11 @@ class Leaving:
                 freed_bytes=freed_bytes,
                 reason=instance.reason,
             )
-        instance.shares = ()
-        instance.used = {}
-        instance.offer = None
-        instance.context = None
-        instance.engines = ()
-        instance.for_request = False
+        instance.let_go()
+        instance.context, instance.engines = None, ()
         instance.off_gpu = False
-        instance.settled = False
-        instance.ready_since_s = None
-        instance.stage, instance.progress = "", None
-        instance.draining_for = ""
-        instance.drain_until_s = None
         instance.idle_timeout_s = self._table.idle_override_s
-        instance.force = instance.stale = instance.asking = False
         instance.attempts = 0
-        instance.in_flight = 0
         # Whoever has asked for it since goes on being its user.
         instance.users = {job.caller.session for job in instance.load_jobs}
         instance.leave_at_s = None
@@ -327,7 +300,7 @@ class Leaving:
     def busy_answered(self, event: events.BusyAnswered) -> None:
         """The engine's own word, asked once before each stop: the in-flight count knows only what went through gpud."""
         instance = self._table.current(event.model, event.generation)
-        if instance is None:
+        if instance is None or not instance.state.has_engine():
             return
         instance.asking = False
         busy = bool(event.busy) or instance.in_flight > 0

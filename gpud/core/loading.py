@@ -143,12 +143,8 @@ class Loading:
         instance.shares = granted.shares
         instance.first_need_bytes = instance.need_bytes
         instance.before_bytes = self._books.used_by_all(instance)
-        instance.used = {}
-        instance.settled = False
-        instance.stale = False
         instance.for_request = any(job.use for job in instance.load_jobs)
         instance.launched_s = self._table.now
-        instance.ready_since_s = None
         instance.retry_at_s = None
         instance.failure = None
         instance.stage, instance.progress = "starting", None
@@ -251,6 +247,7 @@ class Loading:
         )
         if event.preflight:
             self._table.move(instance, Trigger.GIVE_UP, "config")
+            instance.let_go()
             instance.wanted = False
         else:
             self._leaving.crashed(instance, again=instance.wanted)
@@ -390,21 +387,15 @@ class Loading:
         instance.generation = event.generation
         instance.shares = event.shares
         instance.first_need_bytes = instance.need_bytes
-        instance.before_bytes = None
-        instance.used = {}
-        instance.offer = None
         instance.context = event.context
         if event.layers is not None or event.engine:
             text = "" if event.layers is None else f"{event.layers} layers on the GPU"
             instance.offer = Offer(
                 event.shares, context=event.context, layers=event.layers, reduced=text, engine=event.engine
             )
-        instance.settled = False
         # Nobody knows who used it; it may be said later.
         instance.users = {""}
-        instance.leave_at_s = None
         instance.ready_since_s = instance.last_used_s = self._table.now
-        instance.idle_timeout_s = self._table.idle_override_s
         self._table.move(instance, Trigger.ADOPT, "adopt")
         self._out.tell(
             Kind.MODEL_ADOPTED,

@@ -45,13 +45,15 @@ class Sleeping:
         self._held_before: dict[str, int] = {}
         self._looks_left = 0
         self._kill_at_s: float | None = None
+        self._why = WHY[False]
         self.problem = ""
         self.hint = ""
 
     def asked(self, event: events.SuspendAsked) -> None:
         """A second one, without a waking between, only sets the bound anew."""
         now = self._table.now
-        self._table.suspended = Suspension(event.shutdown, now, now + event.within_s)
+        suspended = self._table.suspended = Suspension(event.shutdown, now, now + event.within_s)
+        self._why = WHY[event.shutdown]
         spare_s = min(KILL_TAKES_S, event.within_s / 4)
         self._kill_at_s = now + event.within_s - spare_s
         self._keeps = set()
@@ -68,15 +70,15 @@ class Sleeping:
                 going += 1
                 if why_not:
                     lost[why_not] = None
-            self._remember(instance)
-            self._refuse_waiting(instance)
             if not stays:
-                self._send_away(instance, event, self._kill_at_s - now)
+                self._remember(instance)
+                self._refuse_waiting(instance, suspended)
+                self._send_away(instance, self._kill_at_s - now)
         what = "shut down" if event.shutdown else "sleep"
         text = f"The machine is about to {what}: "
         text += f"{_models(going)} to be unloaded within {event.within_s:.1f} s" if going else "nothing has to go"
-        if self._keeps and any(self._table.instances[name].state.has_engine() for name in self._keeps):
-            text += f", {len(self._kept_engines())} kept"
+        if self._keeps:
+            text += f", {len(self._keeps)} kept"
         if lost:
             text += f"; not kept, because {'; '.join(lost)}"
         self._out.add(Notice(Kind.SUSPENDING, text, fields={"within_seconds": event.within_s, "models": going}))
@@ -86,7 +88,6 @@ class Sleeping:
         """Also when nobody had said that it would sleep, and once more when the GPUs can be used after all."""
         was, self._table.suspended = self._table.suspended, None
         self._kill_at_s = None
-        self._keeps = set()
         had_problem, self.problem, self.hint = self.problem, event.problem, event.hint
         if not event.restore:
             self._back.clear()
@@ -181,15 +182,13 @@ class Sleeping:
         self._kill_at_s = None
         for instance in self._engines():
             if instance.state is State.READY:
-                # It was taken back meanwhile, or came up in spite of all.
-                self._leaving.drain(instance, self._why(), 0.0)
-            if instance.state is State.LOADING:
-                self._leaving.cancel_launch(instance, self._why(), "the machine cannot wait for it", kill=True)
+                # It was taken over from an earlier gpud meanwhile.
+                self._leaving.drain(instance, self._why, 0.0)
             if instance.state is State.DRAINING:
                 self._leaving.drained(instance)
             if instance.state is not State.STOPPING:
                 continue
-            self._table.move(instance, Trigger.GRACE_OVER, self._why())
+            self._table.move(instance, Trigger.GRACE_OVER, self._why)
             self._out.tell(
                 Kind.ENGINE_KILLED,
                 f'The engine of "{instance.model.name}" has not ended and is killed: the machine cannot wait longer',
@@ -206,9 +205,6 @@ class Sleeping:
 
     def _engines(self) -> list[Instance]:
         return [instance for instance in self._table.with_engine() if instance.model.name not in self._keeps]
-
-    def _kept_engines(self) -> list[str]:
-        return [name for name in self._keeps if self._table.instances[name].state.has_engine()]
 
     def _end_those_on(self, vendor: str, *, come_back: bool) -> list[str]:
         """End the engines that are still there although their GPU cannot be used: their answers are wrong or never
@@ -254,27 +250,25 @@ class Sleeping:
     def _remember(self, instance: Instance) -> None:
         """What is there, or on its way, was to be there; what somebody has sent away was not."""
         there = instance.state in (State.LOADING, State.READY) and not instance.stale and not instance.removed
-        if instance.model.name not in self._keeps and (there or instance.wanted):
+        if there or instance.wanted:
             self._back[instance.model.name] = None
 
-    def _refuse_waiting(self, instance: Instance) -> None:
-        suspended = self._table.suspended
+    def _refuse_waiting(self, instance: Instance, suspended: Suspension) -> None:
         instance.wanted = False
-        if suspended is not None and (instance.waiting or instance.load_jobs):
+        if instance.waiting or instance.load_jobs:
             error = self._refusal(instance.model.name, suspended)
             instance.leave_queue()
             self._out.end_load_jobs(instance, JobResult.FAILED, error.text, error)
 
-    def _send_away(self, instance: Instance, event: events.SuspendAsked, within_s: float) -> None:
-        why = WHY[event.shutdown]
+    def _send_away(self, instance: Instance, within_s: float) -> None:
         stop_s = UNMEASURED_STOP_S if instance.stop_s is None else instance.stop_s
         answers_s = max(within_s * LEAST_SHARE_FOR_ANSWERS, within_s - stop_s)
         if instance.state is State.LOADING:
-            self._leaving.cancel_launch(instance, why, "the machine cannot wait for it")
+            self._leaving.cancel_launch(instance, self._why, "the machine cannot wait for it")
         elif instance.state is State.READY:
-            self._leaving.drain(instance, why, answers_s)
+            self._leaving.drain(instance, self._why, answers_s)
         elif instance.state is State.DRAINING:
-            self._leaving.go_on_draining(instance, why, answers_s)
+            self._leaving.go_on_draining(instance, self._why, answers_s)
 
     def _bring_back(self, instance: Instance) -> bool:
         name = instance.model.name
@@ -289,10 +283,6 @@ class Sleeping:
         instance.wanted = True
         self._table.enqueue(instance)
         return True
-
-    def _why(self) -> str:
-        suspended = self._table.suspended
-        return WHY[suspended is not None and suspended.shutdown]
 
     def _refusal(self, name: str, suspended: Suspension) -> Suspending | ShuttingDown:
         left_s = suspended.until_s - self._table.now

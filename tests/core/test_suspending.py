@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from gpud.core import events
 from gpud.core.errors import GpuUnavailable, ShuttingDown, Suspending
-from gpud.core.events import Action, Kind
-from gpud.core.facts import HOST, BudgetLimits, JobResult, Limits, LoadsMeanwhile, State
+from gpud.core.events import Action, Kind, Level
+from gpud.core.facts import HOST, BudgetLimits, EngineSettings, JobResult, Limits, LoadsMeanwhile, State
+from gpud.core.quote import Share
 
 from .world import ALICE, BOB, GIB, GPU, World, model
 
@@ -18,16 +19,17 @@ WITHIN_S = 4.0
 
 @dataclass
 class Machine(World):
-    """Engines in ``stubborn`` end only when they are killed."""
+    """Engines in ``stubborn`` end only when they are killed, those in ``immortal`` not even then."""
 
     stubborn: set[str] = field(default_factory=set)
+    immortal: set[str] = field(default_factory=set)
     killed: list[str] = field(default_factory=list)
 
     def do(self, action: Action) -> None:
         if isinstance(action, events.Stop):
             if action.kill:
                 self.killed.append(action.model)
-            elif action.model in self.stubborn:
+            if action.model in (self.immortal if action.kill else self.stubborn):
                 self.pending.remove(action)
                 return
         super().do(action)
@@ -465,3 +467,230 @@ def test_whatever_runs_is_gone_within_the_time(
     wake(w)
     w.settle()
     assert {w.state(name) for name in "abcd"} == {State.READY}
+
+
+# What is there when it sleeps, and what is said of it
+
+
+def test_one_model_is_one_model() -> None:
+    """In the sentence before the sleep, in that after it, and where its GPU is lost."""
+    w = loaded("a")
+    sleep(w)
+    assert "sleep: 1 model has to be unloaded within 4.0 s" in w.notices(Kind.SUSPENDING)[0].message
+    wake(w)
+    assert w.notices(Kind.WOKE_UP)[0].message == "The machine is awake; a is loaded again"
+    assert w.scheduler.gpu_problem_hint() == ""
+    assert w.scheduler.left_before_sleep() == 0
+    sleep(w, keep=True)
+    wake(w, problem="the GPUs do not answer")
+    assert w.notices(Kind.GPU_PROBLEM)[0].message == "The GPUs do not answer; a had been kept and is unloaded"
+
+
+def test_a_second_warning_that_keeps_nothing_sends_away_what_the_first_kept() -> None:
+    """The machine shuts down instead."""
+    w = loaded("a")
+    sleep(w, keep=True)
+    assert w.state("a") is State.READY
+    sleep(w, shutdown=True)
+    assert w.engines == {}
+    assert w.notices(Kind.MODEL_UNLOADED)[0].fields["reason"] == "shutdown"
+
+
+def test_what_somebody_has_unloaded_before_the_waking_stays_away() -> None:
+    """One of them while it still answers, or all that there is."""
+    for name in ("a", ""):
+        w = machine("a", "b")
+        w.load("a", use=True)
+        w.load("b")
+        w.settle()
+        sleep(w)
+        w.unload(name)
+        w.post(events.UseEnded("a"))
+        w.settle()
+        wake(w)
+        assert (w.state("a"), w.state("b")) == (State.COLD, State.READY if name else State.COLD)
+
+
+def test_what_was_on_its_way_out_for_good_does_not_come_back() -> None:
+    """Its configuration has changed, or it is no longer there, and it only finished an answer."""
+    w = machine("a", "b", "c")
+    for name in "abc":
+        w.load(name, use=True)
+    w.settle()
+    w.models = {"a": w.models["a"], "b": model("b", idle_timeout_s=7.0)}
+    w.post(events.Reconfigured(w.models, w.limits, 300.0, frozenset(("b",))))
+    sleep(w)
+    for name in "abc":
+        w.post(events.UseEnded(name))
+    w.settle()
+    wake(w)
+    assert (w.state("a"), w.state("b"), w.state("c")) == (State.READY, State.COLD, None)
+    assert w.notices(Kind.WOKE_UP)[0].message == "The machine is awake; a is loaded again"
+
+
+def test_what_is_removed_while_the_machine_sleeps_is_not_missed() -> None:
+    """The others come back."""
+    w = loaded("a", "b")
+    sleep(w)
+    del w.models["a"]
+    w.configure()
+    wake(w)
+    assert (w.state("a"), w.state("b")) == (None, State.READY)
+
+
+def test_what_came_back_once_does_not_come_back_a_second_time_by_itself() -> None:
+    """It has been idle since; GPUs that are looked at again are no reason."""
+    w = loaded("a")
+    sleep(w)
+    wake(w)
+    w.pass_time(400)
+    assert w.state("a") is State.COLD
+    wake(w)
+    assert w.state("a") is State.COLD
+
+
+def test_a_crashed_engine_stays_away_after_a_sleep_where_nothing_is_to_come_back() -> None:
+    """Its back-off is over, and the sleep was the end of the wish."""
+    w = loaded("a")
+    w.end("a", code=1)
+    w.settle()
+    sleep(w)
+    assert not w.status("a").retries
+    wake(w, restore=False)
+    w.pass_time(100)
+    assert w.state("a") is State.COLD
+
+
+def test_what_waits_for_gpus_that_are_given_away_is_not_told_to_be_loaded_again() -> None:
+    """It is not."""
+    w = loaded("a")
+    sleep(w)
+    w.post(events.YieldAsked(ALICE, "a game"))
+    wake(w)
+    assert w.notices(Kind.WOKE_UP)[0].message == "The machine is awake"
+
+
+def test_waking_up_does_not_take_back_what_somebody_has_unloaded() -> None:
+    """It only finishes an answer; of a sleep nobody had said anything."""
+    w = machine("a")
+    w.load("a", use=True)
+    w.settle()
+    w.unload("a")
+    wake(w)
+    assert w.state("a") is State.DRAINING
+
+
+def test_without_a_gpu_models_of_no_layers_there_are_loaded_as_ever() -> None:
+    """They need none."""
+    w = Machine({"a": model("a", settings=EngineSettings(layers="0"))}, {"a": GIB})
+    sleep(w)
+    wake(w, problem="the GPUs do not answer")
+    job = w.load("a")
+    w.settle()
+    assert w.result(job) is JobResult.DONE
+
+
+# The end of the time
+
+
+def test_where_the_engine_ended_at_once_before_an_answer_has_all_of_the_time_but_the_kills() -> None:
+    """It is cut then, and its engine killed in the same moment: there is no time to ask."""
+    w = loaded("a")
+    w.unload("a")
+    w.settle()
+    w.load("a", use=True)
+    w.settle()
+    sleep(w)
+    w.pass_time(3.4)
+    assert w.state("a") is State.DRAINING
+    w.pass_time(0.2)
+    assert w.state("a") is State.COLD
+    assert w.killed == ["a"]
+    assert w.notices(Kind.ENGINE_KILLED)[0].level is Level.WARNING
+
+
+def test_an_engine_that_does_not_even_end_when_killed_is_killed_once() -> None:
+    """There is nothing more to be done about it, and no time comes for it again; it counts as there."""
+    w = loaded("a", "b", stubborn={"a", "b"}, immortal={"a"})
+    sleep(w)
+    w.pass_time(60)
+    assert (w.state("a"), w.state("b")) == (State.KILLING, State.COLD)
+    assert w.killed == ["a", "b"]
+    assert w.scheduler.left_before_sleep() == 1
+
+
+def test_an_engine_that_is_taken_over_while_the_machine_goes_to_sleep_goes_as_well() -> None:
+    """At the end of the time: nobody had counted it."""
+    w = machine("a")
+    sleep(w)
+    w.adopt("a", Share(GPU, 2 * GIB))
+    w.settle()
+    assert w.scheduler.left_before_sleep() == 1
+    w.pass_time(WITHIN_S)
+    assert w.engines == {}
+    assert w.notices(Kind.MODEL_UNLOADED)[0].fields["reason"] == "suspend"
+
+
+# What was kept, and whether it is still there
+
+
+def lose(w: Machine, name: str) -> int:
+    """Its process lives on, and holds next to nothing; its number."""
+    engine = w.engines[name]
+    engine.real = dict.fromkeys(engine.real, 1 << 20)
+    return engine.pid
+
+
+def test_what_has_lost_its_memory_is_found_by_the_second_look_at_the_latest() -> None:
+    """The first may have begun before; what is given back later is the engine's own doing."""
+    w = kept()
+    w.post(events.WokeUp())
+    w.look()
+    first = lose(w, "a")
+    w.post(events.LookAsked())
+    w.settle()
+    assert w.engines["a"].pid != first
+    second = lose(w, "b")
+    w.post(events.LookAsked())
+    w.settle()
+    assert w.engines["b"].pid == second
+    assert [notice.level for notice in w.notices(Kind.GPU_PROBLEM)] == [Level.WARNING]
+
+
+@pytest.mark.parametrize(("left_bytes", "lost"), [(2 * GIB // 10, True), (2 * GIB // 10 + 1, False)])
+def test_an_engine_that_holds_a_tenth_of_what_it_held_has_lost_it(left_bytes: int, lost: bool) -> None:
+    """More may be a model that gave something back, and the next one is looked at all the same."""
+    w = kept()
+    w.engines["a"].real = {GPU: left_bytes}
+    b = lose(w, "b")
+    wake(w)
+    assert w.launches().count("a") == 1 + lost
+    assert w.engines["b"].pid != b
+
+
+@pytest.mark.parametrize("how", ["unloaded", "removed"])
+def test_what_was_kept_and_has_gone_before_the_look_is_not_missed(how: str) -> None:
+    """The next one is looked at all the same."""
+    w = kept()
+    b = lose(w, "b")
+    if how == "removed":
+        del w.models["a"]
+        w.configure()
+    else:
+        w.unload("a", force=True)
+    w.settle()
+    wake(w)
+    assert w.state("a") is (None if how == "removed" else State.COLD)
+    assert w.engines["b"].pid != b
+
+
+def test_an_engine_that_answers_on_a_lost_gpu_is_ended_at_once() -> None:
+    """Also one that was going already; what is in the machine's own memory is left alone."""
+    w = kept()
+    for name in "ab":
+        w.post(events.UseBegan(name))
+    w.unload("a")
+    wake(w, problem="the GPUs do not answer")
+    assert set(w.engines) == {"h"}
+    told = {notice.model: notice.message.partition(": ")[2] for notice in w.notices(Kind.MODEL_UNLOADED)}
+    assert told == dict.fromkeys("ab", "its GPU did not keep it over the sleep")
