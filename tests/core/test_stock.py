@@ -61,6 +61,12 @@ def test_others_are_as_they_are_wherever_they_come_from(made: dict[str, Model], 
     assert dict(stock.before(wanted)) == made | others
     gone = [name for name in made if name not in others]
     assert dict(stock.changed(others, gone)) == others
+    assert dict(stock.changed(others)) == made | others
+    for result in (stock.becoming(wanted), stock.changed(others, gone), stock.before(wanted), stock.changed(others)):
+        anew = Stock(dict(result))
+        assert {alias: result.meaning(alias) for alias in result.aliases()} == {
+            alias: anew.meaning(alias) for alias in anew.aliases()
+        }
     assert (stock == wanted) == (made == others)
     for name in made.keys() | others.keys():
         assert stock.same(wanted, name) == (made.get(name) == others.get(name))
@@ -73,6 +79,33 @@ def test_what_nothing_differs_from_is_the_very_same() -> None:
     assert stock.becoming(Stock(made)) is stock
     more = Stock(made | {"new": Model("new", "e", EngineSettings(file="/new.gguf"))})
     assert [*stock.becoming(more)] == [*made, "new"]
+
+
+def test_a_stock_is_no_other_than_a_mapping_of_the_same() -> None:
+    """And nothing that is no mapping."""
+    made = {"a": Model("a", "e")}
+    assert Stock(made) != {"a": Model("a", "f")}
+    assert Stock(made) != {}
+    assert Stock(made) != ["a"]
+
+
+def test_what_is_alike_is_the_very_same_whenever_it_came() -> None:
+    """Also beside what came from elsewhere; one that is like no other has itself for its pattern."""
+
+    def one(name: str) -> Model:
+        return Model(name, "e", EngineSettings(file=f"/{name}.gguf"))
+
+    stock = Stock({"a": one("a")})
+    pattern = stock.pattern("a")
+    for later in (
+        stock.changed({"b": one("b")}),
+        stock.before(Stock({"c": Model("c", "f")})).changed({"b": one("b")}),
+        Stock({"c": Model("c", "f")}).becoming(stock).changed({"b": one("b")}),
+        stock.becoming(Stock({"b": one("b")})),
+    ):
+        assert later.pattern("b") is pattern
+    unlike = Model("u", "e", EngineSettings(unload=HttpCall("POST", "/free", {"all": True})))
+    assert Stock({"u": unlike}).pattern("u") is unlike
 
 
 def test_a_name_is_found_by_an_alias() -> None:

@@ -1,7 +1,7 @@
 """Which small mistakes could be made in a module, each as one edit of its syntax tree. It runs nothing.
 
-What people read is left alone: docstrings, messages, the texts of errors; so are annotations, asserts, imports, bodies
-of protocols and what words an enum's members have, which tests compare with documents.
+What people read is left alone: docstrings, messages, the texts of errors; so are annotations and types of casts,
+asserts, imports, bodies of protocols and what words an enum's members have, which tests compare with documents.
 """
 
 import ast
@@ -146,6 +146,11 @@ def is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
+def is_cast(node: ast.AST) -> bool:
+    """Whether its first argument is a type, which nobody reads when it runs."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "cast"
+
+
 def opposite_of(test: ast.expr) -> ast.expr | None:
     """The negation of a condition, unless another edit makes the same of it."""
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
@@ -181,7 +186,7 @@ class Walk:
                 continue
             if isinstance(value, list):
                 for index, child in enumerate(value):
-                    if isinstance(child, ast.AST):
+                    if isinstance(child, ast.AST) and not (slot == "args" and index == 0 and is_cast(node)):
                         yield from self._visit(child, node, slot, index, where)
             elif isinstance(value, ast.AST):
                 yield from self._visit(value, node, slot, None, where)
