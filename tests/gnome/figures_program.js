@@ -1,7 +1,7 @@
 // What figures.js makes of a status and preferences: one line of JSON in, one out.
 load('figures').then(({figures}) => {
     const Gio = imports.gi.Gio;
-    const input = Gio.DataInputStream.new(Gio.UnixInputStream.new(0, false));
+    const input = Gio.DataInputStream.new(Gio.File.new_for_path('/dev/stdin').read(null));
     for (;;) {
         const [line] = input.read_line_utf8(null);
         if (line === null)

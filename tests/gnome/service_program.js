@@ -12,7 +12,7 @@ load('service').then(({Service, explain}) => {
             }
             : {state: null}),
         (job, model, result, message) => say({job, model, result, message}));
-    const input = Gio.DataInputStream.new(Gio.UnixInputStream.new(0, false));
+    const input = Gio.DataInputStream.new(Gio.File.new_for_path('/dev/stdin').read(null));
     const next = () => input.read_line_async(0, null, (stream, found) => {
         const [line] = stream.read_line_finish_utf8(found);
         if (line === null)

@@ -2,7 +2,7 @@
 import Gio from 'gi://Gio';
 
 const figures = await import(ARGV[0]);
-const input = new Gio.DataInputStream({base_stream: new Gio.UnixInputStream({fd: 0})});
+const input = Gio.DataInputStream.new(Gio.File.new_for_path('/dev/stdin').read(null));
 for (;;) {
     const [line] = input.read_line_utf8(null);
     if (line === null)
