@@ -53,6 +53,17 @@ def chosen_path(bus: str) -> Path:
     return user if user.exists() and not system.exists() else system
 
 
+def unreadable(path: Path) -> bool:
+    """Whether it is not for whoever asks: it may hold keys."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def check(path: Path, output: Output) -> int:
     from gpud.config import load_keys, warnings
 
@@ -67,7 +78,10 @@ def check(path: Path, output: Output) -> int:
             output.json({"valid": False, "file": str(path), "problems": list(invalid.problems), "warnings": []})
         else:
             output.text("\n".join(invalid.problems))
-            output.note(f"gpudctl: {plural(len(invalid.problems), 'problem')} in {path}; gpud would not take it")
+            if unreadable(path):
+                output.note(f"gpudctl: {path} was not checked: root may read it, and members of its group; use sudo")
+                return FAILED
+            output.note(f"gpudctl: {plural(len(invalid.problems), 'problem')}; gpud would not take this configuration")
         return FAILED
     said = warnings(config)
     models = list(config.models)

@@ -162,10 +162,12 @@ def _guarded(topic: str, look: Callable[[], Findings]) -> Findings:
 
 
 def _configuration(path: Path | None, kind: str) -> "tuple[Config | None, list[Finding]]":
-    from gpud.cli.config import engines
+    from gpud.cli.config import engines, unreadable
     from gpud.config import default_path, load, warnings
 
     path = path or default_path(kind == "user")
+    if unreadable(path):
+        return None, [Finding("config", f"note: {path} was not looked at: root may read it, and members of its group")]
     try:
         config = load(path, known_engines=engines())
     except ConfigInvalid as invalid:

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
-from gpud.core.errors import AccessDenied, GpudError, LimitsExceeded
+from gpud.core.errors import AccessDenied, GpudError, InteractionRequired, LimitsExceeded
 from gpud.core.events import Kind, Level, Notice
 from gpud.core.facts import Caller, JobKind
 from gpud.dbus.callers import Callers
@@ -61,7 +61,7 @@ class Gate:
                 interactive=request.interactive,
                 details={"model": model or "all models"} if details is None else details,
             )
-        except AccessDenied as problem:
+        except (AccessDenied, InteractionRequired) as problem:
             self._write_down(caller, permission, model, problem)
             raise
 

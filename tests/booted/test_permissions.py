@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 from booted_machine import TOP, Machine, Result
+from logins import pam_login
 
 pytestmark = pytest.mark.booted
 
@@ -31,12 +32,9 @@ class Person:
     at_seat: bool = False
 
     def login(self, script: str, *, unit: str = "") -> str:
-        seat = "--setenv=XDG_SEAT=seat0" if self.at_seat else ""
-        named = f"--unit={unit}" if unit else ""
-        return (
-            f"systemd-run --quiet --wait --collect --pipe --property=PAMName=login --property=User={self.name} {seat} "
-            f"{named} bash -c {shlex.quote(script)}"
-        )
+        seat = ["--setenv=XDG_SEAT=seat0"] if self.at_seat else []
+        named = [f"--unit={unit}"] if unit else []
+        return pam_login(self.name, script, *seat, *named)
 
     def run(self, script: str, *, check: bool = True) -> Result:
         return self.machine.run(self.login(script), check=check)
@@ -194,3 +192,13 @@ def test_a_rule_may_let_in_everybody_with_a_login(people: Machine) -> None:
 def test_every_rule_of_the_documentation_is_tried() -> None:
     """None is shown that no test has typed."""
     assert len(EXAMPLES) == 4
+
+
+def test_who_may_not_read_the_configuration_is_not_told_that_it_is_wrong(machine: Machine) -> None:
+    """It was not checked, and who may; to the doctor that is no problem."""
+    checked = machine.run("gpudctl config check", user="nobody", check=False)
+    assert checked.code == 1
+    assert checked.err == (
+        "gpudctl: /etc/gpud/gpud.yaml was not checked: root may read it, and members of its group; use sudo"
+    )
+    assert "config: note: /etc/gpud/gpud.yaml was not looked at" in machine.run("gpudctl doctor", user="nobody").out

@@ -269,18 +269,23 @@ def test_each_method_asks_for_its_own_action_about_the_callers_connection(
 
 
 def test_the_callers_wish_for_a_dialog_is_honoured(run: Any, private_bus: PrivateBus, engine: FakeEngine) -> None:
-    """Only a call that allows interaction lets polkit open a dialog; another is told that it would take one."""
+    """Only a call that allows interaction lets polkit open a dialog; another is told that it would take one, and the
+    journal has it.
+    """
     polkit = Polkit()
     polkit.answer = (False, True)
+    notices: list[Notice] = []
 
     async def scenario() -> None:
         async with (
-            serving(private_bus.address, engine),
+            serving(private_bus.address, engine, notices=notices),
             polkit.on(private_bus.address),
             peer(private_bus.address, NOBODY) as client,
         ):
             refused = await client.refused("Load", "s", "tiny")
             assert refused.name == STANDARD + "InteractiveAuthorizationRequired"
+            (denied,) = [notice for notice in notices if notice.kind is Kind.DENIED]
+            assert "only after authentication (org.kernelcore.GpuD.load)" in denied.message
             assert polkit.asked.get_nowait().body[3] == 0
             flags = MessageFlag.allow_interactive_authorization
             assert (await client.refused("Load", "s", "tiny", flags=flags)).name == STANDARD + "AccessDenied"
