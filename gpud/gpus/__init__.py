@@ -101,11 +101,26 @@ class _Lane:
         return samples
 
 
+class _Wish:
+    """A look that nobody has begun yet. Whoever asks before it begins shares it."""
+
+    def __init__(self) -> None:
+        self.own: frozenset[int] = frozenset()
+        self.wake = False
+        self.samples: tuple[GpuSample, ...] | None = None
+
+
 class AllGpus:
-    """Fulfils :class:`gpud.core.ports.Gpus` with the probes it is given; belongs to one event loop."""
+    """Fulfils :class:`gpud.core.ports.Gpus` with the probes it is given; belongs to one event loop.
+
+    One look is under way at a time, and answers come in the order of the looks: however slow a look is and however many
+    ask, no more than one waits for its turn, and nobody is told of a moment before the one that was told last.
+    """
 
     def __init__(self, probes: Sequence[Probe], host: Probe, *, answer_s: float = ANSWER_S) -> None:
         self._lanes = [_Lane(probe, answer_s) for probe in (*probes, host)]
+        self._one_at_a_time = asyncio.Lock()
+        self._wish = _Wish()
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -113,11 +128,23 @@ class AllGpus:
         return tuple(problem for lane in self._lanes for problem in lane.problems)
 
     async def sample(self, own: frozenset[int], *, wake: bool) -> tuple[GpuSample, ...]:
-        """A look that begins after this call, at all vendors at once; takes at most ``answer_s``.
+        """A look that begins after this call, at all vendors at once; takes at most ``answer_s``, and at most as long
+        again where another one is under way.
 
         ``asleep`` is said of a device that was left alone: it is suspended, or its driver has been let go and ``wake``
         is False. Devices are numbered through all vendors, NVIDIA's as the driver numbers them, the host last.
         """
+        wish = self._wish
+        wish.own |= own
+        wish.wake |= wake
+        async with self._one_at_a_time:
+            if self._wish is wish:
+                self._wish = _Wish()
+            if wish.samples is None:
+                wish.samples = await self._look(wish.own, wake=wish.wake)
+        return wish.samples
+
+    async def _look(self, own: frozenset[int], *, wake: bool) -> tuple[GpuSample, ...]:
         looks = await asyncio.gather(*(lane.sample(own, wake) for lane in self._lanes))
         samples = (sample for look in looks for sample in look)
         return tuple(replace(sample, index=index) for index, sample in enumerate(samples))

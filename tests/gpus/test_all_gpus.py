@@ -12,6 +12,7 @@ from gpu_trees import lay_out
 
 from gpud.core.facts import GpuSample
 from gpud.core.ports import Gpus
+from gpud.core.record import replace
 from gpud.gpus import PROBES, AllGpus, build
 from gpud.gpus.host import HostProbe
 
@@ -47,6 +48,14 @@ class Vendor:
     def release(self) -> None:
         self._hold = False
         self.released += 1
+
+
+class Counted(Vendor):
+    """As many bytes are free as there were looks."""
+
+    def look(self, own: frozenset[int], wake: bool) -> tuple[GpuSample, ...]:
+        (sample,) = super().look(own, wake)
+        return (replace(sample, free_bytes=len(self.looks)),)
 
 
 @pytest.fixture
@@ -145,6 +154,53 @@ def test_a_look_begins_after_it_was_asked_for_and_one_at_a_time(run: Run, host: 
 
     run(look())
     assert vendor.looks == [(frozenset({1}), False), (frozenset({2}), True)]
+
+
+def test_all_who_ask_while_a_look_is_slow_share_the_next(run: Run, host: HostProbe) -> None:
+    """However many there are: the driver is asked once more, for all their processes, and for the one who may wake."""
+    under_way, release = threading.Event(), threading.Event()
+
+    def act() -> None:
+        under_way.set()
+        assert release.wait(60)
+
+    vendor = Vendor("a", act=act)
+    gpus = AllGpus([vendor], host)
+
+    async def look() -> None:
+        first = asyncio.ensure_future(gpus.sample(frozenset({1}), wake=False))
+        await asyncio.to_thread(under_way.wait, 60)
+        others = [asyncio.ensure_future(gpus.sample(frozenset({pid}), wake=pid == 5)) for pid in range(2, 100)]
+        await asyncio.sleep(0)
+        release.set()
+        answers = await asyncio.gather(first, *others)
+        assert len({id(answer) for answer in answers[1:]}) == 1
+
+    run(look())
+    assert vendor.looks == [(frozenset({1}), False), (frozenset(range(2, 100)), True)]
+
+
+def test_no_answer_is_of_a_moment_before_the_last_one(run: Run, host: HostProbe) -> None:
+    """A vendor that is slow holds up what the quick one of the same look has read: a later look is not told before."""
+    lifted = threading.Event()
+    counted = Counted("quick")
+    gpus = AllGpus([counted, Vendor("slow", act=lambda: lifted.wait(60))], host, answer_s=0.05)
+    told: list[int] = []
+
+    async def ask() -> None:
+        told.append((await gpus.sample(NOBODY, wake=True))[0].free_bytes or 0)
+
+    async def look() -> None:
+        async with asyncio.TaskGroup() as group:
+            for number in range(200):
+                group.create_task(ask())
+                if number % 5 == 0:
+                    await asyncio.sleep(0.002)
+        lifted.set()
+
+    run(look())
+    assert told == sorted(told)
+    assert told[-1] > told[0]
 
 
 def test_a_caller_that_gives_up_disturbs_nobody(run: Run, host: HostProbe) -> None:
