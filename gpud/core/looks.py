@@ -3,7 +3,8 @@
 
 class Looks:
     """Each look that was asked for is answered once. One is urgent at a time; a delayed one is asked for only when none
-    comes as early.
+    comes as early. One that is overdue is slow, and comes: whoever it comes too early for asks again then. Were more
+    begun meanwhile, those would hold each other up, and there would be more each time.
     """
 
     def __init__(self) -> None:
@@ -20,7 +21,7 @@ class Looks:
             self._again = self._urgent
             began, self._urgent = not self._urgent, True
             return began
-        if self._urgent or any(now <= due <= now + delay_s for due in self._delayed):
+        if self._urgent or any(due <= now + delay_s for due in self._delayed):
             return False
         self._delayed.append(now + delay_s)
         self._delayed.sort()

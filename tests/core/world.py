@@ -122,6 +122,8 @@ class World:
     busy: set[str] = field(default_factory=set)
     told: list[Action] = field(default_factory=list)
     pending: list[Action] = field(default_factory=list)
+    due_at: dict[int, float] = field(default_factory=dict)
+    """When a pending action that is delayed is to be carried out, by its identity."""
     engines: dict[str, Engine] = field(default_factory=dict)
     programs: dict[int, Program] = field(default_factory=dict)
     jobs: dict[int, JobEnded] = field(default_factory=dict)
@@ -191,7 +193,9 @@ class World:
         actions = self.scheduler.handle(event, self.now)
         told = any(isinstance(action, events.Outcome) for action in actions)
         assert told or self.seen() == before, f"{event} changes what is seen, and nobody is told"
-        self.pending += [a for a in actions if isinstance(a, WORK)]
+        work = [a for a in actions if isinstance(a, WORK)]
+        self.pending += work
+        self.due_at |= {id(a): self.now + getattr(a, "delay_s", 0.0) for a in work}
         for action in actions:
             self.told.append(action)
             match action:
@@ -379,19 +383,18 @@ class World:
         self.settle()
         end = self.now + seconds
         still = 0
-        due_at: dict[int, float] = {}
         for _ in range(limit):
             deadline = self.scheduler.next_deadline()
             delayed = [a for a in self.pending if getattr(a, "delay_s", 0.0) > 0.0]
-            due_at = {id(a): due_at.get(id(a), self.now + getattr(a, "delay_s", 0.0)) for a in delayed}
             timers = [self._timers[0][0]] if self._timers else []
-            at = [d for d in (deadline, *due_at.values(), *timers) if d is not None and d <= end]
+            times = (deadline, *(self.due_at[id(a)] for a in delayed), *timers)
+            at = [time for time in times if time is not None and time <= end]
             if not at:
                 break
             first = max(self.now, min(at))
             still = still + 1 if first == self.now else 0
             assert still < 200, f"a deadline comes again and again: {self.scheduler.next_deadline()} at {self.now}"
-            due = [a for a in delayed if due_at[id(a)] <= first]
+            due = [a for a in delayed if self.due_at[id(a)] <= first]
             self.now = first
             if deadline is not None and deadline <= first:
                 self.post(events.TimePassed())
