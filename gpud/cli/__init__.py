@@ -3,7 +3,6 @@
 Owns no behaviour of any command; a command's module is imported only when it is the one that was asked for.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 from gpud.cli.arguments import GLOBAL_OPTIONS, Parser, overview
 from gpud.cli.exits import INTERRUPTED, PIPE_CLOSED, USAGE, Usage, exit_status
-from gpud.cli.output import Output
+from gpud.cli.output import NotWritten, Output, give_up, open_what_is_closed
 from gpud.core.errors import GpudError
 
 
@@ -85,24 +84,35 @@ def parser_for(name: str, module: ModuleType | None = None) -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit status and never raises."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    open_what_is_closed()
     output = Output(words)
     try:
-        status = _run(words, output)
-        output.flush()
+        try:
+            status = _run(words, output)
+            output.flush()
+            return status
+        except GpudError as error:
+            return _failed(error, output)
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            return _failed(GpudError(f"cannot go on: {error}", hint='"gpudctl doctor" looks for what is wrong'), output)
     except BrokenPipeError:
-        # Whoever read our output has seen enough. What is still buffered must not fail once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has seen enough.
+        give_up(sys.stdout)
         return PIPE_CLOSED
     except KeyboardInterrupt:
         return INTERRUPTED
-    except GpudError as error:
+    except NotWritten as error:
+        # The words about the first error could not be written, either.
         output.error(error)
         return exit_status(error)
-    except OSError as error:
-        problem = GpudError(f"cannot go on: {error}", hint='"gpudctl doctor" looks for what is wrong')
-        output.error(problem)
-        return exit_status(problem)
-    return status
+
+
+def _failed(error: GpudError, output: Output) -> int:
+    output.error(error)
+    output.flush()
+    return exit_status(error)
 
 
 def _run(words: list[str], output: Output) -> int:

@@ -380,6 +380,9 @@ async def _reply(bus: MessageBus, message: Message, timeout_s: float) -> Message
         ) from None
     except (OSError, EOFError):
         raise _gone() from None
+    except UnicodeEncodeError as error:
+        hint = 'write it in UTF-8; "gpudctl models" lists the names of models'
+        raise Usage(f'cannot tell gpud of "{error.object}": its bytes are no UTF-8', hint=hint) from None
     if reply is None:
         raise _gone()
     if reply.message_type is MessageType.ERROR:

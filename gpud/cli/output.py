@@ -4,8 +4,9 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 from gpud.core.errors import GpudError
 
@@ -40,7 +41,8 @@ class Output:
         return f"\x1b[{COLORS[color]}m{text}\x1b[0m" if color and self.colors else text
 
     def text(self, text: str) -> None:
-        print(text)
+        with _written():
+            print(text)
 
     def result(self, text: str, data: Mapping[str, Any]) -> None:
         """The outcome of a command: for a person, or for a program."""
@@ -52,12 +54,17 @@ class Output:
     def json(self, data: Mapping[str, Any] | Sequence[Any]) -> None:
         import json
 
-        print(json.dumps(data, indent=2, ensure_ascii=False))
+        self.text(json.dumps(data, indent=2, ensure_ascii=False))
 
     def note(self, text: str) -> None:
-        """Something that a person wants to know and a program does not."""
-        sys.stdout.flush()
-        print(text, file=sys.stderr, flush=True)
+        """Something that a person wants to know and a program does not. Where it cannot be said, it is not said."""
+        self.flush()
+        try:
+            print(text, file=sys.stderr, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            give_up(sys.stderr)
 
     def error(self, error: GpudError) -> None:
         """One line with what to do; the same as an object where JSON was asked for. What it quotes may be anything."""
@@ -67,7 +74,41 @@ class Output:
         self.note(visible("gpudctl: " + "; ".join(parts)))
 
     def flush(self) -> None:
-        sys.stdout.flush()
+        with _written():
+            sys.stdout.flush()
+
+
+class NotWritten(GpudError):
+    """Standard output takes nothing: the disk is full that it goes to, say."""
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        give_up(sys.stdout)
+        hint = "what was asked for may be done all the same; make room, or send the output elsewhere"
+        raise NotWritten(f"cannot write to standard output: {error.strerror}", hint=hint) from None
+
+
+def give_up(stream: TextIO) -> None:
+    """What is still buffered must not fail once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def open_what_is_closed() -> None:
+    """Whoever closes a stream wants to hear nothing. Left closed, the next file to be opened would be taken for it."""
+    if None not in (sys.stdin, sys.stdout, sys.stderr):
+        return
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115  # As those that Python opens: for as long as it runs.
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _is_terminal(stream: Any) -> bool:

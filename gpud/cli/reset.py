@@ -4,7 +4,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from gpud.cli.arguments import Parser
-from gpud.cli.exits import FAILED, BusError
+from gpud.cli.exits import FAILED, BusError, Usage
 from gpud.cli.output import Output
 from gpud.core.errors import GpudError
 
@@ -23,6 +23,8 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: Namespace, output: Output) -> int:
+    if not arguments.model:
+        raise Usage("reset: the model's name is empty", hint='name a model; "gpudctl models" lists them')
     from gpud.cli import client
 
     return client.run(lambda gpud: reset(gpud, arguments.model, output), arguments.bus)

@@ -38,6 +38,10 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace, output: Output) -> int:
     if arguments.all and arguments.models:
         raise Usage("unload: --all leaves no model to name", hint="leave out either --all or the names")
+    if "" in arguments.models:
+        raise Usage(
+            "unload: the model's name is empty", hint='name a model, or write --all; "gpudctl models" lists them'
+        )
     from gpud.cli import client
 
     return client.run(lambda gpud: unload(gpud, arguments, output), arguments.bus)

@@ -90,6 +90,16 @@ def test_an_unknown_model_is_told_with_the_nearest_name(gpud: RealDaemon) -> Non
     assert 'did you mean "tiny"?' in done.stderr
 
 
+def test_a_name_that_is_no_text_is_a_wrong_command_line(gpud: RealDaemon) -> None:
+    """Bytes that are no UTF-8 cannot be sent over the bus; they are shown as numbers."""
+    for command in ("load", "unload", "reset"):
+        done = gpud.place.gpudctl(command, os.fsdecode(b"a\xffb"))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(
+            'gpudctl: cannot tell gpud of "a\\udcffb": its bytes are no UTF-8; write it in UTF-8'
+        )
+
+
 def test_models_lists_names(gpud: RealDaemon) -> None:
     """One name a line; only the loaded ones where that was asked for."""
     assert gpud.place.gpudctl("models").stdout.split() == ["tiny", "other:3b", "slow", "big", "broken"]

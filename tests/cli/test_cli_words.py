@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_place import Place
+from cli_place import GPUDCTL, Place, finish
 
 from gpud.cli import COMMANDS, load_command, parser_for
 from gpud.cli.arguments import duration, patience, size, whole
@@ -102,6 +102,8 @@ def test_help_of_a_command_in_three_ways(alone: Place) -> None:
         (("--user", "--system", "status"), "status: argument --system: not allowed with argument --user"),
         (("--frobnicate", "status"), '"--frobnicate" needs a command before it'),
         (("config", "mend"), "config: argument action: invalid choice: 'mend'"),
+        (("unload", ""), "unload: the model's name is empty; name a model, or write --all"),
+        (("reset", ""), "reset: the model's name is empty; name a model"),
     ],
 )
 def test_a_wrong_command_line(alone: Place, words: tuple[str, ...], told: str) -> None:
@@ -110,6 +112,35 @@ def test_a_wrong_command_line(alone: Place, words: tuple[str, ...], told: str) -
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"gpudctl: {told}")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_output_that_cannot_be_written_is_an_error(alone: Place) -> None:
+    """A full disk, also where the error itself was to be written there: one line, and nothing of Python's."""
+    told = "gpudctl: cannot write to standard output: No space left on device; "
+    with open("/dev/full", "w") as full:
+        for words in (("--help",), ("--json", "status"), ("version",), ("shell-hook", "bash")):
+            status, _, said = finish(alone.start(*words, stdout=full))
+            *before, last = said.splitlines()
+            assert (status, last.startswith(told)) == (1, True), said
+            assert len(before) <= 1 and "Traceback" not in said
+
+
+def test_an_error_that_cannot_be_told_is_a_status(alone: Place) -> None:
+    """The disk is full that standard error goes to."""
+    with open("/dev/full", "w") as full:
+        assert finish(alone.start("frobnicate", stderr=full)) == (2, "", None)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_whoever_closes_a_stream_hears_nothing_there(alone: Place, closed: str) -> None:
+    """What was asked for is done, and no file that is opened meanwhile is taken for the stream."""
+    shell = ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *GPUDCTL]
+    for words, status in ((("version",), 0), (("frobnicate",), 2)):
+        done = subprocess.run([*shell, *words], env=alone.environment, capture_output=True, text=True, check=False)
+        assert done.returncode == status
+        assert bool(done.stdout) == (status == 0 and " >" not in f" {closed}")
+        assert bool(done.stderr) == (status == 2 and "2>" not in closed)
+        assert "Traceback" not in done.stderr
 
 
 def test_options_may_stand_on_either_side(alone: Place) -> None:
