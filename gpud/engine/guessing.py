@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from itertools import islice
 
+from gpud.core.naming import LONGEST
+
 COMPARED_MOST = 300
 """With so many names one is compared letter by letter, which takes some milliseconds and keeps everybody waiting."""
 
@@ -11,7 +13,9 @@ ALIKE = 3
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """The one that is most like it; empty: none is."""
+    """The one that is most like it; empty: none is, as of what is too long to be a name."""
+    if len(name) > LONGEST:
+        return ""
     names = list(known)
     if len(names) > COMPARED_MOST:
         wanted = name.casefold()

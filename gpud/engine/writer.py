@@ -27,6 +27,7 @@ from gpud.core.facts import (
     State,
 )
 from gpud.core.instance import as_offered
+from gpud.core.naming import LONGEST
 from gpud.core.ports import Backend, Files, Gpus, Launcher, Programs, Store, Warmer
 from gpud.core.quote import Offer, Quote
 from gpud.core.record import replace
@@ -181,6 +182,9 @@ class Engine:
         for candidate in (name, name.removesuffix(".gguf")):
             if (meant := models.meaning(candidate)) is not None:
                 return meant
+        if len(name) > LONGEST:
+            hint = f"its name has {len(name)} characters, the limit is {LONGEST}"
+            raise NoSuchModel(f'there is no model "{name[:LONGEST]}…"', hint=hint)
         if not models:
             hint = "no model is there: gpudctl models list says how to come by one"
         elif near := closest(name, (*models, *models.aliases())):

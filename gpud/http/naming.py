@@ -84,7 +84,9 @@ def read_json(body: bytes) -> Asked:
 def _decoded(body: bytes) -> "_Body":
     try:
         return _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+    except RecursionError:
+        raise _unreadable("cannot read the body: it is nested too deeply", "send a flatter JSON object") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
         if not body.strip():
             return _Body()
         raise _unreadable(f"cannot read the body: {problem}", "send a JSON object") from None

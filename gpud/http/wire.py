@@ -267,7 +267,7 @@ def _content_length(fields: Fields) -> int:
         return int(value)
     if b"," in value:
         raise Refused(400, "there is more than one Content-Length")
-    raise Refused(400, f"the Content-Length {shown(value)} is not a number")
+    raise Refused(400, f"the Content-Length {shown(value)} is not a number of 1 to 15 digits")
 
 
 def _is_chunked(fields: Fields, version: bool) -> bool:
