@@ -92,9 +92,9 @@ class Opened:
         self.headers = {name.lower(): value for name, value in self._response.getheaders()}
 
     def line(self) -> bytes:
-        """The next line that is not empty; empty at the end."""
+        """The next line that says something; empty at the end. Those who wait long for a load are sent comments."""
         while line := self._response.readline():
-            if line := line.strip():
+            if (line := line.strip()) and not line.startswith(b":"):
                 return line
         return b""
 
