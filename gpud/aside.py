@@ -2,7 +2,8 @@
 
 The copy has everything that the process had when it began, costs no start, and shares nothing that it changes. Of the
 threads it has the one that made it, and whatever the others held locked then stays locked there: work for it takes no
-lock that it did not make itself, opens no database that is open here, logs nothing, and knows no loop.
+lock that it did not make itself, opens no database that is open here, imports nothing, logs nothing, and knows no loop.
+That is what Python warns of from 3.12 on, though only who asks for such warnings sees it.
 """
 
 import contextlib

@@ -1,10 +1,12 @@
 """Work in a copy of the process: its answer comes back, and nothing else of it stays, however it ends."""
 
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import pytest
 from gpud.aside import Aside
 from gpud.core.errors import Canceled
 from gpud.core.ports import Line
+from gpud.log import Journal, RecordHandler
+from gpud.log.outlets import Entry
 
 TOP = Path(__file__).resolve().parent.parent
 BOUND_S = 60.0
@@ -67,6 +71,50 @@ def test_who_says_nothing_is_not_waited_for_without_end() -> None:
 
     with pytest.raises(EOFError, match=r"does not answer within 0\.3 s"):
         Aside(silent_s=0.3)(work, answer, never)
+
+
+class Held:
+    """An outlet that keeps who writes, and with it what that one holds locked, until it is let go."""
+
+    def __init__(self) -> None:
+        self.holds, self.lets_go = threading.Event(), threading.Event()
+
+    def encode(self, entry: Entry) -> bytes:
+        return entry.message.encode()
+
+    def send(self, data: bytes) -> int:
+        self.holds.set()
+        self.lets_go.wait(BOUND_S)
+        return len(data)
+
+    def wait(self) -> None:
+        raise AssertionError("everything is taken at once")
+
+    def close(self) -> None:
+        pass
+
+
+def test_who_has_to_say_something_there_does_not_wait_for_who_writes_here() -> None:
+    """A thread is at writing into the log as the copy begins, and never comes to its end there: nothing is written."""
+    outlet = Held()
+    handler = RecordHandler(Journal(outlet))
+    log = logging.getLogger("test_aside")
+    writer = threading.Thread(target=log.warning, args=("here",))
+
+    def work(line: Line) -> None:
+        log.warning("there")
+        line.send("said")
+
+    log.addHandler(handler)
+    try:
+        writer.start()
+        assert outlet.holds.wait(BOUND_S)
+        assert Aside(silent_s=BOUND_S)(work, answer, never) == "said"
+    finally:
+        outlet.lets_go.set()
+        writer.join()
+        log.removeHandler(handler)
+        handler.close()
 
 
 def fail(_line: Line) -> None:

@@ -238,3 +238,70 @@ def test_hardly_anything_stays_of_very_many_models(tmp_path: Path) -> None:
     blocks, dirty_kib = held(tmp_path, "aside")
     assert blocks < BLOCKS_MOST
     assert dirty_kib < DIRTY_MOST_KIB
+
+
+# What a copy must not wait for ---------------------------------------------------------------------------------------
+
+IMPORTS = """
+import asyncio, json, os, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+from catalog import trees
+from gpud import config, daemon, shelves
+from gpud.aside import Aside
+from gpud.engines import Engines, KnownEngines
+from test_looks import House
+
+class Heard(Aside):
+    def __call__(self, work, serve, stop, keep=()):
+        heard = os.memfd_create("heard")
+        def heard_work(line):
+            sys.addaudithook(lambda event, about: event == "import" and os.write(heard, f"{about[0]}\\n".encode()))
+            work(line)
+        try:
+            return super().__call__(heard_work, serve, stop, (*keep, heard))
+        finally:
+            os.lseek(heard, 0, os.SEEK_SET)
+            imported.append(os.read(heard, 10_000).decode().split())
+            os.close(heard)
+
+async def run(top):
+    house = House(top, Heard())
+    models, hub, ollama = house.folder, top / "hub", top / "ollama"
+    whole = trees.gguf(models / "whole.gguf")
+    trees.gguf(models / "seeing" / "seeing.gguf")
+    trees.projector(models / "seeing" / "mmproj-seeing.gguf")
+    trees.gguf(models / "embeds.gguf", architecture="bert", bert__pooling_type=1)
+    trees.split(models, "split", 2)
+    trees.safetensors(models / "safe", {"architectures": ["LlamaForCausalLM"], "model_type": "llama"})
+    (models / "broken.gguf").write_bytes(b"GGUF" + bytes(3))
+    trees.hub_file(hub, "publisher/repository", "1", "whole.gguf", whole)
+    trees.hub_main(hub, "publisher/repository", "1")
+    layers = {"model": whole.read_bytes(), "params": b'{"stop": ["x"]}', "template": b"{{ .Prompt }}"}
+    trees.ollama_manifest(
+        ollama,
+        "registry.ollama.ai/library/tiny/latest",
+        {kind: trees.ollama_blob(ollama, content) for kind, content in layers.items()},
+    )
+    file = top / "gpud.yaml"
+    file.write_text(f"registry: {{paths: [{models}], huggingface: [{hub}], ollama: [{ollama}]}}")
+    wanted = config.load(file, known_engines=KnownEngines())
+    here = Engines(wanted, None, service=False).here
+    await house.library.configure(shelves.shelf(wanted, here, {"HOME": str(top)}, user=True))
+    scanned = await house.library.scan()
+    await house.close()
+    return scanned.models, len(scanned.troubles)
+
+imported = []
+models, troubles = asyncio.run(run(Path(sys.argv[3])))
+print(json.dumps([models, troubles, imported]))
+"""
+
+
+def test_a_look_in_a_copy_imports_nothing(tmp_path: Path) -> None:
+    """Whatever there is to find: a thread may be at the same import as the copy begins, and never ends it there."""
+    argv = [sys.executable, "-c", IMPORTS, str(TOP.parent), str(TOP), str(tmp_path)]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True)
+    models, troubles, imported = json.loads(done.stdout)
+    assert (models, troubles) == (5, 1)
+    assert imported == [[]]
