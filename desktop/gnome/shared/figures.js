@@ -81,6 +81,21 @@ export function figures(status, preferences) {
     };
 }
 
+/**
+ * The models of the preferences: the favourites in their order, then at most so many others by name. With a search
+ * only those that have it in their names, as gpud compares: its answer has favourites and what is loaded in any case.
+ */
+export function listed(status, favourites, search, most) {
+    const wanted = search.trim().toLowerCase();
+    const matches = ({Id, DisplayName = '', Aliases = []}) =>
+        [Id, DisplayName, ...Aliases].some(name => name.toLowerCase().includes(wanted));
+    const models = new Map((status.Models ?? []).map(model => [model.Id, model]));
+    const chosen = favourites.filter(name => matches(models.get(name) ?? {Id: name}));
+    const others = [...models.values()].filter(matches).map(model => model.Id).filter(name => !favourites.includes(name));
+    const unseen = Math.max(0, others.length - most) + (status.Others ?? 0);
+    return {names: [...chosen, ...others.slice(0, most).sort()], unseen, searches: unseen > 0 || search !== ''};
+}
+
 /** A row does not move when its model begins to answer. */
 function rankOf(model) {
     return SHOWN_FIRST.indexOf(model.State === 'busy' ? 'ready' : model.State);

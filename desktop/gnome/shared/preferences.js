@@ -4,6 +4,7 @@ import Adw from 'gi://Adw';
 import Gio from 'gi://Gio';
 import Gtk from 'gi://Gtk';
 
+import {listed} from './figures.js';
 import {Service} from './service.js';
 import {_, plural, size} from './words.js';
 
@@ -69,7 +70,7 @@ class Favourites {
         this._search.connect('changed', () => this._service.refresh());
         this.group.add(this._search);
         this._changed = settings.connect('changed::favourites', () => this._show());
-        const wanted = () => ({most: MOST, search: this._search.text, names: this._chosen().slice(0, MOST_NAMES)});
+        const wanted = () => ({most: MOST, search: this._search.text.trim(), names: this._chosen().slice(0, MOST_NAMES)});
         this._service = new Service(wanted, () => this._show(), () => {});
         this._show();
     }
@@ -87,19 +88,19 @@ class Favourites {
         const chosen = this._chosen();
         const status = this._service.status;
         const models = new Map((status?.Models ?? []).map(model => [model.Id, model]));
-        const others = [...models.keys()].filter(name => !chosen.includes(name));
-        const names = [...chosen, ...others.slice(0, MOST).sort()];
-        const unseen = Math.max(0, others.length - MOST) + (status?.Others ?? 0);
-        this._search.visible = unseen > 0 || this._search.text !== '';
+        const {names, unseen, searches} = listed(status ?? {}, chosen, this._search.text, MOST);
+        this._search.visible = searches;
         const records = names.map(name => ({name, on: chosen.includes(name), about: this._about(models.get(name))}));
-        const shown = JSON.stringify([records, unseen]);
+        const nothing = status && this._search.text !== ''
+            ? _('No model has that in its name') : _('gpud is not running, or no model is configured.');
+        const shown = JSON.stringify([records, unseen, nothing]);
         if (shown === this._shown)
             return;
         this._shown = shown;
         this._rows.forEach(row => this.group.remove(row));
         this._rows = records.map(record => this._row(record));
         if (!this._rows.length)
-            this._rows.push(new Adw.ActionRow({title: _('gpud is not running, or no model is configured.')}));
+            this._rows.push(new Adw.ActionRow({title: nothing}));
         if (unseen)
             this._rows.push(new Adw.ActionRow({title: plural('{count} more', '{count} more', unseen)}));
         this._rows.forEach(row => this.group.add(row));
