@@ -17,8 +17,8 @@ UI = PACKAGE / "contents" / "ui"
 SOURCES = sorted([*UI.glob("*.qml"), *(PACKAGE / "contents/config").glob("*.qml")])
 QMLLINT = shutil.which("qmllint", path="/usr/lib/qt6/bin:/usr/bin") or ""
 
-# Plasma's own modules are not here; with them it is linted where Plasma is, by `make test-desktop`. Each qmllint is told
-# of those that it knows: Qt 6.8 tells finer kinds apart.
+# Plasma's own modules are not here; with them it is linted where Plasma is, by `make test-desktop`. Qt 6.8 tells finer
+# kinds of findings apart than Qt 6.4; each qmllint is told of those that it knows.
 ELSEWHERE = {"import", "unqualified", "type", "property", "alias"}
 ELSEWHERE |= {"missing-type", "unresolved-type", "missing-property", "unresolved-alias"}
 
