@@ -6,7 +6,10 @@ calls. Who has the device open is a real process.
 
 import os
 import re
+import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +50,10 @@ class Machine:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.reload = Path(shutil.copy(PROGRAM, folder))
         self.calls = folder / "calls"
+        self.calls.touch()
+        self.calls.chmod(0o666)
         self.module = folder / "module" / "nvidia_uvm"
         (self.module / "holders").mkdir(parents=True)
         self.used(0)
@@ -67,10 +73,10 @@ class Machine:
         path.chmod(0o755)
 
     def called(self) -> list[str]:
-        return self.calls.read_text().splitlines() if self.calls.exists() else []
+        return self.calls.read_text().splitlines()
 
     def run(self, *, opened: str = "", uid: int = 0) -> Done:
-        words = [str(PROGRAM)] if not uid else ["setpriv", f"--reuid={uid}", "--clear-groups", str(PROGRAM)]
+        words = [str(self.reload)] if not uid else ["setpriv", f"--reuid={uid}", "--clear-groups", str(self.reload)]
         done = subprocess.run(
             ["unshare", "--mount", "--propagation=private", "sh", "-c", ENTER, "sh", str(self.folder), opened, *words],
             env={**os.environ, "PATH": f"{self.folder}/bin:{os.environ['PATH']}"},
@@ -84,10 +90,14 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    if os.geteuid() != 0 or subprocess.run(["unshare", "--mount", "true"], check=False).returncode != 0:
-        pytest.skip("a mount namespace is made by root alone")
-    return Machine(tmp_path)
+def machine() -> Iterator[Machine]:
+    """In a folder that everybody may enter, as the system's are: the clone and those of pytest may be root's alone."""
+    tried = subprocess.run(["unshare", "--mount", "true"], capture_output=True, text=True, check=False)
+    if tried.returncode != 0:
+        pytest.skip(f"no mount namespace here: {tried.stderr.strip()}")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Machine(Path(folder))
 
 
 def test_what_nobody_uses_is_loaded_anew(machine: Machine) -> None:
@@ -161,7 +171,6 @@ def test_what_cannot_be_loaded_again_is_told_with_what_that_means(machine: Machi
 
 def test_it_takes_root(machine: Machine) -> None:
     """Said before anything is tried."""
-    machine.folder.chmod(0o755)
     done = machine.run(uid=65534)
     assert (done.code, machine.called()) == (1, [])
     assert "it takes root" in done.said
