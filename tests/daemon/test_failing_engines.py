@@ -144,7 +144,9 @@ def test_a_grandchild_that_holds_the_pipe_is_ended_with_its_engine(place: Place,
 def test_a_hundred_megabytes_of_output_disturb_nobody(place: Place, switch: str) -> None:
     """Text or bytes of any kind, with or without line ends: calls are answered meanwhile, memory stays flat, the log
     gets a bounded part, and the engine is loaded."""
-    place.configure({"loud": engine(switch, "100", load_timeout="10m"), "spare": engine()})
+    # At the usual 200 lines a second a slow machine would rightly log most of it.
+    log = {"engine_lines_per_second": 10}
+    place.configure({"loud": engine(switch, "100", load_timeout="10m"), "spare": engine()}, logging=log)
     daemon = place.start()
     before_kib = daemon.memory_kib()
     job = daemon.ask_load("loud")
