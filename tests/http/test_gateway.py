@@ -472,7 +472,7 @@ def test_what_fails_at_once_keeps_its_status(run: Run, tmp_path: Path) -> None:
     """A model that can never fit is 507 with need and available, also for a stream."""
 
     async def work() -> None:
-        async with Front(tmp_path, talker(size_bytes=64 * GIB)) as front:
+        async with Front(tmp_path, talker(size_bytes=64 * GIB), settings=GatewaySettings(first_s=3600)) as front:
             told = await front.ask(CHAT, {"model": "tiny", "stream": True})
             assert told.status == 507
             error = told.value["error"]

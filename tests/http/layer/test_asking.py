@@ -500,19 +500,33 @@ def test_a_request_that_was_never_read_is_repeated_whatever_it_is(run: Run) -> N
     run(scene())
 
 
-def test_idle_connections_are_few_and_not_for_ever(run: Run) -> None:
-    """Of many that were needed at once some are kept, for a while."""
+async def ask_at_once(pool: Pool, port: int, count: int) -> None:
+    endpoint = Endpoint(host="127.0.0.1", port=port)
+
+    async def ask() -> None:
+        async with pool.request(endpoint, "GET", "/") as response:
+            await response.read(100)
+
+    await asyncio.gather(*(ask() for _ in range(count)))
+
+
+def test_idle_connections_are_few(run: Run) -> None:
+    """Of many that were needed at once some are kept."""
+
+    async def scene() -> None:
+        async with serving(echo) as (_, port), pooling(ClientLimits(idle=3, idle_s=3600)) as pool:
+            await ask_at_once(pool, port, 10)
+            assert pool.idle_connections == 3
+
+    run(scene())
+
+
+def test_idle_connections_are_not_kept_for_ever(run: Run) -> None:
+    """After a while the last of them is closed, and nothing is planned any more."""
 
     async def scene() -> None:
         async with serving(echo) as (server, port), pooling(ClientLimits(idle=3, idle_s=0.1)) as pool:
-            endpoint = Endpoint(host="127.0.0.1", port=port)
-
-            async def ask() -> None:
-                async with pool.request(endpoint, "GET", "/") as response:
-                    await response.read(100)
-
-            await asyncio.gather(*(ask() for _ in range(10)))
-            assert pool.idle_connections == 3
+            await ask_at_once(pool, port, 10)
             await until(lambda: pool.connections == server.connections == 0)
             assert pool._timer is None
 
