@@ -27,7 +27,11 @@ welcome-dialog-last-shown-version='99'
 [org/gnome/desktop/interface]
 enable-animations=false
 cursor-blink=false
+
+[org/gnome/desktop/peripherals/keyboard]
+repeat=false
 """
+"""Keys do not repeat: a program that hears of a release half a second late, as on a busy machine, would press again."""
 
 ENABLED = f"Main.extensionManager.lookup('{UUID}')?.state === 1"
 
@@ -79,7 +83,6 @@ globalThis.desk = {
     },
     press(...keys) {
         const Clutter = imports.gi.Clutter;
-        this.keyboard ??= this.device(Clutter.InputDeviceType.KEYBOARD_DEVICE);
         for (const key of keys) {
             const value = Clutter[`KEY_${key}`];
             this.keyboard.notify_keyval(global.get_current_time() * 1000, value, Clutter.KeyState.PRESSED);
@@ -90,6 +93,9 @@ globalThis.desk = {
 """
 
 
+# There before any program's window: one that learns only afterwards that there is a keyboard misses its first keys.
+KEYBOARD = "desk.keyboard = desk.device(imports.gi.Clutter.InputDeviceType.KEYBOARD_DEVICE); undefined"
+
 REST_S = 240.0
 """For two pictures of the whole screen that are the same: on a busy machine each takes seconds, drawn without a GPU."""
 
@@ -98,6 +104,17 @@ def build(release: str, folder: Path) -> Path:
     """The extension's folder for a release of the shell ("43" or "45")."""
     subprocess.run([sys.executable, TOP / "desktop/gnome/build.py", release, folder], check=True)
     return folder
+
+
+def drawn(png: bytes) -> bytes:
+    """What a picture shows. The shell writes into each when it was taken, too."""
+    shown, position = b"", 8
+    while position < len(png):
+        length = int.from_bytes(png[position : position + 4], "big")
+        if png[position + 4 : position + 8] == b"IDAT":
+            shown += png[position + 8 : position + 8 + length]
+        position += 12 + length
+    return shown
 
 
 class GnomeShell:
@@ -135,7 +152,7 @@ class GnomeShell:
         self.tree.run(f"gdbus wait --session --timeout {START_S:.0f} org.gnome.Shell", timeout_s=2 * START_S)
         self._bus = open_dbus_connection(self.address)
         self.until("!Main.layoutManager._startingUp", "the shell did not start", within_s=START_S)
-        self.run(HELP.replace("UUID", UUID) + "undefined")
+        self.run(HELP.replace("UUID", UUID) + KEYBOARD)
         self.until(ENABLED, "the extension was not enabled")
 
     def stop(self) -> None:
@@ -150,7 +167,7 @@ class GnomeShell:
         pictures: list[bytes] = [b""]
 
         def rests() -> bool:
-            pictures.append(self.screenshot("rest").read_bytes())
+            pictures.append(drawn(self.screenshot("rest").read_bytes()))
             return pictures[-1] == pictures[-2]
 
         wait_until(rests, "the screen does not come to rest", within_s=REST_S)
@@ -159,9 +176,12 @@ class GnomeShell:
         """What is on the screen, cut to what matters ("640x480+10+0"), with the fewer colours of a small file."""
         # The shell warns of being driven by scripts; a person's does not.
         self.run("desk.Main.panel.statusArea.quickSettings._unsafeMode?.hide()")
+        # It changes by itself: on a busy machine two pictures may be a minute apart.
+        self.run("desk.Main.panel.statusArea.dateMenu.hide()")
+        self.dismiss_notifications()
         self.rest()
         taken = self.screenshot(name)
-        self.tree.run(f"convert {taken} -crop {crop} +repage -strip -colors 128 {taken}")
+        self.tree.run(f"convert {taken} -crop {crop} +repage -strip +dither -colors 256 {taken}")
         return taken
 
     # Over its bus ----------------------------------------------------------------------------------------------------
