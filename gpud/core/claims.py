@@ -77,9 +77,6 @@ class Claims:
             dropped.ticket = None
         return dropped
 
-    def get(self, claim: int) -> Claim | None:
-        return self._claims.get(claim)
-
     def all(self) -> Collection[Claim]:
         return tuple(self._claims.values())
 

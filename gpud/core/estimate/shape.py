@@ -25,7 +25,6 @@ class UnknownArchitecture(GpudError):
             f'cannot compute the size of a "{architecture}" model: the formula has no rules for that architecture',
             hint="the engine's own dry run tells its size",
         )
-        self.architecture = architecture
 
 
 class ShapeInvalid(GpudError):

@@ -57,9 +57,6 @@ class Sizes(Record):
     gpu: int = 0
     largest: int = 0
 
-    def __add__(self, other: "Sizes") -> "Sizes":
-        return Sizes(self.host + other.host, self.gpu + other.gpu, max(self.largest, other.largest))
-
 
 class Place(Record):
     """A layer's tensors: what moves with the layer, its experts apart, and what an override pins to a device."""
