@@ -17,8 +17,8 @@ MODELS = {"qwen3-8b": 4 * GIB, "gemma-3-1b": GIB, "phi-4-mini": 3 * GIB}
 """What each holds of the GPU, and how much of that is foreseen."""
 
 TOO_LARGE = "llama-4-maverick"
-BROKEN = "broken"
-SLOW = "slow"
+BROKEN = "smollm2-1.7b"
+SLOW = "qwen2.5-coder-7b"
 
 
 @pytest.fixture(autouse=True)

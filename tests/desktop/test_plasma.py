@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from daemon.harness import NAME, Daemon, Place
 from dbus.private_bus import PrivateBus
-from fake_nvml.gpu import MIB, FakeGpus
+from fake_nvml.gpu import GIB, MIB, FakeGpus
 from jeepney import Message, new_error, new_method_return
 from tray.desktop import Desktop
 
@@ -169,13 +169,24 @@ def test_a_favourite_comes_first(plasma: Plasma, daemon: Daemon) -> None:
     plasma.gone("Show fewer")
 
 
+def test_a_popup_that_is_opened_anew_begins_anew(plasma: Plasma, daemon: Daemon, thousands: None) -> None:
+    """All models were shown, and the next time there are the first ones."""
+    plasma.open()
+    plasma.wait(lambda parts: len(offered(parts)) == MOST_OFFERED, "there are more than the last used")
+    plasma.click("Show more models", "button")
+    plasma.wait(lambda parts: len(offered(parts)) > MOST_OFFERED, "there are no more of them")
+    plasma.close()
+    plasma.open()
+    plasma.wait(lambda parts: len(offered(parts)) == MOST_OFFERED, "it is as it was left")
+
+
 def test_thousands_of_models_are_searched(plasma: Plasma, daemon: Daemon, thousands: None) -> None:
     """What is loaded, the last used, how many more there are, and a field that finds them."""
     daemon.loaded("gemma-3-1b")
     plasma.open()
     plasma.part("Unload gemma-3-1b", "button")
     plasma.part(r"4[,.]?9\d\d more: search for them here, or with gpudctl models list", "label")
-    assert len(offered(plasma.see())) == MOST_OFFERED
+    plasma.wait(lambda parts: len(offered(parts)) == MOST_OFFERED, "it does not offer the last used")
     keep(plasma.picture("plasma-many", POPUP))
     plasma.focus(plasma.part("gemma-3-1b is loaded", "heading"))
     plasma.click("Search for a model")
@@ -267,8 +278,9 @@ class Strict(Desktop):
 
     def _answer(self, message: Message, member: str) -> None:
         may_ask = bool(int(message.header.flags) & 4)
-        if member == "Status":
-            state = {"State": ("s", "yielded" if self.yielded else "idle")}
+        if member == "Overview":
+            gpus = [{"VramTotal": ("t", 6 * GIB)}]
+            state = {"State": ("s", "yielded" if self.yielded else "idle"), "Gpus": ("aa{sv}", gpus)}
             since = {"SinceUSec": ("t", 1)} if self.yielded else {}
             self._connection.send(new_method_return(message, "a{sv}", (state | {"Yielded": ("a{sv}", since)},)))
             return

@@ -142,12 +142,23 @@ def test_a_search_shows_what_it_found(call: Call) -> None:
     assert ([row["name"] for row in now["present"]], now["others"], now["configured"]) == (["e"], 3, 5000)
 
 
+def test_what_is_not_seen_at_one_glance_is_searched(call: Call) -> None:
+    """With more than eight to choose from, favourites or not; and while something is searched, whatever is found."""
+    eight, nine = ([model(f"m{number}") for number in range(count)] for count in (8, 9))
+    assert not shown(call, Models=eight)["searches"]
+    assert shown(call, Models=eight, Others=1)["searches"]
+    assert shown(call, Models=nine, favourites=("m1",))["searches"]
+    assert not shown(call, Models=[model("a", "ready"), *eight])["searches"]
+    assert call("figures", {"Models": eight}, {"favourites": [], "amber": 85, "red": 90}, "nothing")["searches"]
+
+
 def test_what_was_not_measured_is_not_zero(call: Call) -> None:
-    """A GPU whose driver sleeps, or that does not say what is used."""
+    """A GPU whose driver sleeps, or that does not say what is used; nor is anything where no GPU is known."""
     silent = {"Uuid": "GPU-2", "Name": "two", "VramTotal": 8 * GIB}
     now = shown(call, Gpus=[gpu(1), silent, gpu(9, uuid="host")])
     assert [device["measured"] for device in now["devices"]] == [True, False]
     assert (now["measured"], now["gpus"]) == (False, 2)
+    assert not shown(call)["measured"]
     one = shown(call, Gpus=[gpu(1)])
     assert (one["measured"], one["gpus"], shown(call, Gpus=[gpu(9, uuid="host")])["gpus"]) == (True, 1, 1)
 

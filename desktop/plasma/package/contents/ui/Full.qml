@@ -16,7 +16,7 @@ PlasmaExtras.Representation {
     // What is given away loads nothing.
     readonly property var offered: now === null || away ? [] : now.offered
     readonly property bool hasMore: offered.some(model => !model.first)
-    readonly property bool searches: now !== null && !away && (now.others > 0 || plasmoidItem.daemon.search !== "")
+    readonly property bool searches: now !== null && !away && now.searches
     property bool showAll: false
 
     collapseMarginsHint: true
@@ -27,6 +27,18 @@ PlasmaExtras.Representation {
     Layout.minimumHeight: Kirigami.Units.gridUnit * 20
     Layout.preferredWidth: Kirigami.Units.gridUnit * 24
     Layout.preferredHeight: Kirigami.Units.gridUnit * 26
+
+    // Whoever opens it anew begins anew.
+    Connections {
+        target: full.plasmoidItem
+
+        function onExpandedChanged() {
+            if (full.plasmoidItem.expanded)
+                return;
+            search.clear();
+            full.showAll = false;
+        }
+    }
 
     header: PlasmaExtras.PlasmoidHeading {
         visible: full.now !== null
@@ -143,15 +155,22 @@ PlasmaExtras.Representation {
                 placeholderText: i18nc("@info:placeholder", "Search for a model…")
                 Accessible.name: i18n("Search for a model")
                 onTextChanged: full.plasmoidItem.daemon.search = text
+            }
 
-                Connections {
-                    target: full.plasmoidItem
-
-                    function onExpandedChanged() {
-                        if (!full.plasmoidItem.expanded)
-                            search.clear();
-                    }
-                }
+            // Above the list: who has to scroll to its end does not learn that there is more to be searched.
+            PlasmaComponents.Label {
+                Layout.fillWidth: true
+                Layout.leftMargin: Kirigami.Units.largeSpacing
+                Layout.rightMargin: Kirigami.Units.largeSpacing
+                Layout.bottomMargin: Kirigami.Units.smallSpacing
+                visible: text !== ""
+                font: Kirigami.Theme.smallFont
+                wrapMode: Text.Wrap
+                textFormat: Text.PlainText
+                opacity: 0.75
+                text: full.now === null || !full.searches ? ""
+                    : full.now.others > 0 ? full.words.more(full.now.others)
+                    : full.offered.length > 0 ? "" : i18n("No model has that in its name")
             }
 
             Repeater {
@@ -167,20 +186,8 @@ PlasmaExtras.Representation {
                 Layout.rightMargin: Kirigami.Units.smallSpacing
                 visible: full.hasMore
                 text: full.showAll ? i18nc("@action show favourites only", "Show fewer")
-                    : full.searches ? i18nc("@action", "Show more models") : i18nc("@action", "Show all models")
+                    : full.now !== null && full.now.others > 0 ? i18nc("@action", "Show more models") : i18nc("@action", "Show all models")
                 onClicked: full.showAll = !full.showAll
-            }
-
-            PlasmaComponents.Label {
-                Layout.fillWidth: true
-                Layout.margins: Kirigami.Units.largeSpacing
-                visible: full.searches
-                wrapMode: Text.Wrap
-                textFormat: Text.PlainText
-                opacity: 0.75
-                text: full.now === null || !full.searches ? ""
-                    : full.now.others > 0 ? full.words.more(full.now.others)
-                    : full.offered.length > 0 ? "" : i18n("No model has that in its name")
             }
 
             PlasmaComponents.Label {

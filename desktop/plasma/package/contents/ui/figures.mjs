@@ -46,6 +46,8 @@ export function figures(status, preferences, search = "") {
     // While nothing is loaded gpud lets the driver sleep, and its figures are old ones: nobody is warned by them.
     const fresh = models.some(isPresent);
     const yielded = Object.keys(status.Yielded ?? {}).length > 0;
+    const offered = offeredOf(models, preferences.favourites ?? [], search);
+    const others = status.Others ?? 0;
     const jobs = new Map((status.Jobs ?? []).filter(job => job.Kind === "load").map(job => [job.Model, job.Id]));
     return {
         state: status.State ?? "",
@@ -57,15 +59,17 @@ export function figures(status, preferences, search = "") {
         onHost: devices.length > 0 && devices.every(device => device.onHost),
         used: sum(devices, "used"),
         total: sum(devices, "total"),
-        measured: devices.every(device => device.measured),
+        measured: devices.length > 0 && devices.every(device => device.measured),
         gpus: Math.max(1, devices.filter(device => !device.onHost).length),
         foreign: sum(devices, "foreign"),
         percent: fullest,
         fresh,
         level: fresh ? levelOf(fullest, preferences) : "",
         present: models.filter(isPresent).map(model => rowOf(model, jobs)),
-        offered: offeredOf(models, preferences.favourites ?? [], search),
-        others: status.Others ?? 0,
+        offered,
+        others,
+        // More than are seen at one glance, or searched already.
+        searches: search !== "" || others > 0 || offered.length > MOST_OFFERED,
         configured: status.ModelCount ?? models.length,
         yielded,
         // Given away by a program that inhibits loading: Resume would not end that.
