@@ -102,7 +102,10 @@ class Streams:
         return "", None
 
     async def _pour(self, exchange: Exchange, following: Callable[[], Awaitable[bytes]], beat: bytes) -> None:
-        """Write what comes until nothing comes any more."""
+        """Write what comes until nothing comes any more. Who asks for the head alone waits for nothing."""
+        if exchange.request.method == "HEAD":
+            await exchange.reply.end()
+            return
         waiting: asyncio.Future[bytes] | None = None
         heartbeat_s = (self._parts.settings.heartbeat_s or None) if beat else None
         try:

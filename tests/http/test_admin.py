@@ -447,6 +447,21 @@ def test_what_went_wrong_is_found_by_the_word_error(run: Run, tmp_path: Path) ->
     run(work())
 
 
+@pytest.mark.parametrize("path", ["/logs/stream", "/logs/stream/Alpha-8B", "/api/events"])
+def test_the_head_alone_of_a_stream_is_an_answer_that_ends(run: Run, tmp_path: Path, path: str) -> None:
+    """The next question on the same connection is answered."""
+
+    async def work() -> None:
+        async with house(tmp_path, A) as (found, _), found.listening(f"HEAD {path}", door="front") as client:
+            async with asyncio.timeout(BOUND_S):
+                assert (await client.answer("HEAD")).status == 200
+                await client.send(question("GET /health"))
+                answer = await client.answer("GET")
+            assert (answer.status, json.loads(answer.body)["status"]) == (200, "ok")
+
+    run(work())
+
+
 @pytest.mark.parametrize("path", ["/logs/stream", "/logs/stream/Alpha-8B", "/logs/stream/upstream"])
 def test_the_log_is_followed(run: Run, tmp_path: Path, path: str) -> None:
     """What was printed, then each line as it comes, until gpud ends."""
