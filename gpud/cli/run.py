@@ -25,9 +25,9 @@ when one ended it, 127 when there is no such command. Hold and claim end with th
 command leaves running in the background has no claim."""
 
 EXAMPLES = (
-    "gpudctl run --hold qwen3-8b -- python summarize.py notes/",
+    "gpudctl run --hold qwen3-8b -- python3 summarize.py notes/",
     "gpudctl run --hold big --hold tiny -- ./evaluate.sh",
-    "gpudctl run --vram 8GiB -- python train.py",
+    "gpudctl run --vram 8GiB -- python3 train.py",
     "gpudctl run --vram 20G --gpu 1 --wait 10m --priority high -- ./render.sh",
 )
 
