@@ -21,6 +21,8 @@ def test_uninstalling_takes_all_of_it_away(machine: Machine) -> None:
     """Nothing of gpud runs or lies about afterwards, but the configuration, the models and the state."""
     # With systemd's sockets: a client that comes meanwhile must not start it again.
     machine.run("systemctl stop gpud && systemctl enable --now gpud-front.socket")
+    machine.run("systemctl enable --now ml-storage-monitor.timer; systemctl enable gpud-uvm-reload")
+    machine.run("systemctl --global enable gpud gpud-tray")
     machine.load("tiny", "stubborn")
     said = machine.run("make --directory=/src uninstall").out
     assert "Kept" in said
@@ -33,7 +35,8 @@ def test_uninstalling_takes_all_of_it_away(machine: Machine) -> None:
     ).out.splitlines()
     assert set(left) == {"/etc/gpud", "/var/lib/gpud"}
     machine.run("test -s /etc/gpud/gpud.yaml && test -s /var/lib/ml-models/llamacpp/models/tiny.gguf")
-    for unit in ("gpud.service", "gpud-front.socket"):
+    assert machine.run("find /etc/systemd -lname '*gpud*' -o -lname '*ml-storage*'").out == ""
+    for unit in ("gpud.service", "gpud-front.socket", "ml-storage-monitor.timer"):
         assert machine.show(unit, "LoadState") == "not-found"
     assert machine.run("curl http://127.0.0.1:8080/health", check=False).code == 7
     assert "org.kernelcore" not in machine.run("busctl list --no-pager").out
