@@ -18,6 +18,7 @@ from gpud.catalog.finder import ModelFinder
 from gpud.catalog.kinds import quantization
 from gpud.catalog.reader import FileReader
 from gpud.config import Config
+from gpud.core.counts import plural
 from gpud.core.errors import ConfigInvalid, GpudError
 from gpud.core.events import Kind, Level, Notice, Outcome, SessionsChanged
 from gpud.core.facts import State
@@ -313,8 +314,7 @@ class Daemon:
             self._tell(
                 Notice(
                     Kind.CONFIG_REJECTED,
-                    f"The configuration was not reloaded, the old one stays: {len(error.problems)} "
-                    f"{'problem' if len(error.problems) == 1 else 'problems'}",
+                    f"The configuration was not reloaded, the old one stays: {plural(len(error.problems), 'problem')}",
                     level=Level.ERROR,
                     detail=error.problems,
                 )
@@ -398,8 +398,7 @@ async def _keep_serving(service: Service) -> None:
 
 
 def _models(configured: Config) -> str:
-    count = len(configured.models)
-    return f"{count} {'model' if count == 1 else 'models'}"
+    return plural(len(configured.models), "model")
 
 
 def run(*, user: bool, config_path: Path | None, beside_system: bool = False) -> int:

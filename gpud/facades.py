@@ -22,6 +22,7 @@ from pathlib import Path
 
 from gpud.catalog.inotify import CLOSE_WRITE, DELETE, MOVED_TO, ONLY_FOLDERS, Inotify
 from gpud.core import statuses
+from gpud.core.counts import plural
 from gpud.core.engines import Family, of_family
 from gpud.core.errors import GpudError
 from gpud.core.events import Kind, Level, Notice, Outcome
@@ -146,7 +147,8 @@ class Pipe:
         if self._left_out:
             count, self._left_out = self._left_out, 0
             self._put(
-                f"-<4>{count} lines are missing here: they came faster than the journal took them; see gpud.service"
+                f"-<4>{plural(count, 'line is', 'lines are')} missing here: "
+                "they came faster than the journal took them; see gpud.service"
             )
 
 

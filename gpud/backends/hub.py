@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpud.backends import files
+from gpud.core.counts import plural
 from gpud.core.engines import Family, of_family
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Model
@@ -99,7 +100,8 @@ def _weights(model: Model, folder: Path) -> int:
             raise _unfit(model, f"{index} names no files", "download the model again", "truncated")
         missing = [name for name in names if not (folder / name).exists()]
         if missing:
-            what = f"{len(missing)} of its {len(names)} files are not in {folder}, the first is {missing[0]}"
+            files = plural(len(missing), f"of its {len(names)} files is", f"of its {len(names)} files are")
+            what = f"{files} not in {folder}, the first is {missing[0]}"
             raise _unfit(model, what, "download the rest of the model", "file-missing")
         paths = [folder / name for name in names]
     else:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from gpud.core.counts import plural
 from gpud.core.errors import InvalidArguments
 from gpud.core.plan import ALL_LAYERS, Plan
 from gpud.core.record import replace
@@ -317,7 +318,7 @@ def _make_plan(found: dict[str, Any], gpus: int) -> Plan:
         return replace(plan, gpus=0, main_gpu=0)
     if plan.main_gpu >= plan.gpus:
         raise InvalidArguments(
-            f"cannot use --main-gpu {plan.main_gpu}: the engine sees {plan.gpus} GPUs, numbered from 0",
+            f"cannot use --main-gpu {plan.main_gpu}: the engine sees {plural(plan.gpus, 'GPU')}, numbered from 0",
             hint="correct --main-gpu",
         )
     return plan

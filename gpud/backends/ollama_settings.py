@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from gpud.backends.ollama_store import BadManifest, BadName, Manifest, Name, Store, parse_name
 from gpud.backends.options import EngineOptions
+from gpud.core.counts import plural
 from gpud.core.errors import BackendFailed
 from gpud.core.facts import Endpoint, Model
 from gpud.core.vendors import VENDORS, VISIBLE, VULKAN_VISIBLE
@@ -192,7 +193,7 @@ def check_in_store(model: Model, name: Name, store: Store) -> None:
         )
     if manifest.missing:
         raise BackendFailed(
-            f'cannot load "{model.name}": {len(manifest.missing)} files of "{name}" are missing in '
+            f'cannot load "{model.name}": {plural(len(manifest.missing), "file")} of "{name}" cannot be found in '
             f"{store.folder}/blobs, the first is sha256-{manifest.missing[0]}",
             hint=f"complete it with: {pull}",
             kind="model-missing",

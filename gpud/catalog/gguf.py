@@ -26,6 +26,7 @@ from gpud.catalog.stream import (
     quoted,
     visible,
 )
+from gpud.core.counts import plural
 from gpud.core.errors import BackendFailed
 from gpud.core.modelfile import ModelFile, Tensor, Value
 from gpud.core.record import Record, Struct, field
@@ -219,7 +220,7 @@ def _read_part(path: str, allowance: Allowance) -> _Part:
 def start(stream: Stream) -> tuple[int, int]:
     """The number of tensors and of entries of metadata."""
     if stream.size_bytes < 4:
-        raise stream.bad(f"it has {stream.size_bytes} bytes, and no GGUF file is so short", INCOMPLETE)
+        raise stream.bad(f"it has {plural(stream.size_bytes, 'byte')}, and no GGUF file is so short", INCOMPLETE)
     magic = stream.take(4)
     if magic == bytes(4):
         raise stream.bad("it begins with zeros: its place was made, and what belongs there was not written", INCOMPLETE)

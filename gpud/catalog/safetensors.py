@@ -13,6 +13,7 @@ from gpud.catalog.names import parameters as parameters_of_name
 from gpud.catalog.stream import visible
 from gpud.catalog.walk import File, Item, Walk, small_file
 from gpud.core.catalogue import Format, Place, Purpose, Source
+from gpud.core.counts import plural
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
@@ -48,7 +49,7 @@ def look(walk: Walk, folder: str, content: Content, source: Source, name: str) -
         count = len(content.weights)
         walk.trouble(
             folder,
-            f"it has {count} {'file' if count == 1 else 'files'} of SafeTensors and no config.json that says what they "
+            f"it has {plural(count, 'file')} of SafeTensors and no config.json that says what they "
             "are: it was left alone; put the model's config.json beside them",
         )
         return False
@@ -144,9 +145,8 @@ def _missing(index: Mapping[str, Any], files: Mapping[str, File]) -> str:
     shown = visible(missing[0][:100])
     if "/" in missing[0]:
         return f'its {INDEX} names "{shown}", which does not lie in its folder; download the model again'
-    return (
-        f'{len(missing)} of its {len(wanted)} files are missing, the first is "{shown}"; download them into its folder'
-    )
+    lacking = plural(len(missing), f"of its {len(wanted)} files is", f"of its {len(wanted)} files are")
+    return f'{lacking} missing, the first is "{shown}"; download them into its folder'
 
 
 def _quantization(config: Mapping[str, Any], text: Mapping[str, Any]) -> tuple[str, int | None]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from gpud.cli.arguments import Parser, whole
 from gpud.cli.exits import DONE, FAILED
-from gpud.cli.output import Output, plural, span
+from gpud.cli.output import Output, span
+from gpud.core.counts import plural
 from gpud.core.errors import GpudError
 from gpud.core.record import Record, field
 

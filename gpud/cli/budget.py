@@ -9,6 +9,7 @@ from gpud.cli.arguments import Parser, whole
 from gpud.cli.exits import DONE, REFUSED, NotRunning
 from gpud.cli.output import Output, size
 from gpud.cli.status import SOURCES, place_name
+from gpud.core.counts import plural
 from gpud.core.record import Record, replace
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def file_wish(arguments: Namespace, gpus: int) -> Wish:
 
     def fewer_layers() -> Iterator[Way]:
         for layers in range(first.layers - 1, -1, -1) if first.layers else ():
-            yield way(context, layers, f"{layers} layers on the GPU")
+            yield way(context, layers, f"{plural(layers, 'layer')} on the GPU")
 
     def less_context() -> Iterator[Way]:
         smaller = first.context or 0
@@ -323,7 +324,9 @@ class Answer:
     def _lines(self, output: Output) -> list[str]:
         way = self.wish.way
         settings = [f"a context of {way.context}" if way.context else ""]
-        settings.append(f"{way.layers} layers on the GPU" if way.layers is not None and not way.on_host else "")
+        settings.append(
+            f"{plural(way.layers, 'layer')} on the GPU" if way.layers is not None and not way.on_host else ""
+        )
         given = " and ".join(filter(None, settings))
         where = "of the machine's memory" if way.on_host else "on a GPU"
         beside = f", and {size(way.host_bytes)} of the machine's memory" if way.host_bytes else ""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gpud.cli.arguments import Parser, whole
 from gpud.cli.exits import DONE, INTERRUPTED, Usage
 from gpud.cli.output import Output
+from gpud.core.counts import plural
 from gpud.core.errors import GpudError
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class Chat:
             else:
                 self._messages.append({"role": "assistant", "content": "".join(screen.said)})
         if self._finish == "length" and not self._output.wants_json:
-            limit = f"at {self._tokens} tokens" if self._tokens else "where its context is full"
+            limit = f"at {plural(self._tokens, 'token')}" if self._tokens else "where its context is full"
             self._output.note(f"the answer is cut off {limit}")
 
     def _read(self, events: "Iterator[Event]", screen: "Screen") -> None:

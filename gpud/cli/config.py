@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from gpud.cli.arguments import Parser
 from gpud.cli.exits import DONE, FAILED, Usage
-from gpud.cli.output import Output, plural
+from gpud.cli.output import Output
+from gpud.core.counts import plural
 from gpud.core.errors import ConfigInvalid
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from gpud import __version__
 from gpud.cli.arguments import Parser
 from gpud.cli.exits import DONE, FAILED, BusError, NotRunning
 from gpud.cli.findings import Finding, Findings, own_account, service_account
-from gpud.cli.output import Output, plural
+from gpud.cli.output import Output
+from gpud.core.counts import plural
 from gpud.core.errors import ConfigInvalid, GpudError
 
 if TYPE_CHECKING:

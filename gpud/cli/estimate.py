@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from gpud.cli.arguments import Parser, whole
 from gpud.cli.exits import DONE, Usage
-from gpud.cli.output import Output, mib, plural, size, table
+from gpud.cli.output import Output, mib, size, table
+from gpud.core.counts import plural
 from gpud.core.errors import ConfigInvalid, GpudError
 from gpud.core.quote import Estimate, Part, Source
 from gpud.core.record import Record, replace

@@ -5,8 +5,9 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from gpud.cli.arguments import Parser, whole
-from gpud.cli.output import Output, mib, plural, size
+from gpud.cli.output import Output, mib, size
 from gpud.cli.status import SOURCES, place_name, snake, state_words, yielded
+from gpud.core.counts import plural
 
 if TYPE_CHECKING:
     from gpud.cli.client import Gpud
@@ -99,7 +100,7 @@ def overall(status: dict[str, Any]) -> str:
     parts = [f"gpud is {status['State']}"]
     parts.append(f"loaded: {', '.join(loaded)}" if loaded else "nothing loaded")
     if status["Queue"]:
-        parts.append(f"{plural(len(status['Queue']), 'wish')} for memory waiting".replace("wishs", "wishes"))
+        parts.append(f"{plural(len(status['Queue']), 'wish', 'wishes')} for memory waiting")
     if status["Claims"]:
         parts.append(plural(len(status["Claims"]), "claim"))
     if status["Yielded"]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from gpud.cli.arguments import Parser, some_path
 from gpud.cli.exits import DONE, Usage
-from gpud.cli.output import Output, plural
+from gpud.cli.output import Output
+from gpud.core.counts import plural
 from gpud.core.errors import GpudError
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from gpud.cli.arguments import PRIORITIES, Parser
 from gpud.cli.exits import Usage
-from gpud.cli.output import Output, plural, table
+from gpud.cli.output import Output, table
+from gpud.core.counts import plural
 from gpud.core.errors import InvalidArguments
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from gpud.cli.arguments import PRIORITIES, Parser, duration, patience, whole
 from gpud.cli.exits import DONE, FAILED, STATUSES, exit_status
-from gpud.cli.output import Output, mib, plural, span
+from gpud.cli.output import Output, mib, span
+from gpud.core.counts import plural
 from gpud.core.errors import Canceled, GpudError
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from gpud.cli.arguments import PRIORITIES, Parser
 from gpud.cli.exits import DONE, Usage
-from gpud.cli.output import Output, plural, since, size, span, table, visible
+from gpud.cli.output import Output, since, size, span, table, visible
 from gpud.cli.unload import LOADED
+from gpud.core.counts import plural
 
 if TYPE_CHECKING:
     from gpud.cli.client import Gpud

@@ -161,10 +161,6 @@ def until(at_usec: int) -> str:
     return span(at_usec / 1e6 - time.time()) if at_usec else ""
 
 
-def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def table(output: Output, head: Sequence[str], rows: Sequence[Sequence[tuple[str, str]]]) -> list[str]:
     """Aligned lines. A cell is its text and a color; columns that are empty everywhere are left out."""
     shown = [column for column in range(len(head)) if any(row[column][0] for row in rows)]

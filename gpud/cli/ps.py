@@ -4,9 +4,10 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpud.cli.arguments import Parser
-from gpud.cli.output import Output, plural, since, size, span, table
+from gpud.cli.output import Output, since, size, span, table
 from gpud.cli.status import STATE_COLORS, as_data, memory
 from gpud.cli.unload import LOADED
+from gpud.core.counts import plural
 from gpud.core.errors import GpudError
 
 if TYPE_CHECKING:

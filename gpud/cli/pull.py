@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpud.cli.arguments import Parser, some_path, whole
 from gpud.cli.exits import DONE, Usage
-from gpud.cli.output import Output, plural, size
+from gpud.cli.output import Output, size
+from gpud.core.counts import plural
 from gpud.core.errors import GpudError
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from gpud.cli.arguments import Parser
-from gpud.cli.output import Output, plural
+from gpud.cli.output import Output
+from gpud.core.counts import plural
 
 if TYPE_CHECKING:
     from gpud.cli.client import Gpud

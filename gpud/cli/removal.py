@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpud.cli.exits import DONE, FAILED, BusError, Usage
-from gpud.cli.output import Output, plural, size, visible
+from gpud.cli.output import Output, size, visible
 from gpud.cli.unload import LOADED
+from gpud.core.counts import plural
 from gpud.core.errors import GpudError
 from gpud.core.record import Record
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from gpud.cli.arguments import Parser, some_path, whole
 from gpud.cli.arguments import size as size_of
 from gpud.cli.exits import DONE, FAILED, Usage
-from gpud.cli.output import GIB, Output, plural, size
+from gpud.cli.output import GIB, Output, size
+from gpud.core.counts import plural
 from gpud.core.errors import GpudError
 from gpud.core.naming import shown_path
 

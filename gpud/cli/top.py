@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpud.cli import ps
 from gpud.cli.arguments import Parser
-from gpud.cli.output import Output, plural, size, table
+from gpud.cli.output import Output, size, table
 from gpud.cli.status import STATE_COLORS, state_words, waiting, yielded
+from gpud.core.counts import plural
 from gpud.core.errors import GpudError
 
 if TYPE_CHECKING:

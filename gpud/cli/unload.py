@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from gpud.cli.arguments import Parser
 from gpud.cli.exits import DONE, FAILED, BusError, Usage, exit_status
-from gpud.cli.output import Output, mib, plural
+from gpud.cli.output import Output, mib
+from gpud.core.counts import plural
 from gpud.core.errors import Canceled
 
 if TYPE_CHECKING:

@@ -4,8 +4,9 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from gpud.cli.arguments import Parser, duration
-from gpud.cli.output import Output, mib, plural, span
+from gpud.cli.output import Output, mib, span
 from gpud.cli.unload import LOADED
+from gpud.core.counts import plural
 from gpud.core.errors import Canceled
 
 if TYPE_CHECKING:

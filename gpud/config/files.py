@@ -10,6 +10,7 @@ from gpud.config.records import Config
 from gpud.config.resolve import build
 from gpud.config.schema import ROOT, ours, places
 from gpud.config.source import MAX_FILE_BYTES, Node, Problem, Scalar, Table, Where, overlay, read, shown
+from gpud.core.counts import plural
 from gpud.core.errors import ConfigInvalid
 
 _SYSTEM = Path("/etc/gpud/gpud.yaml")
@@ -96,7 +97,7 @@ def _sentences(problems: list[Problem], files: list[str]) -> list[str]:
     ordered = sorted(set(problems), key=lambda one: (position.get(one.where.file, -1), one.where.line, one.text))
     sentences = [str(one) for one in ordered[:MAX_PROBLEMS]]
     if len(ordered) > MAX_PROBLEMS:
-        sentences.append(f"… and {len(ordered) - MAX_PROBLEMS} more problems; mend these first")
+        sentences.append(f"… and {plural(len(ordered) - MAX_PROBLEMS, 'more problem')}; mend these first")
     return sentences
 
 

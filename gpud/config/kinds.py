@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from gpud.config.source import Node, Problem, Scalar, Where, shown
+from gpud.core.counts import plural
 from gpud.core.facts import AUTO_IDLE, Priority
 from gpud.core.record import Record, Struct
 
@@ -236,7 +237,9 @@ class Size:
         if size > _LARGEST or size < 0:
             raise Wrong("is out of range")
         if size < self.low:
-            raise Wrong(f"is {size} bytes, too small" + ("" if re.search("[a-zA-Z]", text) else "; add a unit"))
+            raise Wrong(
+                f"is {plural(size, 'byte')}, too small" + ("" if re.search("[a-zA-Z]", text) else "; add a unit")
+            )
         return size
 
     def write(self, value: Any) -> object:

@@ -21,7 +21,7 @@ def limits(top: Given, reading: Reading) -> Limits:
         reading.wrong(
             restart.given("max", "first").where,
             "restart.max",
-            f"{restart['max']:g} seconds: is less than restart.first, {restart['first']:g} seconds; raise it",
+            f"{restart['max']:g} s: is less than restart.first, {restart['first']:g} s; raise it",
         )
     busy_mib = gpu["external_busy_mib"]
     plain = {
@@ -57,7 +57,7 @@ def _queue(queue: Given, reading: Reading) -> QueueLimits:
         reading.wrong(
             queue.given("turn").where,
             "queue.turn",
-            f"{turn_s:g} seconds: is more than queue.timeout, {timeout_s:g} seconds, so that nobody would live to see "
+            f"{turn_s:g} s: is more than queue.timeout, {timeout_s:g} s, so that nobody would live to see "
             "its turn; lower it",
         )
     return QueueLimits(**fields)

@@ -34,6 +34,7 @@ from gpud.config.schema import (
 )
 from gpud.config.sections import HUB, Key, Section
 from gpud.config.source import Scalar, Where, is_secret
+from gpud.core.counts import plural
 from gpud.core.errors import ConfigInvalid, InvalidArguments
 from gpud.core.facts import BudgetLimits, BusyProbe, HttpCall, Model
 from gpud.core.keys import EVERYTHING
@@ -315,7 +316,8 @@ def warnings(config: Config) -> tuple[str, ...]:
             ]
         if model.size_bytes is not None and 0 < model.size_bytes < 1 << 20:
             said.append(
-                f"models.{name}.size: is {model.size_bytes} bytes, less than 1 MiB; a size without a unit is in bytes"
+                f"models.{name}.size: is {plural(model.size_bytes, 'byte')}, less than 1 MiB; "
+                "a size without a unit is in bytes"
             )
         if model.pinned and model.idle_timeout_s != config.idle_timeout_s:
             said.append(f"models.{name}.idle_timeout: has no effect, for the model is pinned")

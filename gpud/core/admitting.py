@@ -7,6 +7,7 @@ from gpud.core.admission import Admission
 from gpud.core.budget import describe
 from gpud.core.claiming import Claiming
 from gpud.core.claims import Claim
+from gpud.core.counts import plural
 from gpud.core.errors import GpudError, QueueFull, WaitedTooLong
 from gpud.core.events import Kind, Level
 from gpud.core.facts import HOST, JobResult, Model, State
@@ -149,8 +150,8 @@ class Admitting:
             self._refuse(
                 entry,
                 QueueFull(
-                    f"cannot {self._subject(entry)}: {self._table.queued()} wait for memory already, the limit is "
-                    f"{limits.size} ({waits.text})",
+                    f"cannot {self._subject(entry)}: {plural(self._table.queued(), 'waits', 'wait')} for memory "
+                    f"already, the limit is {limits.size} ({waits.text})",
                     hint="ask again later, see gpudctl queue, or raise queue.size",
                 ),
             )
@@ -280,7 +281,7 @@ class Admitting:
     def make_room(self, victim: Instance, wanting: str, candidate: eviction.Candidate, verdict: Evicts) -> None:
         now = self._table.now
         idle = (
-            f"{victim.in_flight} requests in flight"
+            f"{plural(victim.in_flight, 'request')} in flight"
             if victim.in_flight
             else f"idle for {now - victim.idle_since():.0f} s"
         )

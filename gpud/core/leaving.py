@@ -2,6 +2,7 @@
 
 from gpud.core import events
 from gpud.core.budget import describe
+from gpud.core.counts import plural
 from gpud.core.errors import Busy, NotLoaded
 from gpud.core.events import AskBusy, Kind, Level
 from gpud.core.facts import (
@@ -178,7 +179,7 @@ class Leaving:
             return
         text = f"the engine {event.exit.describe()}"
         if instance.in_flight:
-            text += f" with {instance.in_flight} requests in flight"
+            text += f" with {plural(instance.in_flight, 'request')} in flight"
         instance.failure = Failure(text, event.hint, "crashed", event.exit.tail)
         self._books.expect_back(instance, self._table.now)
         self._out.tell(
@@ -206,8 +207,8 @@ class Leaving:
             failure = instance.failure or Failure("it failed")
             self._out.tell(
                 Kind.ENGINE_GIVEN_UP,
-                f'"{instance.model.name}" has failed {instance.attempts} times in a row and is not tried again: '
-                f"{failure.message}",
+                f'"{instance.model.name}" has failed {plural(instance.attempts, "time")} in a row and is not tried '
+                f"again: {failure.message}",
                 instance,
                 level=Level.ERROR,
                 hint=f"{failure.hint or 'read the lines below'}; then `gpudctl reset {instance.model.name}` clears "
@@ -348,7 +349,11 @@ class Leaving:
         same.
         """
         name, bound_s = instance.model.name, instance.model.stop.drain_s
-        busy = f"{instance.in_flight} requests in flight" if instance.in_flight else "its engine says that it is busy"
+        busy = (
+            f"{plural(instance.in_flight, 'request')} in flight"
+            if instance.in_flight
+            else "its engine says that it is busy"
+        )
         if instance.draining_for in ("shutdown", "suspend"):
             suspended = self._table.suspended
             if suspended is not None:

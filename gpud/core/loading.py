@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from gpud.core import events
 from gpud.core.budget import describe
+from gpud.core.counts import plural
 from gpud.core.engine_wish import check_served
 from gpud.core.errors import BackendFailed, BudgetExceeded, Busy, GpudError, NoSuchModel, ShuttingDown
 from gpud.core.events import Kind, Level
@@ -71,7 +72,8 @@ class Loading:
         if instance.state is State.FAILED and instance.attempts >= self._table.limits.backoff_attempts:
             failure = instance.failure or Failure("it failed")
             raise BackendFailed(
-                f'cannot load "{event.model}": {instance.attempts} attempts have failed, the last: {failure.message}',
+                f'cannot load "{event.model}": {plural(instance.attempts, "attempt has", "attempts have")} failed, '
+                f"the last: {failure.message}",
                 hint=f"{failure.hint or 'repair it'}; then `gpudctl reset {event.model}` clears the count",
                 tail=failure.tail,
             )
@@ -389,7 +391,7 @@ class Loading:
         instance.first_need_bytes = instance.need_bytes
         instance.context = event.context
         if event.layers is not None or event.engine:
-            text = "" if event.layers is None else f"{event.layers} layers on the GPU"
+            text = "" if event.layers is None else f"{plural(event.layers, 'layer')} on the GPU"
             instance.offer = Offer(
                 event.shares, context=event.context, layers=event.layers, reduced=text, engine=event.engine
             )

@@ -2,6 +2,7 @@
 
 from gpud.core import events
 from gpud.core.budget import describe
+from gpud.core.counts import plural
 from gpud.core.errors import GpudError
 from gpud.core.events import Action, Kind, Level, Notice
 from gpud.core.facts import JobResult
@@ -90,8 +91,7 @@ class Outbox:
         if job.remaining:
             return
         if job.unloaded:
-            models = "1 model" if job.unloaded == 1 else f"{job.unloaded} models"
-            text = f"unloaded {models}, freed {describe(job.freed_bytes)}"
+            text = f"unloaded {plural(job.unloaded, 'model')}, freed {describe(job.freed_bytes)}"
         else:
             text = "" if job.left_out else "nothing loaded"
         forgiven = [f'"{name}" no longer waits and its failures are forgotten' for name in job.forgiven]

@@ -2,6 +2,7 @@
 
 from gpud.core import events
 from gpud.core.budget import describe
+from gpud.core.counts import plural
 from gpud.core.errors import GpuUnavailable, ShuttingDown, Suspending
 from gpud.core.events import Kind, Level, Notice
 from gpud.core.facts import HOST, JobResult, LoadsMeanwhile, Model, State, Suspension
@@ -303,4 +304,4 @@ def _needs_gpu(model: Model) -> bool:
 
 
 def _models(count: int) -> str:
-    return "1 model has" if count == 1 else f"{count} models have"
+    return plural(count, "model has", "models have")

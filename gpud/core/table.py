@@ -6,6 +6,7 @@ from itertools import islice
 from gpud.core import events, queue
 from gpud.core.books import Books
 from gpud.core.claims import Claim, Claims
+from gpud.core.counts import plural
 from gpud.core.errors import NoSuchModel
 from gpud.core.facts import Limits, Model, Session, State, Suspension, YieldStatus
 from gpud.core.holds import Holds
@@ -74,7 +75,7 @@ class Table:
 
     def _tell_why_not_yet(self, instance: Instance, ticket: queue.Ticket) -> None:
         if instance.state is State.BACKOFF and not self.may_start(instance):
-            ticket.waits_for = f"backing off after {instance.attempts} failed attempts"
+            ticket.waits_for = f"backing off after {plural(instance.attempts, 'failed attempt')}"
         elif instance.state in (State.DRAINING, State.STOPPING, State.KILLING):
             ticket.waits_for = "waiting until it is unloaded"
 

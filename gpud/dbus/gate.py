@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
+from gpud.core.counts import plural
 from gpud.core.errors import AccessDenied, GpudError, InteractionRequired, LimitsExceeded
 from gpud.core.events import Kind, Level, Notice
 from gpud.core.facts import Caller, JobKind
@@ -96,18 +97,18 @@ class Gate:
             raise AccessDenied(f"{caller.label} left the bus before it was answered", hint="nothing is held")
 
     def check_jobs(self, caller: Caller) -> None:
-        self._check_jobs(caller, "loads and unloads", (JobKind.LOAD, JobKind.UNLOAD))
+        self._check_jobs(caller, ("load or unload", "loads and unloads"), (JobKind.LOAD, JobKind.UNLOAD))
 
     def check_downloads(self, caller: Caller) -> None:
         """Apart from loads, which would otherwise wait for hours of downloads."""
-        self._check_jobs(caller, "downloads", (JobKind.DOWNLOAD,))
+        self._check_jobs(caller, ("download", "downloads"), (JobKind.DOWNLOAD,))
 
-    def _check_jobs(self, caller: Caller, what: str, kinds: tuple[JobKind, ...]) -> None:
+    def _check_jobs(self, caller: Caller, what: tuple[str, str], kinds: tuple[JobKind, ...]) -> None:
         jobs = self._engine.snapshot().jobs
         count = sum(job.caller.uid == caller.uid and job.kind in kinds for job in jobs)
         if count >= self._limits.jobs:
             raise LimitsExceeded(
-                f"uid {caller.uid} has {count} {what} under way, the limit is {self._limits.jobs}",
+                f"uid {caller.uid} has {plural(count, *what)} under way, the limit is {self._limits.jobs}",
                 hint="wait for one to end, or cancel one",
             )
 
@@ -115,7 +116,8 @@ class Gate:
         count = sum(hold.caller.uid == caller.uid for hold in self._engine.snapshot().holds)
         if count >= self._limits.holds:
             raise LimitsExceeded(
-                f"uid {caller.uid} has {count} holds, the limit is {self._limits.holds}", hint="release one first"
+                f"uid {caller.uid} has {plural(count, 'hold')}, the limit is {self._limits.holds}",
+                hint="release one first",
             )
 
     def check_claims(self, caller: Caller) -> None:
@@ -123,5 +125,6 @@ class Gate:
         count = sum(claim.caller.uid == caller.uid for claim in self._engine.snapshot().claims)
         if count >= self._limits.claims:
             raise LimitsExceeded(
-                f"uid {caller.uid} has {count} claims, the limit is {self._limits.claims}", hint="give one back first"
+                f"uid {caller.uid} has {plural(count, 'claim')}, the limit is {self._limits.claims}",
+                hint="give one back first",
             )

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+from gpud.core.counts import plural
 from gpud.core.errors import InvalidArguments, InvalidOption, LimitsExceeded
 from gpud.core.facts import Priority
 from gpud.core.record import Record
@@ -74,7 +75,7 @@ class Meter:
         count = self._outstanding.get(sender, 0)
         if count >= self._limits.outstanding:
             raise LimitsExceeded(
-                f"{sender} waits for {count} answers already, the limit is {self._limits.outstanding}",
+                f"{sender} waits for {plural(count, 'answer')} already, the limit is {self._limits.outstanding}",
                 hint="wait for some of them first",
             )
         self._outstanding[sender] = count + 1

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 
 from gpud.core.catalogue import Entry, Found, Scanned, Trouble
+from gpud.core.counts import plural
 from gpud.core.errors import Canceled, InvalidOption, NoSuchModel
 from gpud.core.events import CatalogueChanged, Kind, Level, Notice, Outcome
 from gpud.core.facts import Model
@@ -443,7 +444,7 @@ class Library:
             outcomes.append(
                 Notice(
                     Kind.CATALOGUE_PROBLEM,
-                    f"{count} {'thing' if count == 1 else 'things'} below the models' folders cannot be used as models",
+                    f"{plural(count, 'thing')} below the models' folders cannot be used as models",
                     level=Level.WARNING,
                     detail=tuple(f"{trouble.path}: {trouble.text}" for trouble in unheard[:NAMED])
                     + ((f"and {count - NAMED} more: gpudctl models scan",) if count > NAMED else ()),

@@ -2,6 +2,7 @@
 and of llama-cpp-server, each of which finds the shapes that it knows.
 """
 
+from gpud.core.counts import plural
 from gpud.core.errors import InvalidArguments, NoSuchModel
 from gpud.core.events import LoadOptions
 from gpud.core.facts import ModelStatus, Snapshot, State
@@ -236,7 +237,7 @@ class Admin:
             found = await self._unload(exchange, self._there(exchange), force=body.force)
             if found.errors and not found.names:
                 raise next(iter(found.errors.values()))
-            count = f"{len(found.names)} {'model' if len(found.names) == 1 else 'models'}"
+            count = plural(len(found.names), "model")
             stay = [f"{name} stays: {error.message}" for name, error in found.errors.items()]
             await exchange.answer(Success("success", "; ".join([f"Unloaded {count}", *stay])))
             return

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from gpud.core.counts import plural
 from gpud.http.connection import Duplex
 from gpud.http.fields import Fields
 from gpud.http.limits import ClientLimits
@@ -259,7 +260,7 @@ class Exchange:
             if self._length is None:
                 connection.transport.write(b"0\r\n\r\n")
             elif sent < self._length:
-                raise ValueError(f"the body is {self._length - sent} bytes shorter than was promised")
+                raise ValueError(f"the body is {plural(self._length - sent, 'byte')} shorter than was promised")
         except Exception as problem:
             connection.broken_by = problem
             connection.fail("was not sent the whole request", Trouble.CLOSED)

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from gpud.core import statuses
+from gpud.core.counts import plural
 from gpud.core.facts import ModelStatus, State
 from gpud.http.feed_events import Body, Event, Type, timestamp
 from gpud.http.lines import Origin
@@ -200,7 +201,9 @@ def _mapping(value: object) -> Mapping[str, object]:
 
 def _gap_text(body: Body) -> str:
     lost = body.get("lost")
-    return f"{lost} events were not read in time" if lost else f"earlier events are missing ({body['reason']})"
+    if isinstance(lost, int) and lost:
+        return f"{plural(lost, 'event was', 'events were')} not read in time"
+    return f"earlier events are missing ({body['reason']})"
 
 
 def _model(body: Body) -> Iterator[tuple[str, Body]]:

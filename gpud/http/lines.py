@@ -10,6 +10,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from heapq import merge
 
+from gpud.core.counts import plural
 from gpud.core.events import Level, Notice, Outcome
 from gpud.core.ports import OutputSink, Stream
 from gpud.core.record import Record
@@ -84,7 +85,7 @@ class Follower:
         await self._mailbox.wait()
         lost = self._mailbox.take_lost()
         if lost:
-            text = f"{lost} {'line is' if lost == 1 else 'lines are'} missing here: they were not read in time"
+            text = f"{plural(lost, 'line is', 'lines are')} missing here: they were not read in time"
             return Line(self._lines.clock(), Origin.GPUD, "", "", Level.WARNING.value, text)
         return self._mailbox.take()
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
+from gpud.core.counts import plural
 from gpud.core.record import Record
 from gpud.http.connection import ClientGone, Duplex
 from gpud.http.fields import HeadStart, start_head
@@ -262,7 +263,9 @@ class Reply:
             self._left -= size
             if self._left < 0:
                 self.abort()
-                raise RuntimeError(f"the reply is {-self._left} bytes longer than was promised; the connection is cut")
+                raise RuntimeError(
+                    f"the reply is {plural(-self._left, 'byte')} longer than was promised; the connection is cut"
+                )
         if self._silent:
             return
         if self._chunked:
@@ -334,7 +337,9 @@ class Reply:
         if self._left and not self._silent:
             missing = self._left
             self.abort()
-            raise RuntimeError(f"the reply is {missing} bytes shorter than was promised; the connection is cut")
+            raise RuntimeError(
+                f"the reply is {plural(missing, 'byte')} shorter than was promised; the connection is cut"
+            )
         if self._chunked and not self._silent:
             self._out(b"0\r\n\r\n")
         elif self._head:

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from gpud.core.catalogue import Scanned
+from gpud.core.counts import plural
 from gpud.core.errors import NoSuchModel
 from gpud.core.facts import Model, ModelStatus, State
 from gpud.core.naming import shown_path
@@ -325,7 +326,8 @@ def loaded_first(models: Sequence[ModelStatus]) -> list[ModelStatus]:
 
 def scan_answer(scanned: Scanned) -> ScanAnswer:
     """What one look at everything has come to, as it is told."""
-    text = f"{scanned.models} models; {scanned.files} files looked at, {scanned.read} read, in {scanned.seconds:.2f} s"
+    text = f"{plural(scanned.models, 'model')}; {plural(scanned.files, 'file')} looked at, {scanned.read} read, "
+    text += f"in {scanned.seconds:.2f} s"
     parts = (("new", scanned.new), ("gone", scanned.gone), ("changed", scanned.changed), ("problems", scanned.troubles))
     text += "".join(f"; {what}: {len(found)}" for what, found in parts if found)
     return ScanAnswer(

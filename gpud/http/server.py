@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
+from gpud.core.counts import plural
 from gpud.http.accepting import Listener
 from gpud.http.connection import read_buffer
 from gpud.http.departures import Departures
@@ -160,7 +161,7 @@ class Server:
             count = self._per_peer[key] = self._per_peer.get(key, 0) + 1
             if count > self.limits.per_peer:
                 who = peer.describe() if peer.uid is not None else key
-                return f"{who} has {count} connections; {self.limits.per_peer} are allowed"
+                return f"{who} has {plural(count, 'connection')}, the limit is {self.limits.per_peer}"
         if len(self._connections) > self.limits.connections:
             idle = [each for each in self._connections if each.is_idle and each is not connection]
             if not idle:

@@ -11,6 +11,7 @@ import struct
 import termios
 from typing import TYPE_CHECKING
 
+from gpud.core.counts import plural
 from gpud.http.connection import ClientGone, Connection, Duplex
 from gpud.http.intake import Intake
 from gpud.http.limits import BUFFER_BYTES, HeadLimits
@@ -463,7 +464,9 @@ class ServerConnection(Connection):
             else:
                 self.keep_alive = False
                 self.body.fail(
-                    Refused(408, f"the body stopped coming: {self.body.progress} bytes in {limits.body_s:g} s")
+                    Refused(
+                        408, f"the body stopped coming: {plural(self.body.progress, 'byte')} in {limits.body_s:g} s"
+                    )
                 )
         elif self.at == BUSY:
             self._set_read_deadline(NEVER)

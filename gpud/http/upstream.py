@@ -9,6 +9,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from gpud.core.counts import plural
 from gpud.core.facts import Endpoint
 from gpud.http.bodies import AnswerChunks, BodyReader, EndlessReader, LengthReader
 from gpud.http.connection import Connection, Duplex
@@ -338,7 +339,11 @@ class ClientConnection(Connection):
         if self.at == HEAD:
             self.fail(f"{what} without an answer", Trouble.CLOSED)
         elif self.at == BODY:
-            missing = f"; {self.reader.left} bytes are missing" if isinstance(self.reader, LengthReader) else ""
+            missing = (
+                f"; {plural(self.reader.left, 'byte is', 'bytes are')} missing"
+                if isinstance(self.reader, LengthReader)
+                else ""
+            )
             self.fail(f"{what} before its answer was complete{missing}", Trouble.CLOSED)
             if self.sink is not None:
                 self.sink(b"")

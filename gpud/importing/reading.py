@@ -21,6 +21,7 @@ from gpud.config.source import (
     Where,
     read,
 )
+from gpud.core.counts import plural
 from gpud.core.errors import ConfigInvalid
 from gpud.core.record import Record
 
@@ -66,7 +67,7 @@ def read_yaml(text: str, file: str) -> Node:
     if problems:
         shown = [_with_column(one) for one in problems[:MAX_SHOWN]]
         if len(problems) > MAX_SHOWN:
-            shown.append(f"… and {len(problems) - MAX_SHOWN} more problems; mend these first")
+            shown.append(f"… and {plural(len(problems) - MAX_SHOWN, 'more problem')}; mend these first")
         raise ConfigInvalid(shown)
     if node is None:
         raise unreadable(Where(file, 0), "is empty")

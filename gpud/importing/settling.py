@@ -6,6 +6,7 @@ from collections.abc import Collection
 from gpud.config import parse
 from gpud.config.schema import MODEL
 from gpud.config.source import MAX_FILE_BYTES
+from gpud.core.counts import plural
 from gpud.core.errors import ConfigInvalid, GpudError
 from gpud.importing.report import Draft, Fate, Path, Report
 from gpud.importing.writing import write
@@ -65,7 +66,7 @@ def _header(draft: Draft) -> str:
     left = sum(note.fate is Fate.DROPPED for note in draft.notes)
     if not left:
         return f"{what}\nEvery setting was carried over, or is none that gpud needs."
-    count = "1 setting was" if left == 1 else f"{left} settings were"
+    count = plural(left, "setting was", "settings were")
     return f"{what}\n{count} not carried over: the same command with --check says which and why."
 
 

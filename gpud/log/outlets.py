@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Protocol
 
+from gpud.core.counts import plural
 from gpud.core.record import Record, field
 
 IDENTIFIER = "gpud"
@@ -286,7 +287,8 @@ class Outbox:
                     return True
                 self._backlog.popleft()
                 if not self._backlog and self._lost:
-                    message = f"{self._lost} messages were lost here: what reads gpud's log did not take them in time"
+                    message = f"{plural(self._lost, 'message was', 'messages were')} lost here: "
+                    message += "what reads gpud's log did not take them in time"
                     self._lost = 0
                     self._backlog.append(self._outlet.encode(Entry(WARNING, message)))
                     self._backlog_bytes += len(self._backlog[0])

@@ -11,6 +11,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from gpud.core.counts import plural
 from gpud.core.ports import LineReader, OutputSink, Stream
 
 log = logging.getLogger(__name__)
@@ -235,7 +236,7 @@ class ChildLines:
 
     def _tell(self, dropped: int) -> None:
         limit = f"more than {self._throttle.lines_per_second:g} lines/s were printed"
-        self._emit(Stream.ERR, f"{dropped} lines dropped: {limit}")
+        self._emit(Stream.ERR, f"{plural(dropped, 'line')} dropped: {limit}")
 
     def _remember(self, texts: Sequence[str]) -> None:
         for text in texts:

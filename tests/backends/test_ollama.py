@@ -842,7 +842,7 @@ def test_a_check_finds_incomplete_and_damaged_models(place: Place) -> None:
     write_model(place.store, "torn")
     (place.store / "manifests/registry.ollama.ai/library/torn/latest").write_text("{")
     backend = place.backend()
-    for name, words in (("half", "1 files"), ("vast:cloud", "cloud"), ("torn", "no manifest")):
+    for name, words in (("half", "1 file of"), ("vast:cloud", "cloud"), ("torn", "no manifest")):
         with pytest.raises(BackendFailed, match=words) as caught:
             backend.check(model("x", ollama_name=name))
         assert caught.value.preflight

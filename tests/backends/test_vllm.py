@@ -257,7 +257,7 @@ def test_what_it_cannot_read_is_refused_before_it_is_started(tmp_path: Path, run
             part = hub_model.write(tmp_path / "part", shards=3)
             (part / "model-00002-of-00003.safetensors").unlink()
             failure = refused(server, llama(part))
-            assert "1 of its 3 files are not in" in failure.message
+            assert "1 of its 3 files is not in" in failure.message
             pointer = hub_model.write(tmp_path / "pointer", shards=1)
             (pointer / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
             assert "git lfs pull" in refused(server, llama(pointer)).hint

@@ -330,7 +330,7 @@ def test_safetensors_without_a_description_are_left_alone(tmp_path: Path) -> Non
 def test_missing_files_of_safetensors_are_named(tmp_path: Path) -> None:
     """By the index, which is not trusted to name files elsewhere."""
     for name, missing, words in (
-        ("m", "model-00002-of-00002.safetensors", "1 of its 2 files are missing"),
+        ("m", "model-00002-of-00002.safetensors", "1 of its 2 files is missing"),
         ("n", "../../secret", "does not lie in its folder"),
     ):
         folder = trees.safetensors(tmp_path / name, {"model_type": name}, ("model-00001-of-00002.safetensors",))

@@ -354,7 +354,7 @@ def test_doors_do_not_share_an_address() -> None:
 
 def test_waits_between_restarts_are_in_order() -> None:
     """The longest wait is not shorter than the first."""
-    assert "restart.max: 60 seconds: is less than restart.first, 100 seconds" in problem("restart: {first: 100}")
+    assert "restart.max: 60 s: is less than restart.first, 100 s" in problem("restart: {first: 100}")
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ def test_waits_between_restarts_are_in_order() -> None:
     [
         (
             "queue: {timeout: 5, turn: 6}",
-            "queue.turn: 6 seconds: is more than queue.timeout, 5 seconds, so that nobody would live to see its turn",
+            "queue.turn: 6 s: is more than queue.timeout, 5 s, so that nobody would live to see its turn",
         ),
         ("eviction: {above: 80}", "eviction.below: 80%: is not below eviction.above, 80%; lower it"),
         ("eviction: {above: 50, below: 70%}", "eviction.below: 70%: is not below eviction.above, 50%; lower it"),

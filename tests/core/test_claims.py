@@ -287,7 +287,7 @@ def test_a_full_queue_refuses_claims_too() -> None:
     w.settle()
     assert first not in w.over
     assert isinstance(w.over[second].error, QueueFull)
-    assert "1 wait for memory already, the limit is 1" in w.over[second].error.message
+    assert "1 waits for memory already, the limit is 1" in w.over[second].error.message
 
 
 def test_the_end_of_gpud_ends_every_claim() -> None:

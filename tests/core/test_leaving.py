@@ -84,7 +84,7 @@ def test_a_crash_is_shown_with_its_end_and_its_last_lines_until_the_next_start()
     w = at_work("a")
     w.end("a", code=-9)
     shown = w.status("a")
-    assert shown.error == "the engine was ended by signal 9 with 1 requests in flight"
+    assert shown.error == "the engine was ended by signal 9 with 1 request in flight"
     assert (shown.error_code, shown.error_tail) == ("crashed", ("last line",))
     assert (shown.in_flight, shown.device, shown.ready_since_s) == (0, "", None)
     w.pass_time(10)

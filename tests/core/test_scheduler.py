@@ -455,7 +455,7 @@ def test_an_unload_that_takes_too_long_gives_up_and_the_model_stays() -> None:
     w.pass_time(31)
 
     assert w.result(job) is JobResult.TIMEOUT
-    assert "still busy after 30 s (1 requests in flight)" in w.jobs[job].message
+    assert "still busy after 30 s (1 request in flight)" in w.jobs[job].message
     assert w.state("a") is State.READY
 
 

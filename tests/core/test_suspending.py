@@ -114,7 +114,7 @@ def test_a_long_answer_is_cut_so_that_its_engine_can_end() -> None:
     w.pass_time(2.6)
     assert w.state("a") is State.COLD
     text = w.notices(Kind.STILL_BUSY)[0].message
-    assert text == '"a" is still busy (1 requests in flight) after 2.5 s and is stopped: the machine is about to sleep'
+    assert text == '"a" is still busy (1 request in flight) after 2.5 s and is stopped: the machine is about to sleep'
 
 
 def test_the_time_that_an_engine_took_to_end_is_kept_free_for_it() -> None:

@@ -327,7 +327,7 @@ def test_claims_are_bounded_for_each_user(run: Any, private_bus: PrivateBus) -> 
             await waiting_call(engine, client)
             refused = await client.refused("Claim", "tssa{sv}", *ARGUMENTS)
             assert refused.name == STANDARD + "LimitsExceeded"
-            assert "uid 0 has 1 claims, the limit is 1" in refused.text
+            assert "uid 0 has 1 claim, the limit is 1" in refused.text
             await other.router.send(new_method_call(DBusAddress(PATH, NAME, NAME), "Claim", "tssa{sv}", ARGUMENTS))
             await engine.until(lambda: len(engine.claims) == 2)
 

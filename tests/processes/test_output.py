@@ -154,7 +154,7 @@ def test_line_reader_sees_all_and_keeps_its_own_lines_out(sink: Lines, run: Call
 
     tail = run(scene())
     assert seen == ["protocol 1", "first", "second", "protocol 2", "third"]
-    assert sink.texts == ["first", "second", "1 lines dropped: more than 50 lines/s were printed"]
+    assert sink.texts == ["first", "second", "1 line dropped: more than 50 lines/s were printed"]
     assert tail == ("first", "second", "third")
 
 

@@ -14,7 +14,8 @@ from gpud.cli.downloading.following import Following
 from gpud.cli.downloading.job import Job
 from gpud.cli.downloading.shown import failed, line
 from gpud.cli.exits import DONE, exit_status
-from gpud.cli.output import Output, plural, size, span
+from gpud.cli.output import Output, size, span
+from gpud.core.counts import plural
 from gpud.core.errors import GpudError
 
 if TYPE_CHECKING:

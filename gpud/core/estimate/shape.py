@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from gpud.core.counts import plural
 from gpud.core.errors import GpudError
 from gpud.core.estimate.architectures import ARCHITECTURES, Cache, Recurrent, Rules, Window
 from gpud.core.estimate.weights import Weights, row, rows, weigh
@@ -149,7 +150,7 @@ class _Reader:
         value = self.raw(key)
         if isinstance(value, tuple):
             if len(value) < self.count:
-                raise self.invalid(f"{key} has {len(value)} entries for {self.count} layers")
+                raise self.invalid(f"{key} has {len(value)} entries for {plural(self.count, 'layer')}")
             wrong = next((one for one in value[: self.count] if not 0 <= one < LARGEST), None)
             if wrong is not None:
                 raise self.invalid(f"{key} has {wrong!r} among its entries, numbers from 0 to {LARGEST - 1} are needed")

@@ -276,7 +276,7 @@ def test_no_more_connections_of_one_user_than_allowed(run: Run, tmp_path: Any) -
             second: Any = object()
             for peer in (stranger, user):
                 assert server.joined(first, peer) == ""
-                assert "2 connections; 1 are allowed" in server.joined(second, peer)
+                assert "2 connections, the limit is 1" in server.joined(second, peer)
                 server.parted(second, peer)
                 server.parted(first, peer)
                 assert server.joined(first, peer) == ""
