@@ -1,7 +1,10 @@
-"""People who log in to the machine by SSH, on terminals of their own, and what gpud says of them."""
+"""People who log in to the machine, by SSH on terminals of their own or through PAM for a line, and what gpud says of
+them.
+"""
 
 import contextlib
 import json
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +13,9 @@ from dbus.terminals import Terminal
 
 SETTINGS = "/etc/gpud/gpud.d/sessions.yaml"
 RULES = "/etc/polkit-1/rules.d/50-gpud.rules"
+SESSION = "export XDG_RUNTIME_DIR=/run/user/$(id -u) DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/$(id -u)/bus;"
+"""What a line of shell begins with that is to reach the session of somebody who has not logged in for it."""
+
 SSH = "ssh -tt -q -i /root/gpud-test-key -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
 GPUD = "org.kernelcore.GpuD /org/kernelcore/GpuD org.kernelcore.GpuD"
 LIST = f"busctl --json=short call {GPUD} ListSessions"
@@ -30,6 +36,23 @@ def login(machine: Machine, name: str) -> Iterator[Terminal]:
         yield terminal
     finally:
         terminal.end()
+
+
+def pam_login(name: str, script: str, *options: str) -> str:
+    """A line of shell with a login of its own around it; ``options`` of systemd-run."""
+    run = "systemd-run --quiet --wait --collect --pipe --property=PAMName=login"
+    return " ".join([run, f"--property=User={name}", *options, f"bash -c {shlex.quote(script)}"])
+
+
+def wait_owned(machine: Machine, user: str, bus_name: str) -> None:
+    """Until somebody on the user's session bus has the name."""
+    ask = f"{SESSION} busctl --user status {bus_name}"
+    machine.wait(f"{bus_name} of {user}", f"runuser -u {user} -- bash -c {shlex.quote(ask)}")
+
+
+def wait_shells(machine: Machine, count: int) -> None:
+    """Until gpud knows of so many shells in which somebody is at work."""
+    machine.wait(f"{count} shells at work", f"test $({LIST} | grep -o '\"Pid\"' | wc -l) = {count}")
 
 
 def sessions(machine: Machine) -> list[dict[str, Any]]:

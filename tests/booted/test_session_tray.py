@@ -1,16 +1,16 @@
 """gpud-tray as a unit of a user's own systemd, in a session without a screen."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from booted_machine import Machine
-from logins import RULES
+from logins import RULES, SESSION, wait_owned
 
 pytestmark = pytest.mark.booted
 
-SESSION = "export XDG_RUNTIME_DIR=/run/user/$(id -u) DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/$(id -u)/bus;"
 UNIT = "gpud-tray.service"
 
 DROP_IN = """\
@@ -55,9 +55,30 @@ def session(machine: Machine) -> Iterator[Machine]:
     machine.run(f"rm {RULES}")
 
 
+@pytest.fixture
+def tray(session: Machine) -> None:
+    """There is a tray, and then gpud-tray is started."""
+    command = "systemd-run --user --quiet --unit=tray /opt/gpud/bin/python -I -u /home/tester/tray.py"
+    session.run(f"{SESSION} {command}", user="tester")
+    wait_owned(session, "tester", "org.kde.StatusNotifierWatcher")
+    session.run(f"{SESSION} systemctl --user start {UNIT}", user="tester")
+
+
 def show(machine: Machine, *names: str) -> dict[str, str]:
     said = machine.run(f"{SESSION} systemctl --user show {UNIT} -p {','.join(names)}", user="tester").out
     return dict(line.split("=", 1) for line in said.splitlines())
+
+
+def main_pid(machine: Machine) -> int:
+    return int(show(machine, "MainPID")["MainPID"])
+
+
+def icon(machine: Machine) -> str:
+    """The name on the bus of the icon of the gpud-tray that runs, as soon as the tray has it."""
+    journal = "journalctl --no-pager --quiet -o cat _SYSTEMD_USER_UNIT=tray.service"
+    lines = f"{journal} | grep -e '^icon .*-{main_pid(machine)}-'"
+    machine.wait("its icon", lines)
+    return machine.run(lines).out.split()[-1]
 
 
 def test_without_a_tray_the_unit_ends_and_stays_ended(session: Machine) -> None:
@@ -79,25 +100,18 @@ def lines(layout: Any) -> Iterator[tuple[int, str]]:
         yield from lines(child["data"])
 
 
+@pytest.mark.usefixtures("tray")
 def test_the_icon_tells_what_is_loaded_and_unloads_it(session: Machine) -> None:
     """The tooltip has the model and how full the memory is; it is told, and does not ask: nothing wakes it at rest. A
     click on the model's line of the menu unloads it.
     """
-    tray = "systemd-run --user --quiet --unit=tray /opt/gpud/bin/python -I -u /home/tester/tray.py"
-    session.run(f"{SESSION} {tray}", user="tester")
-    owned = f"{SESSION} busctl --user status org.kde.StatusNotifierWatcher"
-    session.wait("a tray", f"runuser -u tester -- bash -c {owned!r}")
-    session.run(f"{SESSION} systemctl --user start {UNIT}", user="tester")
-    icons = "journalctl --no-pager --quiet -o cat _SYSTEMD_USER_UNIT=tray.service | grep '^icon '"
-    pid = show(session, "MainPID")["MainPID"]
-    session.wait("its icon", f"{icons} | tail -n 1 | grep -e '-{pid}-'")
-    item = session.run(f"{icons} | tail -n 1").out.split()[1]
+    item = icon(session)
     ask = f"{SESSION} busctl --user --json=short"
     session.load("tiny")
     tooltip = f"{ask} get-property {item} /StatusNotifierItem org.kde.StatusNotifierItem ToolTip"
     session.wait("the tooltip", f"""runuser -u tester -- bash -c '{tooltip}' | grep -q 'tiny is loaded.*GiB in use'""")
     # All has been told that this load brings; from now on nothing happens.
-    switches = f"grep ctxt_switches /proc/{pid}/status"
+    switches = f"grep ctxt_switches /proc/{main_pid(session)}/status"
     session.wait("a quiet tray", f'a=$({switches}); sleep 2; test "$a" = "$({switches})"')
     menu = session.run(f"{ask} call -- {item} /MenuBar com.canonical.dbusmenu GetLayout iias 0 -1 0", user="tester").out
     (number,) = (one for one, label in lines(json.loads(menu)["data"][1]) if label.startswith("Unload tiny"))
@@ -106,16 +120,13 @@ def test_the_icon_tells_what_is_loaded_and_unloads_it(session: Machine) -> None:
     session.wait("the tooltip", f"""runuser -u tester -- bash -c '{tooltip}' | grep -q 'No model is loaded'""")
 
 
+@pytest.mark.usefixtures("tray")
 def test_with_a_tray_it_stays_and_comes_back(session: Machine) -> None:
     """In its sandbox it reaches gpud on the system bus and the tray on the session's; killed, it is started again."""
-    tray = "systemd-run --user --quiet --unit=tray /opt/gpud/bin/python -I -u /home/tester/tray.py"
-    session.run(f"{SESSION} {tray}", user="tester")
-    owned = f"{SESSION} busctl --user status org.kde.StatusNotifierWatcher"
-    session.wait("a tray", f"runuser -u tester -- bash -c {owned!r}")
-    session.run(f"{SESSION} systemctl --user start {UNIT}", user="tester")
-    journal = "journalctl --no-pager --quiet -o cat _SYSTEMD_USER_UNIT=tray.service"
-    icons = f"{journal} | grep -c '^icon org.kde.StatusNotifierItem-'"
-    session.wait("an icon", f"[ $({icons}) -ge 1 ]")
+    before = icon(session)
     session.run(f"{SESSION} systemctl --user kill --signal=KILL {UNIT}", user="tester")
-    session.wait("an icon of the next gpud-tray", f"[ $({icons}) -ge 2 ]")
-    assert show(session, "ActiveState", "NRestarts") == {"ActiveState": "active", "NRestarts": "1"}
+    again = (
+        f"{SESSION} systemctl --user show {UNIT} -p ActiveState -p NRestarts | paste -s | grep 'NRestarts=1.*=active'"
+    )
+    session.wait("the next gpud-tray", f"runuser -u tester -- bash -c {shlex.quote(again)}")
+    assert icon(session) != before
