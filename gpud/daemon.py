@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from gpud import __version__, config, gpus, systemd
-from gpud.allocator import share_one_arena
+from gpud.allocator import give_memory_back
 from gpud.aside import Aside
 from gpud.backends.listeners import program_at
 from gpud.catalog.finder import ModelFinder
@@ -406,7 +406,7 @@ def run(*, user: bool, config_path: Path | None, beside_system: bool = False) ->
 
     ``beside_system``: a user's gpud starts although the machine has one.
     """
-    share_one_arena()
+    give_memory_back()
     if user and not beside_system and (other := asyncio.run(gpud_of_the_machine())):
         setup(Level.ERROR).say(
             Level.ERROR,

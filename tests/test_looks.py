@@ -192,7 +192,7 @@ import asyncio, gc, json, os, re, struct, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[1:3]
 from catalog import trees
-from gpud.allocator import share_one_arena
+from gpud.allocator import give_memory_back
 from gpud.aside import Aside
 from test_looks import House
 
@@ -220,7 +220,7 @@ async def run(top, count, aside):
     print(json.dumps([sys.getallocatedblocks() - blocks, dirty_kib() - dirty]))
     await house.close()
 
-share_one_arena()
+give_memory_back()
 asyncio.run(run(Path(sys.argv[3]), int(sys.argv[4]), Aside() if sys.argv[5] == "aside" else None))
 """
 
