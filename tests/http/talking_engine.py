@@ -45,7 +45,10 @@ async def serve(reader, writer):
     try:
         while await one(reader, writer):
             pass
-    except (ConnectionError, asyncio.IncompleteReadError):
+    except ConnectionError:
+        # Seen in the middle of sending, and not while it waited for the next moment to send.
+        note(left=True)
+    except asyncio.IncompleteReadError:
         pass
     finally:
         writer.close()
@@ -54,7 +57,7 @@ async def serve(reader, writer):
 async def one(reader, writer):
     try:
         head = await reader.readuntil(b"\r\n\r\n")
-    except asyncio.IncompleteReadError:
+    except (ConnectionError, asyncio.IncompleteReadError):
         return False
     lines = head[:-4].decode("latin-1").split("\r\n")
     method, target, _ = lines[0].split(" ")
