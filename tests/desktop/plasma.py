@@ -27,7 +27,7 @@ PANEL = f"{WIDTH}x48+0+{HEIGHT - 48}"
 CLICK_S = 20.0
 """For what a click brings about, before it is clicked again."""
 
-POPUP = f"480x{HEIGHT - 160}+0+160"
+POPUP = f"480x{HEIGHT - 124}+0+124"
 
 # What Plasma would draw with a GPU that is not there, or hide from those who cannot see.
 ENVIRONMENT = {
@@ -246,6 +246,10 @@ class Plasma:
         part = self.part(name, role)
         self.tree.run(f"xdotool mousemove {part.x} {part.y} click 1")
 
+    def point_away(self) -> None:
+        """To where nothing is: what is pointed at is lit, and explains itself after a while."""
+        self.tree.run("xdotool mousemove 900 100")
+
     def focus(self, part: Part) -> None:
         """Give the keyboard to the window of a part, as the window manager does that is not here."""
         where = f"xdotool mousemove {part.x} {part.y} getmouselocation --shell"
@@ -270,7 +274,7 @@ class Plasma:
 
     def close(self) -> None:
         self._toggle(is_open=False)
-        self.tree.run("xdotool mousemove 900 100")
+        self.point_away()
 
     def _toggle(self, *, is_open: bool) -> None:
         """Click on the icon until the popup is as wanted: a click while it comes or goes by itself is one too many."""

@@ -15,18 +15,20 @@ PlasmaExtras.Representation {
     readonly property bool away: now !== null && (now.yielded || now.kept)
     // What is given away loads nothing.
     readonly property var offered: now === null || away ? [] : now.offered
+    readonly property var shown: offered.filter(model => model.first || showAll)
     readonly property bool hasMore: offered.some(model => !model.first)
     readonly property bool searches: now !== null && !away && now.searches
     property bool showAll: false
 
     collapseMarginsHint: true
-    implicitWidth: Kirigami.Units.gridUnit * 24
-    implicitHeight: Kirigami.Units.gridUnit * 26
+    implicitWidth: Layout.preferredWidth
+    implicitHeight: Layout.preferredHeight
 
     Layout.minimumWidth: Kirigami.Units.gridUnit * 20
     Layout.minimumHeight: Kirigami.Units.gridUnit * 20
     Layout.preferredWidth: Kirigami.Units.gridUnit * 24
-    Layout.preferredHeight: Kirigami.Units.gridUnit * 26
+    // Of one GPU with a model loaded, all that is offered at first is seen without scrolling.
+    Layout.preferredHeight: Kirigami.Units.gridUnit * 28
 
     // Whoever opens it anew begins anew.
     Connections {
@@ -169,12 +171,12 @@ PlasmaExtras.Representation {
                 textFormat: Text.PlainText
                 opacity: 0.75
                 text: full.now === null || !full.searches ? ""
-                    : full.now.others > 0 ? full.words.more(full.now.others)
+                    : full.now.others > 0 ? full.words.more(full.now.others + full.offered.length - full.shown.length)
                     : full.offered.length > 0 ? "" : i18n("No model has that in its name")
             }
 
             Repeater {
-                model: full.offered.filter(model => model.first || full.showAll)
+                model: full.shown
 
                 delegate: OfferedRow {
                     plasmoidItem: full.plasmoidItem
