@@ -94,9 +94,11 @@ class Client:
         """A call whose answer nobody waits for."""
         self._connection.send(new_method_call(DBusAddress(PATH, NAME, NAME), method, signature or None, values))
 
-    def call(self, method: str, signature: str = "", *values: object, interface: str = NAME) -> Any:
+    def call(
+        self, method: str, signature: str = "", *values: object, interface: str = NAME, timeout_s: float = BOUND_S
+    ) -> Any:
         message = new_method_call(DBusAddress(PATH, NAME, interface), method, signature or None, values)
-        reply = self._connection.send_and_get_reply(message, timeout=BOUND_S)
+        reply = self._connection.send_and_get_reply(message, timeout=timeout_s)
         if reply.header.message_type is MessageType.error:
             text = str(reply.body[0]) if reply.body else ""
             raise CallFailed(reply.header.fields[HeaderFields.error_name], text)
@@ -462,9 +464,9 @@ class Daemon:
                 timeout_s=max(0.0, deadline - time.monotonic()),
             )
 
-    def reload(self) -> None:
+    def reload(self, timeout_s: float = BOUND_S) -> None:
         """Raises CallFailed with every problem."""
-        self.call("Reload")
+        self.client.call("Reload", timeout_s=timeout_s)
 
     # The end of every test -----------------------------------------------------------------------------------------
 

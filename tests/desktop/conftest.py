@@ -11,7 +11,7 @@ from daemon.harness import Daemon, Place, engine, place_at
 from dbus.private_bus import PrivateBus, session_bus
 from fake_nvml.gpu import GIB, FakeGpus
 
-from .tree import missing_parts
+from .tree import START_S, missing_parts
 
 MODELS = {"qwen3-8b": 4 * GIB, "gemma-3-1b": GIB, "phi-4-mini": 3 * GIB}
 """What each holds of the GPU, and how much of that is foreseen."""
@@ -81,10 +81,10 @@ def thousands(place: Place, daemon: Daemon) -> Iterator[None]:
     one = '{engine: custom, command: [/bin/true, "${socket}"], health: /health, size: 10MiB}'
     others = "".join(f"  m{number:04}: {one}\n" for number in range(5000))
     place.config.write_text(before.replace("models:\n", f"models:\n{others}"))
-    daemon.call("Reload")
+    daemon.reload(START_S)
     yield
     place.config.write_text(before)
-    daemon.call("Reload")
+    daemon.reload(START_S)
 
 
 @pytest.fixture
