@@ -1,10 +1,10 @@
 """gpud for one user on a real Debian: a login of their own, the session bus, and the machine's gpud beside it."""
 
-import shlex
 from collections.abc import Iterator
 
 import pytest
 from booted_machine import Machine, Result
+from logins import pam_login
 
 pytestmark = pytest.mark.booted
 
@@ -34,8 +34,7 @@ class Anna:
 
     def run(self, script: str, *, check: bool = True) -> Result:
         line = f"export DBUS_SESSION_BUS_ADDRESS=unix:path=$XDG_RUNTIME_DIR/bus; {script}"
-        login = "systemd-run --quiet --wait --collect --pipe --property=PAMName=login --property=User=anna"
-        return self.machine.run(f"{login} bash -c {shlex.quote(line)}", check=check)
+        return self.machine.run(pam_login("anna", line), check=check)
 
 
 @pytest.fixture

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from booted_machine import Machine
+from logins import RULES, SESSION, wait_owned
 
 pytestmark = pytest.mark.booted
 
-SESSION = "export XDG_RUNTIME_DIR=/run/user/$(id -u) DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/$(id -u)/bus;"
 UNIT = "gpud-notify.service"
-RULES = "/etc/polkit-1/rules.d/50-gpud.rules"
 HOME = "/home/vera"
 
 MODEL = """\
@@ -119,8 +118,7 @@ def desk(machine: Machine) -> Iterator[Desk]:
     try:
         made.run("systemctl --user set-environment LANG=de_DE.UTF-8")
         made.run(f"systemctl --user start {UNIT}")
-        owned = f"{SESSION} busctl --user status org.kernelcore.GpuD.Notify"
-        machine.wait("gpud-notify", f"runuser -u vera -- bash -c {owned!r}")
+        wait_owned(machine, "vera", "org.kernelcore.GpuD.Notify")
         yield made
     finally:
         machine.run(f"{SESSION} systemctl --user stop {UNIT}", user="vera", check=False)
@@ -184,8 +182,7 @@ def test_killed_it_is_there_again_and_follows_the_next_gpud(desk: Desk) -> None:
     machine.run(f"kill -9 {before}")
     again = f"{SESSION} p=$(systemctl --user show --value -p MainPID {UNIT}); test $p -gt 0 -a $p -ne {before}"
     machine.wait("the next gpud-notify", f"runuser -u vera -- bash -c {again!r}")
-    owned = f"{SESSION} busctl --user status org.kernelcore.GpuD.Notify"
-    machine.wait("gpud-notify", f"runuser -u vera -- bash -c {owned!r}")
+    wait_owned(machine, "vera", "org.kernelcore.GpuD.Notify")
     machine.run(f"kill -9 {machine.main_pid()}")
     machine.wait("gpud", "gpudctl status")
     for _ in range(3):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from booted_machine import Machine
 from dbus.terminals import Terminal
-from logins import ASK, HOLD, HOLDS, LIST, load, login, sessions, wait_state
+from logins import ASK, HOLD, HOLDS, LIST, load, login, sessions, wait_shells, wait_state
 
 pytestmark = pytest.mark.booted
 
@@ -92,11 +92,11 @@ def test_in_tmux_it_outlives_the_login(quiet: Machine) -> None:
     """A detached terminal is somebody at work, whatever logind says of the login that it came from."""
     with login(quiet, "carla") as carla:
         carla.run("tmux new-session -d -s work")
-        quiet.wait("the shell in tmux", f"test $({LIST} | grep -o '\"Pid\"' | wc -l) = 2")
+        wait_shells(quiet, 2)
         carla.run("tmux send-keys -t work 'gpudctl load tiny' Enter")
         wait_state(quiet, "tiny", "ready")
         carla.type("exit")
-        quiet.wait("the end of the login's shell", f"test $({LIST} | grep -o '\"Pid\"' | wc -l) = 1")
+        wait_shells(quiet, 1)
     (left,) = sessions(quiet)
     assert left["Alone"] == ["tiny"]
     assert quiet.run("sleep 1; gpudctl status tiny --json | grep -c '\"ready\"'").out != "0"
@@ -110,11 +110,11 @@ def test_in_screen_it_outlives_the_login(quiet: Machine) -> None:
     try:
         with login(quiet, "carla") as carla:
             carla.run("screen -dmS work")
-            quiet.wait("the shell in screen", f"test $({LIST} | grep -o '\"Pid\"' | wc -l) = 2")
+            wait_shells(quiet, 2)
             carla.run("screen -S work -X stuff 'gpudctl load tiny^M'")
             wait_state(quiet, "tiny", "ready")
             carla.type("exit")
-            quiet.wait("the end of the login's shell", f"test $({LIST} | grep -o '\"Pid\"' | wc -l) = 1")
+            wait_shells(quiet, 1)
         (left,) = sessions(quiet)
         assert left["Alone"] == ["tiny"]
         # Somebody comes back to it, works there, and leaves again.
@@ -125,7 +125,7 @@ def test_in_screen_it_outlives_the_login(quiet: Machine) -> None:
             again.type("gpudctl load small")
             wait_state(quiet, "small", "ready")
             assert {one["Pid"]: one["Alone"] for one in sessions(quiet)}[left["Pid"]] == ["small", "tiny"]
-        quiet.wait("the end of the second login", f"test $({LIST} | grep -o '\"Pid\"' | wc -l) = 1")
+        wait_shells(quiet, 1)
         assert quiet.states()["tiny"] == quiet.states()["small"] == "ready"
         quiet.run("screen -S work -X quit", user="carla")
         wait_state(quiet, "tiny", "unloaded")
