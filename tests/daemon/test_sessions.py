@@ -15,7 +15,7 @@ import pytest
 from dbus.terminals import Terminal, source, terminal
 
 from .doors import Doors, open_doors
-from .harness import BOUND_S, NAME, PATH, TOP, Daemon, Place, engine, plain
+from .harness import BOUND_S, NAME, PATH, TOP, Daemon, Place, engine, plain, settle
 
 CALL = f"busctl --user call {NAME} {PATH} {NAME}"
 UNIFIED = next(
@@ -52,13 +52,14 @@ def sessions(daemon: Daemon) -> list[dict[str, Any]]:
 def register(daemon: Daemon, shell: Terminal, name: str = "bash") -> str:
     """The shell reads its hook, and is known."""
     shell.run(source(name))
-    # Nobody is told: what has registered is seen in what is written down for the next daemon.
-    for _ in range(2000):
-        known = [one["Id"] for one in sessions(daemon) if one["Pid"] == shell.pid]
-        if known:
-            return str(known[0])
-        shell.run("true")
-    raise AssertionError(f"the shell has not registered:\n{daemon.log()}")
+    known: list[str] = []
+
+    def registered() -> bool:
+        known[:] = [str(one["Id"]) for one in sessions(daemon) if one["Pid"] == shell.pid]
+        return bool(known)
+
+    settle(registered, "the shell has registered", daemon.log)
+    return known[0]
 
 
 def test_what_only_that_shell_used_goes_with_it(served: Daemon, place: Place, doors: Doors) -> None:
