@@ -51,6 +51,18 @@ class Permission(StrEnum):
         return f"{INTERFACE}.{self.value}"
 
 
+class _Absent(Exception):
+    """There is no polkit on this machine."""
+
+
+class _Unanswered(Exception):
+    """What came of the question instead of an answer, and what to do about it."""
+
+    def __init__(self, text: str, hint: str = "nothing was done; call again") -> None:
+        super().__init__(text)
+        self.hint = hint
+
+
 class Authority:
     """Decides whether a caller may; in user mode without polkit: whoever runs gpud may do everything."""
 
@@ -107,59 +119,18 @@ class Authority:
         self, caller: Caller, permission: Permission, sender: str, *, interactive: bool, details: dict[str, str]
     ) -> None:
         action = permission.action
-        connection = self._connection()
-        timeout_s = self._interactive_timeout_s if interactive else self._timeout_s
-        cancellation = f"gpud-{next(self._ids)}"
         try:
-            reply = await connection.call(
-                Message(
-                    Kind.CALL,
-                    destination=POLKIT,
-                    path=_AUTHORITY,
-                    interface=_AUTHORITY_INTERFACE,
-                    member="CheckAuthorization",
-                    signature="(sa{sv})sa{ss}us",
-                    body=[
-                        ["system-bus-name", {"name": Variant("s", sender)}],
-                        action,
-                        details,
-                        1 if interactive else 0,
-                        cancellation,
-                    ],
-                ),
-                timeout_s,
-            )
-            allowed, challenge, _details = reply.body[0]
-        except ReplyError as problem:
-            if problem.name in _ABSENT:
-                raise AccessDenied(
-                    f"{caller.label} may not {permission.value}: there is no polkit on this machine, "
-                    "so that only uid 0 may",
-                    hint="install polkit, or call as root",
-                ) from None
+            allowed, challenge = await self._check(action, sender, interactive=interactive, details=details)
+        except _Unanswered as problem:
             raise AccessDenied(
                 f"cannot ask polkit whether {caller.label} may {permission.value} ({action}): {problem}",
-                hint="nothing was done; see whether polkit.service runs, then call again",
+                hint=problem.hint,
             ) from None
-        except TimeoutError:
-            self._withdraw(connection, cancellation)
+        except _Absent:
             raise AccessDenied(
-                f"cannot ask polkit whether {caller.label} may {permission.value} ({action}): "
-                f"no answer within {timeout_s:g} s",
-                hint="nothing was done; call again",
-            ) from None
-        except asyncio.CancelledError:
-            self._withdraw(connection, cancellation)
-            raise
-        except ConnectionGone as problem:
-            raise AccessDenied(
-                f"cannot ask polkit whether {caller.label} may {permission.value} ({action}): {problem}",
-                hint="nothing was done; call again",
-            ) from None
-        except (IndexError, TypeError, ValueError):
-            raise AccessDenied(
-                f"cannot ask polkit whether {caller.label} may {permission.value} ({action}): "
-                f'its answer has the type "{reply.signature}", expected "(bba{{ss}})"'
+                f"{caller.label} may not {permission.value}: there is no polkit on this machine, "
+                "so that only uid 0 may",
+                hint="install polkit, or call as root",
             ) from None
         if allowed is True:
             return
@@ -174,6 +145,44 @@ class Authority:
             f"polkit does not allow {caller.label} to {permission.value} ({action})",
             hint="an administrator can allow it in polkit's rules: see 50-gpud.rules",
         )
+
+    async def _check(
+        self, action: str, sender: str, *, interactive: bool, details: dict[str, str]
+    ) -> tuple[object, object]:
+        """Whether it is allowed, and whether it would be with a password. Raises what says why that is not known."""
+        connection = self._connection()
+        timeout_s = self._interactive_timeout_s if interactive else self._timeout_s
+        cancellation = f"gpud-{next(self._ids)}"
+        subject = ["system-bus-name", {"name": Variant("s", sender)}]
+        question = Message(
+            Kind.CALL,
+            destination=POLKIT,
+            path=_AUTHORITY,
+            interface=_AUTHORITY_INTERFACE,
+            member="CheckAuthorization",
+            signature="(sa{sv})sa{ss}us",
+            body=[subject, action, details, 1 if interactive else 0, cancellation],
+        )
+        try:
+            reply = await connection.call(question, timeout_s)
+            allowed, challenge, _details = reply.body[0]
+        except ReplyError as problem:
+            if problem.name in _ABSENT:
+                raise _Absent from None
+            raise _Unanswered(
+                str(problem), "nothing was done; see whether polkit.service runs, then call again"
+            ) from None
+        except TimeoutError:
+            self._withdraw(connection, cancellation)
+            raise _Unanswered(f"no answer within {timeout_s:g} s") from None
+        except asyncio.CancelledError:
+            self._withdraw(connection, cancellation)
+            raise
+        except ConnectionGone as problem:
+            raise _Unanswered(str(problem)) from None
+        except (IndexError, TypeError, ValueError):
+            raise _Unanswered(f'its answer has the type "{reply.signature}", expected "(bba{{ss}})"', "") from None
+        return allowed, challenge
 
     def _withdraw(self, connection: Connection, cancellation: str) -> None:
         """Close polkit's dialog: nobody waits for its answer any more."""
