@@ -62,32 +62,10 @@ class Loading:
         6. Else it stands in the queue: until it has gone completely if it is going, until its back-off is over, and
            until a look at the devices says yes.
         """
-        if self._table.closing:
-            raise ShuttingDown(f'cannot load "{event.model}": gpud is shutting down')
-        instance = self._table.find(event.model)
-        if instance.removed:
-            raise NoSuchModel(f'cannot load "{event.model}": it is no longer there and is being unloaded')
-        self._sleeping.check(instance)
-        self._yielding.check(instance.model)
-        if instance.state is State.FAILED and instance.attempts >= self._table.limits.backoff_attempts:
-            failure = instance.failure or Failure("it failed")
-            raise BackendFailed(
-                f'cannot load "{event.model}": {plural(instance.attempts, "attempt has", "attempts have")} failed, '
-                f"the last: {failure.message}",
-                hint=f"{failure.hint or 'repair it'}; then `gpudctl reset {event.model}` clears the count",
-                tail=failure.tail,
-            )
+        instance = self._may_be_asked(event)
         context = event.options.context
-        self._check_engines(instance, event.options.engines)
-        if instance.state in (State.LOADING, State.READY):
-            current = instance.launchable().settings.context
-            if context is not None and context != current:
-                raise Busy(
-                    f'"{event.model}" is {instance.state} with a context of {current}, not {context}',
-                    hint="unload it first",
-                )
-            if event.options.idle_timeout_s is not None:
-                instance.idle_timeout_s = event.options.idle_timeout_s
+        if instance.state in (State.LOADING, State.READY) and event.options.idle_timeout_s is not None:
+            instance.idle_timeout_s = event.options.idle_timeout_s
         job = Job(
             event.job,
             JobKind.LOAD,
@@ -115,6 +93,34 @@ class Loading:
         self._out.touch()
         if instance.state is not State.LOADING:
             self._table.enqueue(instance)
+
+    def _may_be_asked(self, event: events.LoadAsked) -> Instance:
+        """The model that is meant; raises what stands in the way of its load."""
+        if self._table.closing:
+            raise ShuttingDown(f'cannot load "{event.model}": gpud is shutting down')
+        instance = self._table.find(event.model)
+        if instance.removed:
+            raise NoSuchModel(f'cannot load "{event.model}": it is no longer there and is being unloaded')
+        self._sleeping.check(instance)
+        self._yielding.check(instance.model)
+        if instance.state is State.FAILED and instance.attempts >= self._table.limits.backoff_attempts:
+            failure = instance.failure or Failure("it failed")
+            raise BackendFailed(
+                f'cannot load "{event.model}": {plural(instance.attempts, "attempt has", "attempts have")} failed, '
+                f"the last: {failure.message}",
+                hint=f"{failure.hint or 'repair it'}; then `gpudctl reset {event.model}` clears the count",
+                tail=failure.tail,
+            )
+        context = event.options.context
+        self._check_engines(instance, event.options.engines)
+        if instance.state in (State.LOADING, State.READY):
+            current = instance.launchable().settings.context
+            if context is not None and context != current:
+                raise Busy(
+                    f'"{event.model}" is {instance.state} with a context of {current}, not {context}',
+                    hint="unload it first",
+                )
+        return instance
 
     @staticmethod
     def _check_engines(instance: Instance, engines: tuple[str, ...]) -> None:
