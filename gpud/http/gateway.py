@@ -18,7 +18,7 @@ from gpud.engine import Engine
 from gpud.http.client import Pool
 from gpud.http.exchange import JSON, Exchange
 from gpud.http.fields import Refused, shown
-from gpud.http.kept_list import KeptList, joined
+from gpud.http.kept_list import KeptList, written
 from gpud.http.known_models import KnownModels
 from gpud.http.message import Request
 from gpud.http.model_list import for_anthropic, for_llama, for_openai
@@ -258,7 +258,7 @@ class Gateway:
             await exchange.answer({"data": data, "has_more": False, "first_id": first, "last_id": last})
             return
         data_parts, llama_parts = await self._listed.of(found), await self._listed_again.of(found)
-        body = b'{"object":"list","data":%b,"models":%b}' % (joined(data_parts), joined(llama_parts))
+        body = written(b'{"object":"list","data":', data_parts, b',"models":', llama_parts, b"}")
         await exchange.send(body, JSON)
 
     async def _model(self, exchange: Exchange) -> None:

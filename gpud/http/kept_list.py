@@ -119,6 +119,19 @@ class KeptList:
             self._kept, self._resting, self._rest = {}, {}, None
 
 
-def joined(parts: Sequence[bytes]) -> bytes:
-    """As a list of JSON."""
-    return b"[" + b",".join(parts) + b"]"
+def written(*pieces: bytes | Sequence[bytes]) -> bytes:
+    """JSON out of what stands there as it is and of lists, each a sequence of what stands for one of its values.
+
+    Copied once: it may have megabytes, whose memory is taken from the machine and given back each time.
+    """
+    found: list[bytes] = []
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            found.append(piece)
+            continue
+        before = b"["
+        for part in piece:
+            found += (before, part)
+            before = b","
+        found.append(b"]" if piece else b"[]")
+    return b"".join(found)

@@ -18,7 +18,7 @@ from gpud.core.statuses import Statuses, only, status_of
 from gpud.http import queries
 from gpud.http.exchange import JSON, Exchange
 from gpud.http.feed_events import timestamp
-from gpud.http.kept_list import KeptList, joined
+from gpud.http.kept_list import KeptList, written
 from gpud.http.known_models import Known, format_of
 from gpud.http.own import (
     KNOWN_BACKENDS,
@@ -197,7 +197,7 @@ class Models:
             return
         await self._parts.engine.keep_uses()
         listed = await self._listed.named(models, islice(names, limit))
-        await exchange.send(joined(listed), JSON)
+        await exchange.send(written(listed), JSON)
 
     async def _one(self, exchange: Exchange) -> None:
         said = exchange.parameters["id"]

@@ -17,7 +17,7 @@ from gpud.engine import Engine
 from gpud.http.client import Pool
 from gpud.http.exchange import JSON, Exchange
 from gpud.http.gateway import Gateway
-from gpud.http.kept_list import KeptList, joined
+from gpud.http.kept_list import KeptList, written
 from gpud.http.known_models import KnownModels
 from gpud.http.ollama_asking import Asking, OllamaSettings
 from gpud.http.ollama_models import (
@@ -122,7 +122,7 @@ class OllamaFront:
         statuses = self._visible(exchange)
         stored = await self._original.tags()
         if not stored:
-            await exchange.send(b'{"models":%b}' % joined(await self._listed.of(statuses)), JSON)
+            await exchange.send(written(b'{"models":', await self._listed.of(statuses), b"}"), JSON)
             return
         known = await self._known.of([status.model for status in statuses])
         found = []
