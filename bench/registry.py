@@ -46,12 +46,12 @@ MEMORY = """
 import json, re, sys, tempfile
 from pathlib import Path
 from bench.registry import entries, looked_aside, opened
-from gpud.allocator import share_one_arena
+from gpud.allocator import give_memory_back
 
 def memory_bytes():
     return 1024 * int(re.search(r"Private_Dirty: +(\\d+)", Path("/proc/self/smaps_rollup").read_text())[1])
 
-share_one_arena()
+give_memory_back()
 with tempfile.TemporaryDirectory() as folder, opened(Path(folder)) as store:
     looked_aside(store, lambda known: entries(10), 1)
     before = memory_bytes()
