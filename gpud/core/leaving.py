@@ -49,8 +49,9 @@ class Leaving:
             chosen = [instance]
         else:
             there = [i for i in self._table.instances.values() if i.state.has_engine() or i.waiting]
-            job.left_out = [holders for instance in there if (holders := self.holders(instance, event))]
-            chosen = [instance for instance in there if not self.holders(instance, event)]
+            holders_of = {instance.model.name: self.holders(instance, event) for instance in there}
+            job.left_out = [holders for holders in holders_of.values() if holders]
+            chosen = [instance for instance in there if not holders_of[instance.model.name]]
         job.remaining = {instance.model.name for instance in chosen}
         if not chosen:
             self._out.end_if_settled(job)
