@@ -19,10 +19,10 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from jeepney import DBusAddress, HeaderFields, MatchRule, MessageType, new_method_call
@@ -205,20 +205,27 @@ class Place:
 
     def processes(self) -> dict[int, str]:
         """Every living process that belongs here, daemons too: all of them carry the directory in their environment."""
-        found = {}
+        return {seen.pid: seen.command for seen in self._seen()}
+
+    def children(self) -> dict[int, str]:
+        """The same without the daemons, and without the copies in which they look for models while they live."""
+        daemons = {daemon.pid: command_of(daemon.pid) for daemon in self.daemons}
+        return {
+            seen.pid: seen.command
+            for seen in self._seen()
+            if seen.pid not in daemons and daemons.get(seen.parent) != seen.command
+        }
+
+    def _seen(self) -> Iterator["Seen"]:
+        """Each of them as it was at one look: who ends while it is looked at is not there."""
         for entry in os.scandir("/proc"):
             if entry.name.isdecimal() and int(entry.name) != os.getpid():
                 with contextlib.suppress(OSError):
                     if os.fsencode(str(self.runtime)) in Path(f"/proc/{entry.name}/environ").read_bytes():
-                        command = Path(f"/proc/{entry.name}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-                        found[int(entry.name)] = command[:120]
-        return found
-
-    def children(self) -> dict[int, str]:
-        """The same without the daemons, and without the copies in which they look for models while they live."""
-        daemons = {daemon.pid for daemon in self.daemons}
-        found = {pid: command for pid, command in self.processes().items() if pid not in daemons}
-        return {pid: command for pid, command in found.items() if not is_copy(pid, daemons)}
+                        pid = int(entry.name)
+                        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+                        if command := command_of(pid):
+                            yield Seen(pid, parent, command)
 
     def check_empty(self) -> None:
         """No process but the daemons, no record and no socket."""
@@ -512,13 +519,17 @@ def gone(pid: int) -> bool:
         return True
 
 
-def is_copy(pid: int, daemons: Collection[int]) -> bool:
-    """Whether it is a child of one of these that runs no other program than that."""
+class Seen(NamedTuple):
+    pid: int
+    parent: int
+    command: str
+
+
+def command_of(pid: int) -> str:
+    """Nothing of a process that has ended."""
     with contextlib.suppress(OSError):
-        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        command, own = (Path(f"/proc/{one}/cmdline").read_bytes() for one in (pid, parent))
-        return parent in daemons and command == own
-    return False
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return ""
 
 
 def wait_gone(pid: int) -> None:
