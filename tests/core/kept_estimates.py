@@ -5,6 +5,7 @@ time. These figures are exact, and say at once which of them a change of the for
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from core.dry_record import ARGUMENTS
 from core.model_headers import ENCODERS, HEADERS
 from gpud.core.estimate import estimate
 from gpud.core.estimate.architectures import ARCHITECTURES
+from gpud.core.estimate.projector import PREPARED
+from gpud.core.modelfile import ModelFile, Value
 from gpud.core.plan import Plan
 from gpud.core.quote import Estimate
 
@@ -91,21 +94,82 @@ EVERYTHING = {
 """What files say for architectures of every kind: one passes over what is not for it."""
 
 
-def of_architectures() -> Figures:
-    """The same file, as if it were of each architecture in turn: what differs are the rules."""
-    like = HEADERS["Llama-3.1-8B-Instruct"]
+VARIANTS: dict[str, dict[str, Value | list[float]]] = {
+    "little": {"block_count": 64},
+    "by layer": {
+        "attention.head_count": [32, 16, 8, 0] * 8,
+        "attention.head_count_kv": [8, 4, 2, 0] * 8,
+        "feed_forward_length": [14336, 0, 7168, 0] * 8,
+        "attention.sliding_window": 700,
+        "attention.sliding_window_pattern": [1, 1, 0, 1] * 8,
+        "attention.recurrent_layers": [0, 1, 1, 0] * 8,
+        "attention.key_length_swa": 64,
+        "attention.value_length_swa": 48,
+        "nextn_predict_layers": 2,
+        "expert_used_count": 4,
+    },
+    "with short convolutions": {
+        "attention.sliding_window": 300,
+        "attention.sliding_window_pattern": 3,
+        "attention.head_count_kv": [8, 0] * 16,
+        "shortconv.l_cache": 3,
+        "ssm.inner_size": 2048,
+        "ssm.state_size": 16,
+        "full_attention_interval": 3,
+        "nextn_predict_layers": 1,
+    },
+    "with deltas": {"attention.head_count_kv": [8, 0, 0] * 10 + [0, 8], "kda.head_dim": 128, "ssm.conv_kernel": 4},
+    "with latent keys": {
+        "attention.sliding_window": 500,
+        "attention.key_length_mla": 192,
+        "attention.value_length_mla": 128,
+        "attention.head_count_kv": 1,
+        "attention.key_length": 576,
+        "attention.value_length": 512,
+    },
+}
+"""What else files say; one passes over what is not for it."""
+
+BORDERS: dict[str, Plan] = {
+    "a token at a time": Plan(context=32768, parallel=1, batch=1, micro_batch=1, gpus=1),
+    "as many as fill cells": Plan(context=32768, parallel=1, batch=256, micro_batch=256, gpus=1, flash_attention="off"),
+}
+"""A window with what is computed at once ends just before a multiple of cells, and just behind one."""
+
+
+def like(name: str, values: Mapping[str, Value | list[float]]) -> ModelFile:
+    """The same file, as if it were of this architecture: what differs are the rules."""
+    one = HEADERS["Llama-3.1-8B-Instruct"]
+    return replace(one, architecture=name, values={**one.values, **values}).file()
+
+
+def of_architecture(name: str) -> Figures:
+    """Those of the same rules differ in their names alone, so one of them has the rest."""
+    file = like(name, EVERYTHING)
+    found = {f"{name}, {what}": figures(estimate(file, PLANS[what])) for what in ("one GPU", "cache in host memory")}
+    if name == next(one for one, rules in ARCHITECTURES.items() if rules == ARCHITECTURES[name]):
+        for variant, values in VARIANTS.items():
+            file = like(name, values)
+            for what, plan in BORDERS.items():
+                found[f"{name}, {variant}, {what}"] = figures(estimate(file, plan))
+    return found
+
+
+def of_projectors() -> Figures:
+    """The same encoder, as if it were of each kind in turn."""
+    encoder, model = ENCODERS["qwen2vl"]
     found = {}
-    for name in sorted(ARCHITECTURES):
-        file = replace(like, architecture=name, values={**like.values, **EVERYTHING}).file()
-        for what in ("one GPU", "cache in host memory"):
-            found[f"{name}, {what}"] = figures(estimate(file, PLANS[what]))
+    for kind in sorted(PREPARED):
+        file = replace(encoder, values={**encoder.values, "projector_type": kind}).file()
+        found[kind] = figures(estimate(HEADERS[model].file(), PLANS["one GPU"], mmproj=file))
     return found
 
 
 def everything() -> dict[str, Figures]:
     found = {name: of_model(name) for name in HEADERS}
     found |= {f"with {kind}": of_encoder(kind) for kind in ENCODERS}
-    return {**found, "with a draft": of_draft(), "as each architecture": of_architectures()}
+    found |= {f"as {name}": of_architecture(name) for name in sorted(ARCHITECTURES)}
+    return {**found, "with a draft": of_draft(), "as each projector": of_projectors()}
 
 
 def written(found: dict[str, Figures]) -> str:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from core.kept_estimates import PLANS, kept, of_architectures, of_draft, of_encoder, of_model
+from core.kept_estimates import PLANS, kept, of_architecture, of_draft, of_encoder, of_model, of_projectors
 from core.model_headers import ENCODERS, HEADERS
+from gpud.core.estimate.architectures import ARCHITECTURES
 
 KEPT = kept()
 
@@ -25,12 +26,19 @@ def test_a_draft_model_is_estimated_as_before() -> None:
     assert of_draft() == KEPT["with a draft"]
 
 
-def test_every_architecture_is_estimated_by_its_own_rules() -> None:
-    """One file, as if it were of each in turn."""
-    assert of_architectures() == KEPT["as each architecture"]
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_architecture_is_estimated_by_its_own_rules(name: str) -> None:
+    """The same file, as if it were of each in turn, and what else files say of windows, states and experts."""
+    assert of_architecture(name) == KEPT[f"as {name}"]
+
+
+def test_a_projector_is_estimated_by_its_own_rules() -> None:
+    """How many pieces of a picture the engine makes ready for differs by its kind."""
+    assert of_projectors() == KEPT["as each projector"]
 
 
 def test_no_figure_is_kept_of_what_is_no_longer_there() -> None:
     """And each is of the plans that are tried."""
-    assert set(KEPT) == {*HEADERS, *(f"with {kind}" for kind in ENCODERS), "with a draft", "as each architecture"}
+    with_others = [*(f"with {kind}" for kind in ENCODERS), "with a draft"]
+    assert set(KEPT) == {*HEADERS, *with_others, *(f"as {name}" for name in ARCHITECTURES), "as each projector"}
     assert {plan for name in HEADERS for plan in KEPT[name]} == set(PLANS)
