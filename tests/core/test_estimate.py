@@ -1,6 +1,8 @@
 """What a model takes, from the header of its file: llama.cpp's rules with values computed by hand."""
 
+import math
 import re
+from collections.abc import Mapping
 from functools import partial
 
 import pytest
@@ -18,7 +20,8 @@ from gpud.core.estimate import (
     known,
     layers_that_fit,
 )
-from gpud.core.modelfile import ModelFile, Tensor
+from gpud.core.estimate.shape import Layer, Work
+from gpud.core.modelfile import ModelFile, Tensor, Value
 from gpud.core.plan import ALL_LAYERS, Plan
 from gpud.core.quote import Estimate, Part, Source
 from gpud.core.record import replace
@@ -448,9 +451,18 @@ def test_an_unknown_architecture_is_said_so() -> None:
     [
         ({}, "it has 0 layers"),
         ({"block_count": 10**9}, "it has 1000000000 layers"),
+        ({"block_count": 513}, "it has 513 layers, 1 to 512 are possible"),
         ({"block_count": 2, "attention.head_count": (8,)}, "attention.head_count has 1 entries for 2 layers"),
         ({"block_count": 2, "attention.head_count": (8, -8)}, "attention.head_count has -8 among its entries"),
+        (
+            {"block_count": 2, "attention.head_count": (8, 2**32)},
+            "attention.head_count has 4294967296 among its entries, numbers from 0 to 4294967295 are needed",
+        ),
         ({"block_count": 2, "embedding_length": -1}, "embedding_length is -1"),
+        (
+            {"block_count": 2, "embedding_length": 2**32},
+            "embedding_length is 4294967296, a number from 0 to 4294967295 is needed",
+        ),
         ({"block_count": 2, "context_length": "long"}, "context_length is 'long'"),
         ({"block_count": 2, "context_length": float("inf")}, "context_length is inf"),
     ],
@@ -461,6 +473,166 @@ def test_metadata_that_no_engine_loads_are_named(values: dict[str, object], word
 
     with pytest.raises(ShapeInvalid, match=re.escape(words)):
         estimate(file, Plan())
+
+
+def test_the_largest_numbers_that_an_engine_loads_are_taken() -> None:
+    """512 layers, widths of 32 bits; of all layers at least one is not for drafts alone."""
+    most = 2**32 - 1
+    shape = shape_of(
+        "llama", {"block_count": 512, "context_length": most, "attention.head_count": (1,) * 511 + (most,)}
+    )
+    assert (len(shape.layers), shape.trained, shape.work.heads) == (512, most, most)
+    assert len(shape_of("llama", {"block_count": 3, "nextn_predict_layers": 3}).layers) == 1
+
+
+def shape_of(architecture: str, values: Mapping[str, Value], *tensors: tuple[str, tuple[int, ...]]) -> Shape:
+    """Of a file that says this, and nothing else."""
+    named = {f"{architecture}.{key}": value for key, value in values.items()}
+    made = tuple(Tensor(name, size, "F32", 4 * math.prod(size)) for name, size in tensors)
+    return Shape.of(ModelFile(architecture, named, made, 1000))
+
+
+ONE = {"block_count": 1, "embedding_length": 100, "attention.head_count": 3}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "values", "layer"),
+    [
+        # A head is as wide as its part of the model, without the rest.
+        ("llama", {}, Layer(key=99, value=99)),
+        ("llama", {"attention.head_count": 1}, Layer(key=100, value=100)),
+        ("llama", {"attention.head_count_kv": 2, "attention.value_length": 8}, Layer(key=66, value=16)),
+        ("llama", {"attention.head_count": 0}, Layer()),
+        ("llama", {"attention.head_count": (0,), "attention.head_count_kv": (2,), "attention.key_length": 8}, Layer()),
+        ("llama", {"attention.key_length": (8, 32, 16)}, Layer(key=96, value=99)),
+        ("llama", {"attention.key_length": ()}, Layer(key=99, value=99)),
+        # Values come out of keys where the file has both lengths of those before they are made small.
+        ("deepseek2", {"attention.key_length_mla": 9, "attention.value_length_mla": 9}, Layer(key=99)),
+        ("deepseek2", {"attention.key_length_mla": 9}, Layer(key=99, value=99)),
+        # Listed layers that keep a state; else all but every fourth, or as many-th as the file says.
+        ("qwen3next", {"attention.recurrent_layers": (0,), "full_attention_interval": 2}, Layer(key=99, value=99)),
+        ("qwen3next", {"full_attention_interval": 1}, Layer(key=99, value=99)),
+        ("qwen3next", {"ssm.inner_size": 6, "ssm.state_size": 5}, Layer(state=30)),
+        # Convolutions look back over one less than their kernel is long.
+        (
+            "mamba",
+            {"ssm.conv_kernel": 4, "ssm.inner_size": 6, "ssm.state_size": 5, "ssm.group_count": 2},
+            Layer(state=30, convolution=3 * (6 + 2 * 2 * 5)),
+        ),
+        ("mamba", {"ssm.inner_size": 6, "ssm.state_size": 5}, Layer(state=30)),
+        ("rwkv7", {"wkv.head_size": 8}, Layer(state=800, convolution=200)),
+        ("rwkv7", {"wkv.head_size": 8, "token_shift_count": 1}, Layer(state=800, convolution=100)),
+        ("kimi-linear", {"attention.head_count_kv": (0,), "kda.head_dim": 7}, Layer(state=147, convolution=189)),
+        (
+            "kimi-linear",
+            {"attention.head_count_kv": (0,), "kda.head_dim": 7, "ssm.conv_kernel": 2},
+            Layer(state=147, convolution=63),
+        ),
+        ("lfm2", {"attention.head_count_kv": (0,), "shortconv.l_cache": 3}, Layer(convolution=200)),
+        ("minimax-01", {"attention.key_length": 5}, Layer(state=75)),
+        ("nemotron_h", {"feed_forward_length": (9,), "attention.head_count_kv": (0,)}, Layer()),
+    ],
+)
+def test_what_a_layer_keeps(architecture: str, values: dict[str, Value], layer: Layer) -> None:
+    """Elements of keys and values for each token, of a state and of its convolution for each sequence."""
+    assert shape_of(architecture, {**ONE, **values}).layers == (layer,)
+
+
+def test_which_layers_keep_a_state_is_told_by_the_file_or_counted() -> None:
+    """The last of each group attends, and so do those that are only for drafts."""
+
+    def recurrent(**values: Value) -> list[bool]:
+        given = {"block_count": 8, "ssm.inner_size": 1, "ssm.state_size": 1, **values}
+        return [bool(layer.state) for layer in shape_of("qwen3next", given).layers]
+
+    assert recurrent() == [True, True, True, False] * 2
+    assert recurrent(full_attention_interval=3) == [True, True, False] * 2 + [True, True]
+    assert recurrent(**{"attention.recurrent_layers": (1, 0) * 4}) == [True, False] * 4
+    assert recurrent(nextn_predict_layers=2) == [True, True, True, False, True, True]
+
+
+def test_which_layers_look_back_only_so_far_is_told_by_the_file_or_counted() -> None:
+    """By a list, or by the distance of those that see everything; a window of no width is none."""
+
+    def windowed(architecture: str, **values: Value) -> list[bool]:
+        given = {"block_count": 6, "attention.sliding_window": 9} | {f"attention.{k}": v for k, v in values.items()}
+        return [layer.windowed for layer in shape_of(architecture, given).layers]
+
+    assert windowed("llama") == [False] * 6
+    assert windowed("gemma2") == [True, False] * 3
+    assert windowed("gemma2", sliding_window=0) == [False] * 6
+    assert windowed("gemma2", sliding_window_pattern=3) == [True, True, False] * 2
+    assert windowed("gemma2", sliding_window_pattern=(1, 0, 0, 0, 0, 1)) == [True, False, False, False, False, True]
+    assert windowed("cohere2moe") == [False, True, True, True, False, True]
+    assert windowed("gemma4") == [True] * 6
+    assert windowed("exaone4") == [False] * 6
+    for name, values, width in (("gemma2", {}, 9), ("smallthinker", {}, 4096), ("llama", {}, 0)):
+        assert shape_of(name, {"block_count": 6, "attention.sliding_window": 9, **values}).window == width
+    assert shape_of("gemma2", {"block_count": 6}).window == 4096
+
+
+def test_a_model_of_which_little_is_known_needs_little() -> None:
+    """No width is made up."""
+    shape = shape_of("llama", {"block_count": 1})
+    assert shape.work == Work(0, 1000, gated=False)
+    assert (shape.layers, shape.widest_value, shape.window, shape.trained) == ((Layer(),), 0, 0, 0)
+
+
+GATE, GATES = ("blk.0.ffn_gate.weight", (8, 40)), ("blk.1.ffn_gate_exps.weight", (8, 16, 4))
+DOWN, DOWNS = ("blk.0.ffn_down.weight", (40, 8)), ("blk.1.ffn_down_exps.weight", (16, 8, 4))
+
+
+@pytest.mark.parametrize(
+    ("values", "tensors", "dense", "expert"),
+    [
+        ({}, (GATE, DOWN), 40, 0),
+        ({"expert_feed_forward_length": 16}, (GATE, DOWN), 40, 0),
+        # Experts beside dense layers, and alone, each with a width of their own and without.
+        ({"expert_used_count": 2, "expert_feed_forward_length": 16}, (GATE, DOWN, GATES, DOWNS), 40, 16),
+        ({"expert_used_count": 2, "expert_feed_forward_length": 16}, (GATES, DOWNS), 0, 16),
+        ({"expert_used_count": 2}, (GATE, DOWN, GATES, DOWNS), 40, 40),
+        ({"expert_used_count": 2}, (GATES, DOWNS), 0, 40),
+    ],
+)
+def test_how_wide_a_feed_forward_network_is(
+    values: dict[str, Value], tensors: tuple[tuple[str, tuple[int, ...]], ...], dense: int, expert: int
+) -> None:
+    """That of all tokens, and that of one expert: the file has one number or two, its tensors say which there are."""
+    work = shape_of("llama", {"block_count": 2, "feed_forward_length": (40, 8), **values}, *tensors).work
+    assert (work.feed_forward, work.expert_feed_forward) == (dense, expert)
+
+
+def test_widths_that_only_tensors_tell() -> None:
+    """The vocabulary as it is embedded, the widest expert that all tokens use, what is looked up for each layer."""
+    work = shape_of(
+        "llama",
+        {"block_count": 2, "attention.head_count": (2, 4), "attention.key_length": 8, "attention.value_length": 12},
+        ("output.weight", (8, 99)),
+        ("token_embd.weight", (8, 77)),
+        ("blk.0.ffn_up_shexp.weight", (8, 20)),
+        ("blk.1.ffn_up_shexp.weight", (8, 30)),
+        ("per_layer_token_embd.weight", (48, 77)),
+    ).work
+    assert (work.vocabulary, work.shared_feed_forward, work.per_layer) == (77, 30, 48)
+    assert (work.heads, work.head) == (4, 12)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "gated"),
+    [
+        (("blk.0.ffn_gate.weight", (8, 40)), True),
+        (("blk.0.ffn_gate_exps.weight", (8, 40, 4)), True),
+        (("blk.0.ffn_gate_inp.weight", (8, 4)), False),
+        (("blk.0.ffn_up.weight", (8, 40)), False),
+        (("blk.0.ffn_up.weight", (8, 80)), True),
+        (("blk.0.ffn_down.weight", (80, 80)), False),
+    ],
+)
+def test_a_gate_is_a_matrix_of_its_own_or_one_with_the_other_half(
+    tensor: tuple[str, tuple[int, ...]], gated: bool
+) -> None:
+    """What chooses experts is none."""
+    assert shape_of("llama", {"block_count": 1, "feed_forward_length": 40}, tensor).work.gated is gated
 
 
 def test_fewer_layers_and_less_context_need_less() -> None:

@@ -118,9 +118,9 @@ class _Reader:
             raise self.invalid(f"it has {self.count} layers, 1 to {MOST_LAYERS} are possible")
         self.used = self.count - min(self.number("nextn_predict_layers"), self.count - 1)
         self.width = self.number("embedding_length")
-        self.heads = self.per_layer("attention.head_count", 0)
+        self.heads = self.per_layer("attention.head_count")
         self.kv_heads = self.per_layer("attention.head_count_kv", self.heads)
-        self.feed_forward = self.per_layer("feed_forward_length", 0)
+        self.feed_forward = self.per_layer("feed_forward_length")
         head = self.width // self.heads[0] if self.heads[0] else 0
         # llama.cpp looks for the lengths only where the first layer attends.
         attends = self.heads[0] > 0
@@ -146,7 +146,7 @@ class _Reader:
             raise self.invalid(f"{key} is {value!r}, a number from 0 to {LARGEST - 1} is needed")
         return int(value)
 
-    def per_layer(self, key: str, default: int | Sequence[int]) -> tuple[int, ...]:
+    def per_layer(self, key: str, default: Sequence[int] | None = None) -> tuple[int, ...]:
         value = self.raw(key)
         if isinstance(value, tuple):
             if len(value) < self.count:
@@ -155,10 +155,9 @@ class _Reader:
             if wrong is not None:
                 raise self.invalid(f"{key} has {wrong!r} among its entries, numbers from 0 to {LARGEST - 1} are needed")
             return tuple(int(one) for one in value[: self.count])
-        if value is None and not isinstance(default, int):
+        if value is None and default is not None:
             return tuple(default)
-        fallback = default if isinstance(default, int) else 0
-        return (self.number(key, fallback),) * self.count
+        return (self.number(key),) * self.count
 
     def shape(self) -> Shape:
         windowed = self.windowed()
@@ -171,7 +170,7 @@ class _Reader:
             self.file,
             self.count,
             layers,
-            max((self.value_length(windowed[n]) * self.kv_heads[n] for n in range(self.count)), default=0),
+            max(self.value_length(windowed[n]) * self.kv_heads[n] for n in range(self.count)),
             window,
             self.number("context_length"),
             bool(self.raw("attention.causal") is not False and self.rules.cache is not Cache.NONE),
@@ -219,7 +218,7 @@ class _Reader:
             return (False,) * self.count
         if rules.recurrent is Recurrent.INTERVAL:
             if self.raw("attention.recurrent_layers") is not None:
-                return tuple(bool(one) for one in self.per_layer("attention.recurrent_layers", 0))
+                return tuple(bool(one) for one in self.per_layer("attention.recurrent_layers"))
             interval = self.number("full_attention_interval", rules.interval) or rules.interval
             return tuple(n < self.used and (n + 1) % interval != 0 for n in numbers)
         if rules.recurrent is Recurrent.WITHOUT_KV_HEADS_OR_FEED_FORWARD:
@@ -262,7 +261,7 @@ class _Reader:
             return tuple(not recurrent for recurrent in self.recurrent())
         listed = self.raw("attention.sliding_window_pattern")
         if isinstance(listed, tuple):
-            return tuple(bool(one) for one in self.per_layer("attention.sliding_window_pattern", 0))
+            return tuple(bool(one) for one in self.per_layer("attention.sliding_window_pattern"))
         return _pattern(window, self.number("attention.sliding_window_pattern", window.pattern), self.used, self.count)
 
     def work(self) -> Work:
