@@ -10,7 +10,7 @@ load('service').then(({Service, explain}) => {
                 state: service.status.State, loaded: service.status.LoadedModels, gpus: service.status.Gpus.length,
                 models: service.status.Models.map(model => model.Id), others: service.status.Others,
             }
-            : {state: null}),
+            : {state: null, away: service.away}),
         (job, model, result, message) => say({job, model, result, message}));
     const input = Gio.DataInputStream.new(Gio.File.new_for_path('/dev/stdin').read(null));
     const next = () => input.read_line_async(0, null, (stream, found) => {

@@ -25,6 +25,13 @@ GPUD_OBJECT = DBusAddress("/org/kernelcore/GpuD", interface="org.freedesktop.DBu
 MONITORING = DBusAddress("/org/freedesktop/DBus", "org.freedesktop.DBus", "org.freedesktop.DBus.Monitoring")
 
 
+AWAY = {"state": None, "away": True}
+"""What is known where no gpud runs."""
+
+COMING = {"state": None, "away": False}
+"""One is there, and has not answered yet."""
+
+
 def watcher(build: Path, release: str, *, system: str, session: str) -> Program:
     addresses = {"DBUS_SYSTEM_BUS_ADDRESS": system, "DBUS_SESSION_BUS_ADDRESS": session}
     return Program(build, release, "service_program", addresses)
@@ -34,17 +41,20 @@ def watcher(build: Path, release: str, *, system: str, session: str) -> Program:
 def program(build: Path, release: str, bus: PrivateBus, empty_bus: PrivateBus) -> Iterator[Program]:
     """The extension, which knows the system's gpud alone."""
     with watcher(build, release, system=bus.address, session=empty_bus.address) as made:
+        assert made.wait(lambda said: said["away"]) == AWAY
         yield made
 
 
 def test_the_daemon_comes_and_goes_and_comes_back(program: Program, place: Place) -> None:
     """kill -9 of gpud: the extension knows at once, and takes up the next one without being told to."""
     daemon = place.start()
+    assert program.hear() == COMING
     assert program.hear() == {"state": "idle", "loaded": [], "gpus": 1, "models": ["spare", "tiny"], "others": 0}
     daemon.kill9()
     # Figures of the machine may have changed before.
-    assert program.wait(lambda said: said["state"] is None) == {"state": None}
+    assert program.wait(lambda said: said["state"] is None) == AWAY
     place.start()
+    assert program.hear() == COMING
     assert program.hear()["state"] == "idle"
     assert program.errors() == ""
 
@@ -97,8 +107,9 @@ def test_a_question_is_not_asked_of_a_daemon_that_died(program: Program, place: 
     daemon.signal(19)
     program.say("refresh", [])
     daemon.kill9()
-    assert program.wait(lambda said: "state" in said and said["state"] is None) == {"state": None}
+    assert program.wait(lambda said: "state" in said and said["state"] is None) == AWAY
     place.start()
+    assert program.hear() == COMING
     assert program.hear()["state"] == "idle"
 
 
@@ -129,6 +140,7 @@ def test_of_very_many_models_few_are_asked_for(program: Program, bus: PrivateBus
     with open_dbus_connection(bus.address) as gpud:
         gpud.send_and_get_reply(message_bus.RequestName(NAME), timeout=BOUND_S)
         assert answer(gpud, "Overview", overview("old", 4990)) == (2, "", [])
+        assert program.hear() == COMING
         assert program.hear()["models"] == ["old"]
         for _ in range(3):
             gpud.send(new_signal(GPUD_OBJECT, "PropertiesChanged", "sa{sv}as", (NAME, {}, ["Models"])))
@@ -152,7 +164,7 @@ def test_what_is_searched_for_is_not_taken_for_what_there_is(program: Program, b
     with open_dbus_connection(bus.address) as gpud:
         gpud.send_and_get_reply(message_bus.RequestName(NAME), timeout=BOUND_S)
         answer(gpud, "Overview", overview("one", 3))
-        program.hear()
+        program.wait(lambda said: said.get("models") == ["one"])
         program.say("want", {"search": "ne", "names": ["two"]})
         assert answer(gpud, "Overview", overview("nerd", 0)) == (2, "ne", ["two"])
         program.wait(lambda said: said.get("models") == ["nerd"])
@@ -195,7 +207,8 @@ def test_the_users_own_daemon_serves_where_the_system_has_none(
     """It is on the session bus."""
     place.start()
     with watcher(build, release, system=empty_bus.address, session=bus.address) as program:
-        assert program.hear()["state"] == "idle"
+        # Whichever bus is heard of first, it is away at no time.
+        assert program.wait(lambda said: said != COMING)["state"] == "idle"
 
 
 def test_nothing_stays_on_the_bus(program: Program, place: Place, bus: PrivateBus) -> None:

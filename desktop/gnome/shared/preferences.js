@@ -91,8 +91,7 @@ class Favourites {
         const {names, unseen, searches} = listed(status ?? {}, chosen, this._search.text, MOST);
         this._search.visible = searches;
         const records = names.map(name => ({name, on: chosen.includes(name), about: this._about(models.get(name))}));
-        const nothing = status && this._search.text !== ''
-            ? _('No model has that in its name') : _('gpud is not running, or no model is configured.');
+        const nothing = this._nothing();
         const shown = JSON.stringify([records, unseen, nothing]);
         if (shown === this._shown)
             return;
@@ -106,9 +105,20 @@ class Favourites {
         this._rows.forEach(row => this.group.add(row));
     }
 
+    /** Instead of models. */
+    _nothing() {
+        const {status, away} = this._service;
+        if (!status)
+            return away ? _('gpud is not running') : _('Waiting for an answer from gpud');
+        return this._search.text === '' ? _('No model is configured') : _('No model has that in its name');
+    }
+
     _about(model) {
+        const {status, away} = this._service;
+        if (!model && !status)
+            return away ? _('gpud is not running') : '';
         if (!model)
-            return this._service.status ? _('There is no such model now') : _('gpud is not running');
+            return _('There is no such model now');
         const bytes = model.NeedBytes || model.VramEstimate || 0;
         return [bytes ? size(bytes) : '', model.Backend].filter(part => part).join(', ');
     }

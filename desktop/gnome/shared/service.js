@@ -57,6 +57,8 @@ function plain(dictionary) {
 class Line {
     constructor(bus, wanted, changed, jobEnded) {
         this.status = null;
+        /** The bus has said that no gpud is there; until it has said anything nobody knows. */
+        this.away = false;
         this._wanted = wanted;
         this._changed = changed;
         this._jobEnded = jobEnded;
@@ -67,25 +69,26 @@ class Line {
     }
 
     _appeared(connection, owner) {
+        this.away = false;
         this._connection = connection;
         this._owner = owner;
         this._questions = new Map();
         this._cancellable = new Gio.Cancellable();
         this._signals = connection.signal_subscribe(owner, null, null, PATH, null, Gio.DBusSignalFlags.NONE,
             (_connection, _sender, _path, name, member, body) => this._heard(name, member, body));
+        this._changed();
         this.refresh();
     }
 
     _vanished() {
-        if (!this._connection)
-            return;
-        this._cancellable.cancel();
-        this._connection.signal_unsubscribe(this._signals);
+        if (this._connection) {
+            this._cancellable.cancel();
+            this._connection.signal_unsubscribe(this._signals);
+        }
         this._connection = null;
-        const was = this.status;
         this.status = null;
-        if (was)
-            this._changed();
+        this.away = true;
+        this._changed();
     }
 
     _heard(name, member, body) {
@@ -184,7 +187,7 @@ class Line {
 export class Service {
     /**
      * @param {Function} wanted - () => {most, search, names}: which models status is to have beside those that are there
-     * @param {Function} changed - () => void: status is another one now, or none
+     * @param {Function} changed - () => void: status is another one now, or none, or whether gpud is away
      * @param {Function} jobEnded - (job, model, result, message) => void
      */
     constructor(wanted, changed, jobEnded) {
@@ -198,6 +201,11 @@ export class Service {
     /** As Overview() answers, kept up to date; null while gpud is not there. */
     get status() {
         return this._line?.status ?? null;
+    }
+
+    /** No gpud runs. Where there is no status either way, its answer is still to come. */
+    get away() {
+        return this._lines.every(line => line.away);
     }
 
     get _line() {
