@@ -19,7 +19,7 @@ COMING = ("loading", "queued")
 
 class Device(Record):
     """A GPU, or the machine's own memory. ``foreign_bytes`` is what other programs hold. ``measured`` is False where
-    nobody knows what is used, as while nothing is loaded and the driver sleeps.
+    nobody knows what is used, as while nothing is loaded: gpud lets the driver sleep, and its figures grow old.
     """
 
     name: str
@@ -119,7 +119,7 @@ def snapshot(status: Mapping[str, Any]) -> Snapshot:
         degraded=str(status.get("Degraded", "")),
         active=str(status.get("ActiveModel", "")),
         models=tuple(sorted(models, key=lambda model: (-model.last_used_usec, model.name))),
-        devices=tuple(_device(gpu) for gpu in devices),
+        devices=tuple(_device(gpu, fresh=not all(model.at_rest for model in models)) for gpu in devices),
         on_host=all(gpu.get("Uuid") == HOST for gpu in devices),
         yielded=bool(status.get("Yielded")),
         others=int(status.get("Others", 0)),
@@ -131,13 +131,14 @@ def _records(value: Any) -> list[Mapping[str, Any]]:
     return [record for record in value if isinstance(record, Mapping)] if isinstance(value, Iterable) else []
 
 
-def _device(gpu: Mapping[str, Any]) -> Device:
+def _device(gpu: Mapping[str, Any], *, fresh: bool) -> Device:
+    measured = fresh and "VramUsed" in gpu
     return Device(
         str(gpu.get("Name", "")),
         int(gpu.get("VramTotal", 0)),
-        int(gpu.get("VramUsed", 0)),
-        "VramUsed" in gpu,
-        int(gpu.get("VramForeign", 0)),
+        int(gpu["VramUsed"]) if measured else 0,
+        measured,
+        int(gpu.get("VramForeign", 0)) if measured else 0,
     )
 
 

@@ -71,7 +71,7 @@ class Words:
         _ = self._
         if not now.devices or not now.total_bytes:
             return [_("How full the GPU is, is not known")]
-        text = _("Memory: {used} of {total} in use ({percent} %)") if now.on_host else self._gpu_memory(now)
+        text = self._host_memory(now) if now.on_host else self._gpu_memory(now)
         percent = 100 * now.used_bytes // now.total_bytes
         values = {"used": self._size(now.used_bytes), "total": self._size(now.total_bytes), "percent": percent}
         lines = [text.format(**values)]
@@ -80,6 +80,12 @@ class Words:
         if now.measured or now.foreign_bytes:
             lines.append(_("Other programs: {size}").format(size=self._size(now.foreign_bytes)))
         return lines
+
+    def _host_memory(self, now: Snapshot) -> str:
+        _ = self._
+        if not now.measured:
+            return _("Memory: {total}, not measured while nothing is loaded")
+        return _("Memory: {used} of {total} in use ({percent} %)")
 
     def _gpu_memory(self, now: Snapshot) -> str:
         if not now.measured and all(model.at_rest for model in now.models):

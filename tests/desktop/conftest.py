@@ -11,7 +11,7 @@ from daemon.harness import Daemon, Place, engine, place_at
 from dbus.private_bus import PrivateBus, session_bus
 from fake_nvml.gpu import GIB, FakeGpus
 
-from .tree import START_S, missing_parts
+from .tree import START_S, missing_parts, wait_until
 
 MODELS = {"qwen3-8b": 4 * GIB, "gemma-3-1b": GIB, "phi-4-mini": 3 * GIB}
 """What each holds of the GPU, and how much of that is foreseen."""
@@ -72,6 +72,15 @@ def daemon(place: Place, gpus: FakeGpus) -> Iterator[Daemon]:
     made.unload(force=True)
     yield made
     gpus.close()
+
+
+def until_unmeasured(daemon: Daemon) -> None:
+    """Nothing is loaded any more: for a moment gpud still knows what was in use, and tells whoever opens a menu."""
+    gpu = FakeGpus.uuid()
+    wait_until(
+        lambda: not any("VramUsed" in record for record in daemon.status()["Gpus"] if record["Uuid"][1] == gpu),
+        "gpud measures what nobody uses",
+    )
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ A real gpud is on what they take for the system bus. Clicks are those of a point
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 
 import psutil
@@ -15,7 +16,7 @@ from fake_nvml.gpu import MIB, FakeGpus
 from jeepney import DBusAddress, new_method_call
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
-from .conftest import BROKEN, SLOW, TOO_LARGE
+from .conftest import BROKEN, SLOW, TOO_LARGE, until_unmeasured
 from .gnome_shell import GnomeShell
 from .tree import TOP, Tree, desktop_tree, wait_until
 
@@ -31,6 +32,8 @@ DOCUMENTED = {
 MENU = "420x720+860+0"
 BAR = "420x60+860+0"
 WINDOW = "700x620+290+110"
+
+UNMEASURED = "6.0 GiB, not measured while nothing is loaded"
 
 FIELD = "Search for a model"
 
@@ -278,7 +281,9 @@ def test_the_gpu_is_given_away_and_taken_back(
     shell.until("desk.figures.yielded && !desk.figures.models.length", "the GPU is not given away")
     assert daemon.property("State") == "yielded"
     assert daemon.property("Yielded")["Why"] == ("s", "GNOME quick settings")
+    until_unmeasured(daemon)
     shell.open_menu()
+    shell.until(f"desk.texts(desk.menu.actor).includes('{UNMEASURED}')", "a figure is told that is none")
     assert not set(shell.texts()) & set(FAVOURITES)
     photo("given-away", MENU)
     shell.click("desk.switch_")
@@ -418,6 +423,34 @@ def test_the_preferences_change_the_widget(
 
 # The window is the same in both; in Debian 12's tree nothing tells what is in it.
 @pytest.mark.parametrize("version", ["48"], indirect=True)
+def test_the_preferences_say_what_they_know(shell: GnomeShell, daemon: Daemon) -> None:
+    """Until gpud has answered that it is waited for, then its models, and that it has gone only when it has."""
+    shell.set("favourites", "strv", [])
+    shell.until("desk.icon.mapped", "the icon does not show")
+    daemon.signal(signal.SIGSTOP)
+    try:
+        with shell.preferences():
+            said = "Waiting for an answer from gpud"
+            wait_until(lambda: said in rows(shell), lambda: f"listed are {rows(shell)}")
+            assert "gpud is not running" not in rows(shell)
+            daemon.signal(signal.SIGCONT)
+            wait_until(lambda: set(FAVOURITES) <= set(rows(shell)), lambda: f"listed are {rows(shell)}")
+            assert said not in rows(shell)
+            daemon.kill9()
+            wait_until(lambda: "gpud is not running" in rows(shell), lambda: f"listed are {rows(shell)}")
+            assert not set(FAVOURITES) & set(rows(shell))
+    finally:
+        if daemon.running:
+            daemon.signal(signal.SIGCONT)
+
+
+def rows(shell: GnomeShell) -> list[str]:
+    """The names of all rows of the preferences."""
+    return [part.name for part in shell.read_preferences() if part.role == "list item"]
+
+
+# The window is the same in both; in Debian 12's tree nothing tells what is in it.
+@pytest.mark.parametrize("version", ["48"], indirect=True)
 def test_the_preferences_search_among_thousands_of_models(
     shell: GnomeShell, daemon: Daemon, thousands: None, photo: Callable[[str, str], None]
 ) -> None:
@@ -436,9 +469,9 @@ def test_the_preferences_search_among_thousands_of_models(
 
 def listed(shell: GnomeShell) -> list[str]:
     """The rows below the preferences' field."""
-    rows = [part.name for part in shell.read_preferences() if part.role == "list item"]
-    below = [number for number, name in enumerate(rows, 1) if name.startswith(FIELD)]
-    return rows[below[0] :] if below else []
+    names = rows(shell)
+    below = [number for number, name in enumerate(names, 1) if name.startswith(FIELD)]
+    return names[below[0] :] if below else []
 
 
 def test_the_shell_is_killed_and_comes_back(shell: GnomeShell, running: GnomeShell, daemon: Daemon) -> None:

@@ -6,8 +6,8 @@ load('figures').then(({figures}) => {
         const [line] = input.read_line_utf8(null);
         if (line === null)
             imports.system.exit(0);
-        const [status, preferences] = JSON.parse(line);
-        print(JSON.stringify(figures(status, preferences)));
+        const [status, preferences, looked] = JSON.parse(line);
+        print(JSON.stringify(figures(status, preferences, looked)));
     }
 }).catch(error => {
     printerr(`${error}\n${error.stack}`);

@@ -25,9 +25,10 @@ class Figures:
         amber: int = 85,
         red: int = 90,
         height: int | None = None,
+        looked: bool = False,
         **status: object,
     ) -> Any:
-        self._program.say(status, {"favourites": favourites, "amber": amber, "red": red, "height": height})
+        self._program.say(status, {"favourites": favourites, "amber": amber, "red": red, "height": height}, looked)
         return self._program.hear()
 
 
@@ -110,9 +111,20 @@ def test_a_machine_without_a_gpu_shows_its_memory(figures: Figures) -> None:
     assert [device["name"] for device in shown["devices"]] == ["Main memory"]
 
 
+def test_old_figures_are_not_told(figures: Figures) -> None:
+    """What was measured before the last model went is not what is used since, unless gpud has looked for a person."""
+    gpus = [gpu(4 * GIB, foreign_bytes=GIB)]
+    (old,) = figures.of(Models=[model("a")], Gpus=gpus)["devices"]
+    assert (old["text"], old["others"]) == ("10.0 GiB, not measured while nothing is loaded", "")
+    assert (old["percent"], old["usedBytes"]) == (0, None)
+    (new,) = figures.of(Models=[model("a")], Gpus=gpus, looked=True)["devices"]
+    assert (new["text"], new["others"]) == ("4.0 of 10.0 GiB used", "1.0 GiB of it by other programs")
+
+
 def test_what_other_programs_hold_is_told(figures: Figures) -> None:
     """Their share stands under the bar; without any there is no such line."""
-    shown = figures.of(Models=[], Gpus=[gpu(4 * GIB, foreign_bytes=1536 * MIB), gpu(1 * GIB, Uuid="GPU-2")])
+    loaded = [model("a", "ready")]
+    shown = figures.of(Models=loaded, Gpus=[gpu(4 * GIB, foreign_bytes=1536 * MIB), gpu(1 * GIB, Uuid="GPU-2")])
     assert [device["others"] for device in shown["devices"]] == ["1.5 GiB of it by other programs", ""]
     assert shown["devices"][0]["text"] == "4.0 of 10.0 GiB used"
 
@@ -124,7 +136,7 @@ def test_the_headline_has_model_and_memory(figures: Figures) -> None:
     assert shown["headline"] == "llama3.2 · 2.1/6.0 GiB"
     two = [gpu(GIB, 6 * GIB), gpu(2 * GIB, 6 * GIB, Uuid="GPU-2"), gpu(9 * GIB, Uuid="host")]
     assert figures.of(State="active", Models=busy, Gpus=two)["headline"] == "llama3.2 · 3.0/12.0 GiB"
-    small = figures.of(State="idle", Models=[], Gpus=[gpu(0, 512 * MIB)])
+    small = figures.of(State="idle", Models=[], Gpus=[gpu(0, 512 * MIB)], looked=True)
     assert small["headline"] == "Nothing loaded · 0/512 MiB"
     assert figures.of(State="idle", Models=[], Gpus=[gpu(None)])["headline"] == "Nothing loaded"
     assert figures.of(State="unavailable", Models=[])["headline"] == "Not available"
@@ -308,5 +320,5 @@ def test_a_gpu_that_cannot_be_used_is_told(figures: Figures) -> None:
 
 def test_a_small_gpu_is_told_in_mebibytes(figures: Figures) -> None:
     """Below one GiB nothing is rounded to 0.0."""
-    shown = figures.of(Models=[], Gpus=[gpu(100 * MIB, 512 * MIB)])
+    shown = figures.of(Models=[], Gpus=[gpu(100 * MIB, 512 * MIB)], looked=True)
     assert shown["devices"][0]["text"] == "100 of 512 MiB used"

@@ -73,9 +73,14 @@ def test_amber_and_red(call: Call, used: float, level: str) -> None:
 
 
 def test_old_figures_warn_nobody(call: Call) -> None:
-    """While nothing is loaded gpud does not measure."""
-    now = shown(call, Models=[model("a")], Gpus=[gpu(8)])
-    assert (now["fresh"], now["level"], now["percent"]) == (False, "", 100)
+    """While nothing is loaded gpud does not measure: what it had measured before is not shown either."""
+    status = {"Models": [model("a")], "Gpus": [gpu(8)]}
+    preferences = {"favourites": [], "amber": 85, "red": 90}
+    old = call("figures", status, preferences)
+    assert (old["fresh"], old["level"], old["percent"], old["measured"]) == (False, "", 0, False)
+    # Whoever has just opened the popup has had gpud look.
+    looked = call("figures", status, preferences, "", True)
+    assert (looked["fresh"], looked["level"], looked["percent"], looked["measured"]) == (False, "", 100, True)
 
 
 def test_what_is_there_can_be_ended(call: Call) -> None:
@@ -155,11 +160,12 @@ def test_what_is_not_seen_at_one_glance_is_searched(call: Call) -> None:
 def test_what_was_not_measured_is_not_zero(call: Call) -> None:
     """A GPU whose driver sleeps, or that does not say what is used; nor is anything where no GPU is known."""
     silent = {"Uuid": "GPU-2", "Name": "two", "VramTotal": 8 * GIB}
-    now = shown(call, Gpus=[gpu(1), silent, gpu(9, uuid="host")])
+    loaded = [model("a", "ready")]
+    now = shown(call, Models=loaded, Gpus=[gpu(1), silent, gpu(9, uuid="host")])
     assert [device["measured"] for device in now["devices"]] == [True, False]
     assert (now["measured"], now["gpus"]) == (False, 2)
     assert not shown(call)["measured"]
-    one = shown(call, Gpus=[gpu(1)])
+    one = shown(call, Models=loaded, Gpus=[gpu(1)])
     assert (one["measured"], one["gpus"], shown(call, Gpus=[gpu(9, uuid="host")])["gpus"]) == (True, 1, 1)
 
 

@@ -115,9 +115,11 @@ class Desktop:
         """Until it is true, looking again after each message."""
         deadline = time.monotonic() + bound_s
         while True:
-            while self._messages:
-                self._take(self._messages.popleft())
-            if found := condition():
+            self._take_all()
+            found = condition()
+            # A condition that asks something hears what was said before its answer.
+            self._take_all()
+            if found:
                 return found
             try:
                 self._connection.recv_messages(timeout=max(0.0, deadline - time.monotonic()))
@@ -125,6 +127,10 @@ class Desktop:
                 raise AssertionError(
                     f"{what} did not come true; icons {self.icons}, last {self.signals[-8:]}"
                 ) from None
+
+    def _take_all(self) -> None:
+        while self._messages:
+            self._take(self._messages.popleft())
 
     def _take(self, message: Message) -> None:
         fields = message.header.fields

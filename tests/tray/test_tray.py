@@ -203,10 +203,11 @@ def test_settings_that_cannot_be_written_are_told(place: Place, desktop: Desktop
 
 def test_the_icon_speaks_the_language_of_the_session(place: Place, desktop: Desktop, start_tray: Start) -> None:
     """Words and decimal points are those of the session."""
-    place.configure({"one": engine()})
-    place.start()
+    place.configure({"one": engine(), "two": engine()})
+    daemon = place.start()
+    daemon.loaded("one")
     start_tray(LANG="de_DE.UTF-8")
-    text = desktop.wait_tooltip("Kein Modell ist geladen")
+    text = desktop.wait_tooltip("one ist geladen")
     assert re.search(r"Andere Programme: (\d+,\d GiB|\d+ MiB)", text), text
     assert "Laden" in desktop.menu().labels()
 

@@ -74,7 +74,8 @@ def test_the_headline(changes: dict[str, Any], sentence: str) -> None:
 
 def test_memory_of_one_gpu() -> None:
     """Used of total, in percent, and what of it is other programs'."""
-    assert words().memory(status(Gpus=[gpu(7.2, 8, 1.5), gpu(10, 64, 3, "host")])) == [
+    now = status(Gpus=[gpu(7.2, 8, 1.5), gpu(10, 64, 3, "host")], Models=[model("a")])
+    assert words().memory(now) == [
         "GPU memory: 7.2 GiB of 8.0 GiB in use (90 %)",
         "Other programs: 1.5 GiB",
     ]
@@ -93,7 +94,10 @@ def test_memory_of_two_gpus() -> None:
 
 def test_memory_of_a_machine_without_a_gpu() -> None:
     """The machine's own memory stands in its place, and is called that."""
-    assert words().memory(status(Gpus=[gpu(4, 16, 2, "host")]))[0] == "Memory: 4.0 GiB of 16.0 GiB in use (25 %)"
+    host = [gpu(4, 16, 2, "host")]
+    in_use = status(Gpus=host, Models=[model("a")])
+    assert words().memory(in_use) == ["Memory: 4.0 GiB of 16.0 GiB in use (25 %)", "Other programs: 2.0 GiB"]
+    assert words().memory(status(Gpus=host)) == ["Memory: 16.0 GiB, not measured while nothing is loaded"]
 
 
 @pytest.mark.parametrize("gpus", [[], [gpu(0, 0)], [{"Uuid": "GPU-1"}], None])
@@ -116,6 +120,12 @@ def test_what_was_not_measured_is_not_zero() -> None:
         "Card GPU-2: 2.0 GiB of 8.0 GiB (25 %)",
         "Other programs: 1.0 GiB",
     ]
+
+
+def test_old_figures_are_not_told() -> None:
+    """What was measured before the last model went is not what is used since."""
+    now = status(Gpus=[gpu(7.2, 8, 1.5)], Models=[model("a", "unloaded")])
+    assert words().memory(now) == ["GPU memory: 8.0 GiB, not measured while nothing is loaded"]
 
 
 def test_a_refusal_counts_the_gpus() -> None:
@@ -233,7 +243,7 @@ def test_the_icon_is_amber_at_85_and_red_at_90_percent(used: float, tint: str) -
 def test_old_figures_warn_nobody() -> None:
     """While nothing is loaded gpud does not measure: a full GPU of an hour ago is no reason for a red icon."""
     now = status(Gpus=[gpu(7.9)], Models=[model("a", "unloaded")])
-    assert picture(now, Settings()) == Picture(8, "blue", "")
+    assert picture(now, Settings()) == Picture(0, "blue", "")
 
 
 def test_the_limits_can_be_chosen() -> None:

@@ -20,6 +20,10 @@ const KEPT_CHOICES = 2;
 /** States in which a model has, or is about to have, an engine. */
 const PRESENT = ['ready', 'busy', 'loading', 'queued', 'unloading'];
 
+export function isPresent(model) {
+    return PRESENT.includes(model.State);
+}
+
 /** What has a row, and what comes first. */
 const SHOWN_FIRST = ['busy', 'ready', 'loading', 'unloading', 'queued', 'failed'];
 
@@ -27,17 +31,19 @@ const SHOWN_FIRST = ['busy', 'ready', 'loading', 'unloading', 'queued', 'failed'
  * @param {object} status - as Overview() answers, without the types
  * @param {object} preferences - favourites (names), amber and red (percent), height (of the screen in pixels; no
  *     matter where it is left out)
+ * @param {boolean} looked - the status was asked for by whoever looks at it: gpud measures while a model is there, and when
+ *     it is asked; what it had measured before it has let go of the driver is an old figure
  * @returns {object} what to show; the same input gives the same output
  */
-export function figures(status, preferences) {
+export function figures(status, preferences, looked) {
     const models = status.Models ?? [];
-    const present = models.filter(model => PRESENT.includes(model.State));
+    const present = models.filter(isPresent);
     const there = models.filter(model => SHOWN_FIRST.includes(model.State))
         .sort((a, b) => rankOf(a) - rankOf(b));
     const keeper = (status.Holds ?? []).find(hold => hold.What.split(':').includes('load'));
     const yielded = Object.keys(status.Yielded ?? {}).length > 0;
     const away = yielded || keeper !== undefined || status.State === 'yielded';
-    const devices = devicesOf(status, preferences, present.length > 0);
+    const devices = devicesOf(status, preferences, present.length > 0, looked);
     const fullest = devices.reduce((most, device) => Math.max(most, device.percent), 0);
     const level = levelOf(fullest, preferences);
     // While nothing is loaded gpud lets the driver sleep: a figure in the top bar would be an old one.
@@ -192,18 +198,18 @@ function levelWord(level) {
     return level === 'amber' ? _('filling up') : '';
 }
 
-function devicesOf(status, preferences, measured) {
+function devicesOf(status, preferences, measured, looked) {
     const all = (status.Gpus ?? []).filter(gpu => gpu.VramTotal > 0);
     const gpus = all.filter(gpu => gpu.Uuid !== 'host');
     return (gpus.length ? gpus : all).map(gpu => {
-        const known = gpu.VramUsed !== undefined;
+        const known = gpu.VramUsed !== undefined && (measured || looked);
         const share = known ? 100 * gpu.VramUsed / gpu.VramTotal : 0;
         const level = levelOf(share, preferences);
         const name = gpu.Uuid === 'host' ? _('Main memory') : gpu.Name;
         // A driver that gpud has let go for want of models is not asked: that would wake the GPU.
         const unknown = measured ? _('{size}, use unknown') : _('{size}, not measured while nothing is loaded');
         const text = known ? used(gpu.VramUsed, gpu.VramTotal) : fill(unknown, {size: size(gpu.VramTotal)});
-        const others = gpu.VramForeign
+        const others = known && gpu.VramForeign
             ? fill(_('{size} of it by other programs'), {size: size(gpu.VramForeign)}) : '';
         return {
             id: gpu.Uuid,
@@ -241,7 +247,7 @@ function modelOf(model) {
 
 /** Favourites that are not loaded, in their order; without a favourite that is there, what was used last. */
 function choicesOf(models, favourites) {
-    const idle = models.filter(model => !PRESENT.includes(model.State));
+    const idle = models.filter(model => !isPresent(model));
     const chosen = models.some(model => favourites.includes(model.Id))
         ? favourites.map(name => idle.find(model => model.Id === name)).filter(model => model)
             .slice(0, MOST_FAVOURITES)

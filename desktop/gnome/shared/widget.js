@@ -1,7 +1,7 @@
 // The widget as a whole: it brings together what gpud says, what the user prefers and what is on the screen, and asks gpud
 // for what was clicked. It lives from the extension's enable() to its disable().
 
-import {figures, MOST_USED} from './figures.js';
+import {figures, isPresent, MOST_USED} from './figures.js';
 import {Panel} from './panel.js';
 import {explain, Service} from './service.js';
 import {_, fill, plural} from './words.js';
@@ -25,9 +25,12 @@ export class Widget {
         this._jobs = new Map();
         /** How the GPU's switch was left, until gpud has answered. */
         this._wished = null;
+        /** The menu was opened while nothing was loaded, and nothing was since; and gpud has looked for it. */
+        this._opened = false;
+        this._looked = false;
         this._panel = new Panel(shell, path, {
             press: () => this._press(),
-            open: () => this._service.refresh(),
+            open: () => this._open(),
             end: id => this._end(id),
             load: id => this._load(id),
             endAll: () => this._endAll(),
@@ -40,13 +43,26 @@ export class Widget {
                 this._service.refresh();
         });
         const wanted = () => ({most: MOST_USED, search: '', names: settings.get_strv('favourites').slice(0, MOST_NAMES)});
-        this._service = new Service(wanted, () => this._show(), (...ended) => this._jobEnded(...ended));
+        this._service = new Service(wanted, () => this._changed(), (...ended) => this._jobEnded(...ended));
     }
 
     close() {
         this._settings.disconnect(this._settingsChanged);
         this._service.close();
         this._panel.destroy();
+    }
+
+    _open() {
+        this._opened = true;
+        this._looked = false;
+        this._show();
+        this._service.refresh();
+    }
+
+    _changed() {
+        this._opened &&= !this._service.status?.Models?.some(isPresent);
+        this._looked = this._opened;
+        this._show();
     }
 
     _show() {
@@ -62,7 +78,7 @@ export class Widget {
             amber: this._settings.get_uint('amber'),
             red: this._settings.get_uint('red'),
             height: this._shell.height(),
-        });
+        }, this._looked);
         const switched = this._wished ?? this._figures.yielded;
         this._panel.show(this._figures, switched, this._settings.get_boolean('show-indicator'));
     }

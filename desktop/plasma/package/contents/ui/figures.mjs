@@ -37,14 +37,16 @@ function isOfWrapper(key) {
  * @param {object} status - as Overview() answers, in plain values; any of it may be missing
  * @param {object} preferences - favourites (names), amber and red (percent)
  * @param {string} search - what the names of models that are offered have in them; "": all are
+ * @param {boolean} looked - the status was asked for by whoever looks at it
  */
-export function figures(status, preferences, search = "") {
+export function figures(status, preferences, search = "", looked = false) {
     const models = (status.Models ?? []).filter(model => model.Id);
-    const devices = devicesOf(status);
+    // gpud measures while a model is there, and when it is asked. What it had measured before it has let go of the driver,
+    // for want of models, is an old figure.
+    const fresh = models.some(isPresent);
+    const devices = devicesOf(status, fresh || looked);
     const fullest = devices.reduce((most, device) => Math.max(most, device.percent), 0);
     const loaded = models.filter(isLoaded);
-    // While nothing is loaded gpud lets the driver sleep, and its figures are old ones: nobody is warned by them.
-    const fresh = models.some(isPresent);
     const yielded = Object.keys(status.Yielded ?? {}).length > 0;
     const offered = offeredOf(models, preferences.favourites ?? [], search);
     const others = status.Others ?? 0;
@@ -91,16 +93,17 @@ export function levelOf(percent, preferences) {
     return percent >= preferences.amber ? "amber" : "";
 }
 
-function devicesOf(status) {
+function devicesOf(status, told) {
     const known = (status.Gpus ?? []).filter(gpu => gpu.VramTotal > 0);
     const gpus = known.filter(gpu => gpu.Uuid !== HOST);
     return (gpus.length ? gpus : known).map(gpu => {
-        const used = Math.min(gpu.VramUsed ?? 0, gpu.VramTotal);
+        // A driver that gpud has let go for want of models is not asked: that would wake the GPU.
+        const measured = told && gpu.VramUsed !== undefined;
+        const used = measured ? Math.min(gpu.VramUsed, gpu.VramTotal) : 0;
         return {
             name: gpu.Name ?? "",
             onHost: gpu.Uuid === HOST,
-            // A driver that gpud has let go for want of models is not asked: that would wake the GPU.
-            measured: gpu.VramUsed !== undefined,
+            measured,
             used,
             total: gpu.VramTotal,
             foreign: Math.min(gpu.VramForeign ?? 0, used),

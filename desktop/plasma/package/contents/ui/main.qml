@@ -16,7 +16,11 @@ PlasmoidItem {
     })
 
     /** What there is to show; null while there is no gpud. */
-    readonly property var now: daemon.status === null ? null : Figures.figures(daemon.status, preferences, daemon.search)
+    readonly property var now: daemon.status === null ? null : Figures.figures(daemon.status, preferences, daemon.search, looked)
+
+    /** The popup was opened while nothing was loaded, and nothing was since; and gpud has looked for it. */
+    property bool opened: false
+    property bool looked: false
 
     /** What went wrong last and was not seen to yet: title and text. */
     property var problem: null
@@ -54,6 +58,9 @@ PlasmoidItem {
     }
 
     onExpandedChanged: isExpanded => {
+        // On a desktop it is open for ever.
+        opened = isExpanded && Plasmoid.formFactor !== PlasmaCore.Types.Planar;
+        looked = false;
         if (isExpanded)
             daemon.refresh();
         else
@@ -73,6 +80,8 @@ PlasmoidItem {
         onStatusChanged: {
             if (status === null)
                 root.problem = null;
+            root.opened = root.opened && status !== null && !(status.Models ?? []).some(Figures.isPresent);
+            root.looked = root.opened;
         }
     }
 }
