@@ -120,22 +120,9 @@ class Metrics:
         )
         self._prompt = Counter("gpud_prompt_tokens", "Tokens of prompts, as the engines counted them.", ("model",))
         self._generated = Counter("gpud_generated_tokens", "Tokens of answers, as the engines counted.", ("model",))
-        self._counters = (
-            self._loads,
-            self._unloads,
-            self._evictions,
-            self._crashes,
-            self._kills,
-            self._jobs,
-            self._errors,
-            self._claims,
-            self._granted,
-            self._notices,
-            self._requests,
-            self._prompt,
-            self._generated,
-        )
-        self._histograms = (self._load_seconds, self._wait_seconds, self._first_byte, self._duration)
+        # All that stand above are told, in their order.
+        self._counters = [each for each in vars(self).values() if isinstance(each, Counter)]
+        self._histograms = [each for each in vars(self).values() if isinstance(each, Histogram)]
         for kind in Kind:
             self._notices.known((kind.value,))
         for job in JobKind:
@@ -283,8 +270,10 @@ class Metrics:
         self._places.clear()
         for name in models:
             self._know(name)
-        for counted in (*self._counters, *self._histograms):
-            counted.keep_models(models)
+        for counter in self._counters:
+            counter.keep_models(models)
+        for histogram in self._histograms:
+            histogram.keep_models(models)
         looked_at_s = self._engine.looked_at_s
         age_s = None if looked_at_s is None else max(0.0, snapshot.now_s - looked_at_s)
         return Numbers(
