@@ -98,8 +98,6 @@ class Pressure:
         if device is None:
             return
         missing -= device.coming_bytes
-        if missing <= 0:
-            return
         others = self._books.others(sample)
         if others:
             why += f"; other programs: {others}"

@@ -1,5 +1,7 @@
 """Other programs need the memory: idle models go, busy ones are named, and everybody is told when it is nearly full."""
 
+import pytest
+
 from gpud.core import events
 from gpud.core.errors import GpuTaken
 from gpud.core.events import Kind, Level
@@ -43,6 +45,7 @@ def test_an_idle_model_goes_when_others_take_of_the_reserve() -> None:
         '"a", idle for 11 s and holding 2.0 GiB, gives way: 512 MiB are free on Test GPU, 1.0 GiB are to stay free; '
         "other programs: blender (pid 5000) 3.5 GiB"
     )
+    assert w.notices(Kind.GAVE_WAY)[0].fields == {"engine": "llama_server", "freed_bytes": 2 * GIB, "device": GPU}
     assert w.notices(Kind.MODEL_UNLOADED)[0].message.endswith("other programs needed its memory")
 
 
@@ -63,6 +66,44 @@ def test_nobody_goes_as_long_as_the_reserve_is_free() -> None:
     w.gpus[GPU].programs["game"] = 3 * GIB
     w.pass_time(60)
     assert len(w.engines) == 2
+
+
+def test_what_is_dear_to_load_goes_when_nobody_has_asked_for_it_for_long() -> None:
+    """Rather than what is loaded in a moment and was asked for a moment ago."""
+    w = world("dear", "cheap", load_s={"dear": 10.0, "cheap": 2.0})
+    w.load("dear", use=True)
+    w.pass_time(11)
+    w.post(events.UseEnded("dear"))
+    w.pass_time(3600)
+    w.load("cheap", use=True)
+    w.pass_time(3)
+    w.post(events.UseEnded("cheap"))
+    w.gpus[GPU].programs["game"] = 3 * GIB + GIB // 2
+    looked(w)
+    assert (w.state("dear"), w.state("cheap")) == (State.COLD, State.READY)
+
+
+def test_a_single_byte_of_the_reserve_is_enough() -> None:
+    """As long as exactly the reserve is free nobody goes."""
+    w = loaded("a")
+    w.gpus[GPU].programs["game"] = 5 * GIB
+    looked(w)
+    assert w.state("a") is State.READY
+    w.gpus[GPU].programs["game"] = 5 * GIB + 1
+    looked(w)
+    assert w.state("a") is State.COLD
+
+
+def test_a_gpu_that_does_not_tell_is_passed_over() -> None:
+    """Those behind it give way all the same."""
+    w = world("a", gpus={GPU: Gpu(), GPU1: Gpu()})
+    w.configure(model("a", gpu="1", idle_timeout_s=0.0))
+    w.load("a")
+    w.settle()
+    w.gpus[GPU].health = "it does not answer"
+    w.gpus[GPU1].programs["game"] = 6 * GIB
+    looked(w)
+    assert w.state("a") is State.COLD
 
 
 def test_nobody_more_goes_while_memory_is_on_its_way_back() -> None:
@@ -88,6 +129,7 @@ def test_busy_models_are_named_once_and_not_cut() -> None:
         'are not enough, and "a", "b" will not be interrupted'
     )
     assert w.notices(Kind.GAVE_WAY)[0].level is Level.WARNING
+    assert w.notices(Kind.GAVE_WAY)[0].fields == {"device": GPU, "missing_bytes": GIB // 2}
     w.gpus[GPU].programs.clear()
     looked(w)
     w.gpus[GPU].programs["game"] = 3 * GIB + GIB // 2
@@ -155,6 +197,16 @@ def test_above_a_configured_share_idle_models_go_until_it_is_below_the_lower_one
     assert "75% of Test GPU are in use, the limit is 70%" in w.notices(Kind.GAVE_WAY)[0].message
 
 
+@pytest.mark.parametrize(("used_percent", "stays"), [(84.5, True), (85.5, False)])
+def test_as_many_go_as_bring_it_below_the_lower_share(used_percent: float, stays: bool) -> None:
+    """With one of two gone, which have a quarter each, it is just below 60 %, or just above."""
+    rules = EvictionLimits(above_percent=70.0, below_percent=60.0)
+    w = loaded("a", "b", size=2 * GIB, limits=replace(LIMITS, eviction=rules))
+    w.gpus[GPU].foreign_bytes = int(used_percent / 100 * 8 * GIB) - 4 * GIB
+    looked(w)
+    assert len(w.engines) == stays
+
+
 # Alerts
 
 
@@ -187,6 +239,27 @@ def test_an_alert_is_given_once_and_taken_back_once() -> None:
     assert [notice.level for notice in w.notices(Kind.VRAM_HIGH)] == [Level.WARNING] * 2
 
 
+def test_an_alert_begins_at_the_limit_and_is_over_below_the_lower_one() -> None:
+    """18 of 20 GiB are 90 %, 17 are 85 %."""
+    w = world(gpus={GPU: Gpu(20 * GIB)})
+    for used_bytes, raised in (
+        (18 * GIB - 1, []),
+        (18 * GIB, [True]),
+        (17 * GIB, [True]),
+        (17 * GIB - 1, [True, False]),
+    ):
+        w.gpus[GPU].foreign_bytes = used_bytes
+        looked(w)
+        assert [alert.raised for alert in alerts(w)] == raised
+    assert w.notices(Kind.VRAM_HIGH)[0].fields == {
+        "device": GPU,
+        "used_bytes": 18 * GIB,
+        "total_bytes": 20 * GIB,
+        "limit_percent": 90.0,
+    }
+    assert w.notices(Kind.VRAM_NORMAL)[0].level is Level.INFO
+
+
 def test_alerts_can_be_turned_off() -> None:
     """And one that was given is forgotten."""
     w = world()
@@ -203,6 +276,7 @@ def test_the_machines_memory_is_watched_where_there_is_no_gpu() -> None:
     w = loaded("a", size=15 * GIB, limits=Limits(gpu=BudgetLimits(), host=BudgetLimits()), gpus={})
     looked(w)
     assert [alert.device for alert in alerts(w)] == [HOST]
+    assert alerts(w)[0].message.startswith("memory usage 94% >= 90% on host memory: 15.0 GiB of 16.0 GiB")
     beside = world("a", size=15 * GIB, limits=Limits(gpu=BudgetLimits(), host=BudgetLimits()))
     beside.configure(model("a", gpu=HOST))
     beside.load("a")
