@@ -5,11 +5,11 @@ import pytest
 from gpud.core import events
 from gpud.core.admitting import grown
 from gpud.core.events import Kind
-from gpud.core.facts import HOST, BudgetLimits, JobResult, Limits, QueueLimits
+from gpud.core.facts import HOST, BudgetLimits, JobResult, Limits, QueueLimits, State
 from gpud.core.quote import ANY_GPU, Offer, Quote, Share
 from gpud.core.record import replace
 
-from .world import ALICE, BOB, CAROL, GIB, World, model
+from .world import ALICE, BOB, CAROL, GIB, GPU, GPU1, Gpu, World, model
 
 LIMITS = Limits(gpu=BudgetLimits(), host=BudgetLimits(), queue=QueueLimits(timeout_s=100.0, turn_s=10.0), watch_s=0.0)
 
@@ -110,7 +110,74 @@ def test_for_whom_a_model_had_to_go_is_told_of_a_program_as_well() -> None:
     assert notice.fields["for_model"] == "train.py"
 
 
-@pytest.mark.parametrize("growth", [1.0, 1.5])
+def test_eight_of_those_who_stay_are_told() -> None:
+    """A line in the journal has an end."""
+    names = [f"small{number}" for number in range(10)]
+    w = World({name: model(name) for name in (*names, "a")}, dict.fromkeys(names, GIB // 2) | {"a": 3 * GIB + GIB // 2})
+    for name in names:
+        w.load(name)
+        w.pass_time(1)
+    w.load("a")
+    w.settle()
+    spared = str(w.notices(Kind.EVICTED)[0].fields["spared"]).split(", ")
+    assert len(w.notices(Kind.EVICTED)) == 1
+    assert len(spared) == len(set(spared)) == 8
+
+
+def test_what_is_dear_to_load_makes_room_when_nobody_has_asked_for_it_for_long() -> None:
+    """Rather than what is loaded in a moment and was asked for a moment ago."""
+    w = World({name: model(name, idle_timeout_s=0.0) for name in "abc"}, dict.fromkeys("abc", 4 * GIB), limits=LIMITS)
+    w.load_s = {"a": 10.0, "b": 2.0}
+    for name, idle_s in (("a", 3600), ("b", 1)):
+        w.load(name, use=True)
+        w.pass_time(11)
+        free(w, name)
+        w.pass_time(idle_s)
+    w.load("c")
+    w.settle()
+    assert [notice.model for notice in w.notices(Kind.EVICTED)] == ["a"]
+
+
+def test_who_waits_for_a_model_waits_for_that_one() -> None:
+    """Although another, which is in use as well, would now be the lesser loss: both would be kept from working else."""
+    w = World({name: model(name) for name in "abc"}, dict.fromkeys("abc", 4 * GIB), limits=LIMITS)
+    w.load_s = {"a": 1.0, "b": 8.0}
+    for name in "ab":
+        w.load(name, use=True)
+        w.pass_time(9)
+    w.load("c", BOB)
+    w.settle()
+    assert 'until "a" has answered' in w.queue()[0].waits_for
+    for _ in range(200):
+        w.post(events.UseBegan("a"))
+    w.post(events.LookAsked())
+    w.settle()
+    assert 'until "a" has answered' in w.queue()[0].waits_for
+    w.load("c", ALICE)
+    w.settle()
+    free(w, "b")
+    w.settle()
+    assert w.launches()[-1] == "c" and "b" not in w.engines
+
+
+def test_all_whose_turn_has_come_have_it_at_the_same_time() -> None:
+    """On different GPUs they are not in each other's way."""
+    w = World(
+        {"x": model("x", gpu="0"), "y": model("y", gpu="1"), "a": model("a", gpu="0"), "b": model("b", gpu="1")},
+        dict.fromkeys("xyab", 8 * GIB),
+        gpus={GPU: Gpu(), GPU1: Gpu()},
+        limits=LIMITS,
+    )
+    for name in "xy":
+        w.load(name, use=True)
+    w.settle()
+    w.load("a", ALICE)
+    w.load("b", BOB)
+    w.pass_time(LIMITS.queue.turn_s)
+    assert [w.state(name) for name in "xy"] == [State.DRAINING] * 2
+
+
+@pytest.mark.parametrize("growth", [1.0, 1.5, 2.0])
 def test_a_quote_grows_where_the_engine_was_seen_to_grow(growth: float) -> None:
     """On its GPUs; what it maps of the machine's memory beside them is its file, unless that is all it has."""
     on_gpu = Offer((Share(ANY_GPU, 4), Share(HOST, 8)))

@@ -288,11 +288,11 @@ def test_what_would_be_is_said_and_nothing_is_done() -> None:
 def test_what_would_be_does_not_count_those_who_have_left() -> None:
     """Nobody is before it any more, although nobody has looked since."""
     w = world("a", "b", gpus=(8,), size=6 * GIB)
+    w.sizes["b"] = 7 * GIB
     w.load("a", use=True)
     w.settle()
     job = w.load("b", BOB)
     w.settle()
-    w.sizes["b"] = 2 * GIB
-    assert w.scheduler.consider(3 * GIB, "").verdict == "waits"
+    assert w.scheduler.consider(2 * GIB, "").verdict == "waits"
     w.post(events.CancelAsked(job))
     assert w.scheduler.consider(2 * GIB, "").verdict == "fits"
