@@ -90,71 +90,13 @@ class Daemon:
     # Life ------------------------------------------------------------------------------------------------------------
 
     async def run(self) -> int:
-        loop = self._loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         self._keys = await read_keys(self._config)
         with alone(self._directories.runtime):
-            self._store = FileStore(
-                runtime_dir=self._directories.runtime,
-                state_dir=self._directories.state,
-                on_problem=self._store_problem,
-            )
-            self._fd_store = systemd.SystemdFdStore()
-            lines, files = Lines(), FileReader()
-            self._facades = Facades(self._directories.runtime / "facades", self._journal, self._doors_changed)
-            self._facades.prepare()
-            self._launcher = ProcessLauncher(
-                runtime_dir=self._directories.runtime,
-                fd_store=self._fd_store,
-                sink=TeeSink(self._facades, lines),
-                cgroup=enter_delegated_cgroup(),
-                lines_per_second=self._config.logging.engine_lines_per_second,
-            )
-            self._engines = Engines(self._config, self._launcher, service=not self._user)
-            self._engine = Engine(
-                shelf=self._shelf(),
-                library=Library(ModelFinder(), self._store.registry, Aside()),
-                limits=self._config.limits,
-                idle_timeout_s=self._config.idle_timeout_s,
-                backends=self._engines,
-                gpus=gpus.build(),
-                store=self._store,
-                launcher=self._launcher,
-                files=files,
-                warmer=PageCache(may=self._may_read_ahead),
-                version=__version__,
-                reload=self.reload,
-                refuses=self._facades.refuses,
-                programs=Surroundings(OtherPrograms(lambda: self._config.give_way.programs), lambda: self._machine),
-            )
-            self._machine = Machine(self._engine, lambda: self._config)
-            self._shells = Shells(self._directories.runtime, lambda s, why: self._engine.session_ended(s.id, why))
-            self._engine.subscribe(self._listen, touched=False)
-            self._engine.subscribe(self._facades.listen, touched=False)
-            self._webhook = Webhook(self._config.alerts.webhook)
-            self._engine.subscribe(self._webhook.listen, touched=False)
-            self._web = Web(
-                self._engine,
-                lines,
-                self._tell,
-                files=files,
-                quantization=quantization,
-                who_listens=program_at,
-                session_of=self._shells.of_client,
-                passed={name: self._fd_store.take_all(name) for name in APIS},
-            )
             for number in STOP_SIGNALS:
-                loop.add_signal_handler(number, self._stop)
-            loop.add_signal_handler(signal.SIGHUP, self._hang_up)
-            service = Service(
-                self._engine,
-                shells=self._shells,
-                user_mode=self._user,
-                limits=CallerLimits(
-                    outstanding=self._config.bus.calls, holds=self._config.bus.holds, jobs=self._config.bus.jobs
-                ),
-                version=__version__,
-                on_bus=self._tell,
-            )
+                self._loop.add_signal_handler(number, self._stop)
+            self._loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+            service = self._put_together()
             try:
                 await self._serve(service)
             finally:
@@ -164,6 +106,68 @@ class Daemon:
                 signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {signal.SIGHUP})
                 self._store.close()
         return 0
+
+    def _put_together(self) -> Service:
+        """Make every part, and give each those that it needs. Nothing of it has begun yet."""
+        self._store = FileStore(
+            runtime_dir=self._directories.runtime,
+            state_dir=self._directories.state,
+            on_problem=self._store_problem,
+        )
+        self._fd_store = systemd.SystemdFdStore()
+        lines, files = Lines(), FileReader()
+        self._facades = Facades(self._directories.runtime / "facades", self._journal, self._doors_changed)
+        self._facades.prepare()
+        self._launcher = ProcessLauncher(
+            runtime_dir=self._directories.runtime,
+            fd_store=self._fd_store,
+            sink=TeeSink(self._facades, lines),
+            cgroup=enter_delegated_cgroup(),
+            lines_per_second=self._config.logging.engine_lines_per_second,
+        )
+        self._engines = Engines(self._config, self._launcher, service=not self._user)
+        self._engine = Engine(
+            shelf=self._shelf(),
+            library=Library(ModelFinder(), self._store.registry, Aside()),
+            limits=self._config.limits,
+            idle_timeout_s=self._config.idle_timeout_s,
+            backends=self._engines,
+            gpus=gpus.build(),
+            store=self._store,
+            launcher=self._launcher,
+            files=files,
+            warmer=PageCache(may=self._may_read_ahead),
+            version=__version__,
+            reload=self.reload,
+            refuses=self._facades.refuses,
+            programs=Surroundings(OtherPrograms(lambda: self._config.give_way.programs), lambda: self._machine),
+        )
+        self._machine = Machine(self._engine, lambda: self._config)
+        self._shells = Shells(self._directories.runtime, lambda s, why: self._engine.session_ended(s.id, why))
+        self._engine.subscribe(self._listen, touched=False)
+        self._engine.subscribe(self._facades.listen, touched=False)
+        self._webhook = Webhook(self._config.alerts.webhook)
+        self._engine.subscribe(self._webhook.listen, touched=False)
+        self._web = Web(
+            self._engine,
+            lines,
+            self._tell,
+            files=files,
+            quantization=quantization,
+            who_listens=program_at,
+            session_of=self._shells.of_client,
+            passed={name: self._fd_store.take_all(name) for name in APIS},
+        )
+        return Service(
+            self._engine,
+            shells=self._shells,
+            user_mode=self._user,
+            limits=CallerLimits(
+                outstanding=self._config.bus.calls, holds=self._config.bus.holds, jobs=self._config.bus.jobs
+            ),
+            version=__version__,
+            on_bus=self._tell,
+        )
 
     async def _serve(self, service: Service) -> None:
         """From the first engine taken over to the last one stopped."""
