@@ -269,6 +269,103 @@ def test_last_rows_are_padded_on_a_gpu() -> None:
     assert host(estimate(file, replace(ONE_GPU, gpus=0))).weights_bytes == 2880 * 2880 * 17
 
 
+PLACED = {"llama.block_count": 2, "llama.embedding_length": 8}
+OUTPUT = (Tensor("output.weight", (8, 16), "F32", 512), Tensor("output_norm.weight", (8,), "F32", 32))
+
+
+def on_gpu_and_host(layers: int, *tensors: Tensor, output: tuple[Tensor, ...] = OUTPUT) -> tuple[int, int]:
+    """What these add to the weights on a GPU and on the host, with so many of two layers and the output there."""
+    plan = replace(ONE_GPU, layers=layers)
+    made = estimate(ModelFile("llama", PLACED, (*tensors, *output)), plan)
+    without = estimate(ModelFile("llama", PLACED, output), plan)
+    return tuple(one.weights_bytes - other.weights_bytes for one, other in zip(made.parts, without.parts, strict=True))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("token_embd.weight", None),
+        ("position_embd.weight", None),
+        ("token_types.weight", None),
+        ("per_layer_token_embd.weight", None),
+        ("token_embd_norm.weight", 3),
+        ("per_layer_model_proj.weight", 3),
+        ("per_layer_proj_norm.weight", 3),
+        ("blk.0.attn_q.weight", 3),
+        ("blk.0.ffn_up_exps.weight", 3),
+        ("blk.1.attn_q.weight", 2),
+        ("output.bias", 1),
+        ("output_extra.weight", 1),
+    ],
+)
+def test_a_tensor_goes_with_the_layer_that_it_belongs_to(name: str, least: int | None) -> None:
+    """What belongs to the input stays; what comes between it and the layers goes with the first of them, everything
+    else with the output, which goes first."""
+    tensor = Tensor(name, (8, 32), "F32", 1024)
+    for layers in range(4):
+        moved = least is not None and layers >= least
+        assert on_gpu_and_host(layers, tensor) == ((1024, 0) if moved else (0, 1024))
+
+
+@pytest.mark.parametrize("name", ["blk.2.attn_q.weight", "blk.1.nextn.eh_proj.weight"])
+def test_a_tensor_of_a_layer_that_is_not_loaded_takes_nothing(name: str) -> None:
+    """One beyond the last, or what predicts ahead."""
+    for layers in range(4):
+        assert on_gpu_and_host(layers, Tensor(name, (8, 32), "F32", 1024)) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"])
+def test_what_all_layers_need_is_wherever_a_layer_is(name: str) -> None:
+    """The output needs none of it."""
+    tensor = Tensor(name, (256,), "F32", 1024)
+    placed = [on_gpu_and_host(layers, tensor) for layers in range(4)]
+    assert placed == [(0, 1024), (0, 1024), (1024, 1024), (1024, 0)]
+
+
+def test_where_the_output_has_no_norm_that_of_the_embeddings_is_its() -> None:
+    """As some files call it."""
+    norm = Tensor("token_embd_norm.weight", (8, 32), "F32", 1024)
+    assert on_gpu_and_host(1, norm, output=OUTPUT[:1]) == (1024, 0)
+
+
+@pytest.mark.parametrize(
+    ("buffer", "gpu"),
+    [
+        *((f"{kind}1", 1) for kind in ("CUDA", "ROCm", "Vulkan", "SYCL", "HIP")),
+        ("CUDA0", 0),
+        ("CUDA2", None),
+        ("CUDA", None),
+        ("CUDA_Host", None),
+        ("CPU", None),
+        ("RPC1", None),
+    ],
+)
+def test_an_override_names_a_gpu_that_the_engine_sees_or_the_host(buffer: str, gpu: int | None) -> None:
+    """By the name of its kind with its number; anything else is the machine's own memory."""
+    plan = replace(
+        TWO_GPUS, tensor_split=(1.0, 0.0), override_tensors=((r"blk\.0\.ffn_down", buffer), ("ffn", "CUDA0"))
+    )
+    moved = weights(LLAMA, r"blk\.0\.ffn_down")
+    whole = weights(LLAMA) - weights(LLAMA, "token_embd")
+    expected = [whole - moved, 0, weights(LLAMA, "token_embd")]
+    expected[2 if gpu is None else gpu] += moved
+    assert [part.weights_bytes for part in estimate(LLAMA.file(), plan).parts] == expected
+
+
+def test_an_override_that_is_no_pattern_is_named() -> None:
+    """With what is wrong with it."""
+    with pytest.raises(GpudError, match=r'cannot place tensors by the pattern "ffn\("') as caught:
+        estimate(LLAMA.file(), replace(ONE_GPU, override_tensors=(("ffn(", "CPU"),)))
+    assert caught.value.code == "invalid-option"
+
+
+def test_fewer_than_no_layers_are_none() -> None:
+    """As llama.cpp takes a negative number."""
+    none = estimate(LLAMA.file(), replace(ONE_GPU, layers=0))
+    assert estimate(LLAMA.file(), replace(ONE_GPU, layers=-3)) == none
+    assert none.layers == 0
+
+
 def test_layers_for_drafts_are_not_loaded() -> None:
     """The last layer of this file is for predicting ahead: no weights, no cache."""
     header = HEADERS["GLM-4.5-Air"]
@@ -657,6 +754,24 @@ def test_as_many_layers_as_fit(gib: int) -> None:
     assert fit == 0 or need(fit) <= budget
     assert fit == 33 or need(fit + 1) > budget
     assert layers_that_fit(shape, replace(ONE_GPU, layers=12), 100 * GIB) == 12
+
+
+def test_what_is_loaded_beside_a_model_leaves_less_for_it() -> None:
+    """A draft model, an encoder, adapters: fewer layers, or less context."""
+    shape, budget = Shape.of(LLAMA.file()), 5 * GIB
+    draft, encoder = DRAFT.file(), ENCODERS["gemma3"][0].file()
+    long = replace(ONE_GPU, context=131072)
+    layers, context = layers_that_fit(shape, ONE_GPU, budget), context_that_fits(shape, long, 2 * budget, 256)
+    assert layers_that_fit(shape, ONE_GPU, budget, draft=draft) < layers
+    assert layers_that_fit(LLAMA.file(), ONE_GPU, budget, draft=Shape.of(draft)) < layers
+    assert layers_that_fit(shape, ONE_GPU, budget, mmproj=encoder) < layers
+    assert layers_that_fit(shape, ONE_GPU, budget, adapter_bytes=GIB) < layers
+    assert context_that_fits(shape, long, 2 * budget, 256, draft=draft) < context
+    assert context_that_fits(LLAMA.file(), long, 2 * budget, 256, draft=Shape.of(draft)) < context
+    tight = gpu_bytes(estimate(shape, replace(long, context=context)).parts)
+    assert context_that_fits(shape, long, tight, 256) == context
+    assert context_that_fits(shape, long, tight, 256, mmproj=encoder) < context
+    assert context_that_fits(shape, long, tight, 256, adapter_bytes=MIB) < context
 
 
 def test_the_context_halves_until_it_fits() -> None:
