@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from gpud.core.usage import FADES_AT, Usage, unknown
@@ -147,6 +147,8 @@ def defined(pauses_s: list[float], times: list[float], now: float, horizon_s: fl
     return 1 - math.exp(-math.sqrt(max(0.0, by_pauses) * sum(rates) / 2 * horizon_s))
 
 
+@example([5.0, 7.0], 3e5, 1e6)
+@example([5.0, 7.0], 1e6, 1e6)
 @given(
     st.lists(st.floats(0.0, 1e4) | st.floats(0.0, 4.0) | st.floats(0.0, 1e6), max_size=40),
     st.floats(0.0, 600.0) | st.floats(0.0, 1e6),
@@ -169,9 +171,9 @@ def test_what_was_seen_long_ago_counts_half(count: int, remembered: int) -> None
     """Whenever 256 pauses are remembered, and not before."""
     times = [float(number) for number in range(count + 1)]
     usage = used(times)
-    for horizon_s in (0.5, 2.0, 60.0):
-        expected = defined([1.0] * remembered, times, times[-1] + 1.5, horizon_s)
-        assert usage.chance(times[-1] + 1.5, horizon_s) == pytest.approx(expected)
+    for pause_s, horizon_s in itertools.product((0.5, 1.5), (0.5, 2.0, 60.0)):
+        expected = defined([1.0] * remembered, times, times[-1] + pause_s, horizon_s)
+        assert usage.chance(times[-1] + pause_s, horizon_s) == pytest.approx(expected)
     assert usage.count == count + 1
 
 
