@@ -29,7 +29,7 @@ class Job(Struct):
     ``idle_timeout_s``. It waits until ``until_s`` (None: for ever); ``hasty``: it does not wait for others to finish.
     ``use``: a request follows, and counts as in flight from the moment at which the model is ready. ``remaining`` is
     for an unload: the models that are not gone yet. ``forgiven`` are those that were not loaded, and whose failures or
-    waiting it ended.
+    waiting it ended; ``stay_away`` those that would have come back by themselves.
     """
 
     id: int
@@ -50,6 +50,7 @@ class Job(Struct):
     freed_bytes: int = 0
     left_out: list[str] = field(default_factory=list)
     forgiven: list[str] = field(default_factory=list)
+    stay_away: list[str] = field(default_factory=list)
     timed_out: bool = False
 
     def status(self, stage: str, progress: float | None) -> JobStatus:

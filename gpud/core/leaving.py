@@ -1,5 +1,7 @@
 """How a model goes: asked, idle, evicted, crashed. Drains before it stops, and asks the engine before that."""
 
+from collections.abc import Collection, Iterable
+
 from gpud.core import events
 from gpud.core.budget import describe
 from gpud.core.counts import plural
@@ -37,26 +39,37 @@ class Leaving:
         self._holds = table.holds
         self._out = table.out
 
-    def unload_asked(self, event: events.UnloadAsked) -> None:
+    def unload_asked(self, event: events.UnloadAsked, coming_back: Collection[str]) -> None:
+        """``coming_back``: models that were sent away and would be loaded again without a wish for them."""
         job = Job(event.job, JobKind.UNLOAD, event.model, event.caller, self._table.now)
         if event.model:
             instance = self._table.find(event.model)
-            if instance.state is State.COLD and not instance.waiting and not instance.attempts:
+            rests = instance.state is State.COLD and not instance.waiting and not instance.attempts
+            if rests and event.model not in coming_back:
                 raise NotLoaded(f'"{event.model}" is not loaded')
             holders = self.holders(instance, event)
             if holders:
                 raise Busy(holders, hint="ask them to release it, or use force")
-            chosen = [instance]
+            chosen = [] if rests else [instance]
+            job.stay_away = [event.model] if rests else []
         else:
             there = [i for i in self._table.instances.values() if i.state.has_engine() or i.waiting]
             holders_of = {instance.model.name: self.holders(instance, event) for instance in there}
             job.left_out = [holders for holders in holders_of.values() if holders]
             chosen = [instance for instance in there if not holders_of[instance.model.name]]
+            job.stay_away = [name for name in coming_back if name not in holders_of]
         job.remaining = {instance.model.name for instance in chosen}
         if not chosen:
             self._out.end_if_settled(job)
         for instance in chosen:
             self.unload(instance, job, event)
+
+    def meant(self, names: Iterable[str], event: events.UnloadAsked) -> dict[str, None]:
+        """Those of these that somebody wants gone; without a name, all that nobody else holds."""
+        if event.model:
+            return {name: None for name in names if name == event.model}
+        there = {name: self._table.instances[name] for name in names if name in self._table.instances}
+        return {name: None for name, instance in there.items() if not self.holders(instance, event)}
 
     def holders(self, instance: Instance, event: events.UnloadAsked) -> str:
         """A sentence that names those whose holds stand in the way, or nothing."""

@@ -95,5 +95,6 @@ class Outbox:
         else:
             text = "" if job.left_out else "nothing loaded"
         forgiven = [f'"{name}" no longer waits and its failures are forgotten' for name in job.forgiven]
+        away = [f'"{name}" does not come back by itself' for name in job.stay_away]
         result = JobResult.TIMEOUT if job.timed_out and not job.unloaded else JobResult.DONE
-        self.end_job(job, result, "; ".join(part for part in (text, *job.left_out, *forgiven) if part))
+        self.end_job(job, result, "; ".join(part for part in (text, *job.left_out, *forgiven, *away) if part))

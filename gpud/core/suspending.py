@@ -1,5 +1,7 @@
 """The machine sleeps or goes down: what would not survive that goes first, in time, and comes back when it is awake."""
 
+from collections.abc import Iterable
+
 from gpud.core import events
 from gpud.core.budget import describe
 from gpud.core.counts import plural
@@ -150,12 +152,14 @@ class Sleeping:
         if not self._looks_left:
             self._held_before = {}
 
-    def sent_away(self, name: str) -> None:
-        """Somebody has it unloaded: it does not come back by itself. Empty: everything."""
-        if name:
+    def coming_back(self, event: events.UnloadAsked) -> dict[str, None]:
+        """Of the models that somebody has unloaded, those that would come back."""
+        return self._leaving.meant(self._back, event)
+
+    def sent_away(self, names: Iterable[str]) -> None:
+        """Somebody has them unloaded: they do not come back by themselves."""
+        for name in names:
             self._back.pop(name, None)
-        else:
-            self._back.clear()
 
     def check(self, instance: Instance) -> None:
         """Raises why it cannot be loaded now: the machine sleeps or goes down, or has not found its GPU again."""

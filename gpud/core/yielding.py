@@ -1,5 +1,7 @@
 """The GPUs are given away: whatever is on them goes, and nothing is loaded there until they are taken back."""
 
+from collections.abc import Iterable
+
 from gpud.core import events
 from gpud.core.errors import Yielded
 from gpud.core.events import Kind, Notice
@@ -128,6 +130,15 @@ class Yielding:
     def remember(self, name: str) -> None:
         """It is to be loaded as soon as the GPUs are taken back."""
         self._back[name] = None
+
+    def coming_back(self, event: events.UnloadAsked) -> dict[str, None]:
+        """Of the models that somebody has unloaded, those that would come back."""
+        return self._leaving.meant(self._back, event)
+
+    def sent_away(self, names: Iterable[str]) -> None:
+        """Somebody has them unloaded: they do not come back by themselves."""
+        for name in names:
+            self._back.pop(name, None)
 
     def concerns(self, model: Model) -> bool:
         """Without a GPU it is the machine's memory that is given away."""
