@@ -1,7 +1,7 @@
 """One request on its way through gpud: who asks, by which route, and how it is answered."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -93,6 +93,10 @@ class Exchange(Struct):
 
     async def send(self, body: bytes, *headers: tuple[str, str], status: int = 200) -> None:
         await self.reply.send(status, [*headers, *self.headers], body)
+
+    async def send_parts(self, parts: Sequence[bytes], *headers: tuple[str, str]) -> None:
+        """The same of what stands in many parts."""
+        await self.reply.send_parts(200, [*headers, *self.headers], parts)
 
     async def fail(self, error: GpudError) -> None:
         """Answer with the error in the shape of the API that was asked, if nothing was begun."""

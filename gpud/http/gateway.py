@@ -258,8 +258,8 @@ class Gateway:
             await exchange.answer({"data": data, "has_more": False, "first_id": first, "last_id": last})
             return
         data_parts, llama_parts = await self._listed.of(found), await self._listed_again.of(found)
-        body = written(b'{"object":"list","data":', data_parts, b',"models":', llama_parts, b"}")
-        await exchange.send(body, JSON)
+        parts = written(b'{"object":"list","data":', data_parts, b',"models":', llama_parts, b"}")
+        await exchange.send_parts(parts, JSON)
 
     async def _model(self, exchange: Exchange) -> None:
         default = self._settings.default_model

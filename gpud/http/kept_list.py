@@ -119,11 +119,8 @@ class KeptList:
             self._kept, self._resting, self._rest = {}, {}, None
 
 
-def written(*pieces: bytes | Sequence[bytes]) -> bytes:
-    """JSON out of what stands there as it is and of lists, each a sequence of what stands for one of its values.
-
-    Copied once: it may have megabytes, whose memory is taken from the machine and given back each time.
-    """
+def written(*pieces: bytes | Sequence[bytes]) -> list[bytes]:
+    """JSON, in parts, out of what stands there as it is and of lists, each a sequence of what stands for one value."""
     found: list[bytes] = []
     for piece in pieces:
         if isinstance(piece, bytes):
@@ -134,4 +131,4 @@ def written(*pieces: bytes | Sequence[bytes]) -> bytes:
             found += (before, part)
             before = b","
         found.append(b"]" if piece else b"[]")
-    return b"".join(found)
+    return found

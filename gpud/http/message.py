@@ -1,7 +1,7 @@
 """What a handler sees of HTTP: the request that it is asked, and the reply that it gives."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 SLICE_BYTES = 256 << 10
 """A large body is handed to the kernel in pieces of this size, so that it is not copied as a whole."""
+
+AT_ONCE = 250
+"""So many of an answer's many small parts are handed over together."""
 
 
 class Peer(Record):
@@ -192,6 +195,15 @@ class Reply:
             await self.drained()
             return
         await self.write(body)
+        self._finish()
+
+    async def send_parts(self, status: int, headers: FieldItems, parts: Sequence[bytes]) -> None:
+        """A whole answer of many small parts. Raises ClientGone. It may have megabytes: they are never put together,
+        for memory for all of them at once is taken from the machine and given back each time.
+        """
+        self._start(status, headers, sum(map(len, parts)))
+        for first in range(0, len(parts), AT_ONCE):
+            await self.write(b"".join(parts[first : first + AT_ONCE]))
         self._finish()
 
     async def begin(self, status: int, headers: FieldItems | HeadStart = (), length: int | None = None) -> None:

@@ -197,7 +197,7 @@ class Models:
             return
         await self._parts.engine.keep_uses()
         listed = await self._listed.named(models, islice(names, limit))
-        await exchange.send(written(listed), JSON)
+        await exchange.send_parts(written(listed), JSON)
 
     async def _one(self, exchange: Exchange) -> None:
         said = exchange.parameters["id"]

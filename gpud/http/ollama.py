@@ -122,7 +122,7 @@ class OllamaFront:
         statuses = self._visible(exchange)
         stored = await self._original.tags()
         if not stored:
-            await exchange.send(written(b'{"models":', await self._listed.of(statuses), b"}"), JSON)
+            await exchange.send_parts(written(b'{"models":', await self._listed.of(statuses), b"}"), JSON)
             return
         known = await self._known.of([status.model for status in statuses])
         found = []

@@ -30,7 +30,7 @@ class Counted:
         """Of whom entries were made for it, and the list."""
         before = len(self.made)
         parts = await self.list.of(statuses)
-        return sorted(self.made[before:]), written(parts)
+        return sorted(self.made[before:]), b"".join(written(parts))
 
 
 def test_an_entry_is_made_when_something_about_its_model_changes(run: Run) -> None:
@@ -84,7 +84,7 @@ def test_a_model_that_goes_while_it_is_asked_for_is_told_of_once_more(run: Run) 
 def test_what_is_written_is_json() -> None:
     """What stands there as it is, and lists of none, one and several."""
     parts = [b'{"a":1}', b"2", b"[3]"]
-    text = written(b'{"none":', [], b',"one":', parts[:1], b',"several":', parts, b"}")
+    text = b"".join(written(b'{"none":', [], b',"one":', parts[:1], b',"several":', parts, b"}"))
     assert text == b'{"none":[],"one":[{"a":1}],"several":[{"a":1},2,[3]]}'
-    assert written(tuple(parts)) == b'[{"a":1},2,[3]]'
-    assert written([]) == b"[]"
+    assert b"".join(written(tuple(parts))) == b'[{"a":1},2,[3]]'
+    assert b"".join(written([])) == b"[]"

@@ -127,6 +127,32 @@ def test_head_and_bodiless_answers_have_no_body(run: Run) -> None:
     run(scene())
 
 
+def test_an_answer_of_many_parts_waits_for_who_reads_it(run: Run) -> None:
+    """It is whole and in order, its length is said before, and no more of it is put together than is read; the
+    connection goes on.
+    """
+    parts = [b"%0120d " % number for number in range(100_000)]
+
+    async def handler(request: Request, reply: Reply) -> None:
+        await reply.send_parts(200, (), parts[: int(request.parameter("of"))])
+
+    async def scene() -> None:
+        async with serving(handler) as (server, port), connected(port, receive_bytes=4096) as client:
+            for size in (0, 1, 250, 251, 1000):
+                assert (await client.ask(b"GET /?of=%d HTTP/1.1\r\nHost: x\r\n\r\n" % size)).body == b"".join(
+                    parts[:size]
+                )
+            head = await client.ask(b"HEAD /?of=1000 HTTP/1.1\r\nHost: x\r\n\r\n", "HEAD")
+            assert head.headers["content-length"] == "121000"
+            (connection,) = server._connections
+            await client.send(b"GET /?of=100000 HTTP/1.1\r\nHost: x\r\n\r\n")
+            await until(lambda: connection.full)
+            assert connection.transport.get_write_buffer_size() < 128 << 10
+            assert (await client.answer()).body == b"".join(parts)
+
+    run(scene())
+
+
 async def count(request: Request, reply: Reply) -> None:
     await reply.begin(200, [("Content-Type", "text/event-stream")])
     for number in range(3):
