@@ -1,5 +1,6 @@
 """Byte arithmetic."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -156,3 +157,19 @@ def test_victims_suffice_and_none_is_needless(raw: list[tuple[int, int, int]], m
     total = sum(v.bytes for v in victims)
     assert total >= missing
     assert all(total - v.bytes < missing for v in victims)
+
+
+@pytest.mark.parametrize(
+    ("account", "overdrawn"),
+    [
+        (budget.Account(10, 10, 4, 4), False),
+        (budget.Account(10, 11, 4, 4), True),
+        (budget.Account(10, 10, 5, 4), True),
+        (budget.Account(None, 11, 4, 4), False),
+        (budget.Account(None, 11, 5, 4), True),
+        (budget.Account(10, 10, 5, None), False),
+    ],
+)
+def test_a_device_is_overdrawn_by_its_budget_or_by_what_is_free(account: budget.Account, overdrawn: bool) -> None:
+    """As far as it says what there is: what is unknown is not exceeded."""
+    assert account.overdrawn is overdrawn

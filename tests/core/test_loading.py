@@ -100,6 +100,40 @@ def test_two_who_wait_with_engines_that_differ_do_not_join() -> None:
     assert [w.result(job) for job in joined] == [JobResult.DONE] * 2
 
 
+def test_an_engine_that_comes_back_is_the_one_that_was_asked_for() -> None:
+    """After a crash, until somebody unloads it: then it is as configured again, engine and context."""
+    w = two_ways()
+
+    def sized() -> tuple[str, int | None]:
+        """For what the last look that was made for it was to tell the size."""
+        wished = [wish for action in w.told if isinstance(action, events.Sample) for wish in action.check][-1]
+        return wished.engine, wished.settings.context
+
+    w.load("a", engines=("ollama",), context=512)
+    w.settle()
+    assert sized() == ("ollama", 512)
+    w.told.clear()
+    w.end("a", code=1)
+    w.pass_time(w.limits.backoff_first_s)
+    assert (w.state("a"), sized()) == (State.READY, ("ollama", 512))
+    w.unload("a")
+    w.settle()
+    w.told.clear()
+    w.load("a")
+    w.settle()
+    assert (w.state("a"), sized()) == (State.READY, ("llama_server", None))
+
+
+def test_another_configuration_ends_the_idle_time_of_one_load() -> None:
+    """What was asked for once is not to outlive it."""
+    w = two_ways()
+    w.load("a", idle_timeout_s=7.0)
+    w.settle()
+    w.configure()
+    w.pass_time(20)
+    assert w.state("a") is State.READY
+
+
 # What is shown
 
 
