@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,9 @@ def test_an_idle_model_makes_room(quiet: Machine) -> None:
 
 
 def test_a_second_command_waits_its_turn_and_says_for_what(quiet: Machine) -> None:
-    """Its place in the queue on stderr, once; the queue shows it; it runs as soon as the first has ended."""
+    """Its place in the queue on stderr, whenever it is another or waits for something else; the queue shows it; it runs
+    as soon as the first has ended.
+    """
     first, go = staying(quiet, "--vram", "6GiB")
     began(first)
     second, go_too = staying(quiet, "--vram", "7GiB", "--wait", "10m", "--priority", "high", name="go-too")
@@ -208,7 +211,10 @@ def test_a_second_command_waits_its_turn_and_says_for_what(quiet: Machine) -> No
     assert began(second) == f"on {UUIDS[0]}"
     go_too.write_text("3\n")
     status, _, err = finish(second)
-    assert (status, err) == (3, "")
+    assert status == 3
+    told = [re.sub(r"[0-9.]+", "", one) for one in (line, *err.splitlines())]
+    assert all(one.startswith("gpudctl: waiting for ") for one in told)
+    assert all(one != before for before, one in pairwise(told)), "nothing is said twice for its figures"
     assert quiet.place.gpudctl("queue").stdout == "nobody waits for memory\n"
 
 
