@@ -24,6 +24,7 @@ PLANS: dict[str, Plan] = {
     **dict(ARGUMENTS),
     "all of it": Plan(),
     "one GPU": Plan(context=4096, parallel=1, gpus=1),
+    "all of it on two GPUs": Plan(context=4096, parallel=1, gpus=2),
     "part of it on two GPUs": Plan(context=4096, parallel=2, gpus=2, layers=20, tensor_split=(3.0, 1.0)),
     "rows on two GPUs": Plan(context=8192, gpus=2, split_mode="row", main_gpu=1, flash_attention="off"),
     "tensors on two GPUs": Plan(context=8192, gpus=2, split_mode="tensor", tensor_split=(1.0, 2.0)),

@@ -114,6 +114,18 @@ def test_those_behind_may_have_what_is_left_whatever_the_first_waits_for(tier: s
     assert isinstance(decide(wish(2.1), gpu, ahead=ahead), Waits)
 
 
+def test_who_was_told_to_wait_for_those_before_is_asked_again_when_one_gpu_is_left_over() -> None:
+    """They have everything of the other one; where nothing is left anywhere, nobody is asked in vain."""
+    before = Waits((Share("GPU-0", 2 * GIB),), "waiting for those before it", "behind")
+    first = Waits((Share("GPU-0", 8 * GIB),), "waiting", "coming")
+    both = [first, Waits((Share("GPU-1", 8 * GIB),), "waiting", "coming")]
+    for ahead, waits_on in ((both[:1], False), (both, True)):
+        admission = Admission([device("GPU-0"), device("GPU-1"), HOST_DEVICE], ahead=ahead)
+        assert admission.still_behind(before) is waits_on
+        assert not admission.still_behind(replace(before, cause="busy"))
+        assert not admission.still_behind(replace(before, shares=(Share(HOST, GIB),)))
+
+
 # 3: on its way
 
 

@@ -110,6 +110,17 @@ def test_for_whom_a_model_had_to_go_is_told_of_a_program_as_well() -> None:
     assert notice.fields["for_model"] == "train.py"
 
 
+def test_what_a_model_makes_room_for_is_what_it_has_on_that_device() -> None:
+    """What it has in the machine's memory is nobody's gain on a GPU."""
+    w = World({name: model(name) for name in "ab"}, dict.fromkeys("ab", 8 * GIB), limits=LIMITS)
+    w.quotes["a"] = Quote((Offer((Share(ANY_GPU, 4 * GIB), Share(HOST, 2 * GIB))),))
+    w.load("a")
+    w.settle()
+    w.load("b")
+    w.settle()
+    assert w.notices(Kind.EVICTED)[0].fields["freed_bytes"] == 4 * GIB
+
+
 def test_eight_of_those_who_stay_are_told() -> None:
     """A line in the journal has an end."""
     names = [f"small{number}" for number in range(10)]

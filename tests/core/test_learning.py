@@ -69,6 +69,11 @@ def test_while_everything_is_remembered_it_is_the_textbooks(measured: list[int])
     assert residual.largest_bytes == max(max(measured), math.ceil(residual.mean_bytes))
 
 
+def test_one_measurement_tells_no_spread() -> None:
+    """It is the mean and the largest, and nothing is known of how far others are from it."""
+    assert after([5 * MIB]) == Residual(1, 5.0 * MIB, 0.0, 5 * MIB)
+
+
 @given(st.lists(values, min_size=1, max_size=200), values)
 def test_a_residual_stays_sound(measured: list[int], last: int) -> None:
     """However long it goes on: the count is bounded, nothing is lost to rounding, the latest is never above the

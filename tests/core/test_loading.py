@@ -5,7 +5,8 @@ import pytest
 from gpud.core import events
 from gpud.core.errors import BackendFailed, BudgetExceeded, Busy, NoSuchModel
 from gpud.core.events import Kind, ModelChanged
-from gpud.core.facts import JobResult, State
+from gpud.core.facts import HOST, EngineSettings, JobResult, State
+from gpud.core.instance import without_gpu
 from gpud.core.quote import Share
 
 from .world import ALICE, BOB, GIB, GPU, Gpu, World, model
@@ -18,6 +19,12 @@ def world(*names: str, size: int = 3 * GIB, **more: object) -> World:
 def two_ways(**more: object) -> World:
     made = model("a", alternatives=(model("a", engine="ollama"),))
     return World({"a": made, "z": model("z")}, {"a": 3 * GIB, "z": 6 * GIB}, **more)  # type: ignore[arg-type]
+
+
+def sized(w: World) -> tuple[str, int | None]:
+    """By which engine, and with which context, the last look that was wanted is to tell the size of a model."""
+    wished = [wish for action in w.told if isinstance(action, events.Sample) for wish in action.check][-1]
+    return wished.engine, wished.settings.context
 
 
 # Wishes
@@ -95,33 +102,51 @@ def test_two_who_wait_with_engines_that_differ_do_not_join() -> None:
         w.load("a", BOB, engines=("llama_server",))
     assert caught.value.message == 'cannot load "a" with llama_server: somebody waits for it with ollama'
     joined = [w.load("a", BOB, engines=("ollama",)), w.load("a", BOB)]
+    w.told.clear()
     w.post(events.UseEnded("z"))
     w.settle()
+    assert sized(w) == ("ollama", None)
     assert [w.result(job) for job in joined] == [JobResult.DONE] * 2
 
 
 def test_an_engine_that_comes_back_is_the_one_that_was_asked_for() -> None:
     """After a crash, until somebody unloads it: then it is as configured again, engine and context."""
     w = two_ways()
-
-    def sized() -> tuple[str, int | None]:
-        """For what the last look that was made for it was to tell the size."""
-        wished = [wish for action in w.told if isinstance(action, events.Sample) for wish in action.check][-1]
-        return wished.engine, wished.settings.context
-
     w.load("a", engines=("ollama",), context=512)
     w.settle()
-    assert sized() == ("ollama", 512)
+    assert sized(w) == ("ollama", 512)
     w.told.clear()
     w.end("a", code=1)
     w.pass_time(w.limits.backoff_first_s)
-    assert (w.state("a"), sized()) == (State.READY, ("ollama", 512))
+    assert (w.state("a"), sized(w)) == (State.READY, ("ollama", 512))
     w.unload("a")
     w.settle()
     w.told.clear()
     w.load("a")
     w.settle()
-    assert (w.state("a"), sized()) == (State.READY, ("llama_server", None))
+    assert (w.state("a"), sized(w)) == (State.READY, ("llama_server", None))
+
+
+@pytest.mark.parametrize(("healthy_s", "attempts"), [(29.9, 2), (30.0, 1)])
+def test_an_engine_that_was_healthy_for_long_enough_fails_for_the_first_time(healthy_s: float, attempts: int) -> None:
+    """Half a minute is enough; before, it is one failure more in a row."""
+    w = world("a")
+    w.load("a")
+    w.settle()
+    w.end("a", code=1)
+    w.pass_time(w.limits.backoff_first_s)
+    assert w.state("a") is State.READY
+    w.now += healthy_s
+    w.end("a", code=1)
+    assert w.status("a").attempts == attempts
+
+
+def test_a_model_off_the_gpu_has_no_layers_there() -> None:
+    """Where it says how many; so have its other ways. An engine that knows no layers is told of none."""
+    wanted = model("a", gpu="1", alternatives=(model("a", settings=EngineSettings(layers="20")),))
+    kept = without_gpu(wanted)
+    assert (kept.gpu, kept.settings.layers) == (HOST, None)
+    assert [(way.gpu, way.settings.layers) for way in kept.alternatives] == [(HOST, "0")]
 
 
 def test_another_configuration_ends_the_idle_time_of_one_load() -> None:

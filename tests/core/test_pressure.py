@@ -68,6 +68,16 @@ def test_nobody_goes_as_long_as_the_reserve_is_free() -> None:
     assert len(w.engines) == 2
 
 
+def test_other_programs_are_named_by_what_they_hold() -> None:
+    """The largest first."""
+    w = loaded("a")
+    w.gpus[GPU].programs |= {"small": GIB, "large": 3 * GIB, "middle": 2 * GIB}
+    looked(w)
+    assert w.notices(Kind.GAVE_WAY)[0].message.endswith(
+        "other programs: large (pid 5001) 3.0 GiB, middle (pid 5002) 2.0 GiB, small (pid 5000) 1.0 GiB"
+    )
+
+
 def test_what_is_dear_to_load_goes_when_nobody_has_asked_for_it_for_long() -> None:
     """Rather than what is loaded in a moment and was asked for a moment ago."""
     w = world("dear", "cheap", load_s={"dear": 10.0, "cheap": 2.0})
