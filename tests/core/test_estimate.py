@@ -136,6 +136,8 @@ def test_the_cache_stays_on_the_host_when_told_so() -> None:
         ((24.0, 8.0), 25),
         ((1.0, 0.0), 33),
         ((0.0, 1.0), 0),
+        ((1.0,), 33),
+        ((2.0, 2.0, 9.0), 17),
     ],
 )
 def test_gpus_take_consecutive_layers_by_their_shares(split: tuple[float, ...], first: int) -> None:
@@ -406,6 +408,13 @@ def test_quantized_caches(keys: str, values: str, bytes_per_token: int) -> None:
     assert host(made).kv_bytes == 4096 * 32 * bytes_per_token
 
 
+def test_what_does_not_fill_a_block_takes_a_whole_one() -> None:
+    """99 elements are four blocks of 32, in q8_0 of 34 bytes each."""
+    shape = shape_of("llama", ONE)
+    made = estimate(shape, Plan(context=256, parallel=1, type_k="q8_0", type_v="q8_0"))
+    assert host(made).kv_bytes == 2 * 4 * 34 * 256
+
+
 def test_a_cache_type_that_does_not_exist_is_named() -> None:
     """The error lists those that do."""
     with pytest.raises(GpudError, match='cache of type "q3_0": no such type') as caught:
@@ -496,6 +505,16 @@ def test_a_draft_model_is_added_with_as_much_context() -> None:
     assert gpu(both).weights_bytes - gpu(alone).weights_bytes == weights(DRAFT)
     assert gpu(both).kv_bytes - gpu(alone).kv_bytes == 4096 * 28 * 2 * 1024 * 2
     assert both.architecture == "qwen3"
+
+
+def test_a_draft_model_keeps_what_its_windows_leave_out_if_the_model_does() -> None:
+    """``--swa-full`` is said once for both; and whatever its own plan says, it computes no embeddings."""
+    draft = HEADERS["gemma-3-12b-it"].file()
+    plan = replace(ONE_GPU, context=16384)
+    windowed, full = (estimate(LLAMA.file(), replace(plan, full_swa=swa), draft=draft) for swa in (False, True))
+    assert gpu(full).kv_bytes - gpu(windowed).kv_bytes == 40 * (16384 - 1024 - 512) * GEMMA_ROW
+    own = replace(plan, draft=Plan(embeddings=True, full_swa=True))
+    assert estimate(LLAMA.file(), own, draft=draft) == estimate(LLAMA.file(), replace(plan, draft=Plan()), draft=draft)
 
 
 def test_a_draft_model_may_be_placed_on_its_own() -> None:
