@@ -121,6 +121,7 @@ VARIANTS: dict[str, dict[str, Value | list[float]]] = {
     },
     "with deltas": {"attention.head_count_kv": [8, 0, 0] * 10 + [0, 8], "kda.head_dim": 128, "ssm.conv_kernel": 4},
     "with latent keys": {
+        "block_count": 30,
         "attention.sliding_window": 500,
         "attention.key_length_mla": 192,
         "attention.value_length_mla": 128,
