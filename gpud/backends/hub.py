@@ -100,7 +100,7 @@ def _weights(model: Model, folder: Path) -> int:
             raise _unfit(model, f"{index} names no files", "download the model again", "truncated")
         missing = [name for name in names if not (folder / name).exists()]
         if missing:
-            files = plural(len(missing), f"of its {len(names)} files is", f"of its {len(names)} files are")
+            files = f"{len(missing)} of its {plural(len(names), 'file')} {'is' if len(missing) == 1 else 'are'}"
             what = f"{files} not in {folder}, the first is {missing[0]}"
             raise _unfit(model, what, "download the rest of the model", "file-missing")
         paths = [folder / name for name in names]

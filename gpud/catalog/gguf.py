@@ -64,6 +64,8 @@ _NUMBER_COST_BYTES = 40
 _SHAPES = tuple(struct.Struct(f"<{count}QIQ") for count in range(DIMENSIONS_LIMIT + 1))
 """Dimensions, type and offset of a tensor, by the number of its dimensions."""
 
+PAIRS = ("entry of metadata", "entries of metadata")
+
 _PAIR_LEAST_BYTES = 8 + 4 + 1
 _TENSOR_LEAST_BYTES = 8 + 4 + 4 + 8
 
@@ -189,7 +191,8 @@ def _must_be_whole(first: _Part, parts: tuple[_Part, ...], tensors: tuple[Tensor
     expected = _integer(first, "split.tensors.count", len(tensors))
     if expected != len(tensors):
         raise first.bad(
-            f"it says that its {len(parts)} parts have {expected:,} tensors, and they have {len(tensors):,}",
+            f"it says that its {plural(len(parts), 'part has', 'parts have')} "
+            f"{plural(expected, 'tensor', grouped=True)}, and there are {len(tensors):,}",
             "parts of different models, or of different versions, were mixed: download all of them again",
         )
 
@@ -245,14 +248,16 @@ def start(stream: Stream) -> tuple[int, int]:
     stream.allowance.tensors -= tensors
     stream.allowance.pairs -= pairs
     for number, left, limit, what in (
-        (tensors, stream.allowance.tensors, TENSORS_LIMIT, "tensors"),
-        (pairs, stream.allowance.pairs, PAIRS_LIMIT, "entries of metadata"),
+        (tensors, stream.allowance.tensors, TENSORS_LIMIT, ("tensor", "tensors")),
+        (pairs, stream.allowance.pairs, PAIRS_LIMIT, PAIRS),
     ):
         if left < 0:
-            raise stream.bad(f"it says that it has {number:,} {what}; a model may have {limit:,}, all parts together")
+            many = plural(number, *what, grouped=True)
+            raise stream.bad(f"it says that it has {many}; a model may have {limit:,}, all parts together")
     least = pairs * _PAIR_LEAST_BYTES + tensors * _TENSOR_LEAST_BYTES
     if least > stream.left_bytes:
-        stream.doing = f"the table of {pairs:,} entries of metadata and {tensors:,} tensors"
+        entries = plural(pairs, *PAIRS, grouped=True)
+        stream.doing = f"the table of {entries} and {plural(tensors, 'tensor', grouped=True)}"
         raise stream.ends(least)
     return tensors, pairs
 

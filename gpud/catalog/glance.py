@@ -23,6 +23,7 @@ from gpud.catalog import gguf
 from gpud.catalog.kinds import FILE_TYPES, GUESSED, KINDS
 from gpud.catalog.stream import INCOMPLETE, SUSPECT, Allowance, Stream, opened
 from gpud.core.catalogue import Purpose
+from gpud.core.counts import plural
 from gpud.core.record import Record
 
 WINDOW_BYTES = 32 * 1024
@@ -170,7 +171,7 @@ def glance(path: str, stretches: Stretches) -> Glance:
             _pair(stream, values, marks, stretches)
         architecture = _text(values, "general.architecture")
         wanted = CLASSIFIERS if architecture in EMBEDDING_ARCHITECTURES else frozenset[bytes]()
-        stream.doing = f"the table of {tensors:,} tensors"
+        stream.doing = f"the table of {plural(tensors, 'tensor', grouped=True)}"
         last, classifiers = stretches.tensors(stream, tensors, wanted)
         part, parts = _whole(values, "split.no") or 0, _whole(values, "split.count") or 1
         role = _role(values, architecture, tensors)

@@ -145,7 +145,7 @@ def _missing(index: Mapping[str, Any], files: Mapping[str, File]) -> str:
     shown = visible(missing[0][:100])
     if "/" in missing[0]:
         return f'its {INDEX} names "{shown}", which does not lie in its folder; download the model again'
-    lacking = plural(len(missing), f"of its {len(wanted)} files is", f"of its {len(wanted)} files are")
+    lacking = f"{len(missing)} of its {plural(len(wanted), 'file')} {'is' if len(missing) == 1 else 'are'}"
     return f'{lacking} missing, the first is "{shown}"; download them into its folder'
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from gpud.core.counts import plural
 from gpud.core.errors import BackendFailed
 from gpud.core.record import Record, Struct
 
@@ -183,8 +184,9 @@ class Stream:
         return bad_file(self.path, what, hint)
 
     def ends(self, need_bytes: int) -> BadModelFile:
+        follow = plural(need_bytes, "byte is", "bytes are", grouped=True)
         return self.bad(
-            f"it ends inside {self.doing}: {need_bytes:,} bytes are to follow at byte {self.at:,}, "
+            f"it ends inside {self.doing}: {follow} to follow at byte {self.at:,}, "
             f"and the file has {self.size_bytes:,}",
             INCOMPLETE,
         )

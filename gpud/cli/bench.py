@@ -243,7 +243,8 @@ class Result(Record):
         each = data["prompt_tokens"] // count
         first = (
             f'"{self.model}" at {self.url}: {plural(count, "request")}, {self.parallel} at a time, '
-            f"prompts of {each or 'unknown'} tokens, answers of {data['generated_tokens'] // count}"
+            f"prompts of {plural(each, 'token') if each else 'unknown length'}, "
+            f"answers of {plural(data['generated_tokens'] // count, 'token')}"
         )
         by_event = "" if data["counted_by"] == "engine" else " (each event of the stream taken for a token)"
         prompt, generation, total = (_rate(data[f"{name}_tokens_per_s"]) for name in ("prompt", "generation", "total"))

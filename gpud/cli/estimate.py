@@ -353,7 +353,7 @@ def as_data(found: Found) -> dict[str, Any]:
 
 def sentences(found: Found, model: "ModelFile", output: Output) -> list[str]:
     estimate = found.estimate
-    context = f", {estimate.context} tokens of context" if estimate.context else ""
+    context = f", {plural(estimate.context, 'token')} of context" if estimate.context else ""
     head = f"{estimate.architecture}: {size(model.size_bytes)} on disk{context}"
     titles = ("DEVICE", "WEIGHTS", "KEYS AND VALUES", "STATE", "BUFFERS", "TOTAL")
     rows = [

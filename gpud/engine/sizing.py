@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator, Sequence
 
 from gpud.core.budget import describe
+from gpud.core.counts import plural
 from gpud.core.errors import BackendFailed, GpudError
 from gpud.core.estimate import Shape, ShapeInvalid, UnknownArchitecture, estimate, first_guess
 from gpud.core.facts import HOST, GpuSample, Model
@@ -241,7 +242,7 @@ class Sizer:
             counted = self._counted(ground, smaller, ground.gpus[:1] if layers else ())
             if counted is None:
                 return
-            text = f"{layers} of {everything} layers on the GPU" if layers else "no layers on the GPU"
+            text = f"{layers} of {plural(everything, 'layer')} on the GPU" if layers else "no layers on the GPU"
             told = smaller.context if smaller.context != plan.context else None
             if told is not None:
                 text += f" and a context of {told}"

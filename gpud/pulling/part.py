@@ -17,6 +17,7 @@ from types import TracebackType
 
 from msgspec import to_builtins
 
+from gpud.core.counts import plural
 from gpud.core.record import Record
 from gpud.pulling.problems import DownloadFailed, NoSpace, NotAllowed
 
@@ -173,11 +174,7 @@ class Part:
 
     def _cannot_write(self, problem: OSError, total_bytes: int | None) -> Exception:
         if problem.errno in _FULL:
-            rest = (
-                ""
-                if total_bytes is None
-                else f", {total_bytes - self.size_bytes:,} of {total_bytes:,} bytes are missing"
-            )
+            rest = "" if total_bytes is None else f", {_missing(total_bytes - self.size_bytes, total_bytes)}"
             what = "your quota is used up" if problem.errno == errno.EDQUOT else "no space is left"
             return NoSpace(
                 f'cannot save "{self.final.name}": {what} in {self.final.parent}{rest}',
@@ -291,16 +288,22 @@ def _somebody_elses(path: Path, fd: int) -> NotAllowed:
     )
 
 
+def _missing(missing_bytes: int, total_bytes: int) -> str:
+    are = "is" if missing_bytes == 1 else "are"
+    return f"{missing_bytes:,} of {plural(total_bytes, 'byte', grouped=True)} {are} missing"
+
+
 def check_space(folder: Path, need_bytes: int, reserve_bytes: int, what: str) -> None:
     """Raises NoSpace."""
     space = os.statvfs(folder)
     free_bytes = space.f_bavail * space.f_frsize
     if free_bytes < need_bytes + reserve_bytes:
         short = need_bytes + reserve_bytes - free_bytes
+        come = plural(need_bytes, "byte is", "bytes are", grouped=True)
         raise NoSpace(
-            f'cannot save "{what}" in {folder}: {need_bytes:,} bytes are to come, {free_bytes:,} are free, and '
+            f'cannot save "{what}" in {folder}: {come} to come, {free_bytes:,} are free, and '
             f"{reserve_bytes:,} of them stay so",
-            hint=f"make {short:,} bytes more room, or choose another folder with --to",
+            hint=f"make room for {plural(short, 'byte', grouped=True)} more, or choose another folder with --to",
         )
 
 

@@ -220,7 +220,7 @@ def test_parts_of_different_models_are_refused(tmp_path: Path) -> None:
     paths = gguf_writer.write_parts(tmp_path, "m", LLAMA, PARTS)
     gguf_writer.write_parts(tmp_path, "other", LLAMA, [PARTS[0], [("b", (32,), "F32")], PARTS[2]])
     (tmp_path / "other-00002-of-00003.gguf").rename(paths[1])
-    assert "3 parts have 4 tensors, and they have 3" in refusal(paths[0]).message
+    assert "3 parts have 4 tensors, and there are 3" in refusal(paths[0]).message
     paths[2].replace(paths[1])
     assert "by its name it is part 2 of 3, by its content part 3 of 3" in refusal(paths[0]).message
     paths = gguf_writer.write_parts(tmp_path, "m", LLAMA, [PARTS[0], PARTS[0], PARTS[2]])

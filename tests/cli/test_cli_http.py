@@ -305,7 +305,7 @@ def test_bench_says_what_it_measured(gpud: Front) -> None:
     done = gpud.place.gpudctl("bench", "tiny", "--requests", "2", "--tokens", "4")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0] == f'"tiny" at {gpud.url}: 2 requests, 1 at a time, prompts of 7 tokens, answers of 4'
+    assert lines[0] == f'"tiny" at {gpud.url}: 2 requests, 1 at a time, prompts of 7 tokens, answers of 4 tokens'
     assert [line[:13].strip() for line in lines[1:]] == ["prompt", "generation", "in all", "first token", "before that"]
 
 

@@ -20,3 +20,9 @@ from gpud.core.counts import plural
 def test_one_is_one(count: int, nouns: tuple[str, ...], said: str) -> None:
     """Nothing and many are many."""
     assert plural(count, *nouns) == said
+
+
+def test_very_many_are_grouped_where_that_was_asked_for() -> None:
+    """A number of seven digits cannot be read otherwise; one stays one."""
+    assert plural(1_500_000, "byte", grouped=True) == "1,500,000 bytes"
+    assert plural(1, "byte", grouped=True) == "1 byte"

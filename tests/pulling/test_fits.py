@@ -119,7 +119,7 @@ def test_what_is_not_complete_is_not_recommended() -> None:
     found = rows([choice("Q4_K_M", GIB), choice("Q8_0", 2 * GIB, missing=1)], None, 4096, 1, [gpu(24 * GIB, 24 * GIB)])
     chosen = recommended(found)
     assert chosen is not None and chosen.label == "Q4_K_M"
-    assert "1 of its parts are missing" in lines(found, chosen, Output())[2]
+    assert "1 of its parts is missing" in lines(found, chosen, Output())[2]
 
 
 def test_where_there_is_nothing_else_the_exact_one_is_taken() -> None:

@@ -142,7 +142,11 @@ def lines(found: Sequence[Row], chosen: Row | None, output: Output) -> list[str]
     body = []
     for row in found:
         parts = len(row.choice["files"])
-        notes = [f"{row.choice['missing']} of its parts are missing"] if row.choice["missing"] else []
+        notes = (
+            [f"{missing} of its parts {'is' if missing == 1 else 'are'} missing"]
+            if (missing := row.choice["missing"])
+            else []
+        )
         notes += [f"in {parts} parts"] if parts > 1 else []
         notes += ["recommended"] if row is chosen else []
         about = "about " if row.way.source == "guess" else ""

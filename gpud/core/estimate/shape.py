@@ -150,7 +150,9 @@ class _Reader:
         value = self.raw(key)
         if isinstance(value, tuple):
             if len(value) < self.count:
-                raise self.invalid(f"{key} has {len(value)} entries for {plural(self.count, 'layer')}")
+                raise self.invalid(
+                    f"{key} has {plural(len(value), 'entry', 'entries')} for {plural(self.count, 'layer')}"
+                )
             wrong = next((one for one in value[: self.count] if not 0 <= one < LARGEST), None)
             if wrong is not None:
                 raise self.invalid(f"{key} has {wrong!r} among its entries, numbers from 0 to {LARGEST - 1} are needed")
