@@ -1,5 +1,6 @@
 """``gpudctl budget``: whether a model fits, what would make it fit, and what would have to go for it. Loads nothing."""
 
+import os
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -108,15 +109,15 @@ def run(arguments: Namespace, output: Output) -> int:
 
 def is_file(text: str) -> bool:
     """Whether it means a file: names of models may hold slashes as well."""
-    return text.endswith(".gguf") or text.startswith(("/", "./", "../", "~/")) or ("/" in text and Path(text).is_file())
+    if text.endswith(".gguf") or text.startswith(("/", "./", "../", "~/")):
+        return True
+    return "/" in text and os.path.isfile(text)  # noqa: PTH113 - Path.is_file() raises for what is too long.
 
 
 async def of_model(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     from gpud.cli.library import Variant
-    from gpud.cli.wait import find
 
-    status = await gpud.status()
-    record = find(status["Models"], arguments.model)
+    record, status = await gpud.about(arguments.model)
     options = {}
     if arguments.ctx is not None:
         options["context-size"] = Variant("u", arguments.ctx)
@@ -150,7 +151,7 @@ def offered(offer: dict[str, Any]) -> Way:
 async def of_file(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     import asyncio
 
-    status = await gpud.status()
+    status = await gpud.overview()
     gpus = sum(gpu["Uuid"] != "host" and not gpu["Health"] for gpu in status["Gpus"])
     wish = await asyncio.to_thread(file_wish, arguments, gpus)
     return await answer(gpud, wish, status, output)

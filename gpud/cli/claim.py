@@ -116,7 +116,7 @@ def waiting_words(place: dict[str, Any], waiting: int, reason: str) -> str:
 
 async def _devices(gpud: Gpud, number: int) -> dict[str, str]:
     """The variables with which the command sees the GPU that it was given, and no other."""
-    status = await gpud.status()
+    status = await gpud.overview()
     device = next((one["Device"] for one in status["Claims"] if one["Id"] == number), "")
     gpu = next((one for one in status["Gpus"] if one["Uuid"] == device), None)
     if gpu is None or device == "host":

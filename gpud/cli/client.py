@@ -8,13 +8,13 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from gpud.cli import agent
 from gpud.cli.exits import BusError, NotRunning, Usage
 from gpud.cli.library import Message, MessageBus, MessageFlag, MessageType, Variant
-from gpud.core.errors import GpudError
+from gpud.core.errors import GpudError, NoSuchModel
 
 log = logging.getLogger(__name__)
 
@@ -136,10 +136,41 @@ class Gpud:
         (models,) = await self.call("ListModels")
         return list(models)
 
-    async def models_named(self, names: Collection[str]) -> list[dict[str, Any]]:
-        """Those with these names (no aliases; at most 500) and no others, of which there may be thousands."""
+    async def overview(self, *names: str) -> dict[str, Any]:
+        """As :meth:`status`, but of the models, of which there may be thousands, only those that have an engine, want
+        one or have failed, and those with these names (no aliases; at most 500).
+        """
         (overview,) = await self.call("Overview", "usas", 0, "", list(names))
-        return [record for record in overview["Models"] if record["Id"] in names]
+        return dict(overview)
+
+    async def models_named(self, names: Iterable[str]) -> list[dict[str, Any]]:
+        """Those with these names (no aliases; at most 500) and no others."""
+        wanted = list(dict.fromkeys(names))
+        models = (await self.overview(*wanted))["Models"] if wanted else ()
+        return [record for record in models if record["Id"] in wanted]
+
+    async def about(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The record of one model, by its name or an alias, and the overview that has it. Raises NoSuchModel."""
+        if not name:
+            raise Usage("the model's name is empty", hint='name a model; "gpudctl models" lists them')
+        overview = await self.overview(name)
+        if (record := named(overview["Models"], name)) is None:
+            # An alias of a model that rests, or a mistake.
+            overview = await self.overview(known := await self._meant(name))
+            if (record := named(overview["Models"], known)) is None:
+                hint = f'"gpudctl models info {known}" says what it is'
+                raise NoSuchModel(f'"{known}" is no model that can be loaded', hint=hint)
+        return record, overview
+
+    async def _meant(self, name: str) -> str:
+        try:
+            ((known,),) = await self.call("ListCatalog", "as", [name])
+        except BusError as error:
+            if error.code != "no-such-model":
+                raise
+            what = f'there is no model "{name}"'
+            raise NoSuchModel(what, hint=error.message.removeprefix(what).removeprefix("; ")) from None
+        return str(known["Id"])
 
     # Signals ---------------------------------------------------------------------------------------------------------
 
@@ -198,6 +229,11 @@ class Gpud:
             agent.stop(self._agent)
         self._watch.cancel()
         hang_up(self._bus)
+
+
+def named(models: Iterable[dict[str, Any]], name: str) -> dict[str, Any] | None:
+    """The one of them with this name or alias."""
+    return next((record for record in models if name in (record["Id"], *record.get("Aliases", ()))), None)
 
 
 def changed_models(signal: Signal) -> list[dict[str, Any]] | None:

@@ -1,5 +1,6 @@
 """The exit statuses of gpudctl, the one table from errors to them, and the errors that only a command line has."""
 
+from gpud.cli import INTERRUPTED as INTERRUPTED
 from gpud.core.errors import GpudError
 
 DONE = 0
@@ -7,7 +8,6 @@ FAILED = 1
 USAGE = 2
 NOT_RUNNING = 3
 REFUSED = 4
-INTERRUPTED = 130
 PIPE_CLOSED = 141
 
 STATUSES = {

@@ -37,12 +37,7 @@ def run(arguments: Namespace, output: Output) -> int:
     from gpud.cli import client
 
     async def work(gpud: "Gpud") -> int:
-        status = await gpud.status()
-        record = None
-        if arguments.model:
-            from gpud.cli.wait import find
-
-            record = find(status["Models"], arguments.model)
+        record, status = await gpud.about(arguments.model) if arguments.model else (None, await gpud.overview())
         name = record["Id"] if record else ""
         (entries,) = await gpud.call("Explain", "su", name, arguments.lines)
         now = stands(record, status) if record else overall(status)

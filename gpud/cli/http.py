@@ -236,7 +236,7 @@ class Door:
         try:
             # The library's own way to connect knows neither Unix sockets nor a certificate that is trusted by itself.
             connection.sock = self._reach()
-        except OSError as problem:
+        except (OSError, UnicodeError) as problem:
             raise NotRunning(
                 f"nothing answers at {address.url} ({_reason(problem)})",
                 hint='if gpud runs ("gpudctl status"), see "http:" in its configuration, or name its door with --url',
@@ -395,6 +395,8 @@ class Question:
 
 
 def _reason(problem: Exception) -> str:
+    if isinstance(problem, UnicodeError):
+        return "no machine can have such a name"
     return getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
 
 

@@ -102,7 +102,7 @@ async def load(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
         output.result("\n".join(lines), {"jobs": [{"job": job, "model": model} for job, model in jobs.items()]})
         return max((exit_status(error) for error in refused.values()), default=DONE)
     ended = await wait_for(gpud, jobs, output)
-    records = {name: record for record in await gpud.models() for name in (record["Id"], *record.get("Aliases", ()))}
+    records = {record["Id"]: record for record in await gpud.models_named(one.model for one in ended)}
     report(output, ended, records)
     statuses = [exit_status(error) for error in refused.values()]
     return max([*statuses, *(status_of(one, records.get(one.model, {})) for one in ended)], default=DONE)

@@ -1,6 +1,7 @@
 """What gpudctl prints: results to standard output, everything else to standard error; plain, colored, or as JSON."""
 
 import os
+import re
 import sys
 import time
 from argparse import Namespace
@@ -12,6 +13,10 @@ from gpud.core.errors import GpudError
 
 MIB = 1 << 20
 GIB = 1 << 30
+
+QUOTED_MOST = 1024
+BEGINNING = 128
+"""More than the first of what somebody gave is not said back to them, but its beginning: as long as a name may be."""
 
 COLORS = {"bold": "1", "red": "31", "green": "32", "yellow": "33", "blue": "34", "dim": "2"}
 
@@ -68,9 +73,10 @@ class Output:
 
     def error(self, error: GpudError) -> None:
         """One line with what to do; the same as an object where JSON was asked for. What it quotes may be anything."""
+        message, hint = brief(error.message), brief(error.hint)
         if self.wants_json:
-            self.json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
-        parts = filter(None, (one_line(error.message), one_line(error.hint)))
+            self.json({"error": {"code": error.code, "message": message, "hint": hint}})
+        parts = filter(None, (one_line(message), one_line(hint)))
         self.note(visible("gpudctl: " + "; ".join(parts)))
 
     def flush(self) -> None:
@@ -116,6 +122,26 @@ def _is_terminal(stream: Any) -> bool:
         return bool(stream.isatty())
     except (AttributeError, ValueError):  # No stream at all, or one that is closed.
         return False
+
+
+def brief(text: str) -> str:
+    """A sentence without most of what was quoted, where that is longer than any name and any path that people have: one
+    argument may be a whole file.
+    """
+    if len(text) <= QUOTED_MOST:
+        return text
+    return re.sub(_SAID_BACK, _shortened, text)
+
+
+def _shortened(found: re.Match[str]) -> str:
+    text = found[0]
+    if len(text) <= QUOTED_MOST:
+        return text
+    return f"{text[:BEGINNING]}…" + (text[-1] if text[-1] in "\"'" else "")
+
+
+_SAID_BACK = r"""(?s)"[^"]*"|(?<=invalid choice: )'.+?'(?= \()|(?<=unrecognized arguments: ).+|\S+"""
+"""What is said back, here and by argparse."""
 
 
 def one_line(text: str) -> str:

@@ -72,7 +72,7 @@ def look(arguments: Namespace) -> Activity:
     from gpud.cli.exits import NotRunning
 
     async def ask(gpud: "Gpud") -> Record:
-        return await gpud.status()
+        return await gpud.overview()
 
     if arguments.url:
         return by_http(arguments)

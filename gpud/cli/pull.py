@@ -136,7 +136,7 @@ async def looked(puller: "Puller", gpud: "Gpud | None", wish: Wish, arguments: N
 
     from gpud.cli.downloading import fits
 
-    devices = (await gpud.status())["Gpus"] if gpud is not None else []
+    devices = (await gpud.overview())["Gpus"] if gpud is not None else []
     kind = gpud.kind if gpud is not None else ""
     wanted = "" if wish.wanted == SAFETENSORS else wish.wanted
     ask = {"do": "list", "repo": wish.repo, "revision": arguments.revision or "main", "wanted": wanted}
@@ -234,7 +234,7 @@ def _show(wish: Wish, seen: Picture, chosen: "Row | None", output: Output) -> No
     output.text("\n".join(fits.lines(seen.rows, chosen, output)))
     context = seen.rows[0].way.context
     known = any(row.ever is not None for row in seen.rows)
-    about = f"needs are with a context of {context} tokens" if context else "needs are without any context"
+    about = f"needs are with a context of {plural(context, 'token')}" if context else "needs are without any context"
     output.text("")
     output.text(about + ("" if known else "; what fits is not known, since gpud does not run"))
     if seen.listing["safetensors"]:

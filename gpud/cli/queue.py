@@ -29,7 +29,7 @@ def run(arguments: Namespace, output: Output) -> int:
     from gpud.cli import client
 
     async def work(gpud: "Gpud") -> int:
-        status = await gpud.status()
+        status = await gpud.overview()
         queue = status["Queue"]
         lines = rows(queue, status["Claims"], output) if queue else ["nobody waits for memory"]
         output.result("\n".join(lines), {"queue": as_data(queue)})

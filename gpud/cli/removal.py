@@ -1,6 +1,7 @@
 """``gpudctl models rm``: deletes the files of a model, as the user who asks and after gpud has let go of it.
 
 Nothing is deleted that another model has as well, that lies in another program's store, or that a link only leads to.
+Whoever names one copy of a model that is there several times has that copy deleted, and no other.
 """
 
 import os
@@ -17,7 +18,8 @@ from gpud.cli.exits import DONE, FAILED, BusError, Usage
 from gpud.cli.output import Output, size, visible
 from gpud.cli.unload import LOADED
 from gpud.core.counts import plural
-from gpud.core.errors import GpudError
+from gpud.core.errors import GpudError, NoSuchModel
+from gpud.core.naming import usable
 from gpud.core.record import Record
 
 if TYPE_CHECKING:
@@ -31,11 +33,14 @@ class Undeletable(GpudError):
 
 
 class Doomed(Record):
-    """What is deleted, links before what they lead to; and what could be expected to be, and stays, as sentences."""
+    """What is deleted, links before what they lead to; and what could be expected to be, and stays, as sentences.
+    ``left`` are the places in which the model is still there afterwards.
+    """
 
     files: tuple[Path, ...]
     freed_bytes: int
     stays: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
 
 def remove(arguments: Namespace, output: Output) -> int:
@@ -43,30 +48,78 @@ def remove(arguments: Namespace, output: Output) -> int:
     from gpud.cli import client
 
     one, others = client.run(lambda gpud: _known(gpud, arguments.model), arguments.bus)
-    doomed = doomed_with(one, others)
+    doomed = doomed_with(one, others, places_meant(one, arguments.model))
     check_deletable(doomed.files)
-    if not arguments.yes and not _agreed(one, doomed, output):
-        output.result("nothing was deleted", {"name": one["name"], "files": [], "freed_bytes": 0})
+    if not arguments.yes and (sys.stdin is None or not sys.stdin.isatty()):
+        raise Usage("models: rm deletes files, and nobody is there to be asked", hint="say --yes to do it without")
+    if not output.wants_json or not arguments.yes:
+        _show(doomed, output)
+    if not arguments.yes and not _agreed(one, doomed):
+        output.result("nothing was deleted", {"name": one["name"], "files": [], "freed_bytes": 0, "left": one["paths"]})
         return FAILED
     return client.run(lambda gpud: _remove(gpud, one, doomed, output), arguments.bus)
 
 
-async def _known(gpud: "Gpud", name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+async def _known(gpud: "Gpud", asked: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The model, and all others, with those that cannot be loaded."""
     from gpud.cli.models import catalog, joined
 
-    (one,) = await catalog(gpud, [name])
-    others = [joined(other, {}) for other in await catalog(gpud, []) if other["Id"] != one["Id"]]
-    return joined(one, {}), others
+    everything = [joined(known, {}) for known in await catalog(gpud, [])]
+    file = file_meant(asked)
+    one = next((known for known in everything if file is not None and place_of(known, file)), None)
+    if one is None and asked.startswith(PATHS):
+        raise NoSuchModel(
+            f"no model that gpud knows lies in {visible(asked)}",
+            hint='"gpudctl models info NAME" shows where a model lies, and rm deletes no other files',
+        )
+    if one is None:
+        one = joined((await catalog(gpud, [asked]))[0], {})
+    return one, [other for other in everything if other["name"] != one["name"]]
+
+
+# What is meant -------------------------------------------------------------------------------------------------------
+
+PATHS = ("/", "./", "../", "~/")
+"""What begins so is a file, and not the name of a model."""
+
+
+def file_meant(asked: str) -> Path | None:
+    """The file that is named, whether as a path or as one that lies here."""
+    return Path(asked).expanduser().absolute() if asked.startswith(PATHS) or os.path.lexists(asked) else None
+
+
+def place_of(one: dict[str, Any], file: Path) -> str:
+    """The place of a model that this file is, or is a part of; empty: none. Of links only those of folders count."""
+    places = [place for place in one["paths"] if place.startswith("/") and Path(place).suffix == file.suffix]
+    parts = ((place, part) for place in places for part in parts_of(Path(place)) if part.name == file.name)
+    return next((place for place, part in parts if part == file or _place(part) == _place(file)), "")
+
+
+def places_meant(one: dict[str, Any], asked: str) -> list[str]:
+    """Of a model that is there several times, the copy of this path or with a name of its own; else all places."""
+    file = file_meant(asked)
+    if file is not None and (place := place_of(one, file)):
+        return [place]
+    if asked in (one["name"], *one["aliases"]):
+        return list(one["paths"])
+    wanted = asked.removesuffix(".gguf")
+    return [place for place in one["paths"] if _called(place) == wanted] or list(one["paths"])
+
+
+def _called(place: str) -> str:
+    """What a model would be called after this place."""
+    name = Path(place).name.removesuffix(".gguf")
+    return usable(re.sub(r"-\d{5}-of-\d{5}$", "", name))
 
 
 # What goes -----------------------------------------------------------------------------------------------------------
 
 
-def doomed_with(one: dict[str, Any], others: Collection[dict[str, Any]]) -> Doomed:
-    """Raises Usage for what is not ours to delete."""
+def doomed_with(one: dict[str, Any], others: Collection[dict[str, Any]], meant: Collection[str]) -> Doomed:
+    """What goes with the places that are ``meant``. Raises Usage for what is not ours to delete."""
     name = one["name"]
-    if "ollama" in one["sources"]:
+    left = tuple(place for place in one["paths"] if place not in meant)
+    if "ollama" in one["sources"] and (not left or any(Path(place).name.startswith("sha256-") for place in meant)):
         raise Usage(
             f'"{name}" is in Ollama\'s store, and its layers may belong to other models, too',
             hint='let Ollama remove it: "ollama list" shows what it is called there, "ollama rm NAME" removes it',
@@ -74,7 +127,7 @@ def doomed_with(one: dict[str, Any], others: Collection[dict[str, Any]]) -> Doom
     if one["format"] == "safetensors":
         folders = ", ".join(map(visible, one["paths"]))
         raise Usage(f'"{name}" is a whole folder', hint=f"see what else is in it, and remove it yourself: {folders}")
-    places = [path for path in one["paths"] if path.startswith("/")]
+    places = [path for path in meant if path.startswith("/")]
     for path in places:
         if re.search(r"\\x[0-9a-f]{2}", path):
             # The bus carries text alone: another file may be called just like what it shows of this one.
@@ -83,7 +136,7 @@ def doomed_with(one: dict[str, Any], others: Collection[dict[str, Any]]) -> Doom
             )
     links = [part for path in places for part in parts_of(Path(path))]
     stays = []
-    if projector := one["mmproj"]:
+    if (projector := one["mmproj"]) and not left:
         users = [other["name"] for other in others if other["mmproj"] == projector]
         if users:
             stays.append(f'its projector stays, "{users[0]}" has it, too: {visible(projector)}')
@@ -98,7 +151,7 @@ def doomed_with(one: dict[str, Any], others: Collection[dict[str, Any]]) -> Doom
             else "scan: gpudctl models scan",
         )
     files = tuple(dict.fromkeys((*links, *blobs_only_of(links))))
-    return Doomed(files, freed_by(files), tuple(stays))
+    return Doomed(files, freed_by(files), tuple(stays), left)
 
 
 def parts_of(path: Path) -> list[Path]:
@@ -170,21 +223,31 @@ def _user(uid: int) -> str:
 # How it goes ---------------------------------------------------------------------------------------------------------
 
 
-def _agreed(one: dict[str, Any], doomed: Doomed, output: Output) -> bool:
-    if sys.stdin is None or not sys.stdin.isatty():
-        raise Usage("models: rm deletes files, and nobody is there to be asked", hint="say --yes to do it without")
+def _show(doomed: Doomed, output: Output) -> None:
+    """What goes, with what each takes, and what stays."""
     for file in doomed.files:
-        output.note(f"  {visible(str(file))}")
+        mark = file.lstat()
+        output.note(f"  {visible(str(file))}  {'a link' if stat.S_ISLNK(mark.st_mode) else size(mark.st_size)}")
     for sentence in doomed.stays:
         output.note(sentence)
-    question = f'delete {plural(len(doomed.files), "file")} of "{one["name"]}", {size(doomed.freed_bytes)}? [y/N] '
+    if doomed.left:
+        output.note(f"the model stays, in {', '.join(map(visible, doomed.left))}")
+
+
+def _agreed(one: dict[str, Any], doomed: Doomed) -> bool:
+    what = "a copy of " if doomed.left else ""
+    question = (
+        f'delete {plural(len(doomed.files), "file")} of {what}"{one["name"]}", {size(doomed.freed_bytes)}? [y/N] '
+    )
     print(question, end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 async def _remove(gpud: "Gpud", one: dict[str, Any], doomed: Doomed, output: Output) -> int:
     name = one["name"]
-    await _let_go(gpud, name)
+    if one["path"] not in doomed.left:
+        # It is what an engine is given.
+        await _let_go(gpud, name)
     for count, file in enumerate(doomed.files):
         try:
             file.unlink(missing_ok=True)
@@ -198,13 +261,17 @@ async def _remove(gpud: "Gpud", one: dict[str, Any], doomed: Doomed, output: Out
     except GpudError as error:
         # It is gone whatever becomes of this: gpud notices by itself, if later.
         output.note(f"gpudctl: not looked at anew: {error.message}")
-    for sentence in doomed.stays:
-        output.note(sentence)
-    if one["configured"]:
+    if one["configured"] and not doomed.left:
         output.note(f'"{name}" is still configured: take it out of gpud.yaml')
+    what = "a copy of " if doomed.left else ""
     output.result(
-        f'deleted "{name}": {plural(len(doomed.files), "file")}, {size(doomed.freed_bytes)}',
-        {"name": name, "files": [str(file) for file in doomed.files], "freed_bytes": doomed.freed_bytes},
+        f'deleted {what}"{name}": {plural(len(doomed.files), "file")}, {size(doomed.freed_bytes)}',
+        {
+            "name": name,
+            "files": [str(file) for file in doomed.files],
+            "freed_bytes": doomed.freed_bytes,
+            "left": list(doomed.left),
+        },
     )
     return DONE
 

@@ -31,10 +31,11 @@ def run(arguments: Namespace, output: Output) -> int:
 
 
 async def reset(gpud: "Gpud", model: str, output: Output) -> int:
+    from gpud.cli import client
     from gpud.cli import jobs as waiting
 
     await gpud.subscribe()
-    record = next((r for r in await gpud.models() if model in (r["Id"], *r.get("Aliases", ()))), None)
+    record = client.named((await gpud.overview())["Models"], model)
     if record is not None and record["State"] not in ("failed", "unloaded"):
         raise GpudError(
             f'cannot reset "{model}": it is {record["State"]}, not failed', hint=f'"gpudctl unload {model}" unloads it'

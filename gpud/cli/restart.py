@@ -53,8 +53,8 @@ async def restart(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     from gpud.cli.load import report, start, status_of, wait_for
 
     await gpud.subscribe()
-    before = await gpud.models()
-    wanted = _wanted(before, arguments.names)
+    before = await _known(gpud, arguments.names)
+    wanted = await _wanted(gpud, before, arguments.names)
     if not wanted:
         return _nothing(before, arguments.names, output)
     unloaded, stayed, status = await _unload(gpud, wanted, output, force=arguments.force)
@@ -72,7 +72,7 @@ async def restart(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
             output.error(error)
             status = max(status, exit_status(error))
     ended: list[Ended] = await wait_for(gpud, jobs, output) if jobs else []
-    after = {record["Id"]: record for record in await gpud.models()}
+    after = {record["Id"]: record for record in await gpud.models_named(one.model for one in ended)}
     if output.wants_json:
         output.json(
             {
@@ -90,24 +90,28 @@ async def restart(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     return max([status, *(status_of(one, after.get(one.model, {})) for one in ended)])
 
 
-def _wanted(records: list[dict[str, Any]], names: Iterable[str]) -> list[dict[str, Any]]:
-    """The models that are meant, each once. Raises NoSuchModel."""
+async def _known(gpud: "Gpud", names: Sequence[str]) -> list[dict[str, Any]]:
+    """The models among which those are that are meant: all there are, where a name may be an engine's."""
+    from gpud.cli.client import named
+
+    few: list[dict[str, Any]] = (await gpud.overview(*names))["Models"]
+    return few if all(named(few, name) for name in names) else await gpud.models()
+
+
+async def _wanted(gpud: "Gpud", records: list[dict[str, Any]], names: Iterable[str]) -> list[dict[str, Any]]:
+    """The models that are meant, each once. A model of a name comes before an engine of it. Raises NoSuchModel."""
+    from gpud.cli.client import named
+
     found: dict[str, dict[str, Any]] = {}
     for name in names:
-        for record in _named(records, name):
-            found[record["Id"]] = record
+        if model := named(records, name):
+            found[model["Id"]] = model
+        elif engines := _engines(records, name):
+            loaded = (one for one in records if one["Backend"] in engines and one["State"] in LOADED)
+            found |= {record["Id"]: record for record in loaded}
+        else:
+            raise await _unknown(gpud, records, name)
     return list(found.values())
-
-
-def _named(records: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """A model of this name comes before an engine of it."""
-    model = next((record for record in records if name in (record["Id"], *record.get("Aliases", ()))), None)
-    if model is not None:
-        return [model]
-    engines = _engines(records, name)
-    if not engines:
-        raise _unknown(records, name)
-    return [record for record in records if record["Backend"] in engines and record["State"] in LOADED]
 
 
 def _engines(records: Sequence[Mapping[str, Any]], name: str) -> set[str]:
@@ -116,22 +120,20 @@ def _engines(records: Sequence[Mapping[str, Any]], name: str) -> set[str]:
     return {record["Backend"] for record in records} & set(called)
 
 
-def _unknown(records: list[dict[str, Any]], name: str) -> GpudError:
-    from gpud.cli.wait import find
-
+async def _unknown(gpud: "Gpud", records: list[dict[str, Any]], name: str) -> GpudError:
     if name in FAMILIES or name.replace("-", "_") in (*LLAMA, "ollama"):
         return NoSuchModel(
             f'cannot restart "{name}": no model is served by it', hint='"gpudctl models" lists what there is'
         )
     try:
-        find(records, name)
+        await gpud.about(name)
     except NoSuchModel as problem:
         engines = ", ".join(sorted({record["Backend"] for record in records})) or "none"
         return NoSuchModel(
             f'cannot restart "{name}": there is neither a model nor an engine of that name',
             hint=f"{problem.hint}; engines that serve models: {engines}",
         )
-    raise AssertionError(name)
+    return NoSuchModel(f'cannot restart "{name}": it has just been added', hint="run it once more")
 
 
 def _nothing(records: Sequence[dict[str, Any]], names: Sequence[str], output: Output) -> int:

@@ -25,7 +25,7 @@ def run(arguments: Namespace, output: Output) -> int:
     from gpud.cli import client
 
     async def work(gpud: "Gpud") -> int:
-        given = (await gpud.status())["Yielded"]
+        given = (await gpud.overview())["Yielded"]
         await gpud.call("Resume", asks=True)
         if given:
             text = f"resumed: the GPUs were given away for {span_since(given['SinceUSec'])}"

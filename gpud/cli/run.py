@@ -64,7 +64,7 @@ def run(arguments: Namespace, output: Output) -> int:
     _check(arguments, command)
     program = shutil.which(command[0])
     if program is None:
-        found = Path(command[0]).exists()
+        found = os.path.lexists(command[0])
         what = "it is not executable" if found else "there is no such command"
         spared = "no memory was claimed" if arguments.vram else "no model was loaded"
         output.error(NoSuchCommand(f'cannot run "{command[0]}": {what}', hint=f"{spared} for it"))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpud.cli.arguments import Parser
 from gpud.cli.output import Output, mib, since, size, span, table, until
+from gpud.core.counts import plural
 
 if TYPE_CHECKING:
     from gpud.cli.client import Gpud
@@ -60,14 +61,11 @@ def run(arguments: Namespace, output: Output) -> int:
     from gpud.cli import client
 
     async def work(gpud: "Gpud") -> int:
-        status = await gpud.status()
         if arguments.model:
-            from gpud.cli.wait import find
-
-            record = find(status["Models"], arguments.model)
-            lines = one_model(record, status, output)
-            output.result("\n".join(lines), as_data(record))
+            record, status = await gpud.about(arguments.model)
+            output.result("\n".join(one_model(record, status, output)), as_data(record))
         else:
+            status = await gpud.status()
             output.result("\n".join(everything(status, gpud.bus_name, output)), as_data(status) | {"bus": gpud.kind})
         return 0
 
@@ -344,7 +342,10 @@ def one_model(record: dict[str, Any], status: dict[str, Any], output: Output) ->
         ("device", place),
         ("memory", f"{mib(record['VramBytes'])} measured" if record["VramBytes"] else ""),
         ("needs", mib(record["NeedBytes"]) + (f" ({source})" if source else "") if record["NeedBytes"] else ""),
-        ("context", f"{record['ContextSize']} tokens{kv}" if record["ContextSize"] else kv.removeprefix(", ")),
+        (
+            "context",
+            f"{plural(record['ContextSize'], 'token')}{kv}" if record["ContextSize"] else kv.removeprefix(", "),
+        ),
         ("reduced", record.get("Reduced", "")),
         ("waits for", record.get("WaitsFor", "")),
         ("requests", str(record["InFlight"]) if record["InFlight"] else ""),

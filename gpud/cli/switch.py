@@ -34,16 +34,17 @@ def run(arguments: Namespace, output: Output) -> int:
 async def switch(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     from gpud.cli import jobs as waiting
     from gpud.cli.load import report, start, status_of, wait_for
-    from gpud.cli.wait import find
     from gpud.core.errors import GpudError
 
     await gpud.subscribe()
-    records = await gpud.models()
-    wanted = find(records, arguments.model)["Id"]
-    kept = {wanted, *(find(records, name)["Id"] for name in arguments.keep)}
+    record, overview = await gpud.about(arguments.model)
+    wanted = record["Id"]
+    kept = {wanted}
+    for name in arguments.keep:
+        kept.add((await gpud.about(name))[0]["Id"])
     leaving: dict[int, str] = {}
     stayed: list[str] = []
-    for record in records:
+    for record in overview["Models"]:
         if record["Id"] in kept or record["State"] not in LOADED:
             continue
         try:
@@ -60,7 +61,7 @@ async def switch(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
             stayed.append(one.model)
             output.note(f"gpudctl: {one.sentence('unloading')}")
     ended = await wait_for(gpud, {await start(gpud, wanted, {}): wanted}, output)
-    after = {record["Id"]: record for record in await gpud.models()}
+    after = {record["Id"]: record for record in await gpud.models_named([wanted])}
     done = all(one.done for one in ended)
     if output.wants_json:
         gone = [name for name in leaving.values() if name not in stayed]

@@ -1,5 +1,6 @@
 """``gpudctl unload``: has models unloaded and says how much memory that gave back."""
 
+import re
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,12 @@ EXAMPLES = (
 
 LOADED = ("loading", "ready", "busy", "unloading", "queued")
 """The states of a model that an unload ends."""
+
+
+_CALLED_OFF = re.compile(
+    r'(?:^|; )("[^"]*" (?:no longer waits and its failures are forgotten|does not come back by itself))'
+)
+"""What the daemon says of models that were not loaded, and for which an unload ended something all the same."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -54,7 +61,7 @@ async def unload(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     from gpud.cli import jobs as waiting
 
     await gpud.subscribe()
-    before = {record["Id"]: record for record in await gpud.models()}
+    before = {record["Id"]: record for record in (await gpud.overview())["Models"]}
     jobs: dict[int, str] = {}
     worst = DONE
     for model in dict.fromkeys(arguments.models) or [""]:
@@ -76,7 +83,7 @@ async def unload(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     except asyncio.CancelledError:
         output.error(Canceled(f"interrupted: no longer unloading {', '.join(map(_named, jobs.values()))}"))
         raise
-    after = {record["Id"]: record for record in await gpud.models()}
+    after = {record["Id"]: record for record in (await gpud.overview())["Models"]}
     gone = [name for name, record in before.items() if record["State"] in LOADED and _is_gone(after.get(name))]
     named = set(arguments.models)
     gone = [name for name in gone if not named or named & {name, *before[name].get("Aliases", ())}]
@@ -111,8 +118,10 @@ def _report(output: Output, ended: "list[Ended]", gone: list[dict[str, Any]]) ->
     freed = sum(held_bytes(record) for record in gone)
     problems = [one.sentence("unloading") for one in ended if not one.done]
     problems += [f"not unloaded: {left}" for one in ended if one.done and (left := _left_out(one))]
-    text = f"unloaded {plural(len(gone), 'model')}, freed {mib(freed)}" if gone else ""
-    if not gone and not problems:
+    parts = [f"unloaded {plural(len(gone), 'model')}, freed {mib(freed)}"] if gone else []
+    parts += [sentence for one in ended if one.done for sentence in _CALLED_OFF.findall(one.message)]
+    text = "; ".join(parts)
+    if not parts and not problems:
         text = "nothing loaded"
     data = {
         "unloaded": [record["Id"] for record in gone],
@@ -134,5 +143,6 @@ def _left_out(one: "Ended") -> str:
     """What an unload of everything has left loaded: the part of its message behind the count."""
     if one.model:
         return ""
-    counted, _, rest = one.message.partition("; ")
-    return rest if counted.startswith(("unloaded ", "nothing ")) else one.message
+    message = _CALLED_OFF.sub("", one.message)
+    counted, _, rest = message.partition("; ")
+    return rest if counted.startswith(("unloaded ", "nothing ")) else message.removeprefix("; ")

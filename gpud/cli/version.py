@@ -28,7 +28,7 @@ def run(arguments: Namespace, output: Output) -> int:
     from gpud.cli import client
 
     async def work(gpud: "Gpud") -> int:
-        daemon = (await gpud.status())["Version"]
+        daemon = (await gpud.overview())["Version"]
         older = "" if daemon == __version__ else "; restart gpud to run the installed one"
         text = f"gpudctl {__version__}\ngpud {daemon} (running, on the {gpud.bus_name}){older}"
         output.result(text, {"gpudctl": __version__, "gpud": daemon, "bus": gpud.kind})

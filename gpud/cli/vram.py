@@ -31,7 +31,7 @@ def run(arguments: Namespace, output: Output) -> int:
     from gpud.cli import client
 
     async def work(gpud: "Gpud") -> int:
-        status = await gpud.status()
+        status = await gpud.overview()
         data = as_data(status)
         output.result("\n".join(block(data, status, output)), data)
         return 0

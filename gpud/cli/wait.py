@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from gpud.cli.arguments import Parser, duration
 from gpud.cli.exits import DONE
 from gpud.cli.output import Output, span
-from gpud.core.errors import GpudError, NoSuchModel
+from gpud.core.errors import GpudError
 
 if TYPE_CHECKING:
     from gpud.cli.client import Gpud
@@ -44,7 +44,7 @@ async def wait(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     import asyncio
 
     await gpud.subscribe()
-    record = find(await gpud.models(), arguments.model)
+    record, _ = await gpud.about(arguments.model)
     seen = record["State"]
     try:
         async with asyncio.timeout(arguments.timeout or None):
@@ -53,7 +53,7 @@ async def wait(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
                     raise _failed(record)
                 await _change(gpud, record["Id"], seen)
                 # Asked again in place of believing the signal: it says neither why nor whether there is a next try.
-                record = find(await gpud.models(), record["Id"])
+                record, _ = await gpud.about(record["Id"])
                 seen = record["State"]
     except TimeoutError:
         raise TookTooLong(
@@ -78,19 +78,6 @@ async def _change(gpud: "Gpud", model: str, state: str) -> None:
         record = next((record for record in models if record["Id"] == model), None)
         if record is None or record["State"] != state or (state == "failed" and not record["RetryAtUSec"]):
             return
-
-
-def find(models: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    """The record of a model by its name or an alias. Raises NoSuchModel."""
-    for record in models:
-        if name in (record["Id"], *record.get("Aliases", ())):
-            return record
-    from difflib import get_close_matches
-
-    names = [record["Id"] for record in models]
-    near = get_close_matches(name, names, 1, 0.5)
-    hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(names[:10]) or 'none'}"
-    raise NoSuchModel(f'there is no model "{name}"', hint=hint)
 
 
 def _failed(record: dict[str, Any]) -> GpudError:

@@ -43,7 +43,7 @@ async def give_away(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
 
     how_long = arguments.how_long or 0.0
     await gpud.subscribe()
-    status = await gpud.status()
+    status = await gpud.overview()
     # Where there is no GPU, the machine's own memory is what is given away.
     given = {gpu["Uuid"] for gpu in status["Gpus"] if gpu["Uuid"] != "host"} or {"host"}
     before = holding(status["Models"], given)
@@ -51,7 +51,7 @@ async def give_away(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     left = before
     try:
         while left and not arguments.no_wait:
-            left = holding(await gpud.models(), given)
+            left = holding((await gpud.overview())["Models"], given)
             if left:
                 await _change(gpud)
     except asyncio.CancelledError:

@@ -31,6 +31,11 @@ def usable(text: str) -> str:
     return text or "model"
 
 
+def brief(text: str) -> str:
+    """For a message about what somebody took for a name; it may be a whole file."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
 def listed_name(name: str) -> str:
     """As Ollama writes it: with a tag."""
     return name if ":" in name.rsplit("/", 1)[-1] else name + LATEST

@@ -22,7 +22,7 @@ def aliases(name: str, given: tuple[str, ...], models: Stock) -> tuple[str, ...]
     for alias in given:
         if naming.usable(alias) != alias or alias in naming.COMMANDS:
             raise InvalidOption(
-                f'"{alias}" cannot be an alias',
+                f'"{naming.brief(alias)}" cannot be an alias',
                 hint="at most 128 of A-Z a-z 0-9 . _ : / @ + -, the first a letter or digit, and none of "
                 + " ".join(sorted(naming.COMMANDS)),
             )
@@ -38,7 +38,8 @@ def priority(text: str) -> str:
     allowed = [one.name.lower() for one in Priority]
     if text and text not in allowed:
         raise InvalidOption(
-            f'"{text}" is no priority', hint=f"one of {', '.join(allowed)}, or nothing for what is configured"
+            f'"{naming.brief(text)}" is no priority',
+            hint=f"one of {', '.join(allowed)}, or nothing for what is configured",
         )
     return text
 
@@ -49,7 +50,8 @@ def tags(given: tuple[str, ...]) -> tuple[str, ...]:
     for tag in given:
         if naming.usable(tag) != tag:
             raise InvalidOption(
-                f'"{tag}" cannot be a tag', hint="at most 128 of A-Z a-z 0-9 . _ : / @ + -, the first a letter or digit"
+                f'"{naming.brief(tag)}" cannot be a tag',
+                hint="at most 128 of A-Z a-z 0-9 . _ : / @ + -, the first a letter or digit",
             )
     return tuple(dict.fromkeys(given))
 

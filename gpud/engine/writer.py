@@ -27,7 +27,7 @@ from gpud.core.facts import (
     State,
 )
 from gpud.core.instance import as_offered
-from gpud.core.naming import LONGEST
+from gpud.core.naming import LONGEST, brief
 from gpud.core.ports import Backend, Files, Gpus, Launcher, Programs, Store, Warmer
 from gpud.core.quote import Offer, Quote
 from gpud.core.record import replace
@@ -184,7 +184,7 @@ class Engine:
                 return meant
         if len(name) > LONGEST:
             hint = f"its name has {len(name)} characters, the limit is {LONGEST}"
-            raise NoSuchModel(f'there is no model "{name[:LONGEST]}…"', hint=hint)
+            raise NoSuchModel(f'there is no model "{brief(name)}"', hint=hint)
         if not models:
             hint = "no model is there: gpudctl models list says how to come by one"
         elif near := closest(name, (*models, *models.aliases())):

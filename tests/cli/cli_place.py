@@ -297,6 +297,17 @@ def status(**values: Variant) -> Answer:
     return reply("a{sv}", empty | lists | values)
 
 
+def shows(*records: dict[str, Variant], **values: Variant) -> dict[str, Answer]:
+    """The answers of a gpud with these models: to whoever asks for all of them, and to whoever asks for some."""
+
+    def overview(message: Message) -> list[Message]:
+        names = message.body[2]
+        there = [one for one in records if one["State"].value != "unloaded" or one["Id"].value in names]
+        return status(Models=Variant("aa{sv}", there), **values)(message)
+
+    return {"ListModels": reply("aa{sv}", list(records)), "Overview": overview}
+
+
 def gpu(uuid: str, index: int = 0, **values: Variant) -> dict[str, Variant]:
     """A device's record as ListGpus has it."""
     record = {

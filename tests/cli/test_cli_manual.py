@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from gpud.__main__ import parser as daemon_parser
-from gpud.cli import COMMANDS, exits, parser_for
+from gpud.cli import exits
 from gpud.cli.arguments import GLOBAL_OPTIONS
+from gpud.cli.commands import COMMANDS, parser_for
 
 MANUAL = Path(__file__).resolve().parent.parent.parent / "docs" / "man"
 COMPLETIONS = MANUAL.parent.parent / "shell" / "completions"

@@ -10,7 +10,21 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cli_place import GPUDCTL, PATIENCE_S, Place, StubDaemon, claim, error, gpu, model, nothing, reply, status, waiting
+from cli_place import (
+    GPUDCTL,
+    PATIENCE_S,
+    Place,
+    StubDaemon,
+    claim,
+    error,
+    gpu,
+    model,
+    nothing,
+    reply,
+    shows,
+    status,
+    waiting,
+)
 from dbus_next.message import Message
 from dbus_next.signature import Variant
 from test_cli_stub import with_stub
@@ -54,7 +68,7 @@ def test_each_maker_has_its_own_variable(place: Place, device: str, vendor: str,
         there = gpu("host" if vendor == "host" else device, Vendor=Variant("s", vendor))
         here = devices() if device == "GPU-that-is-gone" else devices(there)
         mine = claim(5, Device=Variant("s", device), Granted=Variant("b", True))
-        stub.answers |= {"Claim": granted(5, theirs), "Status": status(Gpus=here, Claims=devices(mine))}
+        stub.answers |= {"Claim": granted(5, theirs), **shows(Gpus=here, Claims=devices(mine))}
         script = "echo ${CUDA_VISIBLE_DEVICES--} ${ROCR_VISIBLE_DEVICES--} ${HIP_VISIBLE_DEVICES--}"
         done = await stub.gpudctl(place, "run", "--vram", "8GiB", "--", "sh", "-c", script)
         assert done == (0, shown + "\n", "")
@@ -222,7 +236,7 @@ def test_status_shows_all_there_is_to_know_of_memory(place: Place) -> None:
     }
 
     async def work(stub: StubDaemon) -> None:
-        stub.answers["Status"] = status(**full)
+        stub.answers |= dict.fromkeys(("Status", "Overview"), status(**full))
         _, text, _ = await stub.gpudctl(place, "status")
         lines = text.splitlines()
         assert re.fullmatch(r"the GPUs are given away for (2h( \d+s)?|1h 59m) more, by uid 1000: a game", lines[1])
@@ -264,15 +278,14 @@ def test_yield_waits_until_the_last_model_has_left_the_gpus(place: Place) -> Non
 
     async def work(stub: StubDaemon) -> None:
         on_host = loaded("host", "ready", "host")
-        before = [loaded("tiny", "busy", "GPU-1"), on_host]
         stub.answers |= {
-            "Status": status(Models=Variant("aa{sv}", before), Gpus=devices(gpu("GPU-1"))),
+            **shows(loaded("tiny", "busy", "GPU-1"), on_host, Gpus=devices(gpu("GPU-1"))),
             "Yield": reply(""),
-            "ListModels": reply("aa{sv}", [loaded("tiny", "unloading", "GPU-1"), on_host]),
         }
         command = asyncio.ensure_future(stub.gpudctl(place, "yield", "--for", "90s", "--why", "a game"))
-        await stub.until("ListModels")
-        stub.answers["ListModels"] = reply("aa{sv}", [model("tiny"), on_host])
+        await stub.until("Yield")
+        await stub.until("Overview")
+        stub.answers |= shows(model("tiny"), on_host)
         stub.bus.send(stub.signal("ModelStateChanged", "sss", "tiny", "unloaded", "user"))
         assert await command == (0, "the GPUs are given away for 1m 30s; unloaded 1 model, freed 1024 MiB\n", "")
         assert [body for name, body, _ in stub.calls if name == "Yield"] == [[90_000_000, "a game"]]
@@ -286,9 +299,8 @@ def test_yield_that_is_interrupted_has_given_them_away(place: Place) -> None:
     async def work(stub: StubDaemon) -> None:
         busy = model("tiny", State="busy") | {"Devices": Variant("as", ["GPU-1"])}
         stub.answers |= {
-            "Status": status(Models=Variant("aa{sv}", [busy]), Gpus=devices(gpu("GPU-1"))),
+            **shows(busy, Gpus=devices(gpu("GPU-1"))),
             "Yield": reply(""),
-            "ListModels": reply("aa{sv}", [busy]),
         }
         process = await asyncio.create_subprocess_exec(
             *(*GPUDCTL, "yield"),
@@ -297,7 +309,8 @@ def test_yield_that_is_interrupted_has_given_them_away(place: Place) -> None:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        await stub.until("ListModels")
+        await stub.until("Yield")
+        await stub.until("Overview")
         process.send_signal(2)
         _, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
         assert process.returncode == 130
@@ -354,7 +367,7 @@ def test_each_verdict_has_its_words(place: Place, answer: Any, status_code: int,
         }
         room = gpu("GPU-1", Budget=Variant("t", 8 * GIB), Available=Variant("t", GIB))
         stub.answers |= {
-            "Status": status(Models=Variant("aa{sv}", [model("tiny")]), Gpus=devices(room)),
+            **shows(model("tiny"), Gpus=devices(room)),
             "Quote": reply("a{sv}", quote),
             "Consider": answer,
         }
@@ -387,7 +400,7 @@ def test_a_gpu_that_sleeps_is_not_woken_for_a_question(place: Place, need: int, 
     async def work(stub: StubDaemon) -> None:
         room = gpu("GPU-1", Budget=Variant("t", 8 * GIB), Asleep=Variant("b", True))
         stub.answers |= {
-            "Status": status(Models=Variant("aa{sv}", [model("tiny")]), Gpus=devices(room)),
+            **shows(model("tiny"), Gpus=devices(room)),
             "Quote": reply("a{sv}", {"Offers": devices(offer(need)), "Less": devices()}),
             "Consider": considered("refused", device="", message="does not tell its free memory"),
         }
@@ -407,7 +420,7 @@ def test_a_part_that_is_too_large_for_the_machines_memory(place: Place) -> None:
         room = gpu("GPU-1", Budget=Variant("t", 8 * GIB), Available=Variant("t", 8 * GIB))
         host = gpu("host", Budget=Variant("t", 4 * GIB), Available=Variant("t", 4 * GIB))
         stub.answers |= {
-            "Status": status(Models=Variant("aa{sv}", [model("tiny")]), Gpus=devices(room, host)),
+            **shows(model("tiny"), Gpus=devices(room, host)),
             "Quote": reply("a{sv}", quote),
             "Consider": considered("fits"),
         }
@@ -428,7 +441,7 @@ def test_two_gpus_together_may_hold_what_one_cannot(place: Place) -> None:
     async def work(stub: StubDaemon) -> None:
         rooms = [gpu(f"GPU-{one}", one - 1, Budget=Variant("t", 8 * GIB), Available=Variant("t", 0)) for one in (1, 2)]
         stub.answers |= {
-            "Status": status(Models=Variant("aa{sv}", [model("tiny")]), Gpus=devices(*rooms)),
+            **shows(model("tiny"), Gpus=devices(*rooms)),
             "Consider": considered("refused", device="", message="no"),
         }
         for second, code, line in (
@@ -465,7 +478,7 @@ def test_a_record_is_shown_with_its_detail_and_its_numbers(place: Place) -> None
                 },
             ),
         }
-        stub.answers |= {"Status": status(), "Explain": reply("aa{sv}", [record])}
+        stub.answers |= {**shows(), "Explain": reply("aa{sv}", [record])}
         code, text, _ = await stub.gpudctl(place, "explain", "-n", "7")
         first, *rest = text.splitlines()
         assert (code, first) == (0, "gpud is idle; nothing loaded")

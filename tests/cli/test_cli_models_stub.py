@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_place import GPUDCTL, PATIENCE_S, Place, StubDaemon, error, model, reply
+from cli_place import GPUDCTL, PATIENCE_S, Place, StubDaemon, error, model, reply, shows
 from dbus_next.signature import Variant
 from test_cli_stub import with_stub
 
@@ -56,9 +56,7 @@ def scanned(message: Any) -> list[Any]:
 def catalog(stub: StubDaemon, *entries: dict[str, Variant], **states: str) -> None:
     """A daemon with these models, unloaded but for those whose state is given."""
     records = [model(one["Id"].value, State=states.get(one["Id"].value, "unloaded")) for one in entries]
-    overview = reply("a{sv}", {"Models": Variant("aa{sv}", records)})
-    stub.answers |= {"ListCatalog": has(*entries), "ListModels": reply("aa{sv}", records), "Overview": overview}
-    stub.answers["Scan"] = scanned
+    stub.answers |= {"ListCatalog": has(*entries), "Scan": scanned, **shows(*records)}
 
 
 # Bad input -----------------------------------------------------------------------------------------------------------
@@ -266,7 +264,7 @@ def test_all_parts_go_and_their_projector(place: Place, tmp_path: Path) -> None:
         place, entry("a", str(parts[0]), Parts=2, Mmproj=str(parts[2])), words=("a", "--yes", "--json")
     )
     assert (status, err) == (0, "")
-    assert json.loads(out) == {"name": "a", "files": [str(part) for part in parts], "freed_bytes": 6 << 20}
+    assert json.loads(out) == {"name": "a", "files": [str(part) for part in parts], "freed_bytes": 6 << 20, "left": []}
     assert sorted((tmp_path / "m").iterdir()) == [other]
 
 
@@ -276,7 +274,7 @@ def test_a_projector_that_another_model_has_stays(place: Place, tmp_path: Path) 
     both = {"Mmproj": str(projector)}
     status, out, err = run_rm(place, entry("a", str(mine), **both), entry("b", "/m/b.gguf", **both))
     assert (status, out) == (0, 'deleted "a": 1 file, 2 MiB\n')
-    assert err == f'its projector stays, "b" has it, too: {projector}\n'
+    assert err == f'  {mine}  2 MiB\nits projector stays, "b" has it, too: {projector}\n'
     assert projector.exists() and not mine.exists()
 
 
@@ -289,7 +287,8 @@ def test_a_blob_goes_with_the_last_link_to_it(place: Place, tmp_path: Path) -> N
     seen.symlink_to(tmp_path / "hub")
     other, keeper = hub(root, "rev1", "b.gguf", shared), hub(root, "rev2", "kept.gguf", shared)
     status, out, err = run_rm(place, entry("a", str(first), str(seen / second.relative_to(tmp_path / "hub"))))
-    assert (status, out, err) == (0, 'deleted "a": 3 files, 2 MiB\n', "")
+    shown = [f"  {first}  a link", f"  {seen / second.relative_to(tmp_path / 'hub')}  a link", f"  {alone}  2 MiB"]
+    assert (status, out, err.splitlines()) == (0, 'deleted "a": 3 files, 2 MiB\n', shown)
     assert not alone.exists() and not first.is_symlink() and not second.is_symlink()
     status, out, _ = run_rm(place, entry("a", str(other)))
     assert (status, out) == (0, 'deleted "a": 1 file, 0 MiB\n')
@@ -306,6 +305,85 @@ def test_a_link_goes_and_what_it_leads_to_stays(place: Place, tmp_path: Path) ->
     status, out, _ = run_rm(place, entry("a", str(link), str(hard)))
     assert (status, out) == (0, 'deleted "a": 2 files, 0 MiB\n')
     assert far.exists() and not link.is_symlink() and not hard.exists()
+
+
+@pytest.mark.parametrize("word", ["b", "b.gguf", "{copy}", "./n/b.gguf", "{linked}"])
+def test_whoever_names_one_copy_keeps_the_others(place: Place, tmp_path: Path, word: str) -> None:
+    """By a name of its own, by its path, or by a way that leads there; the model that an engine has stays loaded."""
+    first, copy, projector = files(tmp_path / "m", "a.gguf") + files(tmp_path / "n", "b.gguf", "mmproj.gguf")
+    (tmp_path / "linked").symlink_to(copy.parent)
+    named = word.format(copy=copy, linked=tmp_path / "linked" / "b.gguf")
+
+    async def work(stub: StubDaemon) -> None:
+        import asyncio
+
+        known = entry("a", str(first), str(copy), Mmproj=str(projector), Configured=True)
+        stub.answers |= {"ListCatalog": reply("aa{sv}", [known]), "Scan": scanned, **shows(model("a", State="ready"))}
+        process = await asyncio.create_subprocess_exec(
+            *(*GPUDCTL, "models", "rm", named, "--yes"),
+            cwd=tmp_path,
+            env=place.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        out, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+        assert (process.returncode, out.decode()) == (0, 'deleted a copy of "a": 1 file, 2 MiB\n')
+        assert err.decode().splitlines() == [f"  {copy}  2 MiB", f"the model stays, in {first}"]
+        assert "Unload" not in stub.names()
+
+    with_stub(place, work)
+    assert first.exists() and projector.exists() and not copy.exists()
+
+
+@pytest.mark.parametrize("word", ["a", "best"])
+def test_whoever_names_the_model_has_all_of_it_deleted(place: Place, tmp_path: Path, word: str) -> None:
+    """By its name, or one that somebody gave it; everything that goes is shown before."""
+    first, copy = files(tmp_path / "m", "a.gguf") + files(tmp_path / "n", "b.gguf")
+    known = entry("a", str(first), str(copy), Aliases=["best"])
+    came: list[tuple[int, str, str]] = []
+
+    async def work(stub: StubDaemon) -> None:
+        stub.answers |= {"ListCatalog": reply("aa{sv}", [known]), "Scan": scanned, **shows(model("a"))}
+        came.append(await stub.gpudctl(place, "models", "rm", word, "--yes"))
+
+    with_stub(place, work)
+    assert came == [(0, 'deleted "a": 2 files, 4 MiB\n', f"  {first}  2 MiB\n  {copy}  2 MiB\n")]
+    assert not first.exists() and not copy.exists()
+
+
+def test_the_copy_that_an_engine_is_given_is_unloaded_first(place: Place, tmp_path: Path) -> None:
+    """Named by its path, where others lie beside it that stay."""
+    first, copy = files(tmp_path / "m", "a.gguf") + files(tmp_path / "n", "a.gguf")
+
+    async def work(stub: StubDaemon) -> None:
+        catalog(stub, entry("a", str(first), str(copy)), a="ready")
+        stub.answers["Unload"] = error(f"{OWN}.Busy", '"a" is held by sam')
+        status, _, err = await stub.gpudctl(place, "models", "rm", str(first), "--yes")
+        assert status == 4 and "nothing was deleted" in err
+
+    with_stub(place, work)
+    assert first.exists() and copy.exists()
+
+
+def test_a_copy_in_a_folder_goes_and_ollamas_stays(place: Place, tmp_path: Path) -> None:
+    """What is in the store is not ours, and does not keep what is not in it."""
+    mine, blob = files(tmp_path / "m", "a.gguf") + files(tmp_path / "blobs", "sha256-" + "1" * 64)
+    both = entry("a", str(mine), str(blob), Sources=["folder", "ollama"])
+    status, _, err = run_rm(place, both, words=(str(blob), "--yes"))
+    assert status == 2 and "in Ollama's store" in err
+    status, out, _ = run_rm(place, both, words=(str(mine), "--yes"))
+    assert (status, out) == (0, 'deleted a copy of "a": 1 file, 2 MiB\n')
+    assert blob.exists() and not mine.exists()
+
+
+def test_a_file_of_no_model_is_not_deleted(place: Place, tmp_path: Path) -> None:
+    """Whatever else can be done with it, gpud knows nothing of it."""
+    (other,) = files(tmp_path / "m", "letters.txt")
+    status, out, err = run_rm(place, entry("a", "/m/a.gguf"), words=(str(other), "--yes"))
+    assert (status, out) == (1, "")
+    assert err.startswith(f"gpudctl: no model that gpud knows lies in {other}; ")
+    assert other.exists()
 
 
 @pytest.mark.parametrize(
@@ -385,8 +463,9 @@ def test_a_model_that_somebody_holds_keeps_its_files(place: Place, tmp_path: Pat
     async def work(stub: StubDaemon) -> None:
         catalog(stub, entry("a", str(mine)), a="ready")
         stub.answers["Unload"] = error(f"{OWN}.Busy", '"a" is held by sam')
-        done = await stub.gpudctl(place, "models", "rm", "a", "--yes")
-        assert done == (4, "", 'gpudctl: "a" is held by sam; nothing was deleted\n')
+        status, out, err = await stub.gpudctl(place, "models", "rm", "a", "--yes")
+        assert (status, out) == (4, "")
+        assert err.splitlines()[1:] == ['gpudctl: "a" is held by sam; nothing was deleted']
 
         def late(message: Any) -> list[Any]:
             end = stub.signal("JobRemoved", "usss", 9, "a", "canceled", "")
@@ -394,10 +473,8 @@ def test_a_model_that_somebody_holds_keeps_its_files(place: Place, tmp_path: Pat
 
         stub.answers["Unload"] = late
         status, _, err = await stub.gpudctl(place, "models", "rm", "a", "--yes")
-        assert (status, err) == (
-            4,
-            'gpudctl: "a" is still in use: unloading "a" was canceled; nothing was deleted\n',
-        )
+        assert status == 4
+        assert err.splitlines()[1:] == ['gpudctl: "a" is still in use: unloading "a" was canceled; nothing was deleted']
 
     with_stub(place, work)
     assert mine.exists()
@@ -413,6 +490,7 @@ def test_a_scan_that_is_refused_does_not_undo_anything(place: Place, tmp_path: P
         status, out, err = await stub.gpudctl(place, "models", "rm", "a", "--yes")
         assert (status, out) == (0, 'deleted "a": 1 file, 2 MiB\n')
         assert err.splitlines() == [
+            f"  {mine}  2 MiB",
             "gpudctl: not looked at anew: uid 1000 may not",
             '"a" is still configured: take it out of gpud.yaml',
         ]
@@ -449,7 +527,7 @@ def test_a_person_is_asked(place: Place, tmp_path: Path, typed: bytes, status: i
             while b"[y/N] " not in seen:
                 assert select.select([terminal], [], [], PATIENCE_S)[0], seen
                 seen += os.read(terminal, 4096)
-            assert str(mine).encode() in seen and b'delete 1 file of "a", 2 MiB?' in seen
+            assert f"{mine}  2 MiB".encode() in seen and b'delete 1 file of "a", 2 MiB?' in seen
             os.write(terminal, typed)
             try:
                 while os.read(terminal, 4096):
@@ -479,8 +557,14 @@ def switching(stub: StubDaemon, **refusals: str) -> None:
         number = next(numbers)
         return [*reply("u", number)(message), stub.signal("JobRemoved", "usss", number, name, "done", "")]
 
+    def known(message: Any) -> list[Any]:
+        (name,) = message.body[0]
+        if name == "dee":
+            return reply("aa{sv}", [entry("d")])(message)
+        return error(f"{OWN}.NoSuchModel", f'there is no model "{name}"; there are a, b, c, d')(message)
+
     records = [model("a", State="ready"), model("b", State="busy"), model("c"), model("d", Aliases=["dee"])]
-    stub.answers |= {"ListModels": reply("aa{sv}", records), "Unload": job, "Load": job}
+    stub.answers |= {**shows(*records), "ListCatalog": known, "Unload": job, "Load": job}
 
 
 def test_the_others_go_before_the_model_comes(place: Place) -> None:

@@ -138,7 +138,7 @@ def test_log_becomes_journalctl(alone: Place) -> None:
 
 def test_the_command_line_of_journalctl() -> None:
     """In user mode it is the user's journal; JSON is journalctl's own."""
-    from gpud.cli import parser_for
+    from gpud.cli.commands import parser_for
     from gpud.cli.log import command
 
     def of(*words: str, **environment: str) -> list[str]:

@@ -1,13 +1,15 @@
 """gpudctl against a daemon that refuses, is silent, is early, or goes away: what a healthy one rarely does."""
 
 import asyncio
+import json
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_place import PATIENCE_S, Place, StubDaemon, error, model, nothing, private_bus, reply
+from cli_place import PATIENCE_S, Place, StubDaemon, error, model, nothing, private_bus, reply, shows
+from dbus_next.signature import Variant
 
 FREEDESKTOP = "org.freedesktop.DBus.Error"
 OWN = "org.kernelcore.GpuD.Error"
@@ -80,7 +82,7 @@ def test_one_refused_model_does_not_keep_the_others_from_loading(place: Place) -
                 return error(f"{OWN}.Busy", "held by sam")(message)
             return [*reply("u", 5)(message), stub.signal("JobRemoved", "usss", 5, message.body[0], "done", "")]
 
-        stub.answers |= {"Load": load, "ListModels": reply("aa{sv}", [model("tiny", State="ready")])}
+        stub.answers |= {"Load": load, **shows(model("tiny", State="ready"))}
         status, out, err = await stub.gpudctl(place, "load", "held", "tiny")
         assert (status, out, err) == (4, 'loaded "tiny"\n', "gpudctl: held by sam\n")
 
@@ -95,7 +97,7 @@ def test_a_job_that_ends_at_once_is_not_missed(place: Place) -> None:
             end = stub.signal("JobRemoved", "usss", 9, "tiny", "done", "")
             return [*reply("u", 9)(message), end]
 
-        stub.answers |= {"Load": load, "ListModels": reply("aa{sv}", [model("tiny", LoadUSec=1_500_000)])}
+        stub.answers |= {"Load": load, **shows(model("tiny", LoadUSec=1_500_000))}
         assert await stub.gpudctl(place, "load", "tiny") == (0, 'loaded "tiny": in 1.5 s\n', "")
 
     with_stub(place, work)
@@ -109,7 +111,7 @@ def test_jobs_of_others_are_not_ours(place: Place) -> None:
             others = stub.signal("JobRemoved", "usss", 8, "tiny", "failed", "not ours")
             return [*reply("u", 9)(message), others, stub.signal("JobRemoved", "usss", 9, "tiny", "done", "")]
 
-        stub.answers |= {"Load": load, "ListModels": reply("aa{sv}", [])}
+        stub.answers |= {"Load": load, **shows()}
         assert await stub.gpudctl(place, "load", "tiny") == (0, 'loaded "tiny"\n', "")
 
     with_stub(place, work)
@@ -134,7 +136,7 @@ def test_how_a_job_ended_is_a_sentence(place: Place, result: str, message: str, 
             *reply("u", 1)(call),
             stub.signal("JobRemoved", "usss", 1, "tiny", result, message),
         ]
-        stub.answers["ListModels"] = reply("aa{sv}", [])
+        stub.answers |= shows()
         assert await stub.gpudctl(place, "load", "tiny") == (1, "", f"gpudctl: {told}\n")
 
     with_stub(place, work)
@@ -161,7 +163,7 @@ def test_progress_comes_as_lines(place: Place) -> None:
                 stub.signal("JobRemoved", "usss", 1, "tiny", "done", ""),
             ]
 
-        stub.answers |= {"Load": load, "ListModels": reply("aa{sv}", [])}
+        stub.answers |= {"Load": load, **shows()}
         _, _, err = await stub.gpudctl(place, "load", "tiny")
         assert err.splitlines() == [
             "tiny: waiting for memory",
@@ -178,9 +180,9 @@ def test_a_daemon_that_goes_away_ends_the_waiting(place: Place, words: tuple[str
     """Status 3 and a sentence, in place of waiting for ever."""
 
     async def work(stub: StubDaemon) -> None:
-        last = {"load": "Load", "wait": "ListModels", "unload": "Unload"}[words[0]]
-        loading = reply("aa{sv}", [model("tiny", State="loading")])
-        stub.answers |= {"Load": reply("u", 1), "Unload": reply("u", 1), "ListModels": loading}
+        last = {"load": "Load", "wait": "Overview", "unload": "Unload"}[words[0]]
+        loading = shows(model("tiny", State="loading"))
+        stub.answers |= {"Load": reply("u", 1), "Unload": reply("u", 1), **loading}
         command = asyncio.ensure_future(stub.gpudctl(place, *words))
         await stub.until(last)
         await stub.leave()
@@ -217,7 +219,7 @@ def test_unload_of_everything_by_an_old_and_a_new_word(place: Place) -> None:
         def unload(message: Any) -> list[Any]:
             return [*reply("u", 3)(message), stub.signal("JobRemoved", "usss", 3, "", "done", "nothing loaded")]
 
-        stub.answers |= {"UnloadAll": unload, "UnloadWithOptions": unload, "ListModels": reply("aa{sv}", [])}
+        stub.answers |= {"UnloadAll": unload, "UnloadWithOptions": unload, **shows()}
         for words in (("unload",), ("unload", "--all"), ("unload", "--force")):
             assert await stub.gpudctl(place, *words) == (0, "nothing loaded\n", "")
         assert [name for name in stub.names() if name.startswith("Unload")] == [
@@ -273,7 +275,7 @@ def test_on_a_terminal_polkit_may_ask(place: Place) -> None:
 
         from cli_place import GPUDCTL
 
-        stub.answers |= {"Load": reply("u", 1), "ListModels": reply("aa{sv}", [])}
+        stub.answers |= {"Load": reply("u", 1), **shows()}
         ours, theirs = pty.openpty()
         try:
             for words in (("load", "--no-wait", "tiny"), ("models",)):
@@ -414,7 +416,7 @@ def test_a_signal_from_somebody_else_is_not_believed(place: Place) -> None:
         address = place.environment["DBUS_SESSION_BUS_ADDRESS"]
         stub = await StubDaemon.on(address)
         liar = await StubDaemon.on(address)
-        stub.answers |= {"Load": reply("u", 1), "ListModels": reply("aa{sv}", [])}
+        stub.answers |= {"Load": reply("u", 1), **shows()}
         command = asyncio.ensure_future(stub.gpudctl(place, "load", "tiny"))
         await stub.until("Load")
         lie = stub.signal("JobRemoved", "usss", 1, "tiny", "failed", "a lie")
@@ -446,15 +448,15 @@ def test_waiting_for_a_model_that_was_given_up(place: Place) -> None:
 
     async def work(stub: StubDaemon) -> None:
         failed = model("tiny", State="failed", Error="exited with status 1", ErrorHint="lower its context")
-        stub.answers["ListModels"] = reply("aa{sv}", [failed])
+        stub.answers |= shows(failed)
         status, _, err = await stub.gpudctl(place, "wait", "tiny")
         assert (status, err) == (1, 'gpudctl: "tiny" has failed: exited with status 1; lower its context\n')
         again = model("tiny", State="failed", Error="exited with status 1", RetryAtUSec=1)
-        stub.answers["ListModels"] = reply("aa{sv}", [again])
+        stub.answers |= shows(again)
         command = asyncio.ensure_future(stub.gpudctl(place, "wait", "tiny"))
         stub.arrived = asyncio.Queue()
-        await stub.until("ListModels")
-        stub.answers["ListModels"] = reply("aa{sv}", [model("tiny", State="busy")])
+        await stub.until("Overview")
+        stub.answers |= shows(model("tiny", State="busy"))
         stub.bus.send(stub.signal("ModelStateChanged", "sss", "other", "failed", "crash"))
         stub.bus.send(stub.signal("ModelStateChanged", "sss", "tiny", "busy", "request"))
         assert await command == (0, '"tiny" is busy\n', "")
@@ -473,7 +475,7 @@ def test_the_other_library_does_as_well(place: Place) -> None:
         def load(message: Any) -> list[Any]:
             return [*reply("u", 9)(message), stub.signal("JobRemoved", "usss", 9, "tiny", "done", "")]
 
-        stub.answers |= {"LoadWithOptions": load, "ListModels": reply("aa{sv}", [model("tiny", LoadUSec=2_000_000)])}
+        stub.answers |= {"LoadWithOptions": load, **shows(model("tiny", LoadUSec=2_000_000))}
         code = "import sys; sys.modules['dbus_next'] = None; from gpud.cli import main; sys.exit(main(sys.argv[1:]))"
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", code, "load", "--no-evict", "tiny"),
@@ -504,3 +506,121 @@ def test_polkits_agent_is_started_and_ended(tmp_path: Path, monkeypatch: pytest.
     assert started.returncode is not None
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     assert agent.start() is None
+
+
+# Of very many models -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "told"),
+    [
+        ("load tiny", 0, 'loaded "tiny"'),
+        ("unload big", 0, "unloaded 1 model"),
+        ("restart big", 0, 'restarted "big"'),
+        ("switch tiny", 0, 'loaded "tiny"'),
+        ("reset broken", 0, 'reset "broken"'),
+        ("wait big", 0, '"big" is ready'),
+        ("wait --state unloaded tiny", 0, '"tiny" is unloaded'),
+        ("wait --state unloaded small", 0, '"tiny" is unloaded'),
+        ("status tiny", 0, "tiny\n"),
+        ("explain tiny", 0, '"tiny" is unloaded'),
+        ("ps", 0, "big"),
+        ("vram", 0, "=== VRAM Status ==="),
+        ("queue", 0, "nobody waits for memory"),
+        ("version --daemon", 0, "gpud 1"),
+        ("wait tinny", 1, 'there is no model "tinny"; did you mean "tiny"?'),
+        ("switch tinny", 1, 'there is no model "tinny"; did you mean "tiny"?'),
+        ("wait adapter", 1, '"adapter" is no model that can be loaded; "gpudctl models info adapter" says what it is'),
+    ],
+)
+def test_whoever_names_one_model_is_not_sent_all_of_them(place: Place, line: str, status: int, told: str) -> None:
+    """Nor is who asks what goes on: those that rest are thousands, and only what there is of the others is sent."""
+
+    async def work(stub: StubDaemon) -> None:
+        big = model("big", State="ready", Shares={"host": 1 << 30})
+        stub.answers |= shows(model("tiny", Aliases=["small"]), big, model("broken", State="failed"))
+        known = {name: {"Id": Variant("s", name)} for name in ("tiny", "adapter")}
+
+        def catalog(message: Any) -> list[Any]:
+            (name,) = message.body[0]
+            name = {"small": "tiny"}.get(name, name)
+            if name not in known:
+                return error(f"{OWN}.NoSuchModel", f'there is no model "{name}"; did you mean "tiny"?')(message)
+            return reply("aa{sv}", [known[name]])(message)
+
+        numbers = iter(range(1, 100))
+
+        def job(message: Any) -> list[Any]:
+            number = next(numbers)
+            if message.member == "Unload" and message.body == ["big"]:
+                stub.answers |= shows(model("tiny"), model("big"))
+            return [
+                *reply("u", number)(message),
+                stub.signal("JobRemoved", "usss", number, message.body[0], "done", ""),
+            ]
+
+        stub.answers |= {"ListCatalog": catalog, "Load": job, "Unload": job, "Explain": reply("aa{sv}", [])}
+        code, out, err = await stub.gpudctl(place, *line.split())
+        assert (code, told in out + err) == (status, True), out + err
+        assert not {"ListModels", "Status"} & set(stub.names())
+        assert [] not in [body[0] for name, body, _ in stub.calls if name == "ListCatalog"]
+
+    with_stub(place, work)
+
+
+def test_what_was_meant_stays_a_part_of_its_own_for_programs(place: Place) -> None:
+    """The sentence and the advice, as of every other error."""
+
+    async def work(stub: StubDaemon) -> None:
+        wrong = error(f"{OWN}.NoSuchModel", 'there is no model "tinny"; did you mean "tiny"?')
+        stub.answers |= {**shows(model("tiny")), "ListCatalog": wrong}
+        _, out, _ = await stub.gpudctl(place, "--json", "wait", "tinny")
+        assert json.loads(out)["error"] == {
+            "code": "no-such-model",
+            "message": 'there is no model "tinny"',
+            "hint": 'did you mean "tiny"?',
+        }
+
+    with_stub(place, work)
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "said", "noted"),
+    [
+        ("unload a", 'nothing loaded; "a" does not come back by itself', '"a" does not come back by itself', ""),
+        ("unload", 'nothing loaded; "a" does not come back by itself', '"a" does not come back by itself', ""),
+        (
+            "unload",
+            '"b" is held by sam; "a" no longer waits and its failures are forgotten',
+            '"a" no longer waits and its failures are forgotten',
+            'not unloaded: "b" is held by sam',
+        ),
+        (
+            "unload",
+            '"b" is held by sam; "c" is held by eve',
+            "",
+            'not unloaded: "b" is held by sam; "c" is held by eve',
+        ),
+        (
+            "unload",
+            'nothing loaded; "a" no longer waits and its failures are forgotten; "b" does not come back by itself',
+            '"a" no longer waits and its failures are forgotten; "b" does not come back by itself',
+            "",
+        ),
+    ],
+)
+def test_an_unload_that_called_something_off_says_so(
+    place: Place, words: str, message: str, said: str, noted: str
+) -> None:
+    """What is not loaded may still wait, or be about to come back; what somebody holds is another matter."""
+
+    async def work(stub: StubDaemon) -> None:
+        def unload(call: Any) -> list[Any]:
+            name = call.body[0] if call.body else ""
+            return [*reply("u", 3)(call), stub.signal("JobRemoved", "usss", 3, name, "done", message)]
+
+        stub.answers |= {"UnloadAll": unload, "Unload": unload, **shows(model("a"))}
+        code, out, err = await stub.gpudctl(place, *words.split())
+        assert (code, out.strip(), err.strip().removeprefix("gpudctl: ")) == (0, said, noted)
+
+    with_stub(place, work)

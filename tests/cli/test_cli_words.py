@@ -1,7 +1,9 @@
 """The command line itself: help, mistakes, durations, and what must not be imported."""
 
 import argparse
+import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +11,10 @@ from pathlib import Path
 import pytest
 from cli_place import GPUDCTL, Place, finish
 
-from gpud.cli import COMMANDS, load_command, parser_for
 from gpud.cli.arguments import duration, patience, size, whole
-from gpud.cli.output import mib, span, table
+from gpud.cli.bench import Result, Sample
+from gpud.cli.commands import COMMANDS, load_command, parser_for
+from gpud.cli.output import brief, mib, span, table
 from gpud.cli.output import size as shown_size
 from gpud.cli.status import snake
 
@@ -267,3 +270,75 @@ def test_a_quick_command_imports_little() -> None:
     for words in (("version",), ("--help",), ("load", "--help")):
         assert not imported(*words) & {"asyncio", "dbus_next", "rich", "yaml", "gpud.core.facts", "dataclasses"}
     assert not imported("--user", "status") & {"rich", "yaml", "gpud.config", "gpud.core.facts", "psutil"}
+
+
+def test_a_measurement_of_one_token_is_said_of_one() -> None:
+    """And of a prompt of which the engine does not tell how long it is."""
+    one = Sample(0.1, 0.1, 0, 1, counted=True)
+    first = Result("tiny", "http://127.0.0.1:8080", 1, 1, 0.1, 0.2, 1, [one]).lines()[0]
+    assert first.endswith("1 request, 1 at a time, prompts of unknown length, answers of 1 token")
+    one = Sample(0.1, 0.1, 1, 2, counted=True)
+    first = Result("tiny", "http://127.0.0.1:8080", 1, 2, 0.1, 0.2, 1, [one]).lines()[0]
+    assert first.endswith("prompts of 1 token, answers of 2 tokens")
+
+
+@pytest.mark.parametrize("late", ["argparse", "gpud.core.counts", "dbus_next.signature"])
+def test_ctrl_c_while_it_is_still_being_read_ends_it_as_later(alone: Place, late: str) -> None:
+    """Status 130 and not a word, whichever of its modules it was about to import."""
+    reading = alone.directory / "reading"
+    os.mkfifo(reading)
+    # Where Python looks first: whoever wants this module is held up until somebody says go, who never comes.
+    (alone.directory / "sitecustomize.py").write_text(f"""
+import sys
+class Held:
+    def find_spec(self, name, path, target=None):
+        if name == {late!r}:
+            open({str(reading)!r}, "w").close()
+            while True:
+                import time; time.sleep(60)
+sys.meta_path.insert(0, Held())
+""")
+    where = {"PYTHONPATH": f"{alone.directory}:{alone.environment['PYTHONPATH']}"}
+    there = Place(alone.directory, alone.environment | where)
+    process = there.start("unload", "tiny")
+    reading.open().close()
+    process.send_signal(signal.SIGINT)
+    assert finish(process) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("models", "set-priority", "tiny", "{}"),
+        ("run", "--vram", "{}", "--", "true"),
+        ("run", "--vram", "1MiB", "--", "{}"),
+        ("estimate", "{}"),
+        ("yield", "{}"),
+        ("load", "--priority", "{}", "tiny"),
+        ("{}",),
+        ("--{}",),
+    ],
+)
+@pytest.mark.parametrize("made_of", ["x", "a whole file\n"])
+def test_what_is_longer_than_any_name_is_not_said_back(alone: Place, line: tuple[str, ...], made_of: str) -> None:
+    """100 kB in the place of a word: its beginning is said, and what is wrong with it, for people and for programs."""
+    words = [word.format((made_of * 100_000)[:100_000]) for word in line]
+    done = alone.gpudctl("--json", *words)
+    assert done.returncode in (1, 2, 127)
+    assert len(done.stderr.splitlines()) == 1
+    assert made_of.strip() in done.stderr
+    assert len(done.stderr) < 2500 and len(done.stdout) < 2500
+
+
+def test_what_may_be_read_is_said_whole() -> None:
+    """A long list of problems, and the longest path there is."""
+    path = "/" + "d/" * 500
+    sentence = "\n".join(f'models.m{number}: "{path}" is no file' for number in range(50))
+    assert brief(sentence) == sentence
+
+
+def test_a_machine_that_cannot_be_called_so_is_nobody_who_answers(alone: Place) -> None:
+    """Status 3 and one line, as for every other machine that is not there."""
+    done = alone.gpudctl("chat", "tiny", "hello", "--url", f"http://{'x' * 100}.example")
+    assert done.returncode == 3
+    assert "no machine can have such a name" in done.stderr and len(done.stderr.splitlines()) == 1

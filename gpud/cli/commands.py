@@ -1,0 +1,173 @@
+"""Finds the command that was asked for, runs it, and turns errors into one line.
+
+Owns no behaviour of any command; a command's module is imported only when it is the one that was asked for.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import NamedTuple
+
+from gpud.cli.arguments import GLOBAL_OPTIONS, Parser, overview
+from gpud.cli.exits import INTERRUPTED, PIPE_CLOSED, Usage, exit_status
+from gpud.cli.output import NotWritten, Output, give_up, open_what_is_closed
+from gpud.core.errors import GpudError
+
+
+class Command(NamedTuple):
+    """One command: where it lives, and the one line that the overview says about it. A hidden one is for programs."""
+
+    module: str
+    summary: str
+    hidden: bool = False
+
+
+COMMANDS = {
+    "status": Command("status", "Show the models, the GPUs and what is going on"),
+    "ps": Command("ps", "Show what runs, for whom, how long and how fast"),
+    "top": Command("top", "Watch models, memory, queue and requests"),
+    "vram": Command("vram", "Show who holds the memory of each GPU"),
+    "queue": Command("queue", "Show who waits for memory"),
+    "explain": Command("explain", "Say what was decided about a model, and why"),
+    "models": Command("models", "Show what models there are, and say something about them"),
+    "pull": Command("pull", "Download a model from Hugging Face, or through Ollama"),
+    "fetch": Command("fetch", "Download a model file from a URL"),
+    "load": Command("load", "Load models and wait until they answer"),
+    "unload": Command("unload", "Unload models and give their memory back"),
+    "restart": Command("restart", "Unload models and load them again"),
+    "switch": Command("switch", "Load one model in place of those that are loaded"),
+    "wait": Command("wait", "Wait until a model is ready, or unloaded"),
+    "run": Command("run", "Run a command with a model loaded or memory claimed"),
+    "chat": Command("chat", "Talk to a model"),
+    "bench": Command("bench", "Measure how fast a model answers"),
+    "yield": Command("yielding", "Give the GPUs away: unload everything, load nothing"),
+    "resume": Command("resume", "Take the GPUs back after yield"),
+    "cancel": Command("cancel", "Give up a load, an unload or a download that is going on"),
+    "reset": Command("reset", "Forget the failures of a model, so that it may be tried again"),
+    "log": Command("log", "Show what the journal says, of all models or of one"),
+    "budget": Command("budget", "Say whether a model fits, and what would make it fit"),
+    "estimate": Command("estimate", "Say what a model file would take of each memory"),
+    "storage": Command("storage", "Look after the folders in which models are kept"),
+    "config": Command("config", "Check the configuration, or show what is in effect"),
+    "import": Command("importing", "Make a configuration of what another program was told"),
+    "key": Command("key", "Make, list and revoke the API keys that let clients in"),
+    "shell-hook": Command("hook", "Print what registers a shell with gpud, for dotfiles"),
+    "reload": Command("reload", "Have the configuration read again"),
+    "doctor": Command("doctor", "Look for what is wrong with this installation"),
+    "version": Command("version", "Show the versions of gpudctl and of gpud"),
+    "_gamemode": Command(
+        "gamemode", "Leave the GPUs to games that GameMode knows (gpud-gamemode.service)", hidden=True
+    ),
+    "_complete": Command("complete", "Words for the completion of shells", hidden=True),
+}
+
+ALIASES = {"logs": "log"}
+"""Other words for commands, because people type them."""
+
+DEFAULT_COMMAND = "status"
+
+
+def load_command(name: str) -> ModuleType:
+    """A command's module. Each has DESCRIPTION, EXAMPLES, add_arguments(parser), run(arguments, output) -> status."""
+    return import_module(f"gpud.cli.{COMMANDS[name].module}")
+
+
+def parser_for(name: str, module: ModuleType | None = None) -> Parser:
+    """The parser of one command, complete with its texts."""
+    module = module or load_command(name)
+    parser = Parser(f"gpudctl {name}", module.DESCRIPTION, module.EXAMPLES)
+    module.add_arguments(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns its exit status and never raises."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    open_what_is_closed()
+    output = Output(words)
+    try:
+        try:
+            status = _run(words, output)
+            output.flush()
+            return status
+        except GpudError as error:
+            return _failed(error, output)
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            return _failed(GpudError(f"cannot go on: {error}", hint='"gpudctl doctor" looks for what is wrong'), output)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        give_up(sys.stdout)
+        return PIPE_CLOSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except NotWritten as error:
+        # The words about the first error could not be written, either.
+        output.error(error)
+        return exit_status(error)
+
+
+def _failed(error: GpudError, output: Output) -> int:
+    output.error(error)
+    output.flush()
+    return exit_status(error)
+
+
+def _run(words: list[str], output: Output) -> int:
+    name, rest = _split(words)
+    if name is None:
+        if "--help" in rest or "-h" in rest:
+            output.text(_overview())
+            return 0
+        if "--version" in rest:
+            name, rest = "version", [word for word in rest if word != "--version"]
+        else:
+            name = DEFAULT_COMMAND
+    if name == "help":
+        name, rest = (rest[0], ["--help"]) if rest and rest[0] in COMMANDS else (None, ["--help"])
+        if name is None:
+            output.text(_overview())
+            return 0
+    name = ALIASES.get(name, name)
+    if name not in COMMANDS:
+        raise _no_such_command(name)
+    module = load_command(name)
+    parsed = parser_for(name, module).parse(rest)
+    if isinstance(parsed, str):
+        output.text(parsed)
+        return 0
+    output.configure(parsed)
+    status: int = module.run(parsed, output)
+    return status
+
+
+def _split(words: list[str]) -> tuple[str | None, list[str]]:
+    """The command, and the other words: global options may stand on either side of it."""
+    for index, word in enumerate(words):
+        if not word.startswith("-"):
+            return word, [*words[:index], *words[index + 1 :]]
+        if word not in GLOBAL_OPTIONS:
+            break
+    return None, _only_global(words)
+
+
+def _only_global(words: list[str]) -> list[str]:
+    for word in words:
+        if word not in (*GLOBAL_OPTIONS, "-h", "--help", "--version"):
+            raise Usage(f'"{word}" needs a command before it', hint='"gpudctl --help" lists the commands')
+    return words
+
+
+def _overview() -> str:
+    return overview([(name, command.summary) for name, command in COMMANDS.items() if not command.hidden])
+
+
+def _no_such_command(name: str) -> Usage:
+    from difflib import get_close_matches
+
+    shown = [known for known, command in COMMANDS.items() if not command.hidden]
+    near = get_close_matches(name, shown, 1, 0.6)
+    hint = f'did you mean "gpudctl {near[0]}"?' if near else f"commands are {', '.join(shown)}"
+    return Usage(f'there is no command "{name}"', hint=hint)
