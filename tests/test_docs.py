@@ -247,6 +247,16 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} points to {target}"
 
 
+@pytest.mark.parametrize("page", (*PAGES, TOP / "CONTRIBUTING.md", TOP / "CHANGELOG.md"), ids=lambda page: page.name)
+def test_a_module_is_run_by_a_python_that_has_it(page: Path) -> None:
+    """It can be typed as it stands there: in the folder of the source or in its tests/, or where gpud is installed."""
+    for python, module in re.findall(r"([\w./]*python3?) -m ((?:gpud|bench|core)\b[\w.]*\w)", page.read_text()):
+        top = TOP / "tests" if python.startswith("../") else TOP
+        assert python in (".venv/bin/python", "../.venv/bin/python", "/opt/gpud/bin/python"), f"{python} -m {module}"
+        path = top / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"{python} -m {module}"
+
+
 def test_the_map_of_the_architecture_is_true() -> None:
     """Whoever wants to change something is sent to a file that is there."""
     text = (TOP / "docs" / "ARCHITECTURE.md").read_text()

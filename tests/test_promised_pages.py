@@ -123,9 +123,8 @@ def test_who_wants_to_change_something_is_told_how() -> None:
 
 
 def test_gpud_runs_from_its_folder_as_a_module() -> None:
-    """``python -m gpud`` with the shipped configuration; one that cannot be used is refused by its name."""
-    command = "python -m gpud --user --config config/gpud.yaml"
-    assert f".venv/bin/{command}" in (TOP / "CONTRIBUTING.md").read_text()
+    """``.venv/bin/python -m gpud`` with the shipped configuration; one that cannot be used is refused by its name."""
+    assert ".venv/bin/python -m gpud --user --config config/gpud.yaml" in (TOP / "CONTRIBUTING.md").read_text()
     checked = [sys.executable, "-m", "gpud.cli", "config", "check", "config/gpud.yaml"]
     assert subprocess.run(checked, cwd=TOP, capture_output=True, check=False).returncode == 0
     refused = [sys.executable, "-m", "gpud", "--user", "--config", "README.md"]
