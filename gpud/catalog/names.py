@@ -11,7 +11,6 @@ _QUANTIZATION = re.compile(
     re.IGNORECASE,
 )
 _SIZE = re.compile(r"(?:^|(?<=[-_. :/]))((?:\d{1,3}x)?\d{1,4}(?:\.\d{1,3})?[BM])(?=$|[-_. :/])", re.IGNORECASE)
-_PROJECTOR = re.compile(r"(?:^|(?<=[-_. :/]))mmproj(?=$|[-_. :/])", re.IGNORECASE)
 _DRAFT = re.compile(r"(?:^|(?<=[-_. :/]))draft(?=$|[-_. :/])", re.IGNORECASE)
 _BETWEEN = re.compile(r"[-_. :/]+")
 
@@ -42,10 +41,6 @@ def quantization(stem: str) -> str:
 def parameters(stem: str) -> str:
     found = _SIZE.search(stem)
     return found[1].upper().replace("X", "x") if found else ""
-
-
-def is_projector(stem: str) -> bool:
-    return _PROJECTOR.search(stem) is not None
 
 
 def is_draft(stem: str) -> bool:

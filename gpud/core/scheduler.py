@@ -19,7 +19,6 @@ from gpud.core.claiming import Claiming
 from gpud.core.claims import Claim
 from gpud.core.events import Action
 from gpud.core.facts import (
-    Caller,
     ClaimStatus,
     GpuStatus,
     HoldStatus,
@@ -281,9 +280,6 @@ class Scheduler:
         if instance is None:
             return State.COLD if name in self._table.stock else None
         return instance.state
-
-    def held_by_others(self, name: str, owner: str) -> bool:
-        return bool(self._holds.holders(name, other_than=Caller(owner, 0)))
 
     def pids_of(self, name: str) -> frozenset[int]:
         """The model's processes as of the last look at the devices."""

@@ -110,14 +110,6 @@ class Stock(Mapping[str, Model]):
         made._aliases = made._all_aliases()
         return made
 
-    def before(self, others: "Stock") -> "Stock":
-        """These first, then those of ``others``, which have their way where both know a name."""
-        made = Stock()
-        made._patterns = self._patterns | others._patterns
-        made._kept = {**self._kept, **others._kept}
-        made._aliases = made._all_aliases()
-        return made
-
     def becoming(self, others: "Stock") -> "Stock":
         """These others; what both have is this one's, which is in memory already."""
         same = {id(pattern): self._patterns.get(key, pattern) for key, pattern in others._patterns.items()}

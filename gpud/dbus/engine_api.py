@@ -91,8 +91,6 @@ class EngineApi(Protocol):
     def session_began(self, session: Session) -> None:
         """What its callers use, and what is held for it, counts as its own from now on."""
 
-    def held_by_others(self, model: str, owner: str) -> bool: ...
-
     def claim(
         self,
         size_bytes: int,

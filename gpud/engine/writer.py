@@ -282,9 +282,6 @@ class Engine:
         """What :meth:`users` of an earlier daemon said. Its engines are taken over and its sessions known by then."""
         self._post(events.UsersRestored(users))
 
-    def held_by_others(self, model: str, owner: str) -> bool:
-        return self._scheduler.held_by_others(self.resolve(model), owner)
-
     def set_idle_timeout(self, timeout_s: float) -> None:
         self._idle_timeout_s = timeout_s
         self._post(events.IdleTimeoutSet(timeout_s))

@@ -1,60 +1,10 @@
-"""What a draft model, an encoder and adapters take beside a model, where it is asked what still fits."""
+"""What an encoder takes beside a model."""
 
 import pytest
 
-from core.model_headers import ENCODERS, HEADERS
-from gpud.core.estimate import context_that_fits, estimate, gpu_bytes, layers_that_fit
 from gpud.core.estimate.projector import FACTORS, PREPARED, ROWS, SOUND_TOKENS, projector_bytes
 from gpud.core.estimate.weights import HOST_ALIGNMENT, padded
 from gpud.core.modelfile import ModelFile, Tensor, Value
-from gpud.core.plan import Plan
-from gpud.core.record import replace
-
-GIB = 1 << 30
-MODEL, DRAFT = (HEADERS[name].file() for name in ("Qwen3-8B", "Qwen3-0.6B"))
-ENCODER = next(iter(ENCODERS.values()))[0].file()
-PLAN = Plan(context=8192, parallel=2, gpus=1)
-BESIDE: dict[str, dict[str, object]] = {
-    "nothing": {},
-    "a draft model": {"draft": DRAFT},
-    "an encoder": {"mmproj": ENCODER},
-    "adapters": {"adapter_bytes": GIB},
-    "all of it": {"draft": DRAFT, "mmproj": ENCODER, "adapter_bytes": GIB},
-}
-
-
-def taken(plan: Plan, beside: dict[str, object]) -> int:
-    return gpu_bytes(estimate(MODEL, plan, **beside).parts)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("what", BESIDE)
-@pytest.mark.parametrize("plan", [PLAN, replace(PLAN, draft=Plan(layers=7), layers=33)], ids=["plain", "drafted"])
-def test_so_many_layers_fit_and_not_one_more(what: str, plan: Plan) -> None:
-    """With what is beside them."""
-    beside = BESIDE[what]
-    plan = plan if "draft" in beside else replace(plan, draft=None)
-    for layers in (5, 20, 32):
-        budget = taken(replace(plan, layers=layers), beside)
-        assert layers_that_fit(MODEL, plan, budget, **beside) == layers  # type: ignore[arg-type]
-        assert layers_that_fit(MODEL, plan, budget - 1, **beside) == layers - 1  # type: ignore[arg-type]
-    assert layers_that_fit(MODEL, plan, 400 * GIB, **beside) == min(plan.layers, 37)  # type: ignore[arg-type]
-    assert layers_that_fit(MODEL, plan, 0, **beside) == 0  # type: ignore[arg-type]
-    assert layers_that_fit(MODEL, replace(plan, layers=0), 400 * GIB, **beside) == 0  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("what", BESIDE)
-def test_the_context_is_halved_until_it_fits(what: str) -> None:
-    """A whole number of tokens, down to the floor and not below it."""
-    beside = BESIDE[what]
-    plan = replace(PLAN, context=10_240)
-    for context in (10_240, 5_120, 2_560, 1_280):
-        budget = taken(replace(plan, context=context), beside)
-        found = context_that_fits(MODEL, plan, budget, 256, **beside)  # type: ignore[arg-type]
-        assert (found, type(found)) == (context, int)
-        assert context_that_fits(MODEL, plan, budget - 1, 256, **beside) == context // 2  # type: ignore[arg-type]
-    floor = taken(replace(plan, context=3_000), beside)
-    assert context_that_fits(MODEL, plan, floor, 3_000, **beside) == 3_000  # type: ignore[arg-type]
-    assert context_that_fits(MODEL, plan, floor - 1, 3_000, **beside) == 0  # type: ignore[arg-type]
 
 
 def encoder(*names: str, **values: Value) -> ModelFile:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from core.model_headers import HEADERS
 from gpud.core.errors import GpudError
-from gpud.core.estimate import Shape, estimate, gpu_bytes, layers_that_fit
+from gpud.core.estimate import Shape, estimate
 from gpud.core.estimate.architectures import ARCHITECTURES
 from gpud.core.modelfile import ModelFile, Tensor, Value
 from gpud.core.plan import Plan
@@ -105,18 +105,6 @@ def test_quantized_keys_and_values_are_smaller(model: str, plan: Plan) -> None:
     )
 
     assert full == 0 or full > half > quarter
-
-
-@settings(max_examples=50, deadline=None)
-@given(models, plans, st.integers(0, 80 << 30))
-def test_what_is_said_to_fit_fits(model: str, plan: Plan, budget: int) -> None:
-    """Never more layers than were asked for, and no more bytes than there are unless it says none."""
-    plan = replace(plan, gpus=max(plan.gpus, 1))
-    fit = layers_that_fit(SHAPES[model], plan, budget)
-
-    assert 0 <= fit <= plan.layers
-    if fit:
-        assert gpu_bytes(estimate(SHAPES[model], replace(plan, layers=fit)).parts) <= budget
 
 
 KEYS = [

@@ -1054,14 +1054,6 @@ def test_of_very_many_models_the_first_are_named_to_who_asks_for_another() -> No
     assert "more" not in refused.value.text
 
 
-def test_a_hold_of_somebody_else_is_known_as_that() -> None:
-    """And one's own is not."""
-    w = World({"a": model("a")}, {"a": GIB})
-    w.post(events.HoldAsked(1, "a", BOB, "", "app", frozenset(("unload",))))
-    assert w.scheduler.held_by_others("a", ALICE.owner)
-    assert not w.scheduler.held_by_others("a", BOB.owner)
-
-
 def test_a_claim_is_granted_once_it_has_a_device() -> None:
     """Until then it waits."""
     w = World({"a": model("a")}, {"a": GIB})

@@ -55,14 +55,13 @@ def test_each_model_comes_out_as_it_went_in(made: dict[str, Model]) -> None:
 
 @given(MODELS, MODELS)
 def test_others_are_as_they_are_wherever_they_come_from(made: dict[str, Model], others: dict[str, Model]) -> None:
-    """Taken over from what was there, put before it, or changed one by one: it comes to the same."""
+    """Taken over from what was there or changed one by one: it comes to the same."""
     stock, wanted = Stock(made), Stock(others)
     assert dict(stock.becoming(wanted)) == others
-    assert dict(stock.before(wanted)) == made | others
     gone = [name for name in made if name not in others]
     assert dict(stock.changed(others, gone)) == others
     assert dict(stock.changed(others)) == made | others
-    for result in (stock.becoming(wanted), stock.changed(others, gone), stock.before(wanted), stock.changed(others)):
+    for result in (stock.becoming(wanted), stock.changed(others, gone), stock.changed(others)):
         anew = Stock(dict(result))
         assert {alias: result.meaning(alias) for alias in result.aliases()} == {
             alias: anew.meaning(alias) for alias in anew.aliases()
@@ -99,7 +98,6 @@ def test_what_is_alike_is_the_very_same_whenever_it_came() -> None:
     pattern = stock.pattern("a")
     for later in (
         stock.changed({"b": one("b")}),
-        stock.before(Stock({"c": Model("c", "f")})).changed({"b": one("b")}),
         Stock({"c": Model("c", "f")}).becoming(stock).changed({"b": one("b")}),
         stock.becoming(Stock({"b": one("b")})),
     ):

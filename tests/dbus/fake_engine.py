@@ -189,9 +189,6 @@ class FakeEngine:
         del self.sessions[session.id]
         self.tell(SessionsChanged())
 
-    def held_by_others(self, model: str, owner: str) -> bool:
-        return any(hold.model == model and hold.caller.owner != owner for hold in self.holds.values())
-
     def claim(
         self,
         size_bytes: int,

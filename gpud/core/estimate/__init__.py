@@ -4,19 +4,14 @@ Pure arithmetic. :func:`estimate` is exact where llama.cpp has rules, and says s
 dry run and what was measured always win over it.
 """
 
-from gpud.core.estimate.architectures import known
 from gpud.core.estimate.guess import first_guess
 from gpud.core.estimate.shape import Shape, ShapeInvalid, UnknownArchitecture
-from gpud.core.estimate.total import context_that_fits, estimate, gpu_bytes, layers_that_fit
+from gpud.core.estimate.total import estimate
 
 __all__ = [
     "Shape",
     "ShapeInvalid",
     "UnknownArchitecture",
-    "context_that_fits",
     "estimate",
     "first_guess",
-    "gpu_bytes",
-    "known",
-    "layers_that_fit",
 ]

@@ -159,8 +159,3 @@ ARCHITECTURES: Mapping[str, Rules] = {
     **_named("jina-bert-v2 jina-bert-v3 eurobert gemma-embedding", _ENCODER),
     **_named("dream llada llada-moe rnd1", _DIFFUSION),
 }
-
-
-def known(architecture: str) -> bool:
-    """True when the formula knows how models of this architecture use memory."""
-    return architecture in ARCHITECTURES

@@ -1,7 +1,5 @@
 """The estimate itself: a file, a plan and what else is loaded beside it, added up by device."""
 
-from collections.abc import Iterable
-
 from gpud.core.estimate import cache, compute
 from gpud.core.estimate.placement import HOST, devices_of_layers, only_gpu, shares
 from gpud.core.estimate.projector import projector_bytes
@@ -212,64 +210,3 @@ def _adapters(ledger: _Ledger, size: int) -> None:
         sums.weights += part
         left -= part
     ledger[HOST].weights += left
-
-
-def gpu_bytes(parts: Iterable[Part]) -> int:
-    """What all GPUs together hold."""
-    return sum(part.total_bytes for part in parts if part.gpu is not None)
-
-
-def layers_that_fit(
-    file: ModelFile | Shape,
-    plan: Plan,
-    budget_bytes: int,
-    *,
-    draft: ModelFile | Shape | None = None,
-    mmproj: ModelFile | None = None,
-    adapter_bytes: int = 0,
-) -> int:
-    """The largest number of layers with which all GPUs together hold no more than ``budget_bytes``.
-
-    The output counts as one. 0 where not even one fits; what llama.cpp puts on a GPU without any layer (its buffers)
-    may still be more than the budget then.
-    """
-    shape = Shape.of(file) if isinstance(file, ModelFile) else file
-    own = Shape.of(draft) if isinstance(draft, ModelFile) else draft
-
-    def fits(layers: int) -> bool:
-        tried = estimate(shape, replace(plan, layers=layers), draft=own, mmproj=mmproj, adapter_bytes=adapter_bytes)
-        return gpu_bytes(tried.parts) <= budget_bytes
-
-    low, high = 0, min(plan.layers, shape.count + 1)
-    if high > 0 and fits(high):
-        return high
-    while low < high - 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
-
-def context_that_fits(
-    file: ModelFile | Shape,
-    plan: Plan,
-    budget_bytes: int,
-    floor: int,
-    *,
-    draft: ModelFile | Shape | None = None,
-    mmproj: ModelFile | None = None,
-    adapter_bytes: int = 0,
-) -> int:
-    """The context, halved as often as it takes, with which all GPUs hold no more; 0 when not even ``floor`` fits.
-
-    The last try is ``floor`` itself.
-    """
-    shape = Shape.of(file) if isinstance(file, ModelFile) else file
-    own = Shape.of(draft) if isinstance(draft, ModelFile) else draft
-    context = cache.cells(shape, plan).context
-    while True:
-        tried = estimate(shape, replace(plan, context=context), draft=own, mmproj=mmproj, adapter_bytes=adapter_bytes)
-        if gpu_bytes(tried.parts) <= budget_bytes:
-            return context
-        if context <= floor:
-            return 0
-        context = max(context // 2, floor)
