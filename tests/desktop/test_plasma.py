@@ -146,6 +146,20 @@ def test_the_keyboard_is_enough(plasma: Plasma, daemon: Daemon) -> None:
     plasma.wait(lambda parts: not any(part.role == "heading" for part in parts), "the popup does not close")
 
 
+def test_the_keyboard_stays_where_it_is(plasma: Plasma, daemon: Daemon) -> None:
+    """What others load and unload changes the rows above and the numbers; whoever is at one of the rows still is."""
+    plasma.open()
+    plasma.focus(plasma.part("No model is loaded", "heading"))
+    for stays, comes in (("Load gemma-3-1b", "phi-4-mini"), ("Load phi-4-mini", "gemma-3-1b")):
+        tab_to(plasma, stays)
+        daemon.loaded(comes)
+        plasma.part(f"Unload {comes}", "button")
+        assert plasma.part(stays, "list item").focused
+        assert daemon.unload(comes).result == "done"
+        plasma.part(f"Load {comes}", "list item")
+        assert plasma.part(stays, "list item").focused
+
+
 def tab_to(plasma: Plasma, name: str) -> None:
     """Press Tab until the part has the keyboard; there are fewer parts than this."""
     met = []

@@ -114,10 +114,15 @@ PlasmaExtras.Representation {
                 text: full.now === null || full.now.degraded === "" ? "" : full.words.degraded(full.now.degraded)
             }
 
-            Repeater {
-                model: full.now === null ? [] : full.now.present
+            Rows {
+                id: presentRows
+
+                wanted: full.now === null ? [] : full.now.present
 
                 delegate: PresentRow {
+                    required property string key
+
+                    modelData: presentRows.records[key]
                     plasmoidItem: full.plasmoidItem
                 }
             }
@@ -175,10 +180,15 @@ PlasmaExtras.Representation {
                     : full.offered.length > 0 ? "" : i18n("No model has that in its name")
             }
 
-            Repeater {
-                model: full.shown
+            Rows {
+                id: offeredRows
+
+                wanted: full.shown
 
                 delegate: OfferedRow {
+                    required property string key
+
+                    modelData: offeredRows.records[key]
                     plasmoidItem: full.plasmoidItem
                 }
             }
