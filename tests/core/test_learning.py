@@ -11,11 +11,8 @@ from hypothesis import strategies as st
 from gpud.core.budget import MIB
 from gpud.core.learning import (
     ENOUGH,
-    FIRST_MARGIN_BYTES,
     LEAST_MARGIN_BYTES,
     REMEMBERED,
-    UNKNOWN_HOST_RESIDUAL_BYTES,
-    UNKNOWN_RESIDUAL_BYTES,
     Measured,
     Residual,
     beyond,
@@ -102,9 +99,9 @@ def test_what_changes_without_a_new_version_is_learnt(old: int, new: int) -> Non
 def test_before_the_first_measurement_much_is_reserved() -> None:
     """The context of a large card, or a program's own memory, and a margin that grows with what was counted."""
     for none in (None, Residual()):
-        assert beyond(0, none, on_host=False) == (UNKNOWN_RESIDUAL_BYTES, FIRST_MARGIN_BYTES)
-        assert beyond(0, none, on_host=True) == (UNKNOWN_HOST_RESIDUAL_BYTES, FIRST_MARGIN_BYTES)
-        assert beyond(100 * GIB, none, on_host=False) == (UNKNOWN_RESIDUAL_BYTES, 2 * GIB)
+        assert beyond(0, none, on_host=False) == (512 * MIB, 128 * MIB)
+        assert beyond(0, none, on_host=True) == (96 * MIB, 128 * MIB)
+        assert beyond(100 * GIB, none, on_host=False) == (512 * MIB, 2 * GIB)
 
 
 def test_steady_measurements_make_the_margin_small() -> None:

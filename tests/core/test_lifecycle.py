@@ -8,6 +8,20 @@ from gpud.core.facts import State
 from gpud.core.lifecycle import TRANSITIONS, IllegalTransition, Trigger, next_state
 
 
+def test_what_surfaces_call_a_state() -> None:
+    """As people do: what is on its way out is unloading, and what waits to be tried again has failed."""
+    assert {str(state): state.word() for state in State} == {
+        "cold": "unloaded",
+        "loading": "loading",
+        "ready": "ready",
+        "draining": "unloading",
+        "stopping": "unloading",
+        "killing": "unloading",
+        "backoff": "failed",
+        "failed": "failed",
+    }
+
+
 def test_every_state_can_be_reached_from_cold() -> None:
     """No state is there that nothing leads to."""
     reached = {State.COLD}
