@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 
 import pytest
+from catalog import gguf_writer
 from counted import calls_of
 
 from core.model_headers import ENCODERS, HEADERS, Header, size
@@ -16,7 +17,9 @@ from gpud.core.estimate import (
     UnknownArchitecture,
     estimate,
 )
+from gpud.core.estimate.cache import TYPES
 from gpud.core.estimate.shape import Layer, Work
+from gpud.core.estimate.weights import padded
 from gpud.core.modelfile import ModelFile, Tensor, Value
 from gpud.core.plan import ALL_LAYERS, Plan
 from gpud.core.quote import Estimate, Part, Source
@@ -364,6 +367,18 @@ def test_fewer_than_no_layers_are_none() -> None:
     assert none.layers == 0
 
 
+@pytest.mark.parametrize("kind", gguf_writer.KINDS)
+def test_only_quantized_rows_are_filled_up_on_a_gpu(kind: str) -> None:
+    """To 512 elements: of 256 there are as many again. What is not quantized may be read to its end."""
+    _, block, block_bytes = gguf_writer.KINDS[kind]
+    rows = 256 // block * block_bytes * 64
+    filled = block > 1
+    assert on_gpu_and_host(2, Tensor("blk.1.attn_q.weight", (256, 64), kind, rows)) == (
+        padded(rows + filled * rows // 64, 128),
+        0,
+    )
+
+
 def test_layers_for_drafts_are_not_loaded() -> None:
     """The last layer of this file is for predicting ahead: no weights, no cache."""
     header = HEADERS["GLM-4.5-Air"]
@@ -409,6 +424,12 @@ def test_what_does_not_fill_a_block_takes_a_whole_one() -> None:
     shape = shape_of("llama", ONE)
     made = estimate(shape, Plan(context=256, parallel=1, type_k="q8_0", type_v="q8_0"))
     assert host(made).kv_bytes == 2 * 4 * 34 * 256
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_a_type_takes_in_a_cache_what_it_takes_in_a_file(name: str) -> None:
+    """Blocks of as many elements and bytes."""
+    assert TYPES[name] == gguf_writer.KINDS[name.upper()][1:]
 
 
 def test_a_cache_type_that_does_not_exist_is_named() -> None:
@@ -562,7 +583,7 @@ def test_an_unknown_architecture_is_said_so() -> None:
         ({}, "it has 0 layers"),
         ({"block_count": 10**9}, "it has 1000000000 layers"),
         ({"block_count": 513}, "it has 513 layers, 1 to 512 are possible"),
-        ({"block_count": 2, "attention.head_count": (8,)}, "attention.head_count has 1 entry for 2 layers"),
+        ({"block_count": 2, "attention.head_count": (8,)}, "attention.head_count has 1 entries for 2 layers"),
         ({"block_count": 2, "attention.head_count": (8, -8)}, "attention.head_count has -8 among its entries"),
         (
             {"block_count": 2, "attention.head_count": (8, 2**32)},
