@@ -14,7 +14,7 @@ from gpud.engine import Engine
 from gpud.http.access import Admitted
 from gpud.http.message import Reply, Request
 from gpud.http.routing import Route
-from gpud.http.shapes import error_body, headers_of, status_of
+from gpud.http.shapes import UNREADABLE, error_body, headers_of, status_of, why_unreadable
 
 T = TypeVar("T")
 
@@ -80,9 +80,9 @@ class Exchange(Struct):
         body = await self.request.body(limit_bytes) or b"{}"
         try:
             return msgspec.json.decode(body, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+        except UNREADABLE as problem:
             raise InvalidArguments(
-                f"cannot read the body: {problem}", hint="send a JSON object as /docs has it"
+                f"cannot read the body: {why_unreadable(problem)}", hint="send a JSON object as /docs has it"
             ) from None
 
     async def answer(self, value: object, status: int = 200, *headers: tuple[str, str]) -> None:
@@ -110,8 +110,8 @@ def read_object(body: bytes) -> dict[str, Any]:
         return {}
     try:
         value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
-        raise InvalidArguments(f"cannot read the body: {problem}", hint="send a JSON object") from None
+    except UNREADABLE as problem:
+        raise InvalidArguments(f"cannot read the body: {why_unreadable(problem)}", hint="send a JSON object") from None
     if not isinstance(value, dict):
         raise InvalidArguments(f"the body is a JSON {type(value).__name__}, not an object", hint="send a JSON object")
     return value

@@ -20,7 +20,7 @@ from gpud.http.exchange import Exchange
 from gpud.http.own import Name, Parts, backend_name, decoded, engines_of, model_of, wished_priority
 from gpud.http.relaying import Call, Passage, RelaySettings
 from gpud.http.routing import Route
-from gpud.http.shapes import Api, HttpError
+from gpud.http.shapes import UNREADABLE, Api, HttpError, why_unreadable
 from gpud.http.upstream import Stage, Trouble, UpstreamFailed
 from gpud.http.waiting import status_of
 
@@ -211,9 +211,11 @@ async def _ask(pool: Pool, endpoint: Endpoint, model: str, body: bytes) -> _Answ
             raise _refused(model, response.status, data)
     try:
         return msgspec.json.decode(data, type=_Answer)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+    except UNREADABLE as problem:
         raise HttpError(
-            502, "backend_error", f'the engine of "{model}" gave an answer that cannot be read: {problem}'
+            502,
+            "backend_error",
+            f'the engine of "{model}" gave an answer that cannot be read: {why_unreadable(problem)}',
         ) from None
 
 

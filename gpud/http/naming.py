@@ -13,7 +13,7 @@ from gpud.core import statuses
 from gpud.core.errors import NoSuchModel
 from gpud.core.facts import State
 from gpud.engine import Engine
-from gpud.http.shapes import HttpError
+from gpud.http.shapes import UNREADABLE, HttpError, why_unreadable
 
 PLACEHOLDERS = frozenset(("default", "local-model"))
 """What clients write who do not care which model answers. A configured model of such a name goes before."""
@@ -84,12 +84,10 @@ def read_json(body: bytes) -> Asked:
 def _decoded(body: bytes) -> "_Body":
     try:
         return _decode(body)
-    except RecursionError:
-        raise _unreadable("cannot read the body: it is nested too deeply", "send a flatter JSON object") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
+    except UNREADABLE as problem:
         if not body.strip():
             return _Body()
-        raise _unreadable(f"cannot read the body: {problem}", "send a JSON object") from None
+        raise _unreadable(f"cannot read the body: {why_unreadable(problem)}", "send a JSON object") from None
 
 
 def _is_doubtful(body: bytes) -> bool:

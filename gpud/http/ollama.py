@@ -31,7 +31,7 @@ from gpud.http.ollama_passage import OLLAMA
 from gpud.http.ollama_relay import OllamaServer, Original, small_body
 from gpud.http.ollama_requests import read_named
 from gpud.http.routing import Handler, Route
-from gpud.http.shapes import Api, HttpError
+from gpud.http.shapes import UNREADABLE, Api, HttpError, why_unreadable
 from gpud.http.waiting import status_of
 
 __all__ = ["OllamaFront", "OllamaServer", "OllamaSettings"]
@@ -195,8 +195,8 @@ class OllamaFront:
             return body
         try:
             fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
-            raise HttpError(400, "invalid_request", f"cannot read the body: {problem}") from None
+        except UNREADABLE as problem:
+            raise HttpError(400, "invalid_request", f"cannot read the body: {why_unreadable(problem)}") from None
         for name in fields:
             if name.casefold() not in ("model", "name", "source"):
                 continue

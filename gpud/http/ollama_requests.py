@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from gpud.http.shapes import HttpError
+from gpud.http.shapes import UNREADABLE, HttpError, why_unreadable
 
 T = TypeVar("T", bound="Wish")
 
@@ -171,8 +171,8 @@ def _decoded(body: bytes, kind: type[R]) -> R:
         raise _bad("missing request body")
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
-        raise _bad(f"cannot read the body: {problem}") from None
+    except UNREADABLE as problem:
+        raise _bad(f"cannot read the body: {why_unreadable(problem)}") from None
 
 
 def duration_s(value: float | str) -> float:

@@ -27,7 +27,7 @@ from gpud.http.known_models import LLAMA_CPP_ENGINES, KnownModels
 from gpud.http.lines import Lines
 from gpud.http.metrics import Metrics
 from gpud.http.naming import resolved
-from gpud.http.shapes import HttpError
+from gpud.http.shapes import UNREADABLE, HttpError, why_unreadable
 
 T = TypeVar("T")
 
@@ -112,10 +112,11 @@ async def asked(exchange: Exchange, kind: type[T]) -> T:
 def decoded(body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body if body.strip() else b"{}", type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
-        unknown = _UNKNOWN_FIELD.search(str(problem))
+    except UNREADABLE as problem:
+        why = why_unreadable(problem)
+        unknown = _UNKNOWN_FIELD.search(why)
         if unknown is None:
-            raise InvalidArguments(f"cannot read the body: {problem}", hint="/docs has an example of each") from None
+            raise InvalidArguments(f"cannot read the body: {why}", hint="/docs has an example of each") from None
         # Imported here: only who mistypes needs it.
         from difflib import get_close_matches
 

@@ -20,6 +20,15 @@ class Api(StrEnum):
     MANAGEMENT = "management"
 
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What reading JSON may raise."""
+
+
+def why_unreadable(problem: Exception) -> str:
+    """What is wrong with a body, in words. Of one that is nested too deeply the interpreter speaks of itself."""
+    return "it is nested too deeply" if isinstance(problem, RecursionError) else str(problem)
+
+
 class HttpError(GpudError):
     """Something that only HTTP knows: ``status`` and ``type`` as they go out, and headers that belong to them."""
 
