@@ -1,7 +1,8 @@
 """``python tools/mutants [MODULE...] [--sample N --seed S] [--again | --rest]``: which mistakes in the core are seen.
 
 Each mutant is one mistake in one statement. It runs in a process of its own, forked after tests and core were imported,
-against those tests that execute its line: the quick ones first, and before them those that saw mistakes nearby.
+against those tests that execute its line: the quick ones first, and before them those that saw mistakes nearby; the
+few slow ones not at all.
 What stands in a function is replaced there; anything else (constants, defaults, fields) is imported anew with all that
 uses it. Tests run in a copy of the tree, so the tree may be worked in meanwhile; property tests try the same few
 examples each time. ``--again`` tries what survived the last time, with the tests of files that have changed since;
