@@ -18,14 +18,12 @@ class AttachedRunner:
         pid: int | None,
         *,
         ask_busy: Callable[[], Awaitable[bool | None]],
-        ask_health: Callable[[], Awaitable[str]],
         give_back: Callable[[], Awaitable[None]],
     ) -> None:
         self.endpoint = endpoint
         self._pid = pid
         self._started = None if pid is None else listeners.started_at(pid)
         self._ask_busy = ask_busy
-        self._ask_health = ask_health
         self._give_back = give_back
         self._let_go = asyncio.Event()
 
@@ -41,9 +39,6 @@ class AttachedRunner:
 
     async def busy(self) -> bool | None:
         return await self._ask_busy()
-
-    async def health(self) -> str:
-        return await self._ask_health()
 
     async def unload(self, times: StopTimes, on_kill: Callable[[], None] | None = None) -> None:  # noqa: ARG002 - not ours to kill
         await self._give_back()

@@ -190,7 +190,6 @@ def _attached(plan: Start, pid: int | None) -> AttachedRunner:
         plan.endpoint,
         pid,
         ask_busy=lambda: _busy(plan),
-        ask_health=lambda: _unhealthy(plan, runner.ANSWER_S),
         give_back=lambda: _ask_to_unload(plan),
     )
 
@@ -227,7 +226,6 @@ def _child_runner(child: Child, plan: Start) -> ProcessRunner:
         child=child,
         endpoint=plan.endpoint,
         ask_busy=lambda: _busy(plan),
-        ask_health=lambda: _unhealthy(plan, runner.ANSWER_S),
         ask_to_end=None if asked is None else ask_to_end,
     )
 

@@ -332,7 +332,6 @@ def _runner(child: Child, endpoint: Endpoint) -> ProcessRunner:
         child=child,
         endpoint=endpoint,
         ask_busy=lambda: _busy(endpoint),
-        ask_health=lambda: _health(endpoint),
         serial=True,
     )
 
@@ -344,12 +343,3 @@ async def _busy(endpoint: Endpoint) -> bool | None:
     except call.Unreachable as problem:
         return True if problem.trouble is call.Trouble.TIMED_OUT else None
     return False if answer.status == 200 else None
-
-
-async def _health(endpoint: Endpoint) -> str:
-    """Any answer counts, "not found" too: it has no health route, and what it has stands behind the lock."""
-    try:
-        await call.request(endpoint, "GET", "/health", timeout_s=runner.ANSWER_S)
-    except call.Unreachable as problem:
-        return f"llama_cpp.server does not answer: {problem}"
-    return ""

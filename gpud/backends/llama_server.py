@@ -268,7 +268,6 @@ class LlamaServer:
             child=child,
             endpoint=endpoint,
             ask_busy=lambda: busy(endpoint),
-            ask_health=lambda: health(endpoint, self._program.title),
         )
 
 
@@ -282,15 +281,6 @@ async def busy(endpoint: Endpoint) -> bool | None:
     if answer.status != 200 or b"requests_processing" not in gauges:
         return None
     return sum(gauges.values()) > 0
-
-
-async def health(endpoint: Endpoint, title: str) -> str:
-    """Empty when the engine answers as it should."""
-    try:
-        answer = await call.request(endpoint, "GET", "/health", timeout_s=runner.ANSWER_S)
-    except call.Unreachable as problem:
-        return f"{title} does not answer: {problem}"
-    return "" if answer.status == 200 else f"{title} answers its health check with status {answer.status}"
 
 
 def _gpus(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ class Listed(Record):
     overdue: bool
 
 
-async def version(endpoint: Endpoint, timeout_s: float = CONTROL_TIMEOUT_S) -> str:
+async def version(endpoint: Endpoint, timeout_s: float) -> str:
     """Raises Unreachable."""
     answer = await request(endpoint, "GET", "/api/version", timeout_s=timeout_s)
     content = _object(answer)

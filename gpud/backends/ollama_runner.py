@@ -105,13 +105,6 @@ class OllamaRunner:
         # A deadline that has passed stays in the list only while a request still uses the model.
         return True if entry is not None and entry.overdue else None
 
-    async def health(self) -> str:
-        try:
-            await ollama_api.version(self.endpoint)
-        except Unreachable as problem:
-            return f"Ollama does not answer: {problem}"
-        return ""
-
     async def unload(self, times: StopTimes, on_kill: Callable[[], None] | None = None) -> None:
         """As the protocol says. An idle model has the two TERM times to go, one that still works ``drain_s``; after
         that its process is killed."""

@@ -214,7 +214,6 @@ class ProcessRunner(Struct):
     child: Child
     endpoint: Endpoint
     ask_busy: Callable[[], Awaitable[bool | None]]
-    ask_health: Callable[[], Awaitable[str]]
     ask_to_end: Callable[[], Awaitable[None]] | None = None
     clean_up: Callable[[], None] | None = None
     serial: bool = False
@@ -229,9 +228,6 @@ class ProcessRunner(Struct):
 
     async def busy(self) -> bool | None:
         return await self.ask_busy()
-
-    async def health(self) -> str:
-        return await self.ask_health()
 
     async def unload(self, times: StopTimes, on_kill: Callable[[], None] | None = None) -> None:
         await self.child.stop(times, ask=self.ask_to_end, on_kill=on_kill)

@@ -209,7 +209,6 @@ class HubServer:
             child=child,
             endpoint=endpoint,
             ask_busy=lambda: self._talk.busy(endpoint),
-            ask_health=lambda: self._talk.health(endpoint),
             clean_up=lambda: _remove_scratch(scratch),
         )
 
@@ -242,7 +241,6 @@ class HubServer:
             endpoint,
             await asyncio.to_thread(listeners.listener, endpoint),
             ask_busy=lambda: self._talk.busy(endpoint),
-            ask_health=lambda: self._talk.health(endpoint),
             give_back=lambda: self._talk.put_to_sleep(model, endpoint),
         )
 

@@ -201,9 +201,6 @@ class Runner(Protocol):
     async def busy(self) -> bool | None:
         """Whether the engine works on a request right now; None when it cannot tell. Bounded to a few seconds."""
 
-    async def health(self) -> str:
-        """Empty when it answers as it should, else a sentence. Bounded to a few seconds."""
-
     async def unload(self, times: StopTimes, on_kill: Callable[[], None] | None = None) -> None:
         """Give the memory back; returns when the engine says, or its exit shows, that it did. Never drains.
 

@@ -81,7 +81,6 @@ def test_a_service_is_added_by_configuration_alone(run: Run, tmp_path: Path, com
             assert bool(runner.endpoint.socket) == (command is ON_SOCKET)
             assert bool(runner.endpoint.port) == (command is ON_PORT)
             assert await runner.busy() is False
-            assert await runner.health() == ""
             assert place.stages == ["starting"]
             record = place.records[0]
             assert record.child is not None
@@ -150,7 +149,6 @@ def test_without_a_health_path_any_answer_is_ready(run: Run, tmp_path: Path) -> 
             ready = tmp_path / "ready"
             runner = await started(place, service("--ready-after=0.2", f"--ready-file={ready}", health=""))
             assert ready.exists()
-            assert await runner.health() == ""
             assert await runner.busy() is None
             await runner.unload(QUICK)
 
@@ -293,7 +291,6 @@ def test_a_running_service_is_attached_and_asked_for_its_memory(run: Run, tmp_pa
             assert await runner.busy() is True
             await call.request(runner.endpoint, "POST", "/set", body={"busy": 0}, timeout_s=50)
             assert await runner.busy() is False
-            assert await runner.health() == ""
             gone = asyncio.ensure_future(runner.gone())
             assert await backend.adopt(place.records[0], model) is not None
             assert not gone.done()
@@ -403,7 +400,6 @@ def test_a_service_that_ended_has_given_its_memory_back(
                 assert "answered with status 500" in caplog.text
                 caplog.clear()
             assert ending.pids() == frozenset()
-            assert (await ending.health()).startswith("nothing answers: ")
             await ending.unload(StopTimes())
             await ending.gone()
             assert caplog.text == ""

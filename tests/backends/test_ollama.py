@@ -76,7 +76,7 @@ def test_a_model_is_loaded_to_stay_and_unloaded_by_its_name(place: Place, run: R
             backend = place.backend()
             runner = await backend.load(place.order(TINY))
             process = the_pid(runner)
-            assert alive(process) and await runner.health() == "" and await runner.busy() is False
+            assert alive(process) and await runner.busy() is False
             assert place.posts("/api/generate") == [{"model": "tiny:latest", "keep_alive": -1, "stream": False}]
 
             await runner.unload(PATIENT)
@@ -662,7 +662,6 @@ def test_an_attached_server_that_ends_takes_its_models_along(place: Place, run: 
             runner = await place.backend(attached(place, url)).load(place.order(TINY))
             process.terminate()
             await asyncio.wait_for(runner.gone(), 50)
-            assert "does not answer" in await runner.health()
 
     run(scenario())
 

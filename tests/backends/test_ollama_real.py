@@ -345,6 +345,6 @@ def test_an_attached_server_is_only_asked(place: Place, run: Run) -> None:
             await runner.unload(PATIENT)
             assert not alive(process)
             await backend.close()
-            assert alive(the_pid(owner)) and await owner.health() == ""
+            assert alive(the_pid(owner))
 
     run(scenario())

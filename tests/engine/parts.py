@@ -46,9 +46,6 @@ class FakeRunner:
     async def busy(self) -> bool | None:
         return self.is_busy
 
-    async def health(self) -> str:
-        return ""
-
     async def unload(self, times: StopTimes, on_kill: Callable[[], None] | None = None) -> None:
         self.unloads += 1
         if self.refuses_to_unload:
