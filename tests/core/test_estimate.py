@@ -583,7 +583,7 @@ def test_an_unknown_architecture_is_said_so() -> None:
         ({}, "it has 0 layers"),
         ({"block_count": 10**9}, "it has 1000000000 layers"),
         ({"block_count": 513}, "it has 513 layers, 1 to 512 are possible"),
-        ({"block_count": 2, "attention.head_count": (8,)}, "attention.head_count has 1 entries for 2 layers"),
+        ({"block_count": 2, "attention.head_count": (8,)}, "attention.head_count has 1 entry for 2 layers"),
         ({"block_count": 2, "attention.head_count": (8, -8)}, "attention.head_count has -8 among its entries"),
         (
             {"block_count": 2, "attention.head_count": (8, 2**32)},
