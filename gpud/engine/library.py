@@ -23,7 +23,7 @@ from gpud.engine import saying
 from gpud.engine.glimpse import glimpse, renewed
 from gpud.engine.guessing import closest
 from gpud.engine.needs import Needs, settings_mark
-from gpud.engine.shelf import Held, Past, Shelf, look, remembered, taken_anew, unseen
+from gpud.engine.shelf import Held, Look, Past, Shelf, look_at_everything, remembered, taken_anew, unseen
 
 log = logging.getLogger(__name__)
 
@@ -339,10 +339,10 @@ class Library:
         )
 
     async def _look_at_everything(self) -> Scanned:
-        shelf = self._shelf
         began_s, at_us = time.monotonic(), time.time_ns() // 1000
+        look = Look(self._finder, self._shelf, at_us, self._held)
         held, finding, refused = await asyncio.to_thread(
-            look, self._finder, self._registry, shelf, at_us, self._stopping.is_set, self._held, self._aside
+            look_at_everything, look, self._registry, self._stopping.is_set, self._aside
         )
         told = await self._become(held)
         away = tuple(Trouble(path, _why_away(path, finding.troubles)) for path in finding.unreachable)

@@ -70,12 +70,20 @@ class Shelf(Record):
     on_start: bool = True
 
 
-def find(
-    finder: Finder, registry: Remembered, shelf: Shelf, at_us: int, stop: Callable[[], bool]
-) -> tuple[Finding, tuple[Entry, ...]]:
+class Look(Record):
+    """One look at everything: at what, by whom, when, and what is held of the models so far."""
+
+    finder: Finder
+    shelf: Shelf
+    at_us: int
+    before: Held
+
+
+def find(look: Look, registry: Remembered, stop: Callable[[], bool]) -> tuple[Finding, tuple[Entry, ...]]:
     """For a thread: look, name, keep."""
+    shelf, at_us = look.shelf, look.at_us
     known = registry.entries()
-    finding = finder.scan(shelf.roots, found_by_path(known), stop)
+    finding = look.finder.scan(shelf.roots, found_by_path(known), stop)
     out_of_reach = tuple(f"{root.rstrip('/')}/" for root in finding.unreachable)
     away = [entry.found for entry in known if entry.present and f"{entry.found.path}/".startswith(out_of_reach)]
     elsewhere = {place.path for one in finding.models for place in one.places} if away else set()
@@ -97,41 +105,28 @@ def find(
     return finding, registry.take(entries, at_us)
 
 
-def look(
-    finder: Finder,
-    registry: Registry,
-    shelf: Shelf,
-    at_us: int,
-    stop: Callable[[], bool],
-    before: Held,
-    aside: Aside | None = None,
+def look_at_everything(
+    look: Look, registry: Registry, stop: Callable[[], bool], aside: Aside | None
 ) -> tuple[Held, Finding, list[Trouble]]:
     """For a thread: all of it, and what comes of it. Of the finding the models are left out.
 
     A look makes some megabytes of records, and what is to stay would lie among them: it is done in a copy of this
     process, which writes down what it comes to. Where that cannot be it is done here, in the same way.
     """
-    written = None if aside is None else _looked_aside(finder, registry, shelf, at_us, stop, before, aside)
+    written = None if aside is None else _looked_aside(look, registry, stop, aside)
     if written is None:
-        written = _looked(finder, registry, shelf, at_us, stop, before)
+        written = _looked(look, registry, stop)
     held, finding, refused = pickle.loads(written)  # noqa: S301 -- written a moment ago, by ourselves
-    return before if held is None else before.becoming(held), finding, refused
+    return look.before if held is None else look.before.becoming(held), finding, refused
 
 
-def _looked_aside(
-    finder: Finder,
-    registry: Registry,
-    shelf: Shelf,
-    at_us: int,
-    stop: Callable[[], bool],
-    before: Held,
-    aside: Aside,
-) -> bytes | None:
+def _looked_aside(look: Look, registry: Registry, stop: Callable[[], bool], aside: Aside) -> bytes | None:
     """None where it could not be done there, or could not be kept."""
+    finder = look.finder
 
     def work(line: Line) -> None:
         finder.in_copy()
-        written = _looked(finder, registry.borrowed(line), shelf, at_us, line.is_cut, before)
+        written = _looked(look, registry.borrowed(line), line.is_cut)
         line.send((finder.kept(), written))
 
     def serve(line: Line) -> tuple[object, bytes] | None:
@@ -148,12 +143,11 @@ def _looked_aside(
     return None if done is None else done[1]
 
 
-def _looked(
-    finder: Finder, registry: Remembered, shelf: Shelf, at_us: int, stop: Callable[[], bool], before: Held
-) -> bytes:
+def _looked(look: Look, registry: Remembered, stop: Callable[[], bool]) -> bytes:
     """Of what is held nothing is written where it is what was held before."""
-    finding, entries = find(finder, registry, shelf, at_us, stop)
-    held, refused = held_of(shelf, entries, before.known)
+    before = look.before
+    finding, entries = find(look, registry, stop)
+    held, refused = held_of(look.shelf, entries, before.known)
     held.keep_needs(before)
     now = before.becoming(held)
     is_new = now.models is not before.models or now.known is not before.known or now.past != before.past
@@ -205,7 +199,7 @@ def remembered(registry: Registry, shelf: Shelf, before: Held) -> Held:
     """For a thread: what was there at the last look, as the configuration wants it now; what is configured since
     has its number from now on.
     """
-    return before.becoming(pickle.loads(_remembered(registry, shelf)))  # noqa: S301 -- as in look()
+    return before.becoming(pickle.loads(_remembered(registry, shelf)))  # noqa: S301 -- as in look_at_everything()
 
 
 def taken_anew(registry: Registry, shelf: Shelf, before: Held) -> Held:
