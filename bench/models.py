@@ -344,66 +344,64 @@ def scanned(daemon: Daemon, count: int) -> tuple[float, float]:
     return time.perf_counter() - began, daemon.processor_s() - worked
 
 
+def found(daemon: Daemon, top: Path, count: int) -> tuple[int, float]:
+    """So many models come at once, and are scanned again and again. Bytes of memory before, and the MiB that stay."""
+    # What comes with the first of everything is no matter of their number.
+    write(daemon.folder / "model-0.gguf", 0)
+    daemon.call("Scan")
+    daemon.until_sized()
+    before = daemon.memory_bytes()
+    others = top / "others"
+    others.mkdir()
+    for number in range(1, count):
+        path = others / f"publisher-{number // 50}" / f"model-{number}.gguf"
+        path.parent.mkdir(exist_ok=True)
+        write(path, number)
+    others.rename(daemon.folder / "others")
+    scan_s, scan_processor_s = scanned(daemon, count)
+    after_scan = daemon.memory_bytes()
+    daemon.until_sized()
+    again = [scanned(daemon, count) for _ in range(SCANS)]
+    added = (daemon.memory_bytes() - before) / 2**20
+    what, bar = f"{count:,} models", f"{MEMORY_BAR_MIB:g} MiB"
+    print(f"{what}: memory before {before / 2**20:.1f} MiB", flush=True)
+    report(f"{what}: the first scan", [scan_s], "s", "", 2)
+    report(f"{what}: the first scan, processor", [scan_processor_s], "s", "", 2)
+    report(f"{what}: a scan, nothing new", [wall for wall, _ in again], "s", "", 2)
+    report(f"{what}: a scan, nothing new, processor", [processor for _, processor in again], "s", "", 2)
+    report(f"{what}: memory added by the scan", [(after_scan - before) / 2**20], "MiB", bar, 1)
+    report(f"{what}: memory added, all sized and scanned {1 + SCANS} times", [added], "MiB", bar, 1)
+    return before, added
+
+
+def told(daemon: Daemon, top: Path, count: int) -> float:
+    """Seconds from ``cp`` of one more model to its being told, the median."""
+    listed = []
+    source = top / "new.gguf"
+    write(source, 999_999)
+    for number in range(5):
+        heard = threading.Thread(target=daemon.until_told, args=(f"new-{number}",))
+        heard.start()
+        began = time.perf_counter()
+        subprocess.run(["cp", "--sparse=always", str(source), str(daemon.folder / f"new-{number}.gguf")], check=True)
+        # Each is another model: none is told the same as one that is there already.
+        heard.join(BOUND_S)
+        listed.append(time.perf_counter() - began)
+        write(source, 999_998 - number)
+    report(f"{count:,} models: from cp to told", listed, "s", f"{LISTED_BAR_S:g} s", 2)
+    return statistics.median(listed)
+
+
 def measure(top: Path, count: int, repeats: int) -> bool:
+    """Whether all of it is within its bars."""
     daemon = Daemon(top)
     try:
-        # What comes with the first of everything is no matter of their number.
-        write(daemon.folder / "model-0.gguf", 0)
-        daemon.call("Scan")
-        daemon.until_sized()
-        before = daemon.memory_bytes()
-        others = top / "others"
-        others.mkdir()
-        for number in range(1, count):
-            path = others / f"publisher-{number // 50}" / f"model-{number}.gguf"
-            path.parent.mkdir(exist_ok=True)
-            write(path, number)
-        others.rename(daemon.folder / "others")
-        scan_s, scan_processor_s = scanned(daemon, count)
-        after_scan = daemon.memory_bytes()
-        daemon.until_sized()
-        again = [scanned(daemon, count) for _ in range(SCANS)]
-        rested = daemon.memory_bytes()
-        print(f"{count:,} models: memory before {before / 2**20:.1f} MiB", flush=True)
-        report(f"{count:,} models: the first scan", [scan_s], "s", "", 2)
-        report(f"{count:,} models: the first scan, processor", [scan_processor_s], "s", "", 2)
-        report(f"{count:,} models: a scan, nothing new", [wall for wall, _ in again], "s", "", 2)
-        report(f"{count:,} models: a scan, nothing new, processor", [processor for _, processor in again], "s", "", 2)
-        added = (rested - before) / 2**20
-        report(
-            f"{count:,} models: memory added by the scan",
-            [(after_scan - before) / 2**20],
-            "MiB",
-            f"{MEMORY_BAR_MIB:g} MiB",
-            1,
-        )
-        report(
-            f"{count:,} models: memory added, all sized and scanned {1 + SCANS} times",
-            [added],
-            "MiB",
-            f"{MEMORY_BAR_MIB:g} MiB",
-            1,
-        )
+        before, added = found(daemon, top, count)
         medians = lists(daemon, count, repeats)
-        report(
-            f"{count:,} models: memory added, with lists kept", [(daemon.memory_bytes() - before) / 2**20], "MiB", "", 1
-        )
-        listed = []
-        source = top / "new.gguf"
-        write(source, 999_999)
-        for number in range(5):
-            heard = threading.Thread(target=daemon.until_told, args=(f"new-{number}",))
-            heard.start()
-            began = time.perf_counter()
-            subprocess.run(
-                ["cp", "--sparse=always", str(source), str(daemon.folder / f"new-{number}.gguf")], check=True
-            )
-            # Each is another model: none is told the same as one that is there already.
-            heard.join(BOUND_S)
-            listed.append(time.perf_counter() - began)
-            write(source, 999_998 - number)
-        report(f"{count:,} models: from cp to told", listed, "s", f"{LISTED_BAR_S:g} s", 2)
-        return added <= MEMORY_BAR_MIB and max(medians) <= LIST_BAR_MS and statistics.median(listed) <= LISTED_BAR_S
+        kept = (daemon.memory_bytes() - before) / 2**20
+        report(f"{count:,} models: memory added, with lists kept", [kept], "MiB", "", 1)
+        listed = told(daemon, top, count)
+        return added <= MEMORY_BAR_MIB and max(medians) <= LIST_BAR_MS and listed <= LISTED_BAR_S
     finally:
         daemon.close()
 
