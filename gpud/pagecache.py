@@ -128,21 +128,6 @@ def warm(path: str, limit_bytes: int, *, stop: Callable[[], bool] = lambda: Fals
     return done
 
 
-def resident_bytes(path: str) -> int | None:
-    """How much of a model's files is in the page cache; None where the kernel (before 6.5) does not say."""
-    total = 0
-    for part in parts(path):
-        fd = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            found = cached_bytes(fd, 0, os.fstat(fd).st_size)
-        finally:
-            os.close(fd)
-        if found is None:
-            return None
-        total += found
-    return total
-
-
 def parts(path: str) -> tuple[str, ...]:
     """All files of a model that was split: ``x-00001-of-00003.gguf`` stands for three. Else the file alone.
 

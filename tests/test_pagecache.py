@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gpud.pagecache import STEP_BYTES, PageCache, available_bytes, parts, resident_bytes, warm
+from gpud.pagecache import STEP_BYTES, PageCache, available_bytes, cached_bytes, parts, warm
 
 MIB = 1 << 20
 
@@ -22,6 +22,21 @@ def folder(tmp_path: Path) -> Path:
     if dropped(probe, 1) != 0:
         pytest.skip("this machine's temporary files, or its kernel, do not say what is in the page cache")
     return tmp_path
+
+
+def resident_bytes(path: str) -> int | None:
+    """How much of a model's files is in the page cache; None where the kernel (before 6.5) does not say."""
+    total = 0
+    for part in parts(path):
+        fd = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            found = cached_bytes(fd, 0, os.fstat(fd).st_size)
+        finally:
+            os.close(fd)
+        if found is None:
+            return None
+        total += found
+    return total
 
 
 def dropped(path: Path, mib: int) -> int | None:

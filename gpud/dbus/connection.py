@@ -125,11 +125,6 @@ class Connection:
         return self._outbox.unsent_bytes
 
     @property
-    def unread_bytes(self) -> int:
-        """What has come and is not handed on yet."""
-        return len(self._inbox)
-
-    @property
     def open_calls(self) -> int:
         """How many calls of ours are not answered yet."""
         return len(self._waiting)

@@ -124,10 +124,6 @@ class Dispatcher:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def __len__(self) -> int:
-        """How many calls are being worked on."""
-        return len(self._tasks)
-
     async def settle(self) -> None:
         """Returns when every call that has come is answered."""
         while self._tasks:

@@ -83,11 +83,6 @@ class Login1:
         self._somebody = False
         self._newer: dict[str, Any] = {}
 
-    @property
-    def locks(self) -> frozenset[str]:
-        """Those that are held."""
-        return frozenset(self._locks)
-
     # It comes and goes
 
     async def came(self, line: Line) -> None:

@@ -152,11 +152,6 @@ class Service:
         """How many callers' leaving is waited for."""
         return len(self._watches)
 
-    @property
-    def unanswered(self) -> int:
-        """How many calls are being worked on."""
-        return len(self._dispatcher)
-
     async def settle(self) -> None:
         """Returns when every call that has come is answered."""
         await self._dispatcher.settle()

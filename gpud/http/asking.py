@@ -36,7 +36,7 @@ class Response:
     same head, but for its length, that came on this connection before.
     """
 
-    __slots__ = ("_duplex", "connection", "headers", "http_version", "kept", "length", "reason", "status")
+    __slots__ = ("_duplex", "connection", "headers", "kept", "length", "reason", "status")
 
     def __init__(self, connection: ClientConnection, head: ResponseHead) -> None:
         self.connection = connection
@@ -45,7 +45,6 @@ class Response:
         self.headers: Fields = head.fields
         self.length: int | None = head.length
         self.kept: dict[str, Any] = head.kept
-        self.http_version: str = "1.1" if head.version else "1.0"
         self._duplex: Duplex | None = None
 
     async def read(self, limit_bytes: int) -> bytes:
@@ -74,11 +73,6 @@ class Response:
             else:
                 await connection.more()
 
-    @property
-    def ended(self) -> bool:
-        """True once the whole answer was received (not: read)."""
-        return self.connection.is_complete
-
     def upgrade(self) -> Duplex:
         """The raw stream behind a 101."""
         if self.status != 101:
@@ -86,10 +80,6 @@ class Response:
         if self._duplex is None:
             self._duplex = self.connection.become_duplex()
         return self._duplex
-
-    def abort(self) -> None:
-        """Close the connection at once: the engine shall stop."""
-        self.connection.abort()
 
 
 class Exchange:

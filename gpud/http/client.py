@@ -148,10 +148,6 @@ class Pool:
                 engine.idle.pop().abort()
 
     @property
-    def idle_connections(self) -> int:
-        return sum(len(engine.idle) for engine in self._engines.values())
-
-    @property
     def connections(self) -> int:
         return len(self._all)
 

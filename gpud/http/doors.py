@@ -250,11 +250,6 @@ class Doors:
         """Where each door listens now."""
         return {name: tuple(at.describe() for at in door.server.listening) for name, door in self._doors.items()}
 
-    @property
-    def closed(self) -> tuple[str, ...]:
-        """The doors that are configured and could not be opened."""
-        return tuple(name for name, door in self._doors.items() if not door.server.listening)
-
     async def apply(self, openings: Sequence[Opening], keys: Keys | None, *, drain_s: float = 20.0) -> None:
         """A door that listens as it did keeps its connections; only its rules and keys are replaced."""
         wanted = {opening.name: opening for opening in openings}

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -15,8 +15,6 @@ from gpud.http.access import Admitted
 from gpud.http.message import Reply, Request
 from gpud.http.routing import Route
 from gpud.http.shapes import UNREADABLE, error_body, headers_of, status_of, why_unreadable
-
-T = TypeVar("T")
 
 JSON = ("Content-Type", "application/json")
 
@@ -74,16 +72,6 @@ class Exchange(Struct):
     async def value(self, limit_bytes: int = SMALL_BODY_BYTES) -> dict[str, Any]:
         """The body as a JSON object; an empty body is an empty object. Raises InvalidArguments."""
         return read_object(await self.request.body(limit_bytes))
-
-    async def typed(self, kind: type[T], limit_bytes: int = SMALL_BODY_BYTES) -> T:
-        """The body as this kind of record. Raises InvalidArguments that names the field."""
-        body = await self.request.body(limit_bytes) or b"{}"
-        try:
-            return msgspec.json.decode(body, type=kind)
-        except UNREADABLE as problem:
-            raise InvalidArguments(
-                f"cannot read the body: {why_unreadable(problem)}", hint="send a JSON object as /docs has it"
-            ) from None
 
     async def answer(self, value: object, status: int = 200, *headers: tuple[str, str]) -> None:
         await self.send(msgspec.json.encode(value), JSON, *headers, status=status)

@@ -92,11 +92,6 @@ class Fields:
         value = self.index.get(name.lower().encode("latin-1"))
         return default if value is None else value.decode("latin-1")
 
-    def all(self, name: str) -> list[str]:
-        """Every value of the name, in order."""
-        key = name.lower().encode("latin-1")
-        return [value.decode("latin-1") for each, value in self.raw if each.lower() == key]
-
     def lowered(self, key: bytes) -> bytes | None:
         """The raw value by a name in lower case."""
         return self.index.get(key)

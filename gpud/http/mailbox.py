@@ -25,10 +25,6 @@ class Mailbox(Generic[T]):
     def __len__(self) -> int:
         return len(self._items)
 
-    @property
-    def closed(self) -> bool:
-        return self._closed
-
     def put(self, item: T, size_bytes: int) -> None:
         """Returns at once. What does not fit goes, the oldest first; one that is too large by itself is kept alone."""
         if self._closed:

@@ -58,7 +58,6 @@ class Request:
         "_query",
         "content_length",
         "headers",
-        "http_version",
         "kept",
         "method",
         "path",
@@ -80,7 +79,6 @@ class Request:
         self.path: str = head.path
         self.headers: Fields = head.fields
         self.content_length: int | None = head.length
-        self.http_version: str = "1.1" if head.version else "1.0"
         self.upgrade: str = head.upgrade
         self.peer = peer
 

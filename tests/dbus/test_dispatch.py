@@ -41,7 +41,7 @@ def test_handlers_that_do_not_fit_the_xml_are_no_service(engine: FakeEngine) -> 
     def make() -> Dispatcher:
         return Dispatcher(tree, handlers, shown, Meter(limits), lambda: 0.0, library.encode_body)
 
-    assert len(make()) == 0
+    make()
     handlers["Fly"] = handlers.pop("Load")
     with pytest.raises(ValueError, match=r"do not fit the interface: \['Fly', 'Load'\]"):
         make()

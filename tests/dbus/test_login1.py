@@ -259,12 +259,12 @@ def test_a_logind_that_refuses_a_lock_is_listened_to_all_the_same(run: Run) -> N
         line.refuses, line.manager = True, {"PreparingForSleep": True}
         await login1.came(line)  # type: ignore[arg-type]
         await settled()
-        assert login1.locks == frozenset()
+        assert line.held() == set()
         assert listener.told == ["prepare sleep"]
         line.refuses = False
         login1.signal(signal("PrepareForSleep", False))
         await settled()
         assert listener.told == ["prepare sleep", "over sleep"]
-        assert login1.locks == {"sleep"}
+        assert line.held() == {"sleep"}
 
     scene(run, work)

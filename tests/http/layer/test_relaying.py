@@ -264,7 +264,7 @@ def test_a_stream_that_breaks_off_ends_with_a_last_word(how: str, within: bool, 
             assert answer.body.startswith(b"hello")
             assert answer.body.endswith(b"event: error\n\n")
             assert (await client.ask(GET)).status == 200, "the client's connection is as good as ever"
-            assert door.pool.idle_connections == 0
+            await until(lambda: door.pool.connections == 0)
 
     run(scene())
 
