@@ -185,6 +185,14 @@ def test_split_mode_row_shares_matrices_and_keeps_caches_whole() -> None:
     assert gpu(made, 0).kv_bytes == 25 * 16 * MIB
 
 
+@pytest.mark.parametrize("mode", ["row", "tensor", "none"])
+def test_one_gpu_has_all_of_it_however_it_is_split(mode: str) -> None:
+    """There is nobody to share with, whatever its share is said to be."""
+    for header in (LLAMA, MIXTURE, HEADERS["granite-4.0-h-tiny"]):
+        plan = replace(ONE_GPU, layers=12, tensor_split=(3.0,))
+        assert estimate(header.file(), replace(plan, split_mode=mode)) == estimate(header.file(), plan)
+
+
 def test_several_gpus_in_a_row_keep_copies_of_the_inputs() -> None:
     """Pipelining needs more of its buffers; it ends as soon as anything is left to the CPU."""
     whole = estimate(LLAMA.file(), TWO_GPUS)

@@ -95,9 +95,8 @@ class _Ledger:
 def _model(ledger: _Ledger, shape: Shape, plan: Plan, cells: cache.Cells) -> None:
     placed = devices_of_layers(plan, shape.count)
     stays = _weights(ledger, shape, plan, placed)
-    rows_split = plan.split_mode in ("row", "tensor") and plan.gpus > 1
     for device, (kv, state) in zip(placed, cache.by_layer(shape, plan, cells), strict=False):
-        if plan.split_mode == "tensor" and rows_split and device != HOST and plan.kv_on_gpu:
+        if plan.split_mode == "tensor" and device != HOST and plan.kv_on_gpu:
             for gpu, (own_kv, own_state) in enumerate(zip(_split(kv, plan), _split(state, plan), strict=True)):
                 ledger[gpu].kv += own_kv
                 ledger[gpu].state += own_state
@@ -118,7 +117,7 @@ def _weights(ledger: _Ledger, shape: Shape, plan: Plan, placed: list[int]) -> in
         if device == HOST:
             ledger[HOST].weights += found.host
             stays = max(stays, found.largest)
-        elif plan.split_mode in ("row", "tensor") and plan.gpus > 1:
+        elif plan.split_mode in ("row", "tensor"):
             for gpu, part in enumerate(_split(found.gpu, plan)):
                 ledger[gpu].weights += part
         else:
