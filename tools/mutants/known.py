@@ -135,12 +135,12 @@ def watched(tree: Tree, items: Sequence[pytest.Item], jobs: int, examples: int) 
             fresh[said["name"].partition("::")[0]].append(said)
     for name, seen in fresh.items():
         found[name] = {"mark": marks[name], "tests": seen}
-    failed = [test["name"] for file in found.values() for test in file["tests"] if not test["passed"]]
-    if failed:
-        raise SystemExit(f"{len(failed)} tests fail without any mutant: {', '.join(failed[:5])}")
     if fresh:
         LINES.parent.mkdir(exist_ok=True)
         LINES.write_text(json.dumps({**kept, **found}))
+    failed = [test["name"] for file in found.values() for test in file["tests"] if not test["passed"]]
+    if failed:
+        raise SystemExit(f"{len(failed)} tests fail without any mutant: {', '.join(failed[:5])}")
     order = {item.nodeid: number for number, item in enumerate(items)}
     tests = [Test(t["name"], t["took_s"], t["lines"]) for file in found.values() for t in file["tests"]]
     quick = [test for test in tests if test.took_s <= QUICK_S]
