@@ -34,12 +34,33 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_the_readme_names_all_three_parts_and_says_which_are_here() -> None:
-    """Memory, models, and access with a lock; each is part of the core or optional, here or to come."""
-    parts = dict(row for row in rows(section(README, "## What it has, and what it will have")) if row[1] != "state")
+    """Memory, models, and access with a lock; each is here, here by other means, or said not to be part of gpud."""
+    parts = dict(row for row in rows(section(README, "## What it has, and what it has not")) if row[1] != "state")
     for wanted in ("VRAM management", "model orchestration", "secure LLM access"):
         (state,) = [state for part, state in parts.items() if part.startswith(wanted)]
-        assert re.fullmatch(r"(core|optional), (here|to come)", state)
-    assert all(re.fullmatch(r"(core|optional), (here|to come)", state) for state in parts.values())
+        assert re.fullmatch(r"(core|optional), here( by other means)?", state)
+    others = {
+        part for part, state in parts.items() if not re.fullmatch(r"(core|optional), here( by other means)?", state)
+    }
+    assert {parts[part] for part in others} == {"not part of gpud"}
+
+
+def test_nothing_is_promised_that_nobody_works_on() -> None:
+    """What is not part of gpud is called so, wherever it is named."""
+    for page in (README, MIGRATION):
+        assert not re.search(r"\b(is|are) to come\b|[,|] to come\b|\bwill have\b", page)
+    for wanted in ("MCP server", "Neovim"):
+        lines = [line for page in (README, MIGRATION) for line in page.splitlines() if wanted in line]
+        assert lines and all("not part of gpud" in line for line in lines)
+
+
+@pytest.mark.parametrize("page", [README, MIGRATION])
+def test_what_is_here_by_other_means_is_described(page: str) -> None:
+    """The pages that are named have the sections that are named."""
+    for name, anchor in (("access.md", "with-certificates-of-ones-own"), ("http.md", "editors-and-agents")):
+        assert f"{name}#{anchor}" in page
+        titles = re.findall(r"^##+ (.+)$", (TOP / "docs" / name).read_text(), re.M)
+        assert anchor in {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ esac
 """
 
 
-NEEDED = ("bash", "cat", "cut", "dirname", "env", "mktemp", "rm", "sed", "sh", "tail", "tr")
+NEEDED = ("bash", "cat", "chmod", "cut", "dirname", "env", "mktemp", "rm", "sed", "sh", "tail", "tr")
 """All that the scripts use of the machine that they run on here."""
 
 
@@ -158,14 +158,15 @@ class Debian:
             assert found
             (folder / name).symlink_to(found)
 
-    def packages(self, uid: int = 0, apt_status: int = 0) -> tuple[int, str]:
+    def packages(self, uid: int = 0, apt_status: int = 0, step: str = "run", **more: str) -> tuple[int, str]:
         program(self.folder / "id", f"#!/bin/sh\necho {uid}\n")
         self.record.write_text("")
         done = outcome(
-            [str(TOP / "tools" / "packages"), "run"],
+            [str(TOP / "tools" / "packages"), step],
             PATH=str(self.folder),
             RECORD=str(self.record),
             APT_STATUS=str(apt_status),
+            **more,
         )
         return done.returncode, done.stderr
 
@@ -199,6 +200,39 @@ def test_an_ordinary_user_is_told_what_to_install(debian: Debian) -> None:
         ),
     )
     assert debian.record.read_text() == ""
+
+
+WITHOUT_NGINX = """\
+#!/bin/sh
+for name; do :; done
+case $name in nginx*) exit 1 ;; esac
+printf installed
+"""
+
+APT_STARTS = """\
+#!/bin/sh
+case "$*" in
+*update) exit 0 ;;
+esac
+for service in nginx dbus; do
+    if "$POLICY" "$service"; then echo "started $service"; fi
+done >>"$RECORD"
+"""
+
+
+def test_the_web_server_for_the_tests_is_not_started(debian: Debian) -> None:
+    """Neither when it is installed nor when the machine starts again; other packages may start what they have."""
+    policy = debian.folder / "policy-rc.d"
+    program(debian.folder / "dpkg-query", WITHOUT_NGINX)
+    program(debian.folder / "apt-get", APT_STARTS)
+    program(debian.folder / "systemctl", '#!/bin/sh\necho "$*" >>"$RECORD"\n')
+    assert debian.packages(step="test", POLICY=str(policy)) == (0, "installing Debian packages: nginx-light\n")
+    assert debian.record.read_text().splitlines() == ["started dbus", "--quiet disable nginx.service"]
+    assert not policy.exists()
+    program(policy, "#!/bin/sh\nexit 101\n")
+    assert debian.packages(step="test", POLICY=str(policy))[0] == 0
+    assert debian.record.read_text().splitlines() == ["--quiet disable nginx.service"]
+    assert policy.read_text() == "#!/bin/sh\nexit 101\n", "somebody's own stays as it is"
 
 
 def test_packages_that_cannot_be_had(debian: Debian) -> None:
