@@ -55,6 +55,7 @@ async def serve(reader, writer):
 
 
 async def one(reader, writer):
+    """One request; whether another may follow."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except (ConnectionError, asyncio.IncompleteReadError):
@@ -80,6 +81,9 @@ async def one(reader, writer):
     if headers.get("upgrade"):
         await echo_for_ever(reader, writer, headers)
         return False
+    goes_on = await do(asked, reader, writer)
+    if goes_on is not None:
+        return goes_on
     told = {
         "method": method,
         "target": target,
@@ -89,6 +93,12 @@ async def one(reader, writer):
         "pid": os.getpid(),
         "usage": {"prompt_tokens": 7, "completion_tokens": 3},
     }
+    await answer(writer, 200, json.dumps(told).encode())
+    return True
+
+
+async def do(asked, reader, writer):
+    """What the request says; whether another may follow. None: it says nothing, and is still to be answered."""
     match asked.get("do", ""):
         case "stream":
             await stream(reader, writer, asked.get("events", 3), asked.get("every", 0.0), until=asked.get("until", ""))
@@ -145,8 +155,7 @@ async def one(reader, writer):
             )
             await writer.drain()
             return True
-    await answer(writer, 200, json.dumps(told).encode())
-    return True
+    return None
 
 
 async def stream(reader, writer, events, every, ends=True, until=""):
