@@ -40,6 +40,7 @@ def switches() -> argparse.Namespace:
     parser.add_argument("--exit-at-once", type=int, default=None)
     parser.add_argument("--exit-after", type=float, default=None)
     parser.add_argument("--ignore-term", action="store_true")
+    parser.add_argument("--term-file", default="", help="is made when the process is told to end, which it then does")
     parser.add_argument("--protocol", action="store_true", help="report the load to the parent as llama-server does")
     parser.add_argument("--busy", type=int, default=0, help="requests in process, for /metrics and /queue")
     parser.add_argument("--shown-slots", type=int, default=0, help="so many, of which as many work as are busy")
@@ -212,6 +213,8 @@ def main() -> None:
         os.dup2(1, 2)
     if options.ignore_term:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if options.term_file:
+        signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(Path(options.term_file).touch()))
     asyncio.run(Server(options).serve())
 
 

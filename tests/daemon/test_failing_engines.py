@@ -110,11 +110,14 @@ def test_an_engine_that_ignores_signals_is_killed(place: Place) -> None:
 
 def test_an_unload_with_force_does_not_skip_the_signals(place: Place) -> None:
     """Force means without draining; the engine may still end by itself."""
-    place.configure({"spare": engine("--busy", "1", busy={"get": "/queue", "any": ["queue_running"]})})
+    asked = place.root / "asked-to-end"
+    busy = {"get": "/queue", "any": ["queue_running"]}
+    place.configure({"spare": engine("--busy", "1", "--term-file", str(asked), busy=busy)})
     daemon = place.start()
     record = daemon.loaded("spare")
     assert daemon.unload("spare", force=True).result == "done"
     assert gone(record["child"]["pid"])
+    assert asked.exists()
     assert daemon.unload().result == "done", "nothing is loaded, and that is said, not refused"
     assert daemon.stop() == 0
     place.check_empty()
