@@ -416,6 +416,15 @@ def test_contexts_come_in_multiples_of_256_for_each_slot(plan: Plan, cells: int)
     assert host(made).kv_bytes == cells * 128 * KIB
 
 
+def test_what_sees_all_tokens_at_once_computes_all_that_it_has_room_for() -> None:
+    """100 tokens have room in 256 cells; who sees only what came before computes no more than were asked for."""
+    little, whole = (Plan(context=context, parallel=1) for context in (100, 256))
+    both_ways = {**LLAMA.values, "attention.causal": False}
+    blind, seeing = LLAMA.file(), Header("", "llama", both_ways, LLAMA.tensors, LLAMA.vocabulary).file()
+    assert estimate(seeing, little) == estimate(seeing, whole) == estimate(blind, whole)
+    assert host(estimate(blind, little)).compute_bytes < host(estimate(blind, whole)).compute_bytes
+
+
 @pytest.mark.parametrize(
     ("keys", "values", "bytes_per_token"),
     [("f16", "f16", 4096), ("q8_0", "q8_0", 2176), ("q4_0", "q4_0", 1152), ("q8_0", "f16", 3136), ("f32", "f16", 6144)],

@@ -108,7 +108,7 @@ def test_steady_measurements_make_the_margin_small() -> None:
     """As soon as there are enough of them, and not before."""
     few, enough = after([300 * MIB] * (ENOUGH - 1)), after([300 * MIB] * ENOUGH)
     assert beyond(20 * GIB, few, on_host=False) == (300 * MIB, int(20 * GIB * 0.02))
-    assert beyond(20 * GIB, enough, on_host=False) == (300 * MIB, LEAST_MARGIN_BYTES)
+    assert beyond(20 * GIB, enough, on_host=False) == (300 * MIB, 64 * MIB)
 
 
 @given(st.lists(values, min_size=1, max_size=150), st.integers(0, 64 * GIB), st.booleans())
@@ -133,7 +133,7 @@ def test_a_wider_spread_never_makes_a_smaller_margin(count: int, one: float, oth
 def test_engines_that_hold_less_than_they_count_are_not_reserved_for_twice() -> None:
     """Below zero the spread eats up first what was not needed: nothing is added that no load came near."""
     residual = after([-800 * MIB, -1000 * MIB, -1200 * MIB, -1000 * MIB] * 5)
-    assert beyond(8 * GIB, residual, on_host=True) == (0, LEAST_MARGIN_BYTES)
+    assert beyond(8 * GIB, residual, on_host=True) == (0, 64 * MIB)
 
 
 @pytest.mark.parametrize(("known", "least"), [(ENOUGH, 0.965), (10, 0.99), (REMEMBERED, 0.997)])

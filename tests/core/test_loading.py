@@ -222,6 +222,8 @@ def test_a_load_that_ends_without_being_told_to_ends_its_jobs() -> None:
     w.settle()
     assert w.result(job) is JobResult.CANCELED
     assert w.jobs[job].message == 'the load of "a" was called off'
+    ended = [change.reason for change in w.told if isinstance(change, ModelChanged) and change.old is State.LOADING]
+    assert ended == ["user"]
     assert w.state("a") is State.COLD
 
 

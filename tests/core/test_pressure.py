@@ -47,6 +47,8 @@ def test_an_idle_model_goes_when_others_take_of_the_reserve() -> None:
     )
     assert w.notices(Kind.GAVE_WAY)[0].fields == {"engine": "llama_server", "freed_bytes": 2 * GIB, "device": GPU}
     assert w.notices(Kind.MODEL_UNLOADED)[0].message.endswith("other programs needed its memory")
+    left = [change.reason for change in w.told if isinstance(change, events.ModelChanged) and change.model == "a"]
+    assert left[-3:] == ["budget"] * 3
 
 
 def test_as_few_go_as_are_needed_and_those_by_which_the_least_is_lost() -> None:
