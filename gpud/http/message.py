@@ -1,6 +1,5 @@
 """What a handler sees of HTTP: the request that it is asked, and the reply that it gives."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
@@ -103,17 +102,12 @@ class Request:
         return tuple(parts) if "%" not in self.raw_path else tuple(decode_path(part) for part in parts)
 
     @property
-    def left(self) -> asyncio.Event:
-        """Set as soon as it is known that the client has gone. One that only ended its sending (a half-close) has not.
-
-        The task that runs the handler is cancelled then, so that whatever it waits for ends; a handler that must go on
-        gives that work to a task of its own. Only one that catches the cancellation needs to look here.
-        """
-        return self._connection.left_event()
-
-    @property
     def is_gone(self) -> bool:
-        """True once the client has gone."""
+        """True as soon as it is known that the client has gone. One that only ended its sending (a half-close) has not.
+
+        What runs the handler is cancelled then, so that whatever it waits for ends; a handler that must go on gives
+        that work to a task of its own. Only one that catches the cancellation needs to look here.
+        """
         return self._connection.gone
 
     async def body(self, limit_bytes: int) -> bytes:

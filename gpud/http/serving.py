@@ -69,7 +69,6 @@ class ServerConnection(Connection):
         self._reply: Reply | None = None
         self._pending = bytearray()
         self._looked_at = 0
-        self._left: asyncio.Event | None = None
         self._stalled_from = 0
         self._stall_deadline = NEVER
         self._read_deadline = NEVER
@@ -200,7 +199,6 @@ class ServerConnection(Connection):
         self._deadline_free()
         self.keep_alive = head.keep_alive and not self.server.closing
         self.speaks_1_1 = bool(head.version)
-        self._left = None
         request = Request(self, head, self.peer)
         self._reply = Reply(self, head.method == "HEAD")
         if head.length == 0:
@@ -312,13 +310,6 @@ class ServerConnection(Connection):
         self._linger()
 
     # The reply's side -------------------------------------------------------------------------------------------------
-
-    def left_event(self) -> asyncio.Event:
-        if self._left is None:
-            self._left = asyncio.Event()
-            if self.gone:
-                self._left.set()
-        return self._left
 
     def closing_words(self) -> bytes:
         """The last line of a reply's head: whether another request may follow."""
@@ -524,8 +515,6 @@ class ServerConnection(Connection):
             return
         self.gone = True
         self._forget_departure()
-        if self._left is not None:
-            self._left.set()
         self.body.wake()
         # What a handler does after its answer, and with a raw stream, is not for the client's sake alone.
         if self.work is not None and self._reply is not None and not self._reply.ended:

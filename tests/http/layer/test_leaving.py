@@ -40,7 +40,7 @@ class Waiting:
                 await reply.send(200, (), b"done")
             self.outcome = "answered"
         except asyncio.CancelledError:
-            self.outcome = "canceled" + (" and told" if request.left.is_set() and request.is_gone else "")
+            self.outcome = "canceled" + (" and told" if request.is_gone else "")
             raise
         except ClientGone:
             self.outcome = "gone"

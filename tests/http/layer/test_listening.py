@@ -274,7 +274,7 @@ def test_tls_is_served(certificate: Tls, run: Run) -> None:
             assert request.peer.is_encrypted
             if request.path == "/wait":
                 try:
-                    await request.left.wait()
+                    await asyncio.Event().wait()
                 finally:
                     left.set()
             await reply.send(200, (), await request.body(1 << 30))
