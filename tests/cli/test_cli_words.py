@@ -1,7 +1,6 @@
 """The command line itself: help, mistakes, durations, and what must not be imported."""
 
 import argparse
-import os
 import shlex
 import signal
 import subprocess
@@ -285,23 +284,21 @@ def test_a_measurement_of_one_token_is_said_of_one() -> None:
 @pytest.mark.parametrize("late", ["argparse", "gpud.core.counts", "dbus_next.signature"])
 def test_ctrl_c_while_it_is_still_being_read_ends_it_as_later(alone: Place, late: str) -> None:
     """Status 130 and not a word, whichever of its modules it was about to import."""
-    reading = alone.directory / "reading"
-    os.mkfifo(reading)
     # Where Python looks first: whoever wants this module is held up until somebody says go, who never comes.
     (alone.directory / "sitecustomize.py").write_text(f"""
-import sys
+import os, sys, time
 class Held:
     def find_spec(self, name, path, target=None):
         if name == {late!r}:
-            open({str(reading)!r}, "w").close()
+            os.write(1, b"held\\n")
             while True:
-                import time; time.sleep(60)
+                time.sleep(60)
 sys.meta_path.insert(0, Held())
 """)
     where = {"PYTHONPATH": f"{alone.directory}:{alone.environment['PYTHONPATH']}"}
-    there = Place(alone.directory, alone.environment | where)
-    process = there.start("unload", "tiny")
-    reading.open().close()
+    process = Place(alone.directory, alone.environment | where).start("unload", "tiny")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
     process.send_signal(signal.SIGINT)
     assert finish(process) == (130, "", "")
 
