@@ -109,7 +109,7 @@ class MockPolkit:
             stderr=subprocess.DEVNULL,
         )
         waited = subprocess.run(
-            ["gdbus", "wait", "--system", "--timeout", "20", "org.freedesktop.PolicyKit1"],
+            ["gdbus", "wait", "--system", "--timeout", "120", "org.freedesktop.PolicyKit1"],
             env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": address},
             check=False,
         )
@@ -153,7 +153,7 @@ class MockLogind:
             stderr=subprocess.DEVNULL,
         )
         waited = subprocess.run(
-            ["gdbus", "wait", "--system", "--timeout", "20", "org.freedesktop.login1"],
+            ["gdbus", "wait", "--system", "--timeout", "120", "org.freedesktop.login1"],
             env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": self._address},
             check=False,
         )

@@ -198,7 +198,7 @@ def test_only_who_may_manage_speaks_of_models(run: Any, private_bus: PrivateBus)
                 (("Forget", "s", "tiny"), "manage"),
             ):
                 assert (await client.refused(*call)).name.endswith("AccessDenied")
-                question = await asyncio.wait_for(polkit.asked.get(), 15)
+                question = await asyncio.wait_for(polkit.asked.get(), 50)
                 assert question.body[1] == f"{NAME}.{action}"
             assert engine.library.calls == [("entries", None, True)]
 

@@ -32,7 +32,7 @@ def claimed(address: str, *arguments: Any) -> Iterator[tuple[int, int, Any]]:
     bus = open_dbus_connection(address, enable_fds=True)
     try:
         call = new_method_call(DBusAddress(PATH, NAME, NAME), "Claim", "tssa{sv}", arguments or ARGUMENTS)
-        reply = bus.send_and_get_reply(call, timeout=15)
+        reply = bus.send_and_get_reply(call, timeout=50)
         assert reply.header.message_type is MessageType.method_return, reply.body
         number, descriptor = reply.body
         yield number, descriptor.to_raw_fd(), bus

@@ -309,7 +309,7 @@ def test_a_stopping_service_answers_the_calls_that_it_still_works_on(
         async with peer(private_bus.address) as client:
             async with serving(private_bus.address, Stuck(), library=library):
                 call = asyncio.create_task(client.refused("Reload"))
-                await asyncio.wait_for(entered.wait(), 10)
+                await asyncio.wait_for(entered.wait(), 50)
             assert (await call).name == STANDARD + "Failed"
 
     run(scenario())

@@ -124,12 +124,12 @@ def test_a_holder_that_left_while_polkit_was_asked_holds_nothing(run: Any, priva
                 await client.router.send(
                     new_method_call(DBusAddress(PATH, NAME, NAME), "Hold", "sss", ("tiny", "why", "app"))
                 )
-                question = await asyncio.wait_for(polkit.asked.get(), 10)
+                question = await asyncio.wait_for(polkit.asked.get(), 50)
             async with peer(private_bus.address) as witness:
                 # Its leaving has been told to everybody once the bus answers somebody else.
                 await witness.call("Status")
                 polkit.answer_to(question, True)
-                await asyncio.wait_for(service.settle(), 10)
+                await asyncio.wait_for(service.settle(), 50)
             assert engine.asked("hold") == []
             assert service.watched == 0
 
@@ -223,7 +223,7 @@ def inhibit(address: str, what: str = "unload:evict") -> tuple[Any, int]:
     """A blocking client that takes descriptors: the connection, and the descriptor that it got."""
     bus = open_dbus_connection(address, enable_fds=True)
     where = DBusAddress(PATH, NAME, NAME)
-    reply = bus.send_and_get_reply(new_method_call(where, "Inhibit", "sss", (what, "backup", "copying")), timeout=10)
+    reply = bus.send_and_get_reply(new_method_call(where, "Inhibit", "sss", (what, "backup", "copying")), timeout=50)
     return bus, reply.body[0].to_raw_fd()
 
 

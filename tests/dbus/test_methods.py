@@ -308,7 +308,7 @@ def test_polkit_that_dies_while_it_is_asked_means_no(
             peer(private_bus.address, NOBODY) as client,
         ):
             call = asyncio.create_task(client.refused("Load", "s", "tiny"))
-            await asyncio.wait_for(polkit.asked.get(), 10)
+            await asyncio.wait_for(polkit.asked.get(), 50)
             polkit.leave()
             refused = await call
             assert refused.name == STANDARD + "AccessDenied"
@@ -332,7 +332,7 @@ def test_questions_to_polkit_are_bounded_for_each_user(run: Any, private_bus: Pr
             peer(private_bus.address) as root,
         ):
             calls = [asyncio.create_task(client.call("Load", "s", "tiny")) for _ in range(2)]
-            questions = [await asyncio.wait_for(polkit.asked.get(), 10) for _ in range(2)]
+            questions = [await asyncio.wait_for(polkit.asked.get(), 50) for _ in range(2)]
             assert (await client.refused("Load", "s", "tiny")).name == STANDARD + "LimitsExceeded"
             assert await root.call("Load", "s", "tiny") == 1
             for question in questions:

@@ -182,7 +182,7 @@ class OllamaDoor:
         unsubscribe = self.engine.subscribe(look)
         try:
             look(())
-            await asyncio.wait_for(reached.wait(), 20)
+            await asyncio.wait_for(reached.wait(), 50)
         finally:
             unsubscribe()
 

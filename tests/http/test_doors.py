@@ -96,7 +96,7 @@ def play(tmp_path: Path) -> Callable[[Scene], None]:
                 finally:
                     await house.close()
 
-        asyncio.run(asyncio.wait_for(work(), 20))
+        asyncio.run(asyncio.wait_for(work(), 50))
 
     return run
 

@@ -130,7 +130,7 @@ def test_a_websocket_passes_through_to_an_engine(run: Run, tmp_path: Path) -> No
             assert front.in_flight() == 1
             client.half_close()
             assert await client.rest() == b""
-            await asyncio.wait_for(front.served.wait(), 5)
+            await asyncio.wait_for(front.served.wait(), 50)
             assert front.in_flight() == 0
 
     run(work())
@@ -414,13 +414,15 @@ def test_a_stream_is_kept_company_while_its_model_loads(run: Run, tmp_path: Path
         async with Front(tmp_path, model) as front, connected(front.path) as client:
             asked = {"model": "tiny", "stream": True, "do": "stream"}
             await client.send(question(CHAT, asked, headers={"X-Gpud-Progress": "true"}))
-            seen = await asyncio.wait_for(client.reader.readuntil(b"event: gpud.progress\n"), 50)
+            # The first may come before the load has begun.
+            seen = await asyncio.wait_for(client.reader.readuntil(b'"state":"loading"'), 50)
             assert b"HTTP/1.1 200" in seen
             assert b': gpud waits: "tiny": ' in seen
+            assert b"event: gpud.progress\n" in seen
             assert front.state() == "loading"
             gate.touch()
             rest = await asyncio.wait_for(client.reader.readuntil(b"0\r\n\r\n"), 50)
-            assert rest.index(b'"state":"loading"') < rest.index(b'{"number": 0}') < rest.index(b"[DONE]")
+            assert rest.index(b'{"number": 0}') < rest.index(b"[DONE]")
             assert b"gpud waits" not in rest[rest.index(b'{"number": 0}') :]
 
     run(work())

@@ -47,7 +47,7 @@ def test_it_hears_the_name_that_it_serves(run: Run, tmp_path: Path, name: str) -
     async def work() -> None:
         async with served() as url:
             settings = EngineSettings(url=url, hub_name=SERVED)
-            model = Model("chat", "vllm", settings, aliases=("short",), size_bytes=GIB, load_timeout_s=10, stop=QUICK)
+            model = Model("chat", "vllm", settings, aliases=("short",), size_bytes=GIB, load_timeout_s=50, stop=QUICK)
             async with Front(tmp_path, model) as front:
                 told = f'"model" :  "{name}", ' if name else ""
                 raw = b"{ " + told.encode() + b'"temperature": 0.70, "messages":[{"model": 1}] }'

@@ -144,7 +144,7 @@ async def gone(bench: Bench, name: str) -> None:
 
     stop = bench.engine.subscribe(look)
     look()
-    await asyncio.wait_for(cold.wait(), 10)
+    await asyncio.wait_for(cold.wait(), 50)
     stop()
 
 
@@ -163,7 +163,7 @@ def test_a_crash_is_counted(run: Run) -> None:
 
             bench.engine.subscribe(look)
             bench.backend.runners["a"].end(1)
-            await asyncio.wait_for(crashed.wait(), 10)
+            await asyncio.wait_for(crashed.wait(), 50)
             seen = scraped(metrics)
             assert seen("gpud_engine_crashes_total", model="a") == 1
             assert seen("gpud_loads_total", model="a", result="failed") == 0
@@ -201,7 +201,7 @@ def test_claims_and_refusals_are_counted(run: Run) -> None:
         async with Bench(A) as bench:
             metrics = listening(bench)
             claim = bench.engine.claim(GIB, ALICE, who="blender", why="a scene")
-            await asyncio.wait_for(bench.engine.claimed(claim), 10)
+            await asyncio.wait_for(bench.engine.claimed(claim), 50)
             seen = scraped(metrics)
             assert seen("gpud_claims", state="granted") == 1
             assert seen("gpud_claimed_bytes") == GIB
@@ -239,7 +239,7 @@ def test_who_waits_is_shown_with_its_priority(run: Run) -> None:
             bench.engine.subscribe(look)
             async with bench.engine.use("a", ALICE):
                 job = bench.engine.load("b", ALICE)
-                await asyncio.wait_for(waits.wait(), 10)
+                await asyncio.wait_for(waits.wait(), 50)
                 seen = scraped(metrics)
                 assert seen("gpud_queue_depth", priority="high") == 1
                 assert seen("gpud_queue_depth", priority="low") == 0

@@ -56,7 +56,7 @@ class Mock:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        waited = subprocess.run(["gdbus", "wait", "--session", "--timeout", "30", name], env=environment, check=False)
+        waited = subprocess.run(["gdbus", "wait", "--session", "--timeout", "120", name], env=environment, check=False)
         assert waited.returncode == 0, f"the mock of {name} did not come up"
         self._connection = open_dbus_connection(bus.address)
         self._told: deque[Message] = deque()
@@ -195,7 +195,7 @@ def start(bus: PrivateBus, tmp_path: Path) -> Iterator[Start]:
             text=True,
         )
         started.append(process)
-        named = ["gdbus", "wait", "--session", "--timeout", "30", "org.kernelcore.GpuD.Notify"]
+        named = ["gdbus", "wait", "--session", "--timeout", "120", "org.kernelcore.GpuD.Notify"]
         subprocess.run(named, env={**os.environ, "DBUS_SESSION_BUS_ADDRESS": bus.address}, check=True)
         return process
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import tiny_model
-from daemon.harness import Daemon, Place, engine, plain, settle
+from daemon.harness import Daemon, Place, engine, plain, settle, wait_gone
 
 from .hub_server import Fault, Hub, cut
 from .user import Running, User
@@ -202,7 +202,7 @@ def test_ctrl_c(user: User, daemon: Daemon, held: threading.Event, hub: Hub, dat
         assert running.end() == 130
         assert "gpudctl: interrupted after " in running.text()
         assert "run the same command again to go on" in running.text()
-        assert not Path(f"/proc/{puller}").exists()
+        wait_gone(puller)
     assert daemon.wait_job(job).result == "canceled"
     held.set()
     check_resumed(user, hub, data)
@@ -217,7 +217,7 @@ def test_kill_9_of_the_command(user: User, daemon: Daemon, held: threading.Event
         ended = daemon.wait_job(job)
         assert ended.result == "failed"
         assert ended.message == f'the download of "{WHAT}" has failed: its process has gone'
-        settle(lambda: not Path(f"/proc/{puller}").exists(), "the process that downloads has ended")
+        wait_gone(puller)
     held.set()
     check_resumed(user, hub, data)
     daemon.aftermath()

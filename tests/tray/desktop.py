@@ -118,9 +118,11 @@ class Desktop:
             self._take_all()
             found = condition()
             # A condition that asks something hears what was said before its answer.
-            self._take_all()
+            news = self._take_all()
             if found:
                 return found
+            if news:
+                continue
             try:
                 self._connection.recv_messages(timeout=max(0.0, deadline - time.monotonic()))
             except TimeoutError:
@@ -128,9 +130,12 @@ class Desktop:
                     f"{what} did not come true; icons {self.icons}, last {self.signals[-8:]}"
                 ) from None
 
-    def _take_all(self) -> None:
+    def _take_all(self) -> bool:
+        """Whether there was anything."""
+        news = bool(self._messages)
         while self._messages:
             self._take(self._messages.popleft())
+        return news
 
     def _take(self, message: Message) -> None:
         fields = message.header.fields

@@ -18,7 +18,7 @@ from gpud.http.listening import UnixAddress
 from gpud.http.message import Reply, Request
 from gpud.http.server import Server
 
-from .raw import connected, echo, engine, request_of, serving, until
+from .raw import BOUND_S, connected, echo, engine, request_of, serving, until
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -348,7 +348,7 @@ def test_leaving_early_ends_the_engine_s_work_at_once(run: Run) -> None:
         async with engine(speak) as endpoint, pooling() as pool:
             async with pool.request(endpoint, "GET", "/") as response:
                 assert response.status == 200
-            async with asyncio.timeout(0.1):
+            async with asyncio.timeout(BOUND_S):
                 await ended.wait()
             ended.clear()
 
@@ -360,7 +360,7 @@ def test_leaving_early_ends_the_engine_s_work_at_once(run: Run) -> None:
             asking = asyncio.create_task(ask())
             await until(lambda: any(each.head for each in pool._all))
             asking.cancel()
-            async with asyncio.timeout(0.1):
+            async with asyncio.timeout(BOUND_S):
                 await ended.wait()
             await asyncio.wait([asking])
             await until(lambda: pool.connections == 0)

@@ -153,7 +153,7 @@ def test_no_chunk_is_held_back(watching: bool, run: Run) -> None:
                 go_on.set()
                 event = b"data: %d\n\n" % number
                 size = len(b"%x\r\n%b\r\n" % (len(event), event))
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(BOUND_S):
                     assert await client.reader.readexactly(size) == b"%x\r\n%b\r\n" % (len(event), event)
             go_on.set()
             assert await client.reader.readexactly(5) == b"0\r\n\r\n"
