@@ -40,6 +40,7 @@ from gpud.engine.endings import Endings
 from gpud.engine.guessing import closest
 from gpud.engine.history import History
 from gpud.engine.library import Library
+from gpud.engine.listeners import Listener, Listeners
 from gpud.engine.picture import picture
 from gpud.engine.programs import GivesWay
 from gpud.engine.quoting import Refuses
@@ -50,12 +51,8 @@ from gpud.engine.work import Work
 
 log = logging.getLogger(__name__)
 
-Listener = Callable[[tuple[Outcome, ...]], None]
-
 # Whoever asks for fresh figures gets the last known ones when the devices take longer than this.
 REFRESH_S = 1.0
-# Uses that follow each other so closely are told of together: there may be thousands a second.
-USES_S = 0.05
 # Figures of this age may be shown: a program that asks all the time has the devices looked at no more often.
 FRESH_S = 1.0
 
@@ -113,13 +110,10 @@ class Engine:
         self._downloads = Downloads(self._downloads_changed, self._clock.now)
         self._claims = itertools.count(1)
         self._claimants = Claimants()
-        self._listeners: list[Listener] = []
-        self._touched: list[Listener] = []
+        self._listeners = Listeners(self._loop)
         self._jobs = itertools.count(1)
         self._endings = Endings()
         self._timer: asyncio.TimerHandle | None = None
-        self._uses_timer: asyncio.TimerHandle | None = None
-        self._uses_untold = False
         self._snapshot: Snapshot | None = None
         self._finished = asyncio.Event()
 
@@ -166,15 +160,7 @@ class Engine:
         """Be told after each event what happened; returns how to stop that. ``touched`` False: not where nothing is
         told but that something can be seen, as twice for each request.
         """
-        lists = (self._listeners, self._touched) if touched else (self._listeners,)
-        for each in lists:
-            each.append(listener)
-
-        def stop() -> None:
-            for each in lists:
-                each.remove(listener)
-
-        return stop
+        return self._listeners.subscribe(listener, touched=touched)
 
     def resolve(self, name: str) -> str:
         """The name of the model that a user means: the name itself, an alias, or either with ``.gguf`` behind it."""
@@ -497,10 +483,10 @@ class Engine:
         await self._gives_way.close()
         await self.library.close()
         await self._history.close()
-        for timer in (self._timer, self._uses_timer):
-            if timer is not None:
-                timer.cancel()
-        self._timer = self._uses_timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._listeners.close()
         await self._work.close()
         self._endings.close()
 
@@ -549,10 +535,10 @@ class Engine:
             match event:
                 case events.UseBegan():
                     # It makes no deadline earlier.
-                    self._use_seen()
+                    self._listeners.use_seen()
                 case events.UseEnded(name):
                     self._rearm_for(self._scheduler.deadline_of(name))
-                    self._use_seen()
+                    self._listeners.use_seen()
                 case _:
                     self._rearm()
                     self._touch()
@@ -585,36 +571,14 @@ class Engine:
                 self._claimants.over(outcome.claim, outcome.error)
             elif isinstance(outcome, JobEnded):
                 self._endings.add(outcome)
-        self._call(self._listeners, outcomes)
-
-    @staticmethod
-    def _call(listeners: list[Listener], outcomes: tuple[Outcome, ...]) -> None:
-        for listener in tuple(listeners):
-            try:
-                listener(outcomes)
-            except Exception:
-                log.exception("internal error: a listener failed")
+        self._listeners.tell(outcomes)
 
     def _say(self, kind: Kind, message: str, model: str = "", level: Level = Level.INFO) -> None:
         self._tell((Notice(kind, message, model, level),))
 
     def _touch(self) -> None:
         self._snapshot = None
-        self._call(self._touched, (events.Touched(),))
-
-    def _use_seen(self) -> None:
-        """The first is told of at once, those that follow closely a moment later, together."""
-        if self._uses_timer is not None:
-            self._uses_untold = True
-            return
-        self._uses_timer = self._loop.call_later(USES_S, self._uses_over)
-        self._touch()
-
-    def _uses_over(self) -> None:
-        self._uses_timer = None
-        if self._uses_untold:
-            self._uses_untold = False
-            self._use_seen()
+        self._listeners.touch()
 
     def _rearm(self) -> None:
         """One timer for the earliest deadline, none when there is none."""
