@@ -26,7 +26,7 @@ T = TypeVar("T")
 BOUND_S = 60.0
 """No single coroutine of a test takes longer; what does is stuck, and its stack is worth more than its patience."""
 
-SETTLE_S = 10.0
+SETTLE_S = 60.0
 """How long a child that was told to end, or a thread that was let go, may take to be gone after its test."""
 
 TURNS = 5

@@ -138,14 +138,14 @@ def test_an_idle_model_goes_and_a_working_one_stays(place: Place) -> None:
         {"idle": engine(idle_timeout="1s"), "working": working, "kept": engine(idle_timeout=0), "spare": engine()}
     )
     daemon = place.start()
-    record = daemon.loaded("working")
-    idle = daemon.loaded("idle")
-    assert daemon.load("kept").result == "done"
-    with place.stream(record, "GET", "/stream") as stream:
+    with daemon.held("working") as record, daemon.held("idle") as idle:
+        assert daemon.load("kept").result == "done"
+        stream = place.stream(record, "GET", "/stream")
         assert stream.read()
+    with stream:
         daemon.wait_state("idle", "unloaded")
         assert gone(idle["child"]["pid"])
-        assert "has been idle for 1 s" in daemon.wait_log('"idle" has been idle')
+        daemon.wait_log(r'"idle" has been idle for \d+ s')
         daemon.wait_log('"idle" is unloaded, .* given back')
         assert daemon.state("working") in ("ready", "busy")
         assert daemon.model("kept")["UnloadAtUSec"] == 0

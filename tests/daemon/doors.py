@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import os
 import socket
 import threading
 import time
@@ -186,7 +187,7 @@ def to_the_end(client: socket.socket) -> bytes:
 class Together:
     """Threads of one test, which fail it when they fail. Use it as ``with``."""
 
-    def __init__(self, bound_s: float = 60.0) -> None:
+    def __init__(self, bound_s: float = BOUND_S) -> None:
         self._bound_s = bound_s
         self._threads: list[threading.Thread] = []
         self._failures: list[BaseException] = []
@@ -222,13 +223,14 @@ class Together:
 
 
 def listening(pid: int) -> set[str]:
-    """The TCP addresses on which a process listens, as ``ss -tln`` shows them."""
+    """The TCP addresses on which a process listens, as ``ss -tln`` shows them; none where it has ended."""
     inodes = set()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            name = str(entry.readlink())
-            if name.startswith("socket:["):
-                inodes.add(name[8:-1])
+    with contextlib.suppress(OSError):
+        for entry in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                name = os.readlink(f"/proc/{pid}/fd/{entry}")
+                if name.startswith("socket:["):
+                    inodes.add(name[8:-1])
     return {where for where, inode in _listeners() if inode in inodes}
 
 

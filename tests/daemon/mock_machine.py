@@ -43,7 +43,7 @@ class MockService:
             stderr=subprocess.DEVNULL,
         )
         waited = subprocess.run(
-            ["gdbus", "wait", "--system", "--timeout", "30", self.name], env=environment, check=False
+            ["gdbus", "wait", "--system", "--timeout", "120", self.name], env=environment, check=False
         )
         assert waited.returncode == 0, f"the mock of {self.name} did not come up"
         self._connection = open_dbus_connection(self.address)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import CallFailed, Daemon, Place, embedded, engine, gone, settle, tiny
+from .harness import CallFailed, Place, embedded, engine, gone, settle, tiny
 
 # Configurations ----------------------------------------------------------------------------------------------------
 
@@ -333,18 +333,9 @@ def test_two_reloads_at_once_end_with_the_newer_file(place: Place) -> None:
     client = place.client()
     client.send("Reload")
     done = "The configuration was reloaded"
-    settle(lambda: _pool_works(daemon) or done in daemon.log(), "the first reload is under way, or over already")
+    settle(lambda: daemon.is_working() or done in daemon.log(), "the first reload is under way, or over already")
     place.configure({"spare": engine(), "added": engine()})
     client.send("Reload")
     daemon.wait_log(done, count=2)
     assert {record["Id"][1] for record in daemon.call("ListModels")} == {"spare", "added"}
     daemon.aftermath()
-
-
-def _pool_works(daemon: Daemon) -> bool:
-    """A thread other than the loop's is busy."""
-    for task in os.listdir(f"/proc/{daemon.pid}/task"):
-        state = Path(f"/proc/{daemon.pid}/task/{task}/stat").read_bytes().rpartition(b")")[2].split()[0]
-        if int(task) != daemon.pid and state == b"R":
-            return True
-    return False

@@ -67,7 +67,7 @@ def test_a_unix_socket_is_a_door_too(place: Place) -> None:
     place.configure({"tiny": talker(place), "spare": engine()})
     daemon = place.start()
     assert path.stat().st_mode & 0o777 == 0o600
-    curl = ["curl", "-sS", "--fail-with-body", "--max-time", "20", "--unix-socket", str(path)]
+    curl = ["curl", "-sS", "--fail-with-body", "--max-time", "120", "--unix-socket", str(path)]
     asked = json.dumps({"model": "tiny", "messages": HELLO})
     subprocess.run([*curl, "http://gpud/v1/chat/completions", "-d", asked], check=True, capture_output=True)
     assert daemon.state("tiny") == "ready"
@@ -335,5 +335,5 @@ def _ask_management(daemon: Daemon, door: Door) -> None:
 
 
 def _curl(url: str) -> Any:
-    done = subprocess.run(["curl", "-sS", "--fail", "--max-time", "20", url], capture_output=True, check=True)
+    done = subprocess.run(["curl", "-sS", "--fail", "--max-time", "120", url], capture_output=True, check=True)
     return json.loads(done.stdout)

@@ -114,7 +114,7 @@ def test_ollamas_package(served: Daemon, doors: Doors) -> None:
 
 def curl(*arguments: str) -> str:
     done = subprocess.run(
-        ["curl", "-sS", "-N", "--max-time", "20", *arguments], capture_output=True, text=True, check=True
+        ["curl", "-sS", "-N", "--max-time", "120", *arguments], capture_output=True, text=True, check=True
     )
     return done.stdout
 

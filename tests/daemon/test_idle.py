@@ -144,8 +144,9 @@ def test_an_engine_that_does_not_answer_whether_it_is_busy_does_not_stay_for_eve
     )
     place.configure({"model": frozen, "spare": engine()})
     daemon = place.start()
-    pid = daemon.loaded("model")["child"]["pid"]
-    os.kill(pid, 19)  # SIGSTOP
+    with daemon.held("model") as record:
+        pid = record["child"]["pid"]
+        os.kill(pid, 19)  # SIGSTOP
     daemon.wait_state("model", "unloaded")
     assert gone(pid)
     daemon.aftermath()

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from fake_nvml.gpu import GIB, FakeGpus
 
-from .harness import TOP, Daemon, Place, engine, gone, settle, wait_gone
+from .harness import BOUND_S, TOP, Daemon, Place, engine, gone, settle, wait_gone
 
 sys.path.append(str(TOP / "tests" / "backends"))
 
@@ -65,7 +65,7 @@ def somebody_elses(place: Place, gpus: FakeGpus, holds_gib: float) -> Iterator[t
 
 
 def is_asleep(url: str) -> bool:
-    with urllib.request.urlopen(f"{url}/is_sleeping", timeout=10) as answer:
+    with urllib.request.urlopen(f"{url}/is_sleeping", timeout=BOUND_S) as answer:
         told = json.load(answer)
     return bool(told["is_sleeping"])
 

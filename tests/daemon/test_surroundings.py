@@ -54,8 +54,9 @@ def test_a_frozen_bus_holds_nothing_up(mortal_bus: PrivateBus) -> None:
     with place_at(mortal_bus.address) as place:
         place.configure({"brief": engine(idle_timeout="500ms"), "other": engine()})
         daemon = place.start()
-        pid = daemon.loaded("brief")["child"]["pid"]
-        daemon.loaded("other")
+        with daemon.held("brief") as record:
+            pid = record["child"]["pid"]
+            daemon.loaded("other")
         os.kill(mortal_bus.pid, signal.SIGSTOP)
         try:
             daemon.wait_log('"brief" is unloaded')

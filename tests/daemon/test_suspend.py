@@ -71,8 +71,8 @@ def test_an_engine_that_ignores_term_is_killed_in_time(place: Place, logind: Moc
 
 def test_a_load_under_way_is_called_off_and_taken_up_again(place: Place, logind: MockLogind) -> None:
     """Whoever waits for it is told why."""
-    # Long enough for the news of the sleep to come before, on a machine that has other things to do.
-    place.configure({"model": engine("--ready-after", "6"), "spare": engine()})
+    gate = place.root / "gate"
+    place.configure({"model": engine("--ready-when", str(gate)), "spare": engine()})
     daemon = started(place, logind)
     job = daemon.ask_load("model")
     daemon.wait_state("model", "loading")
@@ -81,6 +81,7 @@ def test_a_load_under_way_is_called_off_and_taken_up_again(place: Place, logind:
     assert ended.result == "failed"
     assert "the machine is about to sleep" in ended.message
     logind.wait_locks("shutdown")
+    gate.touch()
     logind.sleep(False)
     daemon.wait_state("model", "ready")
     awake(daemon, logind)
