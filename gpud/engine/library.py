@@ -105,11 +105,6 @@ class Library:
         names = (name for name, known in self._held.known.items() if known.number == number)
         return next((name for name in names if name in self.models), None)
 
-    @property
-    def looks_again(self) -> bool:
-        """Whether something cannot be watched, and is looked at from time to time."""
-        return self._timer is not None
-
     async def configure(self, shelf: Shelf) -> None:
         """From now on by this configuration, those that were found before, too. Whoever calls it takes the models."""
         async with self._one_at_a_time:
