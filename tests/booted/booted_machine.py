@@ -20,11 +20,11 @@ from pathlib import Path
 
 TOP = Path(__file__).resolve().parents[2]
 
-BOOT_S = 60.0
+BOOT_S = 180.0
 """A boot takes two seconds on an idle machine."""
 
-COMMAND_S = 120.0
-WAIT_S = 60.0
+COMMAND_S = 240.0
+WAIT_S = 180.0
 
 MODELS = {"tiny": 1, "small": 2}
 """The embedded engine's models and the seeds they are made from; each is half a megabyte."""

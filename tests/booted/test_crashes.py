@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from booted_machine import Machine
+from booted_machine import COMMAND_S, Machine
 
 from gpud.core.events import Kind
 from gpud.log import MESSAGE_IDS
@@ -44,7 +44,7 @@ def test_engines_outlive_the_death_of_gpud(machine: Machine) -> None:
             assert machine.engines() == before
             assert {name for name, state in machine.states().items() if state == "ready"} == {"tiny", "small"}
         assert answer.poll() is None, "the answer ended too early to show anything"
-        text = answer.communicate(timeout=120)[0]
+        text = answer.communicate(timeout=COMMAND_S)[0]
     assert answer.returncode == 0
     assert text.rstrip().endswith("data: [DONE]")
     assert "error" not in text

@@ -322,7 +322,7 @@ def with_ollama(with_names: Machine) -> Iterator[Machine]:
     subprocess.run(maker, check=True, stdout=subprocess.DEVNULL)
     (store / "Modelfile").write_text("FROM ./tiny.gguf\n")
     with_names.run("chmod -R a+rX /opt/ollama; chown -R gpud:gpud /var/lib/ml-models/ollama")
-    with_names.run(CREATE, user="gpud", timeout_s=120)
+    with_names.run(CREATE, user="gpud")
     configuration = with_names.root / "etc/gpud/gpud.d/ollama.yaml"
     configuration.write_text(OLLAMA)
     with_names.run("systemctl reload gpud")
@@ -358,7 +358,7 @@ def test_ollama_is_restarted_stopped_and_started(with_ollama: Machine, facades: 
     facades.run("systemctl start ollama")
     facades.load("llama", "tiny")
     before, other = runner_of(facades), engine_of(facades, "tiny")
-    facades.run("systemctl restart ollama && gpudctl wait --timeout 60s llama", timeout_s=120)
+    facades.run("systemctl restart ollama && gpudctl wait --timeout 120s llama")
     assert runner_of(facades) not in (0, before)
     assert facades.run(f"test -e /proc/{before}", check=False).code == 1
     facades.run("systemctl stop ollama")
@@ -368,16 +368,16 @@ def test_ollama_is_restarted_stopped_and_started(with_ollama: Machine, facades: 
     assert '"ollama.service" was stopped' in refused.err
     assert "systemctl start ollama" in refused.err
     assert engine_of(facades, "tiny") == other
-    facades.run("systemctl start ollama && gpudctl wait --timeout 60s llama", timeout_s=120)
+    facades.run("systemctl start ollama && gpudctl wait --timeout 120s llama")
     by_command = runner_of(facades)
-    facades.run("gpudctl restart ollama", timeout_s=120)
+    facades.run("gpudctl restart ollama")
     assert runner_of(facades) not in (0, by_command)
     assert engine_of(facades, "tiny") == other
 
 
 # The commands with old names, as installed ---------------------------------------------------------------------------
 
-FOLLOWING = "timeout --foreground 2 "
+FOLLOWING = "timeout --foreground 5 "
 
 DAY = (
     ("gpu-status", "tiny +embedded +ready"),

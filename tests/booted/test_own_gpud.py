@@ -104,7 +104,7 @@ def test_it_needs_nothing_but_to_be_enabled(anna: Anna) -> None:
     anna.run(f"until {call} ListModels | grep -qF '\"tiny\"'; do sleep 0.1; done")
     anna.run("gpudctl load tiny")
     assert "on the session bus: active" in anna.run("gpudctl status").out
-    followed = anna.run("timeout 2 journalctl --no-pager --user -u gpud -f", check=False)
+    followed = anna.run("timeout 5 journalctl --no-pager --user -u gpud -f", check=False)
     assert followed.code == 124, "it goes on"
     assert '"tiny" is ready' in followed.out
     groups = "cat /sys/fs/cgroup$(systemctl --user show gpud -P ControlGroup)/engine-tiny-*/cgroup.procs"
@@ -152,7 +152,7 @@ def test_the_lines_of_the_old_documents_work_for_a_user(anna: Anna, old_name: st
     lines = f"journalctl --user --no-pager -u {unit}"
     for how in ("-n 100", "-b", "--since '1 hour ago'"):
         anna.run(f"until {lines} {how} | grep -q model.loaded; do sleep 0.1; done")
-    followed = anna.run(f"timeout 1 {lines} -f", check=False)
+    followed = anna.run(f"timeout 5 {lines} -f", check=False)
     assert followed.code == 124, "it goes on"
     assert followed.out, "and begins with what was there"
     before = anna.run("pgrep --full 'alias tiny '").out

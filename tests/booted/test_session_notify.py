@@ -144,7 +144,7 @@ def test_a_model_that_fails_is_shown_explained_and_tried_again(desk: Desk) -> No
     assert "the weights are of another size" in machine.run(f"cat {HOME}/shown").out
     machine.run("touch /var/lib/ml-models/custom/mended")
     desk.press(1, "retry")
-    machine.run("gpudctl wait --timeout 30s sad")
+    machine.run("gpudctl wait --timeout 120s sad")
     desk.until("the end of the notification", lambda: desk.calls("CloseNotification") == 1)
     assert desk.calls("Notify") == 1
 

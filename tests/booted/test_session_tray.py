@@ -116,7 +116,7 @@ def test_the_icon_tells_what_is_loaded_and_unloads_it(session: Machine) -> None:
     menu = session.run(f"{ask} call -- {item} /MenuBar com.canonical.dbusmenu GetLayout iias 0 -1 0", user="tester").out
     (number,) = (one for one, label in lines(json.loads(menu)["data"][1]) if label.startswith("Unload tiny"))
     session.run(f"{ask} call {item} /MenuBar com.canonical.dbusmenu Event isvu {number} clicked i 0 0", user="tester")
-    session.run("gpudctl wait --state unloaded --timeout 30s tiny")
+    session.run("gpudctl wait --state unloaded --timeout 120s tiny")
     session.wait("the tooltip", f"""runuser -u tester -- bash -c '{tooltip}' | grep -q 'No model is loaded'""")
 
 

@@ -40,7 +40,7 @@ def test_somebody_walks_away_from_a_chat(machine: Machine) -> None:
     machine.load("tiny")
     machine.call("SetIdleTimeout", "t", "300000")
     try:
-        machine.run("gpudctl wait --state unloaded --timeout 60s tiny")
+        machine.run("gpudctl wait --state unloaded --timeout 120s tiny")
     finally:
         machine.run("systemctl reload gpud")
     machine.run("journalctl --sync")
