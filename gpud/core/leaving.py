@@ -132,6 +132,7 @@ class Leaving:
         instance.draining_for = why
         instance.drain_until_s = None if bound_s is None else self._table.now + bound_s
         instance.reason = _REASONS.get(why, why)
+        self._out.touch()
 
     def drained(self, instance: Instance) -> None:
         instance.stopping_since_s = self._table.now

@@ -921,6 +921,20 @@ def test_a_reload_clears_what_had_failed() -> None:
     assert w.state("a") is State.COLD
 
 
+def test_who_answers_on_its_way_out_is_seen_to_go_for_the_end_of_gpud() -> None:
+    """Whoever looks is told that there is something new: it was to go for somebody else until then."""
+    w = world("a")
+    w.load("a", use=True)
+    w.settle()
+    w.post(events.YieldAsked(ALICE, "", None))
+    w.settle()
+    assert (w.state("a"), w.status("a").reason) == (State.DRAINING, "user")
+    w.told.clear()
+    w.post(events.ShutdownAsked())
+    assert w.status("a").reason == "shutdown"
+    assert any(isinstance(action, events.Touched) for action in w.told)
+
+
 def test_shutdown_drains_within_its_bound_and_ends() -> None:
     """The idle one at once, the busy one after the bound, the loading one canceled."""
     w = loaded("a", "b", size=GIB)
