@@ -89,6 +89,27 @@ def test_it_prints_what_works(clone: Path, number: signal.Signals) -> None:
     settle(lambda: not of(clone), "nothing is left", lambda: str(of(clone)))
 
 
+def test_a_gpud_that_does_not_start(clone: Path) -> None:
+    """It says why itself, and its status is the script's; nobody is told to try what cannot answer."""
+    (clone / ".venv").unlink()
+    (clone / ".venv" / "bin").mkdir(parents=True)
+    for name in ("lib", "pyvenv.cfg", "bin/python", "bin/gpudctl"):
+        (clone / ".venv" / name).symlink_to(TOP / ".venv" / name)
+    gpud = clone / ".venv" / "bin" / "gpud"
+    gpud.write_text("#!/bin/sh\necho 'not today' >&2\nexit 78\n")
+    gpud.chmod(0o755)
+    done = subprocess.run(
+        [clone / "tools" / "run"],
+        env={"PATH": os.environ["PATH"], "HOME": str(clone), "LANG": "C.UTF-8"},
+        capture_output=True,
+        text=True,
+        timeout=BOUND_S,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (78, "", "not today\n")
+    settle(lambda: not of(clone), "nothing is left", lambda: str(of(clone)))
+
+
 def test_a_bus_that_does_not_start(clone: Path) -> None:
     """What dbus-daemon said is shown, and nothing is started."""
     programs = clone / "programs"
