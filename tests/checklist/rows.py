@@ -90,8 +90,8 @@ ROWS: dict[str, tuple[str, ...]] = {
         "tests/daemon/test_sessions.py::test_commands_that_are_gpudctls",
     ),
     "RX-12": (
-        ESTIMATE + "test_the_context_halves_until_it_fits",
-        ESTIMATE + "test_as_many_layers_as_fit",
+        MEMORY + "test_what_gpud_would_load_with_less_is_said",
+        MEMORY + "test_what_does_not_fit_is_told_with_what_would",
         "tests/core/test_placement.py::test_as_much_as_fits_is_loaded_and_said_everywhere",
         OUTGREW + "test_a_load_is_looked_at_often_and_nothing_else_is",
         FAULTS + "test_models_that_do_not_fit_together_take_turns_and_lose_nobody",
