@@ -138,10 +138,10 @@ class Gpud:
 
     async def overview(self, *names: str) -> dict[str, Any]:
         """As :meth:`status`, but of the models, of which there may be thousands, only those that have an engine, want
-        one or have failed, and those with these names (no aliases; at most 500).
+        one or have failed, and those with these names (no aliases; at most 500). In the order of their names.
         """
         (overview,) = await self.call("Overview", "usas", 0, "", list(names))
-        return dict(overview)
+        return {**overview, "Models": sorted(overview["Models"], key=lambda record: record["Id"])}
 
     async def models_named(self, names: Iterable[str]) -> list[dict[str, Any]]:
         """Those with these names (no aliases; at most 500) and no others."""

@@ -207,9 +207,9 @@ def test_ps_shows_for_whom_something_runs(gpud: Front) -> None:
     settled(lambda: len(gpud.place.json("ps")["requests"]) == 2)
     lines = gpud.place.gpudctl("ps").stdout.splitlines()
     assert lines[0].split()[:5] == ["MODEL", "STATE", "MEMORY", "FOR", "SINCE"]
-    assert re.match(r"tiny +answering +\S+ MiB +127\.0\.0\.1 +\d+s ago .*/v1/chat/completions$", lines[1])
-    assert re.match(r"other +idle +\S+ MiB +nobody", lines[2])
-    assert re.match(r"slow +waiting +\S+ MiB +127\.0\.0\.1 +\d+s ago .*/v1/chat/completions +\S", lines[3])
+    assert re.match(r"other +idle +\S+ MiB +nobody", lines[1])
+    assert re.match(r"slow +waiting +\S+ MiB +127\.0\.0\.1 +\d+s ago .*/v1/chat/completions +\S", lines[2])
+    assert re.match(r"tiny +answering +\S+ MiB +127\.0\.0\.1 +\d+s ago .*/v1/chat/completions$", lines[3])
     one = next(one for one in gpud.place.json("ps")["requests"] if one["model"] == "tiny")
     assert (one["door"], one["method"], one["state"], one["uid"]) == ("front", "POST", "answering", None)
     assert one["sent_bytes"] > 0 and 0 < one["first_byte_s"] <= one["duration_s"]
