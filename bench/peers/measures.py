@@ -62,7 +62,8 @@ def idle(arms: Arms, extent: Extent) -> Iterator[Figure]:
         for name in NAMES:
             first_byte_s(arm.port, name)
         arm.unloaded(NAMES[-1])
-    time.sleep(min(2.0, extent.idle_s))  # What an unload leaves to be done is none of being idle.
+    # What an unload and the last request leave to be done is none of being idle: connections are kept for seconds.
+    time.sleep(min(6.0, extent.idle_s))
     before = {arm.name: _switches(arm.pid) for arm in managers}
     time.sleep(extent.idle_s)
     for arm in managers:
