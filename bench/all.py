@@ -1,4 +1,5 @@
-"""``python -m bench.all [--llama-swap PATH] [--ollama PATH] [--only NAME...]``: all benches, into docs/benchmarks.md.
+"""``.venv/bin/python -m bench.all [--llama-swap PATH] [--ollama PATH] [--only NAME...]``: all benches, into
+docs/benchmarks.md.
 
 One after the other, each a process of its own with a bound. One that fails is told on the page, and the next one is
 run. What was not run now keeps what the page had of it; what stands there between the lines "by hand" and "end by hand"
@@ -296,7 +297,7 @@ Of the last run, {datetime.now(UTC):%Y-%m-%d}:
 
 def arguments() -> argparse.ArgumentParser:
     names = [bench.name for bench in BENCHES]
-    parser = argparse.ArgumentParser(prog="python -m bench.all", description=__doc__)
+    parser = argparse.ArgumentParser(prog=".venv/bin/python -m bench.all", description=__doc__)
     name_outside_programs(parser)
     parser.add_argument("--readme", type=Path, metavar="FILE", help="have bench.peers write its table there as well")
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))

@@ -1,4 +1,4 @@
-"""``python -m bench.catalog [--files N...] [--repeats N]``: what it takes to find the models on disk.
+"""``.venv/bin/python -m bench.catalog [--files N...] [--repeats N]``: what it takes to find the models on disk.
 
 Makes folders of so many model files of four families, looks through them in processes of their own and prints one line
 for each figure: what, the median and the spread, and the bar; and what the processor alone took, which holds on a busy
@@ -193,7 +193,11 @@ async def measure_notice(folder: Path, count: int, repeats: int) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=".venv/bin/python -m bench.catalog",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--files", type=int, nargs="+", default=[1000, 5000])
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()

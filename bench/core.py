@@ -1,4 +1,4 @@
-"""``python -m bench.core [--quick]``: what the core costs, beside what it could cost at best, in one run.
+"""``.venv/bin/python -m bench.core [--quick]``: what the core costs, beside what it could cost at best, in one run.
 
 Prints one line for each figure: what, the median and the spread, and the bar. Start, idleness, readiness, loads,
 recovery after ``kill -9`` and D-Bus are measured on the real daemon; where there is something to compare with (the
@@ -273,7 +273,7 @@ def flood(bus: Bus, count: int) -> None:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments = argparse.ArgumentParser(prog=".venv/bin/python -m bench.core", description=__doc__)
     arguments.add_argument("--quick", action="store_true", help="fewer repeats: to see that it works")
     arguments.add_argument("--only", choices=["start", "idle", "loads", "recovery", "dbus", "flood"])
     arguments.add_argument(

@@ -1,4 +1,5 @@
-"""``python -m bench.desktop [--shell 43|48] [--seconds 60]``: what a widget costs while nobody looks, in one run.
+"""``.venv/bin/python -m bench.desktop [--shell 43|48] [--seconds 60]``: what a widget costs while nobody looks, in one
+run.
 
 As root, after ``tests/provision desktop`` and ``desktop-12``. A real GNOME Shell runs headless with a real gpud on its
 system bus. Printed, for a widget that is switched off, for one that shows an idle gpud, and for one that shows a loaded
@@ -32,7 +33,7 @@ SETTLE_S = 15.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.desktop", description=__doc__)
+    parser = argparse.ArgumentParser(prog=".venv/bin/python -m bench.desktop", description=__doc__)
     parser.add_argument("--shell", choices=SHELLS, action="append", help="the GNOME Shell; by default both")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long the shell is watched (default: 60)")
     options = parser.parse_args()

@@ -1,4 +1,5 @@
-"""``python -m bench.estimate [--measure] [--server PATH] [MODEL...]``: how far computed sizes are from the real ones.
+"""``.venv/bin/python -m bench.estimate [--measure] [--server PATH] [MODEL...]``: how far computed sizes are from the
+real ones.
 
 Writes files with the headers of published models, asks the real llama-server for its record of each with five sets of
 arguments, and prints the differences as a table in Markdown: by how much keys, values and states are off (in MiB, as
@@ -138,7 +139,9 @@ def cost(headers: Iterable[Header]) -> None:
 
 def main() -> None:
     assert __doc__
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[2])
+    parser = argparse.ArgumentParser(
+        prog=".venv/bin/python -m bench.estimate", description=__doc__.partition("\n\n")[2]
+    )
     parser.add_argument("models", nargs="*", metavar="MODEL", help="names of models, all by default")
     parser.add_argument("--measure", action="store_true", help="print what the buffers of this build are")
     parser.add_argument("--server", help="the llama-server to ask; by default the one that the tests provide")

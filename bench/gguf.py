@@ -1,4 +1,4 @@
-"""``python -m bench.gguf [--repeats N] [FILE...]``: what it takes to read the header of a model file.
+"""``.venv/bin/python -m bench.gguf [--repeats N] [FILE...]``: what it takes to read the header of a model file.
 
 Writes files whose vocabularies are as large as real ones are, reads each in a process of its own, and prints one line
 for each figure: what, the median and the spread, and the bar. The ratio is to a plain read of the same bytes, which
@@ -123,7 +123,9 @@ def measure(name: str, path: Path, header_bytes: int, repeats: int, bar_ms: floa
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="measure the reader of model files")
+    parser = argparse.ArgumentParser(
+        prog=".venv/bin/python -m bench.gguf", description="measure the reader of model files"
+    )
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="measure this file as well")
     options = parser.parse_args()

@@ -1,4 +1,5 @@
-"""``python -m bench.models [--models N...] [--repeats N]``: what very many models cost a daemon, and who lists them.
+"""``.venv/bin/python -m bench.models [--models N...] [--repeats N]``: what very many models cost a daemon, and who
+lists them.
 
 Starts the real daemon on a bus of its own with an empty folder, puts so many model files there, and prints one line for
 each figure: what, the median and the spread, and the bar. Lists are timed from the call to the last byte of the answer,
@@ -407,7 +408,11 @@ def measure(top: Path, count: int, repeats: int) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=".venv/bin/python -m bench.models",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--models", type=int, nargs="+", default=[1000, 5000])
     parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()

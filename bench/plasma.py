@@ -1,4 +1,5 @@
-"""``python -m bench.plasma [--seconds 60]``: what the Plasma widget and gpud-tray cost while nobody looks, in one run.
+"""``.venv/bin/python -m bench.plasma [--seconds 60]``: what the Plasma widget and gpud-tray cost while nobody looks, in
+one run.
 
 As root, after ``tests/provision desktop``. A real plasmashell runs headless with a real gpud on its system bus.
 Printed, for a panel without the widget, for one that shows an idle gpud (in the panel and in the tray) and for one that
@@ -34,7 +35,7 @@ SETTLE_S = 20.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.plasma", description=__doc__)
+    parser = argparse.ArgumentParser(prog=".venv/bin/python -m bench.plasma", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long each is watched (default: 60)")
     seconds = parser.parse_args().seconds
     bus = PrivateBus(relaxed=True)

@@ -1,4 +1,4 @@
-"""``python -m bench.registry [--repeats N] [--seconds S]``: what it takes to remember models.
+"""``.venv/bin/python -m bench.registry [--repeats N] [--seconds S]``: what it takes to remember models.
 
 For 1,000 and 5,000 models: the first look, a look that finds nothing new, a look that finds every file touched, the
 list of all of them and of one, a start; each also as time of the processor alone, for machines that are busy with
@@ -243,7 +243,9 @@ def uses(seconds: float) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="measure what it takes to remember models")
+    parser = argparse.ArgumentParser(
+        prog=".venv/bin/python -m bench.registry", description="measure what it takes to remember models"
+    )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=5.0, help="how long uses are written, each time")
     options = parser.parse_args()

@@ -1,7 +1,7 @@
 """What the HTTP layer alone costs: a bare relay on it, between an engine and clients in C, against going there
 directly.
 
-``python -m bench.relay [--seconds 2]``: every figure is taken in one run, directly and through the relay; the
+``.venv/bin/python -m bench.relay [--seconds 2]``: every figure is taken in one run, directly and through the relay; the
 relay has a processor of its own where there are enough. Prints a table and, with ``--json``, the figures.
 """
 
@@ -149,7 +149,7 @@ def run(program: str, seconds: float) -> list[dict[str, float | str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog=".venv/bin/python -m bench.relay", description=__doc__)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--relay", nargs=2, type=int, metavar=("PORT", "UPSTREAM"), help=argparse.SUPPRESS)

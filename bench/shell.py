@@ -117,7 +117,7 @@ def _hold(shell: Terminal) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog=".venv/bin/python -m bench.shell", description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     rounds = parser.parse_args().rounds
     bus = PrivateBus(relaxed=True)

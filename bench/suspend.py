@@ -1,4 +1,5 @@
-"""``python -m bench.suspend [--rounds N]``: from logind's word that the machine will sleep to the lock's release.
+"""``.venv/bin/python -m bench.suspend [--rounds N]``: from logind's word that the machine will sleep to the lock's
+release.
 
 The real daemon beside python-dbusmock's logind, with idle models, with one that answers for longer than there is time,
 and with engines that ignore TERM; each figure is a share of InhibitDelayMaxUSec, of which gpud is to use 80 %.
@@ -55,7 +56,7 @@ def measure(address: str, count: int, switches: tuple[str, ...], rounds: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog=".venv/bin/python -m bench.suspend", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     bus = PrivateBus(relaxed=True)

@@ -1,5 +1,5 @@
-"""``python -m bench.faults [--seed N] [--faults 500] [--minutes 20] [--only NAME] [--json FILE]``: everything that can
-break does, in an order that the seed decides, under load.
+"""``.venv/bin/python -m bench.faults [--seed N] [--faults 500] [--minutes 20] [--only NAME] [--json FILE]``: everything
+that can break does, in an order that the seed decides, under load.
 
 Exit status 0: every request was answered whole and right, refused with a reason, or cut by the fault that says so, and
 nothing is left over. 1: something was found; it is told with the seed and the folder of the logs.
@@ -23,7 +23,7 @@ from bench.faults.system import System
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.faults", description=__doc__)
+    parser = argparse.ArgumentParser(prog=".venv/bin/python -m bench.faults", description=__doc__)
     parser.add_argument("--seed", type=int, help="of the order and of all that is drawn (default: another each time)")
     parser.add_argument("--faults", type=int, default=500, help="how many (default: 500)")
     parser.add_argument("--minutes", type=float, default=20, help="and no longer than this (default: 20)")

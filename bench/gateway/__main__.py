@@ -1,4 +1,5 @@
-"""``python -m bench.gateway [--peer-binary PATH] [--long] [--only PART] [--json]``: one run, one table, about 90 s.
+"""``.venv/bin/python -m bench.gateway [--peer-binary PATH] [--long] [--only PART] [--json]``: one run, one table, about
+90 s.
 
 Between clients and an upstream that answers at once: directly, through gpud (the whole daemon), and through llama-swap
 where its binary is given. nginx and wrk are used where they are installed. The machine should have nothing else to do.
@@ -79,7 +80,7 @@ def show(row: Row, peer: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.gateway", description=__doc__)
+    parser = argparse.ArgumentParser(prog=".venv/bin/python -m bench.gateway", description=__doc__)
     parser.add_argument("--peer-binary", type=Path, help="a llama-swap that was built elsewhere")
     parser.add_argument("--long", action="store_true", help="more and longer repeats: about 10 minutes")
     parser.add_argument("--only", action="append", choices=PARTS, help="may be given more than once")

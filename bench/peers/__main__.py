@@ -1,4 +1,5 @@
-"""``python -m bench.peers [--llama-swap PATH] [--ollama PATH] [--write README.md]``: gpud beside what people use today.
+"""``.venv/bin/python -m bench.peers [--llama-swap PATH] [--ollama PATH] [--write README.md]``: gpud beside what people
+use today.
 
 Real engines with two tiny models, of which one may be loaded at a time: llama-server alone, gpud, llama-swap and Ollama
 where they are given, and llama-server's own router where the build has it, in one run of about two minutes, the arms in
@@ -100,7 +101,7 @@ def machine() -> str:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
+    parser = argparse.ArgumentParser(prog=".venv/bin/python -m bench.peers", description=__doc__)
     name_outside_programs(parser)
     parser.add_argument("--llama-server", type=Path, metavar="PATH", help="(default: the one of the tests)")
     parser.add_argument("--without-router", action="store_true", help="leave llama-server's own router out")

@@ -1,9 +1,10 @@
-"""``python -m bench.simulate``: how long requests wait under gpud's scheduler and under the rules of others.
+"""``.venv/bin/python -m bench.simulate``: how long requests wait under gpud's scheduler and under the rules of others.
 
-    python -m bench.simulate --models models.csv --trace trace.csv --vram-gib 22 --policy all [--json] [--slots N]
-    python -m bench.simulate generate --seed 3 --hours 6 --out DIR
-    python -m bench.simulate table [--seeds 8] [--hours 6] [--vram-gib 22 46]
-    python -m bench.simulate cost
+    .venv/bin/python -m bench.simulate --models models.csv --trace trace.csv --vram-gib 22 --policy all
+        [--json] [--slots N]
+    .venv/bin/python -m bench.simulate generate --seed 3 --hours 6 --out DIR
+    .venv/bin/python -m bench.simulate table [--seeds 8] [--hours 6] [--vram-gib 22 46]
+    .venv/bin/python -m bench.simulate cost
 
 models.csv is ``name,bytes,load_s``, trace.csv ``t,model,service_s[,caller]``. What is simulated, and the table that
 ``table`` prints, are in docs/scheduling.md.
@@ -41,7 +42,9 @@ positive.__name__, count.__name__ = "number above 0", "whole number above 0"
 
 def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.simulate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=".venv/bin/python -m bench.simulate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--models", type=Path, required=True, help="a table: name,bytes,load_s")
     parser.add_argument("--trace", type=Path, required=True, help="a table: t,model,service_s and perhaps caller")
@@ -62,7 +65,8 @@ def run(arguments: Sequence[str]) -> None:
 
 def run_generate(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.simulate generate", description="Write models.csv and trace.csv of a generated workload."
+        prog=".venv/bin/python -m bench.simulate generate",
+        description="Write models.csv and trace.csv of a generated workload.",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hours", type=positive, default=6.0)
@@ -82,7 +86,8 @@ def run_generate(arguments: Sequence[str]) -> None:
 
 def run_table(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.simulate table", description="Print the table of docs/scheduling.md, as Markdown."
+        prog=".venv/bin/python -m bench.simulate table",
+        description="Print the table of docs/scheduling.md, as Markdown.",
     )
     parser.add_argument("--seeds", type=count, default=8)
     parser.add_argument("--hours", type=positive, default=6.0)

@@ -61,7 +61,7 @@ def crowd(models: int, loaded: int, waiting: int) -> tuple[Machine, Gpud]:
 
 
 def run(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.simulate cost", description=__doc__)
+    parser = argparse.ArgumentParser(prog=".venv/bin/python -m bench.simulate cost", description=__doc__)
     parser.add_argument("--models", type=int, default=1000)
     parser.add_argument("--loaded", type=int, default=40)
     parser.add_argument("--waiting", type=int, default=200)

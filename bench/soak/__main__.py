@@ -1,4 +1,5 @@
-"""``python -m bench.soak [--seed N] [--minutes 20] [--json FILE]``: gpud under load for a while, with no fault at all.
+"""``.venv/bin/python -m bench.soak [--seed N] [--minutes 20] [--json FILE]``: gpud under load for a while, with no
+fault at all.
 
 Exit status 0: every request was answered whole and right, or refused for one of the reasons that belong to turns; at
 rest the descriptors are those of the beginning; the daemon's memory is as it was: the median of the last quarter of the
@@ -132,7 +133,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
+    parser = argparse.ArgumentParser(prog=".venv/bin/python -m bench.soak", description=__doc__)
     parser.add_argument("--seed", type=int, help="of what is asked (default: another each time)")
     parser.add_argument("--minutes", type=float, default=20, help="how long (default: 20)")
     parser.add_argument("--without-engines", action="store_true", help="leave out the real engines, to be quick")

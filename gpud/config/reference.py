@@ -1,7 +1,7 @@
 """Writes what people read about the configuration from the table of keys: the shipped file and the manual's tables.
 
-``python -m gpud.config.reference`` renews them in the source tree; a test fails while they differ. The daemon never
-imports this.
+``.venv/bin/python -m gpud.config.reference`` renews them in the source tree; a test fails while they differ. The daemon
+never imports this.
 """
 
 import re

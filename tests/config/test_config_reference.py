@@ -25,7 +25,7 @@ def uncommented(text: str) -> str:
 
 
 def test_the_shipped_file_is_that_of_the_table() -> None:
-    """``python -m gpud.config.reference`` renews it."""
+    """``.venv/bin/python -m gpud.config.reference`` renews it."""
     assert (TREE / SHIPPED).read_text() == shipped_file()
 
 
@@ -62,7 +62,7 @@ def test_the_examples_in_the_shipped_file_are_valid() -> None:
 
 @pytest.mark.parametrize("manual", MANUALS, ids=str)
 def test_the_manuals_are_those_of_the_table(manual: Path) -> None:
-    """Their tables are written by ``python -m gpud.config.reference``."""
+    """Their tables are written by ``.venv/bin/python -m gpud.config.reference``."""
     text = (TREE / manual).read_text()
     assert text == renewed(text)
     for path, _ in sections():

@@ -1,4 +1,4 @@
-"""``python tools/mutants [MODULE...] [--sample N --seed S] [--again | --rest]``: which mistakes in the core are seen.
+"""``make mutants ARGS="[MODULE...] [--sample N --seed S] [--again | --rest]"``: which mistakes in the core are seen.
 
 Each mutant is one mistake in one statement. It runs in a process of its own, forked after tests and core were imported,
 against those tests that execute its line: the quick ones first, and before them those that saw mistakes nearby; the

@@ -3,9 +3,10 @@
 This is the one part of an estimate that has no exact rule: the engine plans the buffers of each build, device and
 architecture anew, and reuses what is no longer needed. What is written here is the shape that its plans have, the
 largest of a few phases, with factors that were fitted to the record of a llama-server for the CPU, over micro-batches
-of 128 to 2048, contexts of 2,048 to 65,536, with and without flash attention, one to eight slots. ``python -m
-bench.estimate --measure`` measures them again and prints the error of every model. On a CPU they are therefore
-regression values; a GPU's own plans differ (other fusions, other scratch), and the engine's dry run says what they are.
+of 128 to 2048, contexts of 2,048 to 65,536, with and without flash attention, one to eight slots.
+``.venv/bin/python -m bench.estimate --measure`` measures them again and prints the error of every model. On a CPU they
+are therefore regression values; a GPU's own plans differ (other fusions, other scratch), and the engine's dry run says
+what they are.
 """
 
 from gpud.core.estimate.architectures import Cache
