@@ -1,4 +1,4 @@
-"""A booted Debian 12 with gpud installed as the README says: real systemd, journald, dbus-daemon, polkitd and logind.
+"""A booted Debian with gpud installed as the README says: real systemd, journald, dbus-daemon, polkitd and logind.
 
 The tree of ``tests/provision debian`` stays as it is: the machine lives in an overlay over it that is thrown away. It
 has no network but its own loopback; what pip needs is handed in as wheels.
