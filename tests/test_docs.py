@@ -257,6 +257,18 @@ def test_a_module_is_run_by_a_python_that_has_it(page: Path) -> None:
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"{python} -m {module}"
 
 
+@pytest.mark.parametrize("page", (*PAGES, TOP / "CONTRIBUTING.md", TOP / "CHANGELOG.md"), ids=lambda page: page.name)
+def test_rows_belong_to_a_table(page: Path) -> None:
+    """Rows stand below a heading and have its columns: an empty line between them would make text of those after it."""
+    text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for table in re.findall(r"(?:^ *\|.*\n)+", text, flags=re.MULTILINE):
+        heading, *rows = [re.sub(r"\\\|", "", line).strip().count("|") for line in table.splitlines()]
+        assert re.search(r"\n *\|(?: *:?-+:? *\|)+ *\n", table), (
+            f"{page.name}: no heading above {table.splitlines()[0]}"
+        )
+        assert set(rows) == {heading}, f"{page.name}: {table}"
+
+
 def test_the_map_of_the_architecture_is_true() -> None:
     """Whoever wants to change something is sent to a file that is there."""
     text = (TOP / "docs" / "ARCHITECTURE.md").read_text()
