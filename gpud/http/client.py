@@ -216,6 +216,10 @@ class Pool:
         idle = connection.engine.idle
         if connection in idle:
             idle.remove(connection)
+        if self._timer is not None and not any(engine.idle for engine in self._engines.values()):
+            # Its engine has gone: nobody is woken for what is no longer there.
+            self._timer.cancel()
+            self._timer = None
         if not self._all and self._empty is not None and not self._empty.done():
             self._empty.set_result(None)
 

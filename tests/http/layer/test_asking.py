@@ -433,6 +433,27 @@ def test_a_kept_connection_that_has_ended_is_not_used(run: Run) -> None:
     run(scene())
 
 
+def test_nothing_is_left_of_an_engine_that_has_gone(run: Run) -> None:
+    """Its kept connections go with it, and with the last connection that is kept the timer that would close them."""
+
+    async def scene() -> None:
+        first, second = Closes("at once"), Closes("at once")
+        async with engine(first) as one, engine(second) as other, pooling() as pool:
+            for endpoint in (one, other):
+                async with pool.request(endpoint, "GET", "/") as response:
+                    await response.read(100)
+            timer = pool._timer
+            assert timer is not None
+            first.close.set()
+            await until(lambda: pool.connections == 1)
+            assert not timer.cancelled(), "the other engine is still there"
+            second.close.set()
+            await until(lambda: pool.connections == 0)
+            assert timer.cancelled()
+
+    run(scene())
+
+
 @pytest.mark.parametrize(("method", "again"), [("GET", True), ("POST", False)])
 def test_a_request_is_repeated_only_when_that_is_safe(method: str, again: bool, run: Run) -> None:
     """An engine that has read it and died may have done it; asking again is then up to the method."""
