@@ -235,7 +235,7 @@ class Daemon:
         self._tell(
             Notice(
                 Kind.STARTED,
-                f"gpud {__version__} is ready: {_models(self._config)} configured in {', '.join(self._config.sources)}",
+                f"gpud {__version__} is ready: {config.summary(self._config)}",
                 fields={"models": len(self._config.models), "version": __version__},
             )
         )
@@ -336,7 +336,7 @@ class Daemon:
         )
         self._machine.reconfigured()
         await self._apply_doors()
-        text = f"The configuration was reloaded: {_models(new)} in {', '.join(new.sources)}"
+        text = f"The configuration was reloaded: {config.summary(new)}"
         if restart:
             text += "; its section bus takes effect after a restart of gpud"
         self._tell(Notice(Kind.CONFIG_RELOADED, text, fields={"models": len(new.models)}))
@@ -399,10 +399,6 @@ async def _keep_serving(service: Service) -> None:
         except Exception:
             log.exception("internal error: the service on the bus has ended; it is taken up again")
             await asyncio.sleep(SERVE_AGAIN_S)
-
-
-def _models(configured: Config) -> str:
-    return plural(len(configured.models), "model")
 
 
 def run(*, user: bool, config_path: Path | None, beside_system: bool = False) -> int:

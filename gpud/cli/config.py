@@ -87,7 +87,8 @@ def check(path: Path, output: Output) -> int:
     said = warnings(config)
     models = list(config.models)
     names = f" ({', '.join(models[:8])}{', …' if len(models) > 8 else ''})" if models else ""
-    lines = [f"warning: {one}" for one in said] + [f"OK: {plural(len(models), 'model')}{names} in {_files(config)}"]
+    valid = f"{plural(len(models), 'model')}{names} in {_files(config)}" if config.sources else "nothing configured yet"
+    lines = [*(f"warning: {one}" for one in said), f"OK: {valid}"]
     data = {
         "valid": True,
         "file": str(path),

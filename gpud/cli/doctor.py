@@ -174,7 +174,8 @@ def _configuration(path: Path | None, kind: str) -> "tuple[Config | None, list[F
     except ConfigInvalid as invalid:
         remedy = f'correct it, then "gpudctl config check {path}"'
         return None, [Finding("config", problem.rstrip("."), remedy) for problem in invalid.problems]
-    found = [Finding("config", f"{path}: {plural(len(config.models), 'model')}")]
+    read = config.sources[:1]
+    found = [Finding("config", f"{file}: {plural(len(config.models), 'model')}") for file in read]
     # Missing files are told of with the models themselves, and better there.
     found += [Finding("config", f"note: {one}") for one in warnings(config) if "there is no file" not in one]
     return config, found

@@ -17,7 +17,7 @@ from gpud.config.records import (
     SuspendConfig,
     TlsConfig,
 )
-from gpud.config.render import render, to_yaml, warnings
+from gpud.config.render import render, summary, to_yaml, warnings
 
 __all__ = [
     "AlertsConfig",
@@ -38,6 +38,7 @@ __all__ = [
     "load_keys",
     "parse",
     "render",
+    "summary",
     "to_yaml",
     "warnings",
 ]

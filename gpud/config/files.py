@@ -14,7 +14,7 @@ from gpud.core.counts import plural
 from gpud.core.errors import ConfigInvalid
 
 _SYSTEM = Path("/etc/gpud/gpud.yaml")
-_SMALLEST = "models: {NAME: {engine: embedded, file: /path/to/model.gguf}}"
+SMALLEST = "models: {NAME: {engine: embedded, file: /path/to/model.gguf}}"
 
 MAX_PROBLEMS = 500
 """More than this many sentences help nobody; a last one says how many there are besides."""
@@ -46,13 +46,14 @@ def load(path: Path, *, known_engines: Collection[str] | None = None) -> Config:
     reading = _reading(path, known_engines)
     documents: list[tuple[str, Node | None]] = []
     complete = True
-    for file in [path, *_drop_ins(path, reading)]:
+    missing = may_be_missing(path) and not os.path.exists(path)  # noqa: PTH110 - Path.exists() may raise
+    for file in [*([] if missing else [path]), *_drop_ins(path, reading)]:
         text = _text(file, reading, main=file == path)
         before = len(reading.problems)
         node = None if text is None else read(text, str(file), reading.problems)
         complete = complete and text is not None and (node is not None or len(reading.problems) == before)
         documents.append((str(file), node))
-    return _finish(documents, reading, complete)
+    return _finish(documents, reading, complete, missing=str(path) if missing else "")
 
 
 def parse(text: str, name: str, *, known_engines: Collection[str] | None = None, home: str | None = None) -> Config:
@@ -73,25 +74,26 @@ def _reading(path: Path, known_engines: Collection[str] | None) -> Reading:
     return Reading([], "" if home == "~" else home.rstrip("/"), known_engines, places, ours)
 
 
-def _finish(documents: list[tuple[str, Node | None]], reading: Reading, complete: bool) -> Config:
-    merged: Node = Table(Where(documents[0][0], 1), {}, 1)
+def _finish(documents: list[tuple[str, Node | None]], reading: Reading, complete: bool, *, missing: str = "") -> Config:
+    merged: Node = Table(Where(missing or documents[0][0], 1), {}, 1)
     for _, node in documents:
         if node is None or (isinstance(node, Scalar) and node.is_null):
             continue
         if not isinstance(node, Table):
-            reading.wrong(node.where, "", f"the file holds {shown(node)}; a configuration is a map, like {_SMALLEST}")
+            reading.wrong(node.where, "", f"the file holds {shown(node)}; a configuration is a map, like {SMALLEST}")
             continue
         if len(documents) > 1:
             # Each file by itself first: what a later file replaces must be right too.
             ROOT.read(node, "", reading)
         merged = overlay(merged, node)
-    config = build(merged, reading, complete=complete, sources=tuple(file for file, _ in documents))
+    sources = tuple(file for file, _ in documents)
+    config = build(merged, reading, complete=complete, sources=sources, missing=missing)
     if config is None:
-        raise ConfigInvalid(_sentences(reading.problems, [file for file, _ in documents]))
+        raise ConfigInvalid(_sentences(reading.problems, sources))
     return config
 
 
-def _sentences(problems: list[Problem], files: list[str]) -> list[str]:
+def _sentences(problems: list[Problem], files: tuple[str, ...]) -> list[str]:
     """Each problem once, in the order of the files and lines."""
     position = {file: index for index, file in enumerate(files)}
     ordered = sorted(set(problems), key=lambda one: (position.get(one.where.file, -1), one.where.line, one.text))
@@ -121,9 +123,7 @@ def _text(file: Path, reading: Reading, *, main: bool) -> str | None:
         # Without O_NONBLOCK a pipe in the place of a file would hold up the start of the daemon for ever.
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        if main and may_be_missing(file):
-            return ""
-        hint = f"; write one, for example: {_SMALLEST}" if main else ""
+        hint = f"; write one, for example: {SMALLEST}" if main else ""
         wrong(f"does not exist{hint}")
         return None
     except OSError as error:

@@ -180,7 +180,7 @@ class Config(Record):
 
     ``models`` are complete: every default is in them, ``stop`` and ``idle_timeout_s`` too. ``engines`` has only those
     that the files mention. ``backend_order`` has been obeyed already where a model leaves its engine open. ``sources``
-    are the files that were read.
+    are the files that were read, ``missing`` is a user's own at its usual place while it is not there.
     """
 
     models: Mapping[str, Model] = field(default_factory=dict)
@@ -202,6 +202,7 @@ class Config(Record):
     http: HttpConfig = field(default_factory=HttpConfig)
     bus: BusConfig = field(default_factory=BusConfig)
     sources: tuple[str, ...] = ()
+    missing: str = ""
 
     def __repr__(self) -> str:
         return repr_without(self, "overrides", "found")

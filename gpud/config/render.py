@@ -9,6 +9,7 @@ import yaml
 
 from gpud.config.api_keys import load_keys
 from gpud.config.doors import without_key_word
+from gpud.config.files import SMALLEST
 from gpud.config.kinds import Percent, nearest
 from gpud.config.network import is_loopback
 from gpud.config.records import Config, Door, HttpConfig
@@ -300,13 +301,19 @@ def _mask_arguments(arguments: list[str]) -> list[str]:
     return masked
 
 
+_DEFAULTS = f"everything has its default; to configure a model, write it there, for example: {SMALLEST}"
+
+
+def summary(config: Config) -> str:
+    """How much is configured, and in which files; where there is none yet, what to write where."""
+    if config.sources:
+        return f"{plural(len(config.models), 'model')} configured in {', '.join(config.sources)}"
+    return f"nothing is configured yet, {config.missing} does not exist; {_DEFAULTS}"
+
+
 def warnings(config: Config) -> tuple[str, ...]:
     """What is valid and yet probably not meant. Looks at the file system; for ``gpudctl config check``."""
-    said = [
-        f"{path}: does not exist; everything has its default"
-        for path in config.sources[:1]
-        if path.startswith("/") and not os.path.exists(path)  # noqa: PTH110
-    ]
+    said = [f"{config.missing}: does not exist; {_DEFAULTS}"] if config.missing else []
     for name, model in config.models.items():
         for key in ("file", "mmproj", "draft_file"):
             paths = dict.fromkeys(getattr(one.settings, key) for one in (model, *model.alternatives))

@@ -27,7 +27,9 @@ from gpud.config.source import Node, shown
 from gpud.core.facts import Model, StopTimes
 
 
-def build(root: Node, reading: Reading, *, complete: bool, sources: tuple[str, ...] = ()) -> Config | None:
+def build(
+    root: Node, reading: Reading, *, complete: bool, sources: tuple[str, ...] = (), missing: str = ""
+) -> Config | None:
     """The configuration, or ``None`` when there are problems, all of which are in ``reading`` then.
 
     ``complete`` False says that a part could not be read: what seems to be missing may stand there.
@@ -66,6 +68,7 @@ def build(root: Node, reading: Reading, *, complete: bool, sources: tuple[str, .
         ),
         bus=BusConfig(**top.section("bus").fields()),
         sources=sources,
+        missing=missing,
     )
     return None if reading.problems else config
 

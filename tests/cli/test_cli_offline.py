@@ -46,6 +46,16 @@ def test_config_check_of_a_right_file(alone: Place) -> None:
     assert alone.json("config", "check", str(path))["models"] == ["web"]
 
 
+def test_config_check_where_nothing_is_written_yet(alone: Place) -> None:
+    """It is right as it is; which file would be read is said, and no file is said to have been."""
+    done = alone.gpudctl("config", "check")
+    path = alone.directory / "config" / "gpud" / "gpud.yaml"
+    warning, verdict = done.stdout.splitlines()
+    assert (done.returncode, verdict) == (0, "OK: nothing configured yet")
+    assert warning.startswith(f"warning: {path}: does not exist; everything has its default; to configure a model, ")
+    assert alone.json("config", "check")["sources"] == []
+
+
 def test_config_check_counts_the_files_beside_it(alone: Place) -> None:
     """What is laid over the file is read as the daemon reads it."""
     path = configure(alone, ONE_MODEL)
@@ -178,7 +188,8 @@ def test_doctor_without_anything(alone: Place) -> None:
     assert done.returncode == 1
     for line in done.stdout.splitlines():
         assert line.startswith("OK ") or (line.startswith("PROBLEM ") and " — " in line), line
-    assert re.search(r"^OK config: note: .*/gpud\.yaml: does not exist; everything has its default$", done.stdout, re.M)
+    (said,) = (line for line in done.stdout.splitlines() if line.startswith("OK config: "))
+    assert re.match(r"OK config: note: .*/gpud\.yaml: does not exist; everything has its default; to configure a", said)
     assert "PROBLEM bus: the session bus is not known" in done.stdout or "cannot be reached" in done.stdout
     data = json.loads(alone.gpudctl("doctor", "--json").stdout)
     assert data["problems"] == done.stdout.count("PROBLEM ")

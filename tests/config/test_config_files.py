@@ -91,11 +91,18 @@ def test_a_users_own_file_need_not_be_there(tmp_path: Path, monkeypatch: pytest.
     assert usual == tmp_path / "gpud" / "gpud.yaml"
     found = config.load(usual)
     assert (dict(found.models), found.idle_timeout_s) == ({}, config.parse("", "x").idle_timeout_s)
-    assert f"{usual}: does not exist; everything has its default" in config.warnings(found)
+    (warning,) = config.warnings(found)
+    assert warning.startswith(f"{usual}: does not exist; everything has its default; to configure a model, write it ")
+    assert config.parse(warning.split("for example: ")[1], "x").models["NAME"].engine == "embedded"
+    assert config.summary(found) == f"nothing is configured yet, {warning.replace(':', '', 1)}"
     write(usual.parent / "gpud.d" / "a.yaml", MODEL)
-    assert list(config.load(usual).models) == ["a"]
+    beside = config.load(usual)
+    assert list(beside.models) == ["a"]
+    assert config.summary(beside) == f"1 model configured in {usual.parent}/gpud.d/a.yaml"
     write(usual, "")
-    assert not [said for said in config.warnings(config.load(usual)) if "does not exist" in said]
+    found = config.load(usual)
+    assert not [said for said in config.warnings(found) if "does not exist" in said]
+    assert config.summary(found) == f"1 model configured in {usual}, {usual.parent}/gpud.d/a.yaml"
     assert "does not exist; write one" in problems(tmp_path / "other.yaml")[0]
 
 
