@@ -9,16 +9,16 @@ from gpud.cli.exits import Usage
 GLOBAL_OPTIONS = ("--user", "--system", "--json", "--no-color")
 
 _GLOBAL_HELP = """\
-  --user        talk to the gpud of this session (also: GPUD_BUS=user)
-  --system      talk to the gpud of this machine (also: GPUD_BUS=system)
-                without either: the machine's, or the session's where only that one runs
-  --json        print one JSON object, for programs
-  --no-color    no colors, even on a terminal (also: NO_COLOR=1)
+  --user        connect to your own gpud (also: GPUD_BUS=user)
+  --system      connect to the gpud of this machine (also: GPUD_BUS=system)
+                default: the machine's gpud, or yours if only that one runs
+  --json        print JSON instead of text
+  --no-color    print no colors, even on a terminal (also: NO_COLOR=1)
   -h, --help    show this help"""
 
 _STATUSES = """\
-Exit status: 0 done, 1 failed, 2 wrong command line, 3 gpud is not running,
-4 refused (not allowed, held by others, no room), 130 interrupted."""
+Exit status: 0 success, 1 failure, 2 invalid command line, 3 gpud is not
+running, 4 refused (no permission, held by others, no memory), 130 interrupted."""
 
 
 class _HelpWanted(Exception):
@@ -43,14 +43,14 @@ class Parser(argparse.ArgumentParser):
             add_help=False,
             **others,
         )
-        everywhere = self.add_argument_group("options of every command")
+        everywhere = self.add_argument_group("common options")
         which = everywhere.add_mutually_exclusive_group()
-        which.add_argument("--user", dest="bus", action="store_const", const="user", help="talk to this session's gpud")
+        which.add_argument("--user", dest="bus", action="store_const", const="user", help="connect to your own gpud")
         which.add_argument(
-            "--system", dest="bus", action="store_const", const="system", help="talk to this machine's gpud"
+            "--system", dest="bus", action="store_const", const="system", help="connect to the gpud of this machine"
         )
-        everywhere.add_argument("--json", action="store_true", help="print one JSON object, for programs")
-        everywhere.add_argument("--no-color", action="store_true", help="no colors, even on a terminal")
+        everywhere.add_argument("--json", action="store_true", help="print JSON instead of text")
+        everywhere.add_argument("--no-color", action="store_true", help="print no colors, even on a terminal")
         everywhere.add_argument("-h", "--help", action=_Help, help="show this help")
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace | str:
@@ -82,10 +82,10 @@ def overview(commands: Sequence[tuple[str, str]]) -> str:
     lines = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in commands)
     return (
         "usage: gpudctl [options] [command] [arguments]\n\n"
-        "Ask gpud, which owns the GPUs of this machine, about its models, and tell it what to do.\n\n"
-        f"Commands (none is the same as status):\n{lines}\n\n"
+        "Query and control gpud, the daemon that owns the GPUs of this machine.\n\n"
+        f"Commands (default: status):\n{lines}\n\n"
         f"Options, before or after the command:\n{_GLOBAL_HELP}\n\n"
-        '"gpudctl COMMAND --help" explains a command, with examples; see also gpudctl(1).\n'
+        '"gpudctl COMMAND --help" explains a command, with examples. See also gpudctl(1).\n'
         f"{_STATUSES}"
     )
 

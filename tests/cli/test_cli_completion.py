@@ -191,4 +191,4 @@ def test_fish_says_what_each_word_is(gpud: RealDaemon) -> None:
     done = subprocess.run(
         command, env=with_program(gpud.place), capture_output=True, text=True, timeout=PATIENCE_S, check=True
     )
-    assert done.stdout.splitlines() == ["unload\tUnload models and give their memory back", "tiny\tmodel"]
+    assert done.stdout.splitlines() == ["unload\tUnload models and free their memory", "tiny\tmodel"]
