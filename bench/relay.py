@@ -32,11 +32,11 @@ async def relay_forever(port: int, upstream: int) -> None:
     """The relay itself: what a door does at the least."""
     from gpud.core.facts import Endpoint
     from gpud.http.client import Pool
+    from gpud.http.crossing import PASSED_BACK, SENT_ON, passed_on
     from gpud.http.listening import TcpAddress
     from gpud.http.message import Reply, Request
     from gpud.http.relay import relay
     from gpud.http.server import Server
-    from gpud.http.wire import end_to_end
 
     pool = Pool()
     engine = Endpoint(host="127.0.0.1", port=upstream)
@@ -44,9 +44,9 @@ async def relay_forever(port: int, upstream: int) -> None:
     async def pass_on(request: Request, reply: Reply) -> None:
         body = await request.body(1 << 30)
         async with pool.request(
-            engine, request.method, request.target, headers=end_to_end(request.headers), body=body or None
+            engine, request.method, request.target, headers=passed_on(request.headers, SENT_ON), body=body or None
         ) as response:
-            await reply.begin(response.status, end_to_end(response.headers), response.length)
+            await reply.begin(response.status, passed_on(response.headers, PASSED_BACK), response.length)
             await relay(response, reply)
 
     server = Server(pass_on)

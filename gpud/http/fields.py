@@ -1,4 +1,4 @@
-"""Header fields: read strictly, looked up by name, passed on, written. It never does I/O."""
+"""Header fields: read strictly, looked up by name, written. It never does I/O."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -14,23 +14,6 @@ TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 VALUE = rb"[^\x00-\x08\x0a-\x1f\x7f]"
 _FIELD = re.compile(rb"^(" + TOKEN + rb"++):[\t ]*+(" + VALUE + rb"*+)\r\n", re.MULTILINE)
 FIELD_NAME = re.compile(TOKEN + rb"+")
-
-HOP_BY_HOP = frozenset(
-    (
-        b"connection",
-        b"content-length",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    )
-)
-"""What concerns one connection alone and is never passed on. The length is said anew by whoever sends the body."""
-
 
 LENGTH = b"content-length"
 
@@ -111,20 +94,6 @@ class Fields:
     def __repr__(self) -> str:
         """Names only: values may be secrets."""
         return f"Fields({', '.join(name.decode('latin-1') for name, _ in self.raw)})"
-
-
-def end_to_end(fields: Fields | Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The fields without those that belong to the connection they came by, and without ``Content-Length``."""
-    if not isinstance(fields, Fields):
-        fields = Fields(list(fields))
-    connection = fields.lowered(b"connection")
-    dropped = HOP_BY_HOP
-    if connection is not None and connection not in _PLAIN_OPTIONS:
-        dropped = dropped | connection_options(connection)
-    return [pair for pair in fields.raw if pair[0].lower() not in dropped]
-
-
-_PLAIN_OPTIONS = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close"))
 
 
 def connection_options(connection: bytes | None) -> frozenset[bytes]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gpud.http.bodies import AnswerChunks, ChunkedReader
 from gpud.http.limits import HeadLimits
 from gpud.http.message import Reply, Request
-from gpud.http.wire import Fields, Malformed, Refused, end_to_end, read_request_head, read_response_head, write_head
+from gpud.http.wire import Fields, Malformed, Refused, read_request_head, read_response_head, write_head
 
 from .raw import BOUND_S, connected, echo, serving
 
@@ -382,14 +382,6 @@ def test_fields_are_looked_up_in_any_case_and_kept_in_order() -> None:
 def test_what_is_secret_is_not_shown_by_accident() -> None:
     """A header that is printed shows names alone."""
     assert "secret" not in repr(Fields([(b"Authorization", b"Bearer secret")]))
-
-
-def test_only_end_to_end_fields_pass() -> None:
-    """Fields of the connection stay behind, also those that Connection names."""
-    fields = Fields(
-        [(b"Connection", b"close, X-Private"), (b"X-Private", b"1"), (b"Transfer-Encoding", b"chunked"), (b"X-A", b"b")]
-    )
-    assert end_to_end(fields) == [(b"X-A", b"b")]
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ import pytest
 from gpud.core.facts import Endpoint
 from gpud.http.client import Pool, UpstreamFailed
 from gpud.http.connection import tunnel
+from gpud.http.crossing import PASSED_BACK, PASSED_BACK_UPGRADE, SENT_ON, SENT_ON_UPGRADE, passed_on
 from gpud.http.message import Reply, Request
 from gpud.http.relay import relay
 from gpud.http.server import Server
-from gpud.http.wire import end_to_end
 from gpud.http.work import in_task
 
 from .raw import BOUND_S, Raw, Speak, connected, engine, request_of, serving, until
@@ -43,9 +43,9 @@ class Door:
             return
         body = await request.body(1 << 30)
         async with self.pool.request(
-            self.endpoint, request.method, request.target, headers=end_to_end(request.headers), body=body
+            self.endpoint, request.method, request.target, headers=passed_on(request.headers, SENT_ON), body=body
         ) as response:
-            await reply.begin(response.status, end_to_end(response.headers), response.length)
+            await reply.begin(response.status, passed_on(response.headers, PASSED_BACK), response.length)
             try:
                 self.relayed = await relay(response, reply, self.observed.append if self.watching else None)
             except UpstreamFailed:
@@ -56,14 +56,14 @@ class Door:
                 await reply.end()
 
     async def upgrade(self, request: Request, reply: Reply) -> None:
-        headers = [*end_to_end(request.headers), ("Upgrade", request.upgrade)]
+        headers = passed_on(request.headers, SENT_ON_UPGRADE)
         async with self.pool.request(self.endpoint, request.method, request.target, headers=headers) as response:
             if response.status != 101:
-                await reply.begin(response.status, end_to_end(response.headers), response.length)
+                await reply.begin(response.status, passed_on(response.headers, PASSED_BACK), response.length)
                 await relay(response, reply)
                 return
             back = response.upgrade()
-            front = await reply.upgrade([*end_to_end(response.headers), ("Upgrade", response.headers.get("upgrade"))])
+            front = await reply.upgrade(passed_on(response.headers, PASSED_BACK_UPGRADE))
             await tunnel(front, back)
 
 
@@ -99,9 +99,9 @@ def answering(data: bytes, *, close: bool = False) -> Speak:
 @pytest.mark.parametrize("framing", ["length", "chunked", "end"])
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
 def test_an_answer_arrives_unchanged(version: str, framing: str, size: int, method: str, run: Run) -> None:
-    """Whatever the framing on either side: the body is the same, and so are the end-to-end fields."""
+    """Whatever the framing on either side: the body is the same, and so are the fields that cross."""
     body = bytes(index % 251 for index in range(size))
-    head = b"HTTP/1.1 418 Teapot\r\nX-Engine: a\r\nx-engine: b\r\nKeep-Alive: 5\r\n"
+    head = b"HTTP/1.1 418 Teapot\r\nX-Request-Id: a\r\nx-request-id: b\r\nKeep-Alive: 5\r\n"
     if framing == "length":
         data = head + b"Content-Length: %d\r\n\r\n" % size + body
     elif framing == "chunked":
@@ -120,7 +120,7 @@ def test_an_answer_arrives_unchanged(version: str, framing: str, size: int, meth
             answer = await client.ask(request, method)
             assert answer.status == 418
             assert answer.body == (b"" if method == "HEAD" else body)
-            assert answer.headers["x-engine"] == "b"
+            assert answer.headers["x-request-id"] == "b"
             assert "keep-alive" not in answer.headers
             if framing == "length":
                 assert answer.headers["content-length"] == str(size)
@@ -335,7 +335,8 @@ async def websocket(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
     assert b"Connection: Upgrade\r\n" in head
     assert b"Upgrade: websocket\r\n" in head
     writer.write(
-        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX-A: b\r\n\r\nearly"
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Protocol: b\r\n\r\nearly"
     )
     while data := await reader.read(65536):
         writer.write(data)
@@ -353,7 +354,7 @@ def upgrade_request(extra: bytes = b"") -> bytes:
 async def upgraded(client: Raw, extra: bytes = b"") -> None:
     answer = await client.ask(upgrade_request(extra))
     assert (answer.status, answer.headers["upgrade"], answer.headers["connection"]) == (101, "websocket", "Upgrade")
-    assert answer.headers["x-a"] == "b"
+    assert answer.headers["sec-websocket-protocol"] == "b"
     assert await client.reader.readexactly(5) == b"early"
 
 
