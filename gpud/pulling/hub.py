@@ -6,6 +6,7 @@ import contextlib
 import glob
 import os
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,9 +48,15 @@ def library() -> Any:
     except ImportError as problem:
         raise NoLibrary(
             f"Hugging Face's library is not installed ({problem})",
-            hint='install gpud with its extra "pull": pip install "kernelcore-gpud[pull]"',
+            hint=f"install it with {how_to_install(sys.executable, os.access(sys.prefix, os.W_OK))}; "
+            "or download one file without it: gpudctl fetch https://HOST/PATH/FILE.gguf",
         ) from None
     return huggingface_hub
+
+
+def how_to_install(python: str, own: bool) -> str:
+    """The command that puts the library beside gpud; that in /opt is root's, a virtual environment its maker's."""
+    return f'{"" if own else "sudo "}{python} -m pip install "huggingface_hub>=1"'
 
 
 def token() -> str:

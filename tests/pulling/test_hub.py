@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from gpud.pulling.hub import how_to_install
+
 from .hub_server import COMMIT, Fault, Hub
 
 TOP = Path(__file__).resolve().parents[2]
@@ -272,10 +274,15 @@ def test_a_small_file_with_the_wrong_content_is_found_out(hub: Hub, ask: Any, tm
 
 
 def test_without_the_library_it_says_how_to_get_it(hub: Hub, ask: Any, tmp_path: Path) -> None:
-    """It is an extra of gpud's."""
+    """By the Python that this runs with, which need not be the one that is found in PATH."""
     broken = tmp_path / "broken" / "huggingface_hub"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise ImportError('not here')")
     last = ask(listing_of(), PYTHONPATH=str(broken.parent))[-1]
     assert last["code"] == "no-huggingface-hub"
-    assert 'pip install "kernelcore-gpud[pull]"' in last["hint"]
+    assert f'{sys.executable} -m pip install "huggingface_hub>=1"' in last["hint"]
+
+
+def test_into_the_python_of_the_system_root_installs() -> None:
+    """As `make install` and the Debian package have made it."""
+    assert how_to_install("/opt/gpud/bin/python", False).startswith("sudo /opt/gpud/bin/python -m pip install ")
