@@ -35,11 +35,11 @@ END_S = 15.0
 
 NOT_YET = "Not run yet."
 INTRODUCTION = """\
-What gpud costs and how long it takes, as it was measured. `.venv/bin/python -m bench.all` runs every bench once and
-writes this page; `--llama-swap` and `--ollama` name the programs to compare with, `--only` and `--skip` choose,
+What gpud costs and how long it takes, as measured. `.venv/bin/python -m bench.all` runs every bench once and writes
+this page; `--llama-swap` and `--ollama` name the programs to compare with, `--only` and `--skip` choose benches, and
 `--minutes` adds the fault campaign and the soak. A figure is a median, with the least and the most where a bench
-repeats. Each section says when it was taken and how busy the machine was, for which the bench before it counts too.
-Compare what stands beside each other in one section."""
+repeats. Each section says when it was taken and how busy the machine was; that load includes what the bench before it
+left. Compare only figures of one section."""
 
 BAR_HAND = "bars"
 GPU_HAND = "GPU"
@@ -108,7 +108,7 @@ def no_tree(*names: str) -> Callable[[Given], str]:
 BENCHES = (
     Bench("core", "The daemon: start, idleness, loads, recovery after `kill -9`, D-Bus.", (), ("--quick",)),
     Bench("gateway", "HTTP between clients and an engine that answers at once.", more=peer, bound_s=900),
-    Bench("peers", "gpud beside what people use today.", (), ("--quick",), prints_markdown=True, more=others),
+    Bench("peers", "gpud beside other model managers.", (), ("--quick",), prints_markdown=True, more=others),
     Bench("relay", "What the HTTP layer alone costs.", (), ("--seconds", "0.3")),
     Bench("catalog", "Finding models on disk.", (), ("--files", "100", "--repeats", "1"), 600),
     Bench("models", "Very many models: daemon and lists.", (), ("--models", "100", "--repeats", "1"), 600),
@@ -117,18 +117,18 @@ BENCHES = (
     Bench("estimate", "Estimates beside llama-server's own record.", prints_markdown=True),
     Bench(
         "simulate",
-        "Waiting under gpud's scheduler and under the rules of others.",
+        "Waiting times under gpud's scheduler and under the rules of others.",
         ("table", "--seeds", "4", "--hours", "6"),
         ("table", "--seeds", "1", "--hours", "0.2"),
         600,
         prints_markdown=True,
     ),
     Bench("shell", "The shell hook.", (), ("--rounds", "2")),
-    Bench("suspend", "The way to sleep.", (), ("--rounds", "1")),
+    Bench("suspend", "Unloading before the machine sleeps.", (), ("--rounds", "1")),
     Bench("desktop", "The GNOME widget.", (), ("--seconds", "5"), 900, lacks=no_tree("desktop-13", "desktop-12")),
     Bench("plasma", "The Plasma widget and the tray.", (), ("--seconds", "5"), 900, lacks=no_tree("desktop-13")),
     Bench("faults", "Every fault, under load.", more=minutes, lacks=no_minutes, bound_s=600),
-    Bench("soak", "The same load, and nothing breaks.", more=minutes, lacks=no_minutes),
+    Bench("soak", "The same load without faults.", more=minutes, lacks=no_minutes),
 )
 BY_NAME = {bench.name: bench for bench in BENCHES}
 
@@ -221,7 +221,7 @@ def told(bench: Bench, given: Given, load: float, commit: str, outcome: Outcome)
     when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     lines = [f"`{command}`", "", f"{when}, gpud {commit}, {outcome.took_s:.0f} s; load average before: {load:.1f}."]
     if outcome.trouble:
-        lines += ["", f"**It {outcome.trouble}**: a bar is missed, or it could not go on. What it said:"]
+        lines += ["", f"**It {outcome.trouble}**: a bar is missed, or it could not continue. Its output:"]
     text = public(outcome.text, given).replace("```", "'''") or "(nothing)"
     if bench.prints_markdown and not outcome.trouble:
         notes = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]
@@ -273,7 +273,7 @@ def composed(page: str, bodies: dict[str, str], known: dict[str, str]) -> str:
 
 ## The machine
 
-Of the last run, {datetime.now(UTC):%Y-%m-%d}:
+From the last run, {datetime.now(UTC):%Y-%m-%d}:
 
 {table}
 
