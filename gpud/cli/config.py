@@ -9,7 +9,7 @@ from gpud.cli.arguments import Parser
 from gpud.cli.exits import DONE, FAILED, Usage
 from gpud.cli.output import Output
 from gpud.core.counts import plural
-from gpud.core.errors import ConfigInvalid
+from gpud.core.errors import ConfigInvalid, GpudError
 
 if TYPE_CHECKING:
     from gpud.config import Config
@@ -104,7 +104,13 @@ def check(path: Path, output: Output) -> int:
 def show(path: Path, key: str | None, output: Output) -> int:
     from gpud.config import render
 
-    text = render(_load(path), key)
+    try:
+        config = _load(path)
+    except ConfigInvalid:
+        if not unreadable(path):
+            raise
+        raise GpudError(f"cannot show {path}: root may read it, and members of its group", hint="use sudo") from None
+    text = render(config, key)
     if output.wants_json:
         import yaml
 

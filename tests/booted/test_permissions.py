@@ -195,10 +195,14 @@ def test_every_rule_of_the_documentation_is_tried() -> None:
 
 
 def test_who_may_not_read_the_configuration_is_not_told_that_it_is_wrong(machine: Machine) -> None:
-    """It was not checked, and who may; to the doctor that is no problem."""
+    """It was not checked or shown, and who may have that; to the doctor that is no problem."""
     checked = machine.run("gpudctl config check", user="nobody", check=False)
     assert checked.code == 1
     assert checked.err == (
         "gpudctl: /etc/gpud/gpud.yaml was not checked: root may read it, and members of its group; use sudo"
+    )
+    shown = machine.run("gpudctl config show idle.timeout", user="nobody", check=False)
+    assert shown.err == (
+        "gpudctl: cannot show /etc/gpud/gpud.yaml: root may read it, and members of its group; use sudo"
     )
     assert "config: note: /etc/gpud/gpud.yaml was not looked at" in machine.run("gpudctl doctor", user="nobody").out
