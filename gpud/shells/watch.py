@@ -27,7 +27,7 @@ FILE = "sessions"
 SESSIONS_PER_USER = 256
 """Each costs a descriptor. Nobody has so many terminals; a program that registers in a loop does."""
 
-ENDED = "it has ended"
+ENDED = "its process is gone"
 
 _HINT = 'the hook that "gpudctl shell-hook" prints calls it as it must be called: from the shell itself'
 

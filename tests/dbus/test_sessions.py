@@ -102,7 +102,7 @@ def test_a_session_ends_with_its_shell(run: Any, private_bus: PrivateBus, tmp_pa
                 assert engine.sessions[session].label.endswith(f"(pid {shell.pid})")
                 ENDS[how](shell)
                 await engine.until(lambda: not engine.sessions)
-                assert engine.asked("session_ended")[0][2] == "it has ended"
+                assert engine.asked("session_ended")[0][2] == "its process is gone"
 
     run(scenario())
 
