@@ -85,7 +85,7 @@ def overview(commands: Sequence[tuple[str, str]]) -> str:
         "Query and control gpud, the daemon that owns the GPUs of this machine.\n\n"
         f"Commands (default: status):\n{lines}\n\n"
         f"Options, before or after the command:\n{_GLOBAL_HELP}\n\n"
-        '"gpudctl COMMAND --help" explains a command, with examples. See also gpudctl(1).\n'
+        '"gpudctl COMMAND --help" explains a command; see also gpudctl(1).\n'
         f"{_STATUSES}"
     )
 

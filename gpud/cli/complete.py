@@ -8,7 +8,7 @@ from gpud.cli.output import Output
 from gpud.cli.unload import LOADED
 from gpud.core.errors import GpudError
 
-DESCRIPTION = "Words for the completion of shells, one a line. Nothing is printed where gpud does not run."
+DESCRIPTION = "Print words for shell completion, one per line; nothing if gpud is not running."
 
 EXAMPLES = ("gpudctl _complete models",)
 

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from gpud.config import Config
 
 DESCRIPTION = """\
-Look at everything that gpud needs: Python and its packages, the GPUs with their drivers and device nodes, the
-configuration, the engines, their versions and the devices that they compute on, the model files, the folders in which
-models are looked for, the state directory, the bus and its policy, polkit, cgroups and ports. Each line says OK, or
-PROBLEM and what to do; with a problem the status is 1. It works without the daemon and changes nothing; as root it sees
-more."""
+Check everything that gpud needs: Python and its packages, the GPUs with their
+drivers and device nodes, the configuration, the engines with their versions
+and compute devices, the model files and folders, the state directory, the bus
+and its policy, polkit, cgroups and ports. Each line says OK, or PROBLEM and
+what to do about it; if there is a problem, the exit status is 1. The daemon
+need not be running, and nothing is changed. Run as root to check more."""
 
 EXAMPLES = (
     "sudo gpudctl doctor",
@@ -58,7 +59,7 @@ class OnBus(NamedTuple):
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("--config", metavar="FILE", help="the configuration in place of the one that gpud reads")
+    parser.add_argument("--config", metavar="FILE", help="configuration file, instead of the one that gpud reads")
 
 
 def run(arguments: Namespace, output: Output) -> int:

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from gpud.cli.client import Gpud
 
 DESCRIPTION = """\
-Say why a model is loaded, waits, was unloaded or was refused: first how it stands now, then what was decided, the
-newest first, with the numbers of that moment. Without a model, what was decided about everything."""
+Explain why a model is loaded, waiting, unloaded or refused: show its current
+state, then the decisions about it, newest first, each with the numbers of that
+moment. Without MODEL, show all decisions."""
 
 EXAMPLES = (
     "gpudctl explain qwen3-8b",
@@ -29,8 +30,10 @@ MOST = 500
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="the name of a model, or one of its aliases")
-    parser.add_argument("-n", "--lines", metavar="N", type=whole(1, MOST), default=20, help="the last N (default: 20)")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="name or alias of a model")
+    parser.add_argument(
+        "-n", "--lines", metavar="N", type=whole(1, MOST), default=20, help="show the last N decisions (default: 20)"
+    )
 
 
 def run(arguments: Namespace, output: Output) -> int:

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from gpud.cli.library import Message, MessageBus
 
 DESCRIPTION = """\
-Follow GameMode on the session bus: while a game runs that it knows, models leave the GPUs, and loads do what give_way
-of gpud.yaml says. This is what gpud-gamemode.service runs; there is no need to call it."""
+Follow GameMode on the session bus: while a game that it reports is running,
+models leave the GPUs, and loads follow give_way in gpud.yaml. The unit
+gpud-gamemode.service runs this command; there is no need to call it."""
 
 EXAMPLES = ("systemctl --user enable --now gpud-gamemode",)
 

@@ -72,11 +72,9 @@ class HttpError(BusError):
 def add_door_arguments(parser: Parser) -> None:
     """The options of every command that asks by HTTP."""
     parser.add_argument(
-        "--url", metavar="URL", help="the door: http://…, https://… or unix:/…; else as configured, or " + DEFAULT_URL
+        "--url", metavar="URL", help=f"door: http://…, https://… or unix:/… (default: as configured, or {DEFAULT_URL})"
     )
-    parser.add_argument(
-        "--key-file", metavar="FILE", help="a file with the API key; else GPUD_API_KEY, where one is needed"
-    )
+    parser.add_argument("--key-file", metavar="FILE", help="file with the API key (default: GPUD_API_KEY)")
 
 
 # Where a door is -----------------------------------------------------------------------------------------------------

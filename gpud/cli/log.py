@@ -11,14 +11,15 @@ from gpud.cli.output import Output
 from gpud.core.errors import GpudError
 
 DESCRIPTION = """\
-Show what gpud and its engines said, as the journal keeps it; with the name of a model, what is about that model alone,
-its engine's own output included. It works while gpud does not run."""
+Show the messages of gpud and its engines from the journal. With MODEL, show
+only the messages about that model, including the output of its engine. gpud
+need not be running."""
 
 EXAMPLES = (
     "gpudctl log -n 50",
     "gpudctl log -f qwen3-8b",
     'gpudctl log --since "1 hour ago" --explain',
-    "journalctl -u gpud GPUD_MODEL=qwen3-8b     # what the second one calls",
+    "journalctl -u gpud GPUD_MODEL=qwen3-8b     # what the second example runs",
 )
 
 JOURNALS = ("/run/log/journal", "/var/log/journal")
@@ -29,11 +30,13 @@ class NoJournal(GpudError):
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="only what is about this model")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on with what is said from now on")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="only messages about this model")
+    parser.add_argument("-f", "--follow", action="store_true", help="keep printing new messages")
     parser.add_argument("-n", "--lines", metavar="N", type=whole(0, 10**9), help="only the last N messages")
-    parser.add_argument("--since", metavar="TIME", help='only from then on: "1 hour ago", "today", "2026-01-31 12:00"')
-    parser.add_argument("-x", "--explain", action="store_true", help="add the explanations of the message catalog")
+    parser.add_argument(
+        "--since", metavar="TIME", help='only messages from then on: "1 hour ago", "today", "2026-01-31 12:00"'
+    )
+    parser.add_argument("-x", "--explain", action="store_true", help="add explanations from the message catalog")
 
 
 def run(arguments: Namespace, output: Output) -> int:

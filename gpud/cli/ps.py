@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from gpud.cli.http import Door
 
 DESCRIPTION = """\
-Show the models that are loaded or being loaded and, for each, the requests that are in work: for whom, since when, how
-much was answered, and how many tokens come in a second. Models are asked of gpud over D-Bus, requests over HTTP; with
---url everything over HTTP."""
+Show the loaded and loading models and their current requests, with the caller,
+the duration, the size of the answer so far and the tokens per second. Models
+come from gpud over D-Bus, requests over HTTP; with --url, both over HTTP."""
 
 EXAMPLES = (
     "gpudctl ps",

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from gpud.cli.client import Gpud
 
 DESCRIPTION = """\
-Show who waits for memory: models that were asked for, and programs that have claimed memory, in the order in which they
-will be served, with what each waits for and until when. One with a * has waited so long that it has its turn: models in
-its way take no new requests."""
+Show the loads and claims that are waiting for memory, in the order in which
+gpud will serve them, with what each waits for and until when. An entry marked
+with * has waited so long that it has its turn: models in its way take no new
+requests."""
 
 EXAMPLES = (
     "gpudctl queue",

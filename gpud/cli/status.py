@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from gpud.cli.client import Gpud
 
 DESCRIPTION = """\
-Show the models and what they hold, the GPUs and who else uses them, who waits for memory, the claims, jobs and holds
-there are, and the shells that have used what is loaded. With the name of a model, all that is known of it. It looks
-without starting gpud and without waking a GPU that sleeps."""
+Show the models and the memory they hold, the GPUs and the other programs on
+them, the queue, the claims, jobs and holds, and the shells that have used a
+loaded model. With MODEL, show everything about that model. This command never
+starts gpud and never wakes a sleeping GPU."""
 
 EXAMPLES = (
     "gpudctl status",
@@ -54,7 +55,7 @@ DEGRADED = {
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="show all about this model")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="show everything about this model")
 
 
 def run(arguments: Namespace, output: Output) -> int:

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from gpud.cli.http import Door
 
 DESCRIPTION = """\
-Show what gpud does, anew each second: models with their requests and tokens per second, a bar for each device's memory,
-who waits for memory, and the requests in work. q or Ctrl-C ends it. Without a terminal it prints once. With --url
-everything is asked by HTTP, which knows no devices and no queue."""
+Show, updated every second: the models with their requests and tokens per
+second, a bar for the memory of each device, the queue, and the current
+requests. Press q or Ctrl-C to quit. Without a terminal, print once and exit.
+With --url, all data comes over HTTP, which reports no devices and no queue."""
 
 EXAMPLES = (
     "gpudctl top",

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from gpud.cli.client import Gpud
 
 DESCRIPTION = """\
-Show the version of gpudctl. With --daemon also that of the gpud that runs, which may be an older one until it is
-restarted after an update."""
+Show the version of gpudctl. With --daemon, also show that of the running gpud,
+which stays the old one after an update until gpud is restarted."""
 
 EXAMPLES = ("gpudctl version", "gpudctl version --daemon")
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("--daemon", action="store_true", help="ask the running gpud too")
+    parser.add_argument("--daemon", action="store_true", help="also ask the running gpud")
 
 
 def run(arguments: Namespace, output: Output) -> int:

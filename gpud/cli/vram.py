@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from gpud.cli.client import Gpud
 
 DESCRIPTION = """\
-Show for each GPU, and for the machine's memory, how much there is, how much is used, free and kept free, what gpud may
-use and has promised, and who holds it: models, claims, and other programs by name. It wakes no GPU that sleeps."""
+Show, for each GPU and for the machine's memory: the total, used and free
+memory, the reserve, the budget and how much of it is promised, and who holds
+the memory: models, claims, and other programs by name. This command never
+wakes a sleeping GPU."""
 
 EXAMPLES = (
     "gpudctl vram",
