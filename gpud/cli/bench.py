@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from gpud.cli.http import Door, Question
 
 DESCRIPTION = """\
-Measure how fast a model answers, by HTTP as its clients see it. One request that is not counted loads the model first;
-then the others are sent, each a prompt of its own that no cache knows. It takes ten minutes at most: what has not begun
-by then is left out. Everything is timed here, with gpud and the wait for a free slot in it."""
+Measure how fast a model answers over HTTP, as its clients see it. A first
+request, which is not counted, loads the model. Each of the others has a prompt
+that no cache knows. No request starts after ten minutes. The times are
+measured here: they include gpud and the wait for a free slot."""
 
 EXAMPLES = (
     "gpudctl bench qwen3-8b",
@@ -37,15 +38,15 @@ PROMPT = _WORDS * 6
 def add_arguments(parser: Parser) -> None:
     from gpud.cli.http import add_door_arguments
 
-    parser.add_argument("model", metavar="MODEL", help="the name of a model, or one of its aliases")
+    parser.add_argument("model", metavar="MODEL", help="name or alias of a model")
     parser.add_argument(
-        "--requests", metavar="N", type=whole(1, 10_000), default=8, help="how many are measured; 8 if not given"
+        "--requests", metavar="N", type=whole(1, 10_000), default=8, help="number of requests to measure (default: 8)"
     )
     parser.add_argument(
-        "--parallel", metavar="N", type=whole(1, 256), default=1, help="how many at the same time; 1 if not given"
+        "--parallel", metavar="N", type=whole(1, 256), default=1, help="number of concurrent requests (default: 1)"
     )
     parser.add_argument(
-        "--tokens", metavar="N", type=whole(2, 1 << 16), default=128, help="tokens of each answer; 128 if not given"
+        "--tokens", metavar="N", type=whole(2, 1 << 16), default=128, help="tokens of each answer (default: 128)"
     )
     add_door_arguments(parser)
 

@@ -10,14 +10,16 @@ if TYPE_CHECKING:
     from gpud.cli.client import Gpud
 
 DESCRIPTION = """\
-Give up a load, an unload or a download that is going on. "gpudctl status" shows the jobs and their numbers. Your own
-jobs need no permission, those of other users do."""
+Cancel a load, an unload or a download. "gpudctl status" shows the jobs and
+their numbers. Canceling a job of another user needs permission."""
 
 EXAMPLES = ("gpudctl cancel 7",)
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("job", metavar="JOB", type=whole(0, (1 << 32) - 1), help='a number from "gpudctl status"')
+    parser.add_argument(
+        "job", metavar="JOB", type=whole(0, (1 << 32) - 1), help='number of the job, from "gpudctl status"'
+    )
 
 
 def run(arguments: Namespace, output: Output) -> int:

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from gpud.cli.http import Door, Event
 
 DESCRIPTION = """\
-Talk to a model; it is loaded if need be. With a prompt, or with one on standard input, there is one answer, on standard
-output. At a terminal without a prompt it is a conversation: Ctrl-C stops an answer, a second Ctrl-C or Ctrl-D ends it.
-What there is to wait for, and thoughts of the model, are shown on standard error. Nothing of it is kept."""
+Chat with a model, which is loaded if necessary. With PROMPT, or with a prompt
+on standard input, print one answer on standard output. On a terminal without
+PROMPT, hold a conversation: Ctrl-C stops an answer, a second Ctrl-C or Ctrl-D
+ends the conversation. Progress and the model's thoughts go to standard error.
+Nothing is stored."""
 
 EXAMPLES = (
     "gpudctl chat qwen3-8b",
@@ -37,11 +39,11 @@ CLEAR = "\r\x1b[K"
 def add_arguments(parser: Parser) -> None:
     from gpud.cli.http import add_door_arguments
 
-    parser.add_argument("model", metavar="MODEL", help="the name of a model, or one of its aliases")
-    parser.add_argument("prompt", metavar="PROMPT", nargs="*", help="what to ask; several words are one prompt")
-    parser.add_argument("--system-prompt", metavar="TEXT", help="what the model is told before everything else")
+    parser.add_argument("model", metavar="MODEL", help="name or alias of a model")
+    parser.add_argument("prompt", metavar="PROMPT", nargs="*", help="the prompt; several words form one prompt")
+    parser.add_argument("--system-prompt", metavar="TEXT", help="system prompt for the model")
     parser.add_argument(
-        "--tokens", metavar="N", type=whole(1, 1 << 20), help="the longest answer; else as long as the model likes"
+        "--tokens", metavar="N", type=whole(1, 1 << 20), help="most tokens of an answer (default: the model decides)"
     )
     add_door_arguments(parser)
 

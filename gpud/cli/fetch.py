@@ -11,8 +11,10 @@ from gpud.cli.exits import Usage
 from gpud.cli.output import Output
 
 DESCRIPTION = """\
-Download one file from a URL, checked by its SHA-256, into a folder that you may write and that gpud looks at. What
-broke off goes on when you run the same command again. It is you who downloads, with your proxies (HTTPS_PROXY)."""
+Download one file from a URL, and check it against --sha256. The download runs
+as you, with your proxies (HTTPS_PROXY), into a folder that you can write and
+that gpud scans. Run the same command again to continue an interrupted
+download."""
 
 EXAMPLE = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
@@ -23,13 +25,15 @@ EXAMPLES = (
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("source", metavar="URL", help="https://… (http:// only with --sha256, or of this machine)")
-    parser.add_argument("--sha256", metavar="HEX", type=checksum, help="what it must come to; else nobody checks it")
+    parser.add_argument("source", metavar="URL", help="https://… (http:// only with --sha256, or on this machine)")
     parser.add_argument(
-        "--to", type=some_path, metavar="DIR", help="the folder, in place of the first of gpud's that you may write"
+        "--sha256", metavar="HEX", type=checksum, help="expected SHA-256; without it, the content is not checked"
     )
-    parser.add_argument("--name", metavar="NAME", help="what it is called there, in place of the end of the URL")
-    parser.add_argument("--force", action="store_true", help="replace another file of the same name")
+    parser.add_argument(
+        "--to", type=some_path, metavar="DIR", help="target folder (default: the first of gpud's that you can write)"
+    )
+    parser.add_argument("--name", metavar="NAME", help="file name (default: the end of the URL)")
+    parser.add_argument("--force", action="store_true", help="replace a different file of the same name")
 
 
 def checksum(text: str) -> str:

@@ -15,46 +15,51 @@ if TYPE_CHECKING:
     from gpud.cli.jobs import Ended
 
 DESCRIPTION = """\
-Load models and wait until they answer. gpud makes room by unloading what is not in use, and says no where that does not
-help. A model that is loaded already is done at once. Ctrl-C cancels the loads that the command has started."""
+Load models and wait until they are ready. gpud makes room by unloading models
+that are not in use. If that is not enough, the load waits in the queue; a load
+that can never fit is refused. If the model is already loaded, the command
+succeeds at once. Ctrl-C cancels the loads that this command started."""
 
 EXAMPLES = (
     "gpudctl load qwen3-8b",
     "gpudctl load --context 16384 --idle-timeout 1h qwen3-8b",
-    "gpudctl load --no-evict tiny      # rather fail than unload another model",
+    "gpudctl load --no-evict tiny      # fail instead of unloading another model",
     "gpudctl load --priority high --wait 10m big",
     "gpudctl load --engine vllm --engine llama_server big",
-    "gpudctl load --no-wait big        # say which job it is and return",
+    "gpudctl load --no-wait big        # print the number of the job and return",
 )
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("models", metavar="MODEL", nargs="+", help="the name of a model, or one of its aliases")
+    parser.add_argument("models", metavar="MODEL", nargs="+", help="name or alias of a model")
     parser.add_argument(
-        "--context", type=whole(1, (1 << 32) - 1), metavar="N", help="tokens of context, in place of the configured"
+        "--context",
+        type=whole(1, (1 << 32) - 1),
+        metavar="N",
+        help="tokens of context, instead of the configured number",
     )
     parser.add_argument(
         "--idle-timeout",
         type=duration,
         metavar="TIME",
-        help="unload it after this long without a request (90s, 10m, 1h; never), in place of the configured time",
+        help="unload it after TIME without a request (90s, 10m, 1h; never), instead of the configured time",
     )
-    parser.add_argument("--no-evict", action="store_true", help="rather fail than unload another model to make room")
-    parser.add_argument("--priority", choices=PRIORITIES, help="whom to go before, in place of the model's own")
+    parser.add_argument("--no-evict", action="store_true", help="fail instead of unloading another model to make room")
+    parser.add_argument("--priority", choices=PRIORITIES, help="queue priority, instead of the model's own")
     parser.add_argument(
         "--wait",
         type=patience,
         metavar="TIME",
-        help="wait for memory at most this long (90s, 10m; 0: now or never), in place of the configured time",
+        help="wait for memory at most TIME (90s, 10m; 0: do not wait), instead of the configured time",
     )
     parser.add_argument(
         "--engine",
         action="append",
         default=[],
         metavar="ENGINE",
-        help="only by this of its engines; may be given more than once, and the first that can does it",
+        help="use only this engine; if repeated, the first that can load the model",
     )
-    parser.add_argument("--no-wait", action="store_true", help="return at once; the load goes on")
+    parser.add_argument("--no-wait", action="store_true", help="return at once; the load continues")
 
 
 def run(arguments: Namespace, output: Output) -> int:

@@ -14,13 +14,17 @@ if TYPE_CHECKING:
     from gpud.cli.client import Gpud
 
 DESCRIPTION = """\
-Without an action: list the names of the models that gpud knows, one a line, or of those alone that are loaded.
-list: show all models, or those named, with what their files say and what they would need.
-info: show all that is known of one model.
-scan: look for models on disk now; gpud notices by itself what comes and goes in folders of this machine.
-set-priority, tag, untag, alias, unalias, note: say something about a model, which stays until somebody says otherwise.
-rm: delete a model's files, with your own rights, after it has been unloaded.
-forget: drop what is remembered of a model that is no longer there."""
+Without an action, list the names of the models that can be loaded, one per
+line.
+list: show all models, or those named, with the contents of their files and the
+memory that they need.
+info: show everything about one model.
+scan: look for models on disk now; in local folders, gpud notices changes by
+itself.
+set-priority, tag, untag, alias, unalias, note: set a property of a model,
+which stays until it is changed.
+rm: unload a model and delete its files, with your own permissions.
+forget: delete the record of a model that no longer exists."""
 
 EXAMPLES = (
     "gpudctl models list",
@@ -28,7 +32,7 @@ EXAMPLES = (
     "gpudctl models --loaded | xargs -n 1 gpudctl log -n 5",
     "gpudctl models tag qwen3-8b chat german",
     "gpudctl models alias qwen3-8b best",
-    "gpudctl models set-priority qwen3-8b high      # default: as configured again",
+    "gpudctl models set-priority qwen3-8b high      # default restores the configured one",
     "gpudctl --json models list | jq -r '.[] | select(.estimate_bytes < 6e9) | .name'",
 )
 
@@ -38,13 +42,13 @@ CONFIGURED = "default"
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("action", choices=NAMES, nargs="?", metavar="ACTION", help=", ".join(NAMES))
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="the name of a model, or one of its aliases")
-    parser.add_argument("words", metavar="WORD", nargs="*", help="the priority, the tags, the aliases or the note")
-    parser.add_argument("--loaded", action="store_true", help="only those that are loaded, being loaded or unloaded")
-    parser.add_argument("--aliases", action="store_true", help="without an action: their aliases, too")
-    parser.add_argument("--tag", metavar="TAG", help="list: only those that have this tag")
-    parser.add_argument("--all", action="store_true", help="list: also adapters, and what cannot be loaded")
-    parser.add_argument("--yes", "-y", action="store_true", help="rm: do not ask")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="name or alias of a model")
+    parser.add_argument("words", metavar="WORD", nargs="*", help="priority, tags, aliases or note")
+    parser.add_argument("--loaded", action="store_true", help="only models that are loaded, loading or unloading")
+    parser.add_argument("--aliases", action="store_true", help="without an action: list the aliases, too")
+    parser.add_argument("--tag", metavar="TAG", help="list: only models with this tag")
+    parser.add_argument("--all", action="store_true", help="list: include adapters and models that cannot be loaded")
+    parser.add_argument("--yes", "-y", action="store_true", help="rm: do not ask for confirmation")
 
 
 WITH_WORDS = ("list", "tag", "untag", "alias", "unalias", "note", "set-priority")

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from gpud.cli.downloading.process import Puller
 
 DESCRIPTION = """\
-Download a model. hf:ORG/REPO names a repository of Hugging Face's: with :QUANTIZATION or /FILE behind it that one is
-downloaded; without, all are shown with what each needs and whether it fits, and you choose. A repository in safetensors
-goes into the cache of Hugging Face's library as a whole. ollama:NAME has Ollama download it.
-It is you who downloads, with your proxies (HTTPS_PROXY) and your token (HF_TOKEN, or "hf auth login"), into a folder
-that you may write and that gpud looks at. What broke off goes on when you run the same command again. Everybody sees
-it as a job ("gpudctl status"), and "gpudctl cancel" ends it."""
+Download a model. hf:ORG/REPO:QUANTIZATION and hf:ORG/REPO/FILE name one model
+of a Hugging Face repository. hf:ORG/REPO shows all of its models, with what
+each needs and whether it fits, and asks you to choose. A repository in
+safetensors goes as a whole into the Hugging Face cache. ollama:NAME makes
+Ollama download the model.
+The download runs as you, with your proxies (HTTPS_PROXY) and your token
+(HF_TOKEN, or "hf auth login"), into a folder that you can write and that gpud
+scans. Run the same command again to continue an interrupted download. The
+download is shown as a job in "gpudctl status"; "gpudctl cancel" ends it."""
 
 EXAMPLES = (
     "gpudctl pull hf:Qwen/Qwen3-8B-GGUF              # what there is, and what fits",
@@ -45,18 +48,18 @@ class Wish(NamedTuple):
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("model", metavar="MODEL", help="hf:ORG/REPO, with :QUANTIZATION or /FILE, or ollama:NAME[:TAG]")
     parser.add_argument(
-        "--to", type=some_path, metavar="DIR", help="the folder, in place of the first of gpud's that you may write"
+        "--to", type=some_path, metavar="DIR", help="target folder (default: the first of gpud's that you can write)"
     )
-    parser.add_argument("--mmproj", action="store_true", help="with what it needs to see images")
-    parser.add_argument("--revision", metavar="REV", help="a branch, tag or commit of the repository (default: main)")
+    parser.add_argument("--mmproj", action="store_true", help="also download what the model needs to see images")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the repository (default: main)")
     parser.add_argument(
-        "--context", metavar="N", type=whole(1, (1 << 32) - 1), help="tokens of context for which to say what fits"
+        "--context", metavar="N", type=whole(1, (1 << 32) - 1), help="check what fits with N tokens of context"
     )
-    parser.add_argument("--yes", action="store_true", help="take the recommended one, and ask nothing")
-    parser.add_argument("--force", action="store_true", help="replace another file of the same name")
-    parser.add_argument("--url", metavar="URL", help="gpud's door for Ollama's clients; else as configured")
+    parser.add_argument("--yes", action="store_true", help="download the recommended model without asking")
+    parser.add_argument("--force", action="store_true", help="replace a different file of the same name")
+    parser.add_argument("--url", metavar="URL", help="gpud's door for Ollama clients (default: as configured)")
     parser.add_argument(
-        "--key-file", metavar="FILE", help="a file with the API key for that; else GPUD_API_KEY, where one is needed"
+        "--key-file", metavar="FILE", help="file with the API key for that door (default: GPUD_API_KEY)"
     )
 
 

@@ -12,14 +12,15 @@ if TYPE_CHECKING:
     from gpud.cli.client import Gpud
 
 DESCRIPTION = """\
-Forget the failures of a model whose engine has crashed or could not be started: it is unloaded then, its count of
-attempts is zero, and the next request or load tries it again. It touches no model that is loaded."""
+Clear the failures of a model whose engine crashed or could not be started: the
+model becomes unloaded, its attempts count from zero, and the next request or
+load tries it again. A loaded model is not affected."""
 
 EXAMPLES = ("gpudctl reset big", "gpudctl reset big && gpudctl load --context 4096 big")
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="the name of a model, or one of its aliases")
+    parser.add_argument("model", metavar="MODEL", help="name or alias of a model")
 
 
 def run(arguments: Namespace, output: Output) -> int:

@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     from gpud.cli.jobs import Ended
 
 DESCRIPTION = """\
-Unload models and load them again: their running requests end first, then their engines, and new ones are started as the
-configuration says now. The name of an engine stands for all that it has loaded; "llamacpp" for every engine that is
-llama.cpp. A model that is not loaded, or has failed, is loaded."""
+Unload models and load them again: running requests finish first, then the
+engines stop, and new ones start with the current configuration. ENGINE stands
+for all models that it has loaded, "llamacpp" for those of every llama.cpp
+engine. A model that is not loaded, or has failed, is loaded."""
 
 EXAMPLES = (
     "gpudctl restart qwen3-8b",
-    "gpudctl restart llamacpp           # whatever llama.cpp has loaded",
-    "gpudctl restart ollama --force     # now, in spite of holds and running requests",
+    "gpudctl restart llamacpp           # all that llama.cpp has loaded",
+    "gpudctl restart ollama --force     # now, despite holds and running requests",
 )
 
 LLAMA = ("llama_server", "embedded", "llama_cpp")
@@ -36,10 +37,10 @@ def add_arguments(parser: Parser) -> None:
         "names",
         metavar="MODEL|ENGINE",
         nargs="+",
-        help="a model or one of its aliases, or an engine for all it has loaded",
+        help="name or alias of a model, or an engine",
     )
     parser.add_argument(
-        "--force", action="store_true", help="in spite of other people's holds, without waiting for running requests"
+        "--force", action="store_true", help="override other users' holds, and do not wait for running requests"
     )
 
 

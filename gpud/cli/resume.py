@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from gpud.cli.client import Gpud
 
 DESCRIPTION = """\
-Take the GPUs back that "gpudctl yield" gave away: pinned models come back, others are loaded again when
-they are asked for."""
+Take back the GPUs after "gpudctl yield". Pinned models are loaded again, other
+models when they are requested."""
 
 EXAMPLES = ("gpudctl resume",)
 

@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from gpud.cli.client import Gpud
 
 DESCRIPTION = """\
-Run a command that needs a GPU. With --hold, a model is loaded, and held so that it is not unloaded while the command
-runs. With --vram, that much memory of a GPU is claimed for the command itself: gpud makes idle models go, loads none in
-its place, and shows the command that GPU alone (CUDA_VISIBLE_DEVICES, or ROCR_VISIBLE_DEVICES for AMD). It waits its
-turn and says what it waits for; Ctrl-C then gives up. The status is the command's own; 128 and the number of the signal
-when one ended it, 127 when there is no such command. Hold and claim end with this process, whatever ends it: what the
-command leaves running in the background has no claim."""
+Run a command that needs a GPU.
+With --hold, load a model and hold it, so that it stays loaded while the
+command runs. With --vram, claim GPU memory for the command itself: gpud evicts
+idle models to make room, loads nothing else into that memory, and shows the
+command only that GPU (CUDA_VISIBLE_DEVICES, or ROCR_VISIBLE_DEVICES for AMD).
+The claim waits its turn and reports what it waits for; Ctrl-C gives up.
+The exit status is that of the command, 128 plus the signal number if a signal
+ended it, or 127 if the command does not exist. The hold or claim ends with
+this process, however that ends: what the command leaves running in the
+background has no claim."""
 
 EXAMPLES = (
     "gpudctl run --hold qwen3-8b -- python3 summarize.py notes/",
@@ -44,19 +48,17 @@ class NoSuchCommand(GpudError):
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument(
-        "--hold", metavar="MODEL", action="append", help="load this model and hold it meanwhile; may be repeated"
-    )
+    parser.add_argument("--hold", metavar="MODEL", action="append", help="load this model and hold it; may be repeated")
     parser.add_argument(
         "--vram", metavar="SIZE", type=size, help="claim this much memory for the command (8GiB, 500MiB)"
     )
-    parser.add_argument("--gpu", metavar="GPU", help="with --vram: on this one, by index or uuid (default: any)")
+    parser.add_argument("--gpu", metavar="GPU", help="with --vram: on this GPU, by index or UUID (default: any)")
     parser.add_argument(
-        "--wait", metavar="TIME", type=patience, help="with --vram: wait at most this long (90s, 10m; 0: now or never)"
+        "--wait", metavar="TIME", type=patience, help="with --vram: wait at most TIME (90s, 10m; 0: do not wait)"
     )
-    parser.add_argument("--priority", choices=PRIORITIES, help="with --vram: whom to go before (default: normal)")
-    parser.add_argument("--why", metavar="TEXT", default="", help="what others read about it (default: COMMAND)")
-    parser.add_argument("command", metavar="COMMAND", nargs=REMAINDER, help="what to run, best behind --")
+    parser.add_argument("--priority", choices=PRIORITIES, help="with --vram: queue priority (default: normal)")
+    parser.add_argument("--why", metavar="TEXT", default="", help="reason that others see (default: COMMAND)")
+    parser.add_argument("command", metavar="COMMAND", nargs=REMAINDER, help="command to run, preferably after --")
 
 
 def run(arguments: Namespace, output: Output) -> int:

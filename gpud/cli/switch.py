@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from gpud.cli.client import Gpud
 
 DESCRIPTION = """\
-Unload the models that are loaded and that nobody holds, and load this one in their place. Requests that run are
-answered first. gpud makes room by itself when a model is asked for; switch is for whoever wants the others gone."""
+Unload the loaded models that nobody holds, after their running requests have
+finished, and load MODEL in their place. A plain load unloads only what it
+needs to make room; use switch to unload the other models in any case."""
 
 EXAMPLES = (
     "gpudctl switch qwen3-8b",
@@ -21,8 +22,10 @@ EXAMPLES = (
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="the name of a model, or one of its aliases")
-    parser.add_argument("--keep", metavar="MODEL", action="append", default=[], help="leave this one loaded")
+    parser.add_argument("model", metavar="MODEL", help="name or alias of a model")
+    parser.add_argument(
+        "--keep", metavar="MODEL", action="append", default=[], help="do not unload this model; may be repeated"
+    )
 
 
 def run(arguments: Namespace, output: Output) -> int:

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from gpud.cli.jobs import Ended
 
 DESCRIPTION = """\
-Unload models: their running requests end first, then their engines, and the memory is free again. Without a name, all
-models that nobody else holds. Ctrl-C takes the wish back, unless the engine is being stopped already."""
+Unload models: running requests finish first, then the engines stop and free
+their memory. Without MODEL, unload all models that nobody else holds. Ctrl-C
+cancels the unload, unless the engine is already stopping."""
 
 EXAMPLES = (
-    "gpudctl unload                # everything: time for a game",
+    "gpudctl unload                # all models, before a game",
     "gpudctl unload qwen3-8b tiny",
-    "gpudctl unload --force big    # now, in spite of holds and running requests",
+    "gpudctl unload --force big    # now, despite holds and running requests",
 )
 
 LOADED = ("loading", "ready", "busy", "unloading", "queued")
@@ -35,12 +36,12 @@ _CALLED_OFF = re.compile(
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("models", metavar="MODEL", nargs="*", help="the name of a model, or one of its aliases")
-    parser.add_argument("--all", action="store_true", help="every loaded model; the same as no name at all")
+    parser.add_argument("models", metavar="MODEL", nargs="*", help="name or alias of a model")
+    parser.add_argument("--all", action="store_true", help="unload all loaded models, as without MODEL")
     parser.add_argument(
-        "--force", action="store_true", help="in spite of other people's holds, without waiting for running requests"
+        "--force", action="store_true", help="override other users' holds, and do not wait for running requests"
     )
-    parser.add_argument("--no-wait", action="store_true", help="return at once; the unload goes on")
+    parser.add_argument("--no-wait", action="store_true", help="return at once; the unload continues")
 
 
 def run(arguments: Namespace, output: Output) -> int:

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from gpud.cli.client import Gpud
 
 DESCRIPTION = """\
-Wait until a model is ready, or unloaded, without doing anything about it. A model that has failed and that gpud does
-not try again by itself ends the waiting for "ready" with status 1, and so does the time-out."""
+Wait until a model is ready or unloaded, without loading or unloading it.
+Waiting for "ready" ends with status 1 if the model has failed and gpud does
+not try it again by itself. A timeout also ends with status 1."""
 
 EXAMPLES = (
     "gpudctl load --no-wait big && gpudctl wait big && ./ask-big.sh",
@@ -29,9 +30,9 @@ class TookTooLong(GpudError):
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="the name of a model, or one of its aliases")
-    parser.add_argument("--state", choices=tuple(WANTED), default="ready", help="what to wait for (default: ready)")
-    parser.add_argument("--timeout", type=duration, metavar="TIME", help="give up after this long (90s, 10m, 1h)")
+    parser.add_argument("model", metavar="MODEL", help="name or alias of a model")
+    parser.add_argument("--state", choices=tuple(WANTED), default="ready", help="state to wait for (default: ready)")
+    parser.add_argument("--timeout", type=duration, metavar="TIME", help="give up after TIME (90s, 10m, 1h)")
 
 
 def run(arguments: Namespace, output: Output) -> int:

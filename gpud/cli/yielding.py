@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from gpud.cli.client import Gpud
 
 DESCRIPTION = """\
-Give the GPUs away: what is on them is unloaded once its running requests have ended, and nothing is loaded on them
-until "gpudctl resume", or until the time is over. It returns when no model is on a GPU any longer; Ctrl-C ends the
-waiting, not the giving. Memory that programs have claimed stays theirs. Requests for models are refused meanwhile."""
+Yield the GPUs to other programs: unload the models on them once their running
+requests have finished, and load nothing on them until "gpudctl resume" or
+the end of --for. Requests for models are refused meanwhile. Memory that
+programs have claimed stays theirs. The command returns when no model is on a
+GPU any longer; Ctrl-C ends the wait, not the yield."""
 
 EXAMPLES = (
     "gpudctl yield",
@@ -26,10 +28,10 @@ EXAMPLES = (
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "--for", dest="how_long", metavar="TIME", type=duration, help="take them back after this long (90s, 10m, 2h)"
+        "--for", dest="how_long", metavar="TIME", type=duration, help="take back the GPUs after TIME (90s, 10m, 2h)"
     )
-    parser.add_argument("--why", metavar="TEXT", default="", help="what others read about it")
-    parser.add_argument("--no-wait", action="store_true", help="return at once; the unloading goes on")
+    parser.add_argument("--why", metavar="TEXT", default="", help="reason that others see")
+    parser.add_argument("--no-wait", action="store_true", help="return at once; the unloading continues")
 
 
 def run(arguments: Namespace, output: Output) -> int:
