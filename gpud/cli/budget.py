@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from gpud.core.quote import Estimate
 
 DESCRIPTION = """\
-Say whether a model fits: what it needs, what gpud may use of each device and what is available there now, and what
-would be unloaded for it. Where it does not fit, what gpud would make do with if the configuration lets it, and the
-largest number of layers on the GPU and the largest context with which it would. MODEL is one that is configured, with
-its own settings; FILE is any GGUF file, which gpud need not know. Nothing is loaded. Status 4 when it could not be."""
+Check whether a model fits, without loading it: show what it needs, the budget
+and the available memory of each device, and what would be unloaded for it. If
+it does not fit, show the reduced settings that its configuration allows, and
+the most layers on the GPU and the largest context that would fit. MODEL is a
+configured model with its own settings; FILE is any GGUF file, known to gpud or
+not. The exit status is 4 if the model could not be loaded."""
 
 EXAMPLES = (
     "gpudctl budget qwen3-8b",
@@ -88,7 +90,7 @@ class Room(Record):
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL|FILE", help="the name of a configured model, or a GGUF file")
+    parser.add_argument("model", metavar="MODEL|FILE", help="name of a configured model, or a GGUF file")
     parser.add_argument("--ctx", metavar="N", type=whole(1, (1 << 32) - 1), help="tokens of context")
     parser.add_argument("--layers", metavar="N", type=whole(0, 1 << 20), help="layers on the GPU")
 

@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from gpud.config import Config
 
 DESCRIPTION = """\
-check: say every problem of the configuration, or that there is none, and what is allowed but probably not meant.
-show: print what is in effect, defaults included, secrets masked; with a key, that value alone.
-Both read the files themselves: gpud.yaml and the gpud.d/*.yaml beside it. The daemon need not run, and what it runs
-with may be older: "gpudctl reload" has it read them again."""
+check: report every problem of the configuration, and warn about settings that
+are allowed but probably not intended.
+show: print the effective configuration, defaults included, with secrets
+masked; with KEY, print only that value.
+Both read the files themselves: gpud.yaml and gpud.d/*.yaml beside it. The
+daemon need not be running; it may still use an older state of the files until
+"gpudctl reload"."""
 
 EXAMPLES = (
     "gpudctl config check && sudo gpudctl reload",
@@ -31,8 +34,10 @@ EXAMPLES = (
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("action", choices=("check", "show"), help="what to do")
-    parser.add_argument("argument", metavar="FILE|KEY", nargs="?", help="check: the file; show: the key (a.b.c)")
-    parser.add_argument("--file", metavar="FILE", help="the file in place of the one that gpud reads")
+    parser.add_argument(
+        "argument", metavar="FILE|KEY", nargs="?", help="check: file to check; show: key to print (a.b.c)"
+    )
+    parser.add_argument("--file", metavar="FILE", help="configuration file, instead of the one that gpud reads")
 
 
 def run(arguments: Namespace, output: Output) -> int:

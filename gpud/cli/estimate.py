@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from gpud.core.plan import Plan
 
 DESCRIPTION = """\
-Say what a model would take of each device's memory: weights, keys and values, recurrent state, and buffers. ARGS are
-llama-server's own arguments. Where there is a llama-server it is asked: started as for a load, and ended as soon as it
-has said what it is about to allocate, before it reads a weight. Else it is calculated from the header of the file.
-What a driver takes for itself comes on top: 100 to 600 MiB on a GPU. gpud need not run."""
+Estimate how much memory a model needs on each device: weights, keys and
+values, recurrent state, and buffers. ARGS are llama-server's own arguments. If
+there is a llama-server, gpudctl starts it as for a load and ends it as soon as
+it has reported what it is about to allocate, before it reads any weights.
+Otherwise gpudctl calculates the estimate from the header of the file. The
+driver takes 100 to 600 MiB more on each GPU. gpud need not be running."""
 
 EXAMPLES = (
     "gpudctl estimate qwen3-8b-q4_k_m.gguf",
@@ -53,15 +55,15 @@ class NoEstimate(GpudError):
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL.gguf", help="the model file; of one in parts, the first")
-    parser.add_argument("--formula", action="store_true", help="calculate, and start no llama-server")
+    parser.add_argument("model", metavar="MODEL.gguf", help="model file; for a model in parts, the first")
+    parser.add_argument("--formula", action="store_true", help="calculate; do not start llama-server")
     parser.add_argument(
-        "--gpus", metavar="N", type=whole(0, MOST_GPUS), help="how many GPUs there are (default: those of this machine)"
+        "--gpus", metavar="N", type=whole(0, MOST_GPUS), help="number of GPUs (default: those of this machine)"
     )
     parser.add_argument(
-        "--binary", metavar="PATH", help="the llama-server to ask (default: the configured one, or that in PATH)"
+        "--binary", metavar="PATH", help="llama-server to ask (default: the configured one, or that in PATH)"
     )
-    parser.add_argument("arguments", metavar="ARGS", nargs="*", help="llama-server's own arguments, behind --")
+    parser.add_argument("arguments", metavar="ARGS", nargs="*", help="arguments of llama-server, after --")
 
 
 class Files(Record):

@@ -8,15 +8,17 @@ from gpud.cli.exits import DONE
 from gpud.cli.output import Output
 
 DESCRIPTION = """\
-Print the hook that registers an interactive shell with gpud: what only that shell has used is unloaded after its end.
-It is one busctl in the background. Put it where your shell reads it at its start, once and for all: starting gpudctl
-for it in each shell would take longer than the hook itself. Login shells and fish have it already where gpud is
-installed for the whole machine; in place of a copy, other files may read /usr/share/gpud/hooks/gpud.sh or gpud.zsh."""
+Print the hook that registers an interactive shell with gpud: after the shell
+ends, gpud unloads what only that shell has used. The hook starts one busctl in
+the background. Put it into a startup file of your shell, once; calling gpudctl
+there would take longer than the hook itself. If gpud is installed for the
+whole machine, login shells and fish already have the hook; other startup files
+may source /usr/share/gpud/hooks/gpud.sh or gpud.zsh instead of a copy."""
 
 EXAMPLES = (
-    "gpudctl shell-hook bash     # to be appended to ~/.bashrc",
-    "gpudctl shell-hook zsh      # to ~/.zshrc",
-    "gpudctl shell-hook fish     # to be kept as ~/.config/fish/conf.d/gpud.fish",
+    "gpudctl shell-hook bash     # append to ~/.bashrc",
+    "gpudctl shell-hook zsh      # append to ~/.zshrc",
+    "gpudctl shell-hook fish     # save as ~/.config/fish/conf.d/gpud.fish",
 )
 
 HOOKS = Path(__file__).resolve().parents[1] / "data" / "hooks"
@@ -24,7 +26,7 @@ FILES = {"bash": "gpud.sh", "sh": "gpud.sh", "zsh": "gpud.zsh", "fish": "gpud.fi
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("shell", choices=tuple(FILES), help="which shell is to read it")
+    parser.add_argument("shell", choices=tuple(FILES), help="shell to print the hook for")
 
 
 def run(arguments: Namespace, output: Output) -> int:

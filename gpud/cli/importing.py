@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 KINDS = ("llama-swap", "llama-cpp-server", "nixos", "docker-env", "ollama")
 
 DESCRIPTION = """\
-Print a gpud.yaml that does what another program's settings say, with comments that say where each part of it came
-from; and on standard error, what should be looked at and what was not carried over, why, and what to do instead.
-What is printed is a configuration that gpud takes. Nothing that is read is ever run, and no secret is copied.
-llama-swap: its YAML. llama-cpp-server: its JSON. nixos: options as JSON (nix eval --json). docker-env: a list of
-variables, or a compose file. ollama: the variables of its service (FILE: a list of them, a unit, a drop-in, what
-systemctl show -p Environment says, or /proc/PID/environ) and the models of its store."""
+Convert the settings of another program and print them as a gpud.yaml, with
+comments that name the source of each part. On standard error, report what to
+check and what was not converted, why, and what to do instead. gpud accepts the
+result as it is. Nothing from the input is executed, and no secret is copied.
+llama-swap: its YAML. llama-cpp-server: its JSON. nixos: options as JSON (nix
+eval --json). docker-env: a list of variables, or a compose file. ollama: the
+variables of its service (FILE: a list of them, a unit, a drop-in, the output
+of systemctl show -p Environment, or /proc/PID/environ) and the models of its
+store."""
 
 EXAMPLES = (
     "gpudctl import llama-swap config.yaml",
@@ -46,40 +49,40 @@ _ONLY_FOR = {
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("kind", choices=KINDS, help="whose settings they are")
-    parser.add_argument("file", metavar="FILE", nargs="?", help="where they are; - reads standard input")
+    parser.add_argument("kind", choices=KINDS, help="program to convert from")
+    parser.add_argument("file", metavar="FILE", nargs="?", help="settings to read; - is standard input")
     parser.add_argument(
-        "--output", type=some_path, metavar="FILE", help="write the configuration there; - is standard output"
+        "--output", type=some_path, metavar="FILE", help="write the configuration to FILE; - is standard output"
     )
-    parser.add_argument("--force", action="store_true", help="write it even if the file is there already")
-    parser.add_argument("--check", action="store_true", help="only say what would become of each setting")
+    parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    parser.add_argument("--check", action="store_true", help="only show what would become of each setting")
     parser.add_argument(
         "--directory",
         type=some_path,
         metavar="DIR",
-        help="where relative paths start; without it, the folder that FILE is in",
+        help="base of relative paths (default: the folder of FILE)",
     )
     parser.add_argument(
         "--environment",
         metavar="FILE",
         action="append",
-        help="llama-swap, docker-env: variables for ${env.NAME} and ${NAME}; ollama: those of its service",
+        help="llama-swap, docker-env: variables for ${env.NAME} and ${NAME}; ollama: variables of its service",
     )
     parser.add_argument(
         "--map",
         metavar="INSIDE=OUTSIDE",
         action="append",
-        help="what is below INSIDE in a container is below OUTSIDE on this machine",
+        help="the path INSIDE in a container is OUTSIDE on this machine",
     )
-    parser.add_argument("--name", metavar="NAME", help="docker-env: what the model is called; else its file's name")
-    parser.add_argument("--prefix", metavar="OPTION", help="nixos: the option whose value FILE has")
+    parser.add_argument("--name", metavar="NAME", help="docker-env: name of the model (default: that of its file)")
+    parser.add_argument("--prefix", metavar="OPTION", help="nixos: option whose value FILE contains")
     parser.add_argument(
-        "--models", type=some_path, metavar="DIR", help="ollama: the store; else where OLLAMA_MODELS or habit has it"
+        "--models", type=some_path, metavar="DIR", help="ollama: model store (default: OLLAMA_MODELS, or a usual place)"
     )
     parser.add_argument(
         "--engine",
         choices=("ollama", "llama_server"),
-        help="ollama: what is to serve the models; llama_server reads the files in Ollama's store itself",
+        help="ollama: engine for the models; llama_server reads the files in Ollama's store itself",
     )
 
 

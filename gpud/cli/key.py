@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from gpud.core.keys import ApiKey, Rate
 
 DESCRIPTION = """\
-add: make an API key, print it once, and write its hash into the file of keys (gpud.yaml: http.api_keys_file).
-list: show which keys there are and what they may; the keys themselves are kept nowhere.
-revoke: take a key out of the file.
-gpud reads the file when it starts and at "gpudctl reload"; until then nothing of this has an effect."""
+add: create an API key, print it once, and write its hash to the key file
+(http.api_keys_file in gpud.yaml).
+list: show the keys and what each may do; the keys themselves are not stored.
+revoke: remove a key from the key file.
+gpud reads the key file at its start and on "gpudctl reload"; until then,
+changes have no effect."""
 
 EXAMPLES = (
     "sudo gpudctl key add laptop && sudo gpudctl reload",
@@ -37,22 +39,24 @@ Edit = Callable[[Sequence["ApiKey"]], Sequence["ApiKey"]]
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("action", choices=("add", "list", "revoke"), help="what to do")
-    parser.add_argument("name", metavar="NAME", nargs="?", help="add, revoke: what the key is called")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="add, revoke: name of the key")
     parser.add_argument(
         "--allow",
         metavar="MODEL",
         action="append",
-        help='add: a model that it is for, or the beginning of names with a * behind it; without it all ("*")',
+        help='add: allowed model, or the beginning of names and * (default: "*", all); may be repeated',
     )
-    parser.add_argument("--rate", metavar="RATE", type=_rate, help="add: how often it may ask, like 60/min or 5/s")
-    parser.add_argument("--priority", choices=PRIORITIES, help="add: what its requests have, and may ask for at most")
+    parser.add_argument("--rate", metavar="RATE", type=_rate, help="add: request limit, such as 60/min or 5/s")
+    parser.add_argument(
+        "--priority", choices=PRIORITIES, help="add: priority of its requests, and the highest they may ask for"
+    )
     parser.add_argument(
         "--may",
         choices=("use", "manage"),
         action="append",
-        help="add: what it may; without it use, that is, use models",
+        help="add: what the key may do: use models, or manage gpud (default: use); may be repeated",
     )
-    parser.add_argument("--file", metavar="FILE", help="the file of keys in place of the one that is configured")
+    parser.add_argument("--file", metavar="FILE", help="key file, instead of the configured one")
 
 
 def _rate(text: str) -> "Rate":

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from gpud.cli.client import Gpud
 
 DESCRIPTION = """\
-Have gpud read its configuration again. All of it is taken, or, where anything is wrong with it, nothing. Models that
-are configured as before stay as they are; "gpudctl config check" looks at the files without touching the daemon."""
+Reload the configuration. If anything in it is wrong, the old one stays in
+effect as a whole. Models whose configuration is unchanged are not touched. To
+check the files without the daemon, use "gpudctl config check"."""
 
 EXAMPLES = ("gpudctl reload", "gpudctl config check && gpudctl reload")
 

@@ -15,13 +15,17 @@ from gpud.core.errors import GpudError
 from gpud.core.naming import shown_path
 
 DESCRIPTION = """\
-init: make the folders in which models are kept, with their modes and owners; what is right already stays as it is.
-ls: show what is in them, with sizes, two folders deep.
-du: say what each of them takes of the disk; with --duplicates which files are there more than once, with --link make
-those one file each. Of a gpud of your own, ls and du also look into your own folder for models, your cache of Hugging
-Face's libraries and your store of Ollama's.
-clean-cache: remove what is in the folder "cache", but for what is in use; links are not followed.
-check: warn when the disk is nearly full; the timer ml-storage-monitor runs it every week."""
+init: create the folders for models, with their modes and owners; what is
+already right stays as it is.
+ls: show the contents of the folders, with sizes, two levels deep.
+du: show how much disk space each folder takes; with --duplicates, show files
+that exist more than once; with --link, turn the copies into one file. With
+your own gpud, ls and du include your model folder, your Hugging Face cache and
+your Ollama store.
+clean-cache: empty the folder "cache", except for files in use; links are not
+followed.
+check: warn when the disk is nearly full; the timer ml-storage-monitor runs it
+weekly."""
 
 EXAMPLES = (
     "sudo gpudctl storage init",
@@ -37,19 +41,23 @@ LEAST_BYTES = 50 * GIB
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("action", choices=tuple(ACTIONS), metavar="ACTION", help=", ".join(ACTIONS))
+    parser.add_argument("--base", type=some_path, metavar="DIR", help="base folder, instead of storage.base_directory")
     parser.add_argument(
-        "--base", type=some_path, metavar="DIR", help="the place, in place of the configured storage.base_directory"
+        "--root",
+        type=some_path,
+        metavar="DIR",
+        default="/",
+        help="prefix to the base folder, for images of other machines",
     )
+    parser.add_argument("--depth", type=whole(1, 99), metavar="N", default=2, help="ls: levels to show (default: 2)")
+    parser.add_argument("--duplicates", action="store_true", help="du: show files that exist more than once")
+    parser.add_argument("--link", action="store_true", help="du --duplicates: turn the copies into one file")
+    parser.add_argument("--dry-run", action="store_true", help="clean-cache: only show what would be removed")
+    parser.add_argument("--yes", "-y", action="store_true", help="clean-cache, --link: do not ask for confirmation")
     parser.add_argument(
-        "--root", type=some_path, metavar="DIR", default="/", help="put before it, for images of other machines"
+        "--least", type=size_of, metavar="SIZE", default=LEAST_BYTES, help="check: warn below SIZE (default: 50GiB)"
     )
-    parser.add_argument("--depth", type=whole(1, 99), metavar="N", default=2, help="ls: so many folders deep (2)")
-    parser.add_argument("--duplicates", action="store_true", help="du: files that are there more than once")
-    parser.add_argument("--link", action="store_true", help="du --duplicates: make the copies one file")
-    parser.add_argument("--dry-run", action="store_true", help="clean-cache: only say what would be removed")
-    parser.add_argument("--yes", "-y", action="store_true", help="clean-cache, --link: do not ask")
-    parser.add_argument("--least", type=size_of, metavar="SIZE", default=LEAST_BYTES, help="check: warn below (50GiB)")
-    parser.add_argument("--fail", action="store_true", help="check: end with status 1 when there is less")
+    parser.add_argument("--fail", action="store_true", help="check: end with status 1 below SIZE")
 
 
 def run(arguments: Namespace, output: Output) -> int:
