@@ -13,25 +13,29 @@ UNUSABLE = 78
 """The exit status where another start would end in the same way: systemd does not try again."""
 
 EPILOG = """\
-exit status: 0 stopped as asked; 75 another gpud runs; 78 the configuration is invalid, or a package is missing; 80
-its engines are left to the next gpud (SIGUSR2); 1 anything else.
-Configuration: gpud.yaml(5). Talk to a running gpud with gpudctl(1).
+exit status: 0 stopped as requested; 75 another gpud is running; 78 the
+configuration is invalid or a package is missing; 80 the engines are left to the
+next gpud (SIGUSR2); 1 any other failure.
+Configuration: gpud.yaml(5). To control a running gpud, use gpudctl(1).
 """
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="gpud",
-        description="Own the GPU of this machine: load, serve and unload local models within a memory budget.",
+        description="Load, serve and unload local models within a GPU memory budget.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--user", action="store_true", help="serve one user on the session bus, without polkit")
     made.add_argument(
-        "--beside-system", action="store_true", help="with --user: start although the machine has a gpud of its own"
+        "--beside-system", action="store_true", help="with --user: start even if the machine has its own gpud"
     )
     made.add_argument(
-        "--config", type=Path, metavar="FILE", help="configuration (default: /etc/gpud/gpud.yaml, or the user's own)"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="configuration file (default: /etc/gpud/gpud.yaml, or the user's own)",
     )
     made.add_argument("--reap", action="store_true", help="end the engines that a failed gpud left behind, then exit")
     made.add_argument("--version", action="version", version=f"gpud {__version__}")

@@ -16,18 +16,22 @@ FAILED = 1
 USAGE = 2
 
 DESCRIPTION = """\
-Show a notification on the desktop when gpud needs a person: a GPU that is lost, a model that fails again and again, a
-GPU that is nearly full of what somebody holds, a disk for models that is nearly full. One for each event, which goes
-when the event is over. It never starts gpud, and says nothing of what is routine."""
+Show a desktop notification when gpud needs attention: a GPU is lost, a model
+keeps failing, a GPU is nearly full with memory that somebody holds, or a disk
+for models is nearly full. Each event has one notification, which disappears
+when the event is over. gpud-notify never starts gpud and reports no routine
+events."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("gpud-notify", description=DESCRIPTION, epilog="See gpud-notify(1).")
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--user", dest="bus", action="store_const", const="user", help="the gpud of this session only")
-    group.add_argument("--system", dest="bus", action="store_const", const="system", help="that of this machine only")
-    parser.add_argument("--verbose", action="store_true", help="say more on standard error")
-    parser.add_argument("--version", action="store_true", help="print the version and end")
+    group.add_argument("--user", dest="bus", action="store_const", const="user", help="follow only your own gpud")
+    group.add_argument(
+        "--system", dest="bus", action="store_const", const="system", help="follow only the gpud of this machine"
+    )
+    parser.add_argument("--verbose", action="store_true", help="print more to standard error")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
     options = parser.parse_args(arguments)
     if options.version:
         from gpud import __version__

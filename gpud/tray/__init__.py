@@ -20,29 +20,28 @@ TRAY_WAIT_S = 30.0
 """For a desktop that is still starting to bring up its tray."""
 
 DESCRIPTION = """\
-Show an icon in the tray of the desktop: how full the GPU is, which models are loaded, and a menu to load and unload
-them and to give the GPUs away. It shows while gpud runs, and never starts it. On GNOME and KDE Plasma 6 use gpud's
-extension and widget, which look at home there."""
+Show an icon in the desktop's tray: how full the GPU is, which models are
+loaded, and a menu to load and unload models and to yield the GPUs. The icon is
+shown while gpud runs; gpud-tray never starts gpud. On GNOME and KDE Plasma 6,
+use gpud's extension or widget instead."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("gpud-tray", description=DESCRIPTION, epilog="See gpud-tray(1).")
     group = parser.add_mutually_exclusive_group()
+    group.add_argument("--user", dest="bus", action="store_const", const="user", help="show only your own gpud")
     group.add_argument(
-        "--user", dest="bus", action="store_const", const="user", help="show the gpud of this session only"
-    )
-    group.add_argument(
-        "--system", dest="bus", action="store_const", const="system", help="show the gpud of this machine only"
+        "--system", dest="bus", action="store_const", const="system", help="show only the gpud of this machine"
     )
     parser.add_argument(
         "--wait",
         type=_seconds,
         default=TRAY_WAIT_S,
         metavar="SECONDS",
-        help=f"wait so long for the desktop to bring up its tray (default: {TRAY_WAIT_S:g})",
+        help=f"wait at most SECONDS for the desktop's tray (default: {TRAY_WAIT_S:g})",
     )
-    parser.add_argument("--verbose", action="store_true", help="say more on standard error")
-    parser.add_argument("--version", action="store_true", help="print the version and end")
+    parser.add_argument("--verbose", action="store_true", help="print more to standard error")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
     options = parser.parse_args(arguments)
     if options.version:
         from gpud import __version__
