@@ -510,6 +510,29 @@ def test_ports_that_are_taken() -> None:
     assert finding == Finding("port", f"engines.ollama: 127.0.0.1 port {port} is free")
 
 
+def test_ports_of_a_gpud_that_is_somebody_elses() -> None:
+    """Who may not see whose process listens is told whose user it is: gpud's, while gpud runs."""
+    if os.getuid() != 0:
+        pytest.skip("only root may be two others")
+    listen = "import os, socket, sys; os.setuid(54322); s = socket.create_server(('127.0.0.1', 0))\n"
+    listen += "print(s.getsockname()[1], flush=True); sys.stdin.read()"
+    # What is imported where it is needed is imported while this may still be read.
+    ask = "import os, sys, psutil; from gpud.cli.examine_machine import ports; os.setgroups([]); os.setuid(54321)\n"
+    ask += "for daemon in (int(sys.argv[2]), os.getpid(), None):\n"
+    ask += "    (found,) = ports({'http.front': ('127.0.0.1', int(sys.argv[1]))}, daemon); print(found.text)"
+    with subprocess.Popen(
+        [sys.executable, "-c", listen], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as gpud:
+        assert gpud.stdout is not None
+        port = int(gpud.stdout.readline())
+        asked = [sys.executable, "-c", ask, str(port), str(gpud.pid)]
+        said = subprocess.run(asked, cwd=TOP, capture_output=True, text=True, check=True).stdout.splitlines()
+        gpud.communicate()
+    where = f"http.front: 127.0.0.1 port {port} is"
+    taken_by = f"{where} taken by another user's program (root sees which)"
+    assert said == [f"{where} used by gpud, or by a program of its user", taken_by, taken_by]
+
+
 def test_python_and_its_packages() -> None:
     """What gpud needs is installed here, and said with its versions."""
     found = topics(examine_machine.python())
