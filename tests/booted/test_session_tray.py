@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from booted_machine import Machine
+from booted_machine import TOP, Machine
 from logins import RULES, SESSION, wait_owned
 
 pytestmark = pytest.mark.booted
@@ -90,6 +90,15 @@ def test_without_a_tray_the_unit_ends_and_stays_ended(session: Machine) -> None:
     session.wait("the end of gpud-tray", f"runuser -u tester -- bash -c {ended!r}")
     assert show(session, "Result", "NRestarts") == {"Result": "success", "NRestarts": "0"}
     assert session.run(journal).out.count("there is no tray") == 1
+
+
+def test_a_desktop_that_systemd_does_not_start_finds_it(session: Machine) -> None:
+    """As the documents say, in a new home, which has no folder for what is started with the desktop."""
+    command = "install -Dm644 -t ~/.config/autostart /usr/share/applications/gpud-tray.desktop"
+    for page in ("desktop.md", "man/gpud-tray.1.md"):
+        assert command in (TOP / "docs" / page).read_text()
+    session.run(command, user="tester")
+    session.run("grep -x Exec=gpud-tray ~/.config/autostart/gpud-tray.desktop", user="tester")
 
 
 def lines(layout: Any) -> Iterator[tuple[int, str]]:
