@@ -43,10 +43,16 @@ def program(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def outcome(words: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    base = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+def outcome(words: list[str], stdin: int = subprocess.DEVNULL, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        words, env=base | environment, capture_output=True, text=True, timeout=BOUND_S, check=False, umask=0o077
+        words,
+        env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"} | environment,
+        stdin=stdin,
+        capture_output=True,
+        text=True,
+        timeout=BOUND_S,
+        check=False,
+        umask=0o077,
     )
 
 
@@ -158,11 +164,14 @@ class Debian:
             assert found
             (folder / name).symlink_to(found)
 
-    def packages(self, uid: int = 0, apt_status: int = 0, step: str = "run", **more: str) -> tuple[int, str]:
+    def packages(
+        self, uid: int = 0, apt_status: int = 0, step: str = "run", stdin: int = subprocess.DEVNULL, **more: str
+    ) -> tuple[int, str]:
         program(self.folder / "id", f"#!/bin/sh\necho {uid}\n")
         self.record.write_text("")
         done = outcome(
             [str(TOP / "tools" / "packages"), step],
+            stdin,
             PATH=str(self.folder),
             RECORD=str(self.record),
             APT_STATUS=str(apt_status),
@@ -233,6 +242,18 @@ def test_the_web_server_for_the_tests_is_not_started(debian: Debian) -> None:
     assert debian.packages(step="test", POLICY=str(policy))[0] == 0
     assert debian.record.read_text().splitlines() == ["--quiet disable nginx.service"]
     assert policy.read_text() == "#!/bin/sh\nexit 101\n", "somebody's own stays as it is"
+
+
+def test_apt_has_no_terminal(debian: Debian) -> None:
+    """Whoever runs it has one: apt would change how it writes, and packages would ask there what nobody sees."""
+    program(debian.folder / "apt-get", '#!/bin/sh\n[ ! -t 0 ] || echo "a terminal" >>"$RECORD"\n')
+    terminal, inside = os.openpty()
+    try:
+        assert debian.packages(stdin=inside) == (0, "installing Debian packages: dbus curl\n")
+    finally:
+        os.close(terminal)
+        os.close(inside)
+    assert debian.record.read_text() == ""
 
 
 def test_packages_that_cannot_be_had(debian: Debian) -> None:
