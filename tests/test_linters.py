@@ -164,14 +164,17 @@ def test_there_is_a_manual() -> None:
 
 @pytest.mark.parametrize("source", manual(), ids=lambda path: path.stem)
 def test_the_manual_can_be_read(tmp_path: Path, source: Path) -> None:
-    """Every page becomes a manual page that groff prints without a warning, with its sections and no Markdown left."""
+    """Every page becomes a manual page that groff prints without a warning, on terminals with and without Unicode, with
+    its sections and no Markdown left.
+    """
     needs("groff")
     page = tmp_path / source.stem
     assert said(sys.executable, TOP / "tools" / "man.py", source, page) == ""
-    shown = subprocess.run(
-        ["groff", "-ww", "-man", "-Tutf8", "-P-cbou", page], capture_output=True, text=True, check=True
-    )
-    assert shown.stderr == ""
+    for terminal in ("-Tascii", "-Tutf8"):
+        shown = subprocess.run(
+            ["groff", "-ww", "-man", terminal, "-P-cbou", page], capture_output=True, text=True, check=True
+        )
+        assert shown.stderr == ""
     assert re.search(r"^NAME$", shown.stdout, re.MULTILINE)
     outside_code = re.sub(r"^ {11,}.*$", "", shown.stdout, flags=re.MULTILINE)
     assert "**" not in outside_code

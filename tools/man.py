@@ -19,6 +19,8 @@ def escape(text: str) -> str:
     """Plain text as roff takes it literally."""
     text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("`", "\\(ga")
     text = text.replace("^", "\\(ha").replace("~", "\\(ti")
+    # Terminals without Unicode have no sign for it.
+    text = text.replace("…", "...")
     return re.sub(r"[^\x00-\x7f]", lambda match: f"\\[u{ord(match[0]):04X}]", text)
 
 
