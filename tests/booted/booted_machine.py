@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -80,6 +81,16 @@ def cgroup2() -> Path:
     return Path(next(fields[1] for fields in lines if fields[2] == "cgroup2"))
 
 
+def within(group: Path) -> list[str]:
+    """What to put before a command that is to run in that control group."""
+    return ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(group)]
+
+
+def name_of(folder: Path) -> str:
+    """What nspawn calls the machine: no two that are up may have one name, and a name has no underscore."""
+    return folder.name.replace("_", "0")
+
+
 def missing_parts() -> str:
     """Why no machine can be booted here; empty when one can."""
     if os.geteuid() != 0:
@@ -105,32 +116,39 @@ class Machine:
         # nspawn tells by the same protocol as every service when the machine has booted, and which PID its init has.
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
             ready.bind(str(self.folder / "notify"))
-            ready.settimeout(BOOT_S)
-            options = ["--boot", "--notify-ready=yes", "--register=no", "--keep-unit", "--console=read-only"]
-            options += ["--private-network", f"--bind-ro={TOP}:/src", f"--bind-ro={self.wheels}:/wheels"]
-            environment = {"NOTIFY_SOCKET": str(self.folder / "notify"), "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
-            # Machines that are up at the same time must not see each other's control groups.
-            own = cgroup2() / self.folder.name
-            own.mkdir(exist_ok=True)
-            enter = ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(own)]
-            with (self.folder / "console").open("wb") as console:
-                self._nspawn = subprocess.Popen(
-                    [*enter, "systemd-nspawn", "--quiet", "--directory", str(self.root), *options],
-                    env={"PATH": PATH, **environment},
-                    stdin=subprocess.DEVNULL,
-                    stdout=console,
-                    stderr=subprocess.STDOUT,
-                )
-            while True:
-                text = ready.recv(4096).decode()
-                if match := re.search(r"X_NSPAWN_LEADER_PID=(\d+)", text):
-                    self.leader = int(match[1])
-                if "READY=1" in text.splitlines():
-                    return
+            nspawn = self._nspawn = self._start()
+            with open(os.pidfd_open(nspawn.pid), "rb", buffering=0) as ended:
+                while True:
+                    heard, _, _ = select.select([ready.fileno(), ended.fileno()], [], [], BOOT_S)
+                    assert ready.fileno() in heard, f"no machine has booted: {(self.folder / 'console').read_text()}"
+                    text = ready.recv(4096).decode()
+                    if match := re.search(r"X_NSPAWN_LEADER_PID=(\d+)", text):
+                        self.leader = int(match[1])
+                    if "READY=1" in text.splitlines():
+                        return
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        options = ["--boot", "--notify-ready=yes", "--register=no", "--keep-unit", "--console=read-only"]
+        options += [f"--machine={name_of(self.folder)}"]
+        options += ["--private-network", f"--bind-ro={TOP}:/src", f"--bind-ro={self.wheels}:/wheels"]
+        environment = {"NOTIFY_SOCKET": str(self.folder / "notify"), "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
+        # Machines that are up at the same time must not see each other's control groups.
+        own = cgroup2() / self.folder.name
+        own.mkdir(exist_ok=True)
+        with (self.folder / "console").open("wb") as console:
+            return subprocess.Popen(
+                [*within(own), "systemd-nspawn", "--quiet", "--directory", str(self.root), *options],
+                env={"PATH": PATH, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+            )
 
     def command(self, *argv: str) -> list[str]:
         """How to run something inside from outside."""
         return [
+            # Debian 13's logind does nothing for a process that is in none of the machine's control groups.
+            *within(cgroup2() / self.folder.name / "payload" / "init.scope"),
             *("nsenter", "--target", str(self.leader), "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"),
             *("env", "--chdir=/", "-i", f"PATH={PATH}", "LANG=C.UTF-8", "HOME=/root", *argv),
         ]
@@ -275,8 +293,10 @@ def clear(folder: Path) -> None:
         # A group that somebody is still in stays; the machine has ended with all that was in it.
         with contextlib.suppress(OSError):
             left.rmdir()
-    if os.path.ismount(folder / "root"):
-        subprocess.run(["umount", "--lazy", str(folder / "root")], check=True)
+    # nspawn takes the second away itself from version 256 on, if it is not killed.
+    for mounted in (folder / "root", Path("/run/systemd/nspawn/unix-export", name_of(folder))):
+        if os.path.ismount(mounted):
+            subprocess.run(["umount", "--lazy", str(mounted)], check=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
