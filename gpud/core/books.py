@@ -110,12 +110,13 @@ class Books:
     def _note_ends(self, samples: tuple[GpuSample, ...], own: Mapping[str, frozenset[int]], now: float) -> None:
         """An engine that the last look saw and this one does not has ended before anybody said so: what it held is on
         its way back since then, or is back already."""
+        known = self._own
         for before in self.samples:
             after = next((sample for sample in samples if sample.uuid == before.uuid), None)
             if before.uuid == HOST or after is None or after.free_bytes is None:
                 continue
             there = {process.pid for process in after.processes}
-            for name, pids in self._own.items():
+            for name, pids in known.items():
                 if there & (pids | own.get(name, NOBODY)):
                     self._noted.discard((name, before.uuid))
                 elif held_bytes := budget.measured(before, pids):

@@ -7,8 +7,9 @@ import pytest
 from gpud.core import events
 from gpud.core.events import Kind
 from gpud.core.facts import Exit, State
+from gpud.core.quote import Offer, Quote, Share, Source
 
-from .world import GIB, GPU, World, model
+from .world import GIB, GPU, GPU1, Gpu, World, model
 
 SIZES = {"a": 3 * GIB, "b": 2 * GIB, "c": GIB}
 
@@ -117,3 +118,47 @@ def test_a_look_from_before_an_end_shows_nothing_to_be_back() -> None:
     w.gpus[GPU].late_bytes = 0
     w.pass_time(0.1)
     assert w.state("large") is State.READY
+
+
+def test_what_was_held_on_two_gpus_is_back_on_both() -> None:
+    """A look shows it before its end is told: nothing is waited for, and the next one has all of it at once."""
+    halves = (Share(GPU, 4 * GIB), Share(GPU1, 4 * GIB))
+    w = World(
+        {"a": model("a"), "b": model("b")},
+        {"b": 6 * GIB},
+        {GPU: Gpu(), GPU1: Gpu()},
+        quotes={"a": Quote((Offer(halves, Source.FORMULA, split=(0.5, 0.5)),))},
+    )
+    w.load("a")
+    w.settle()
+    told_later = dies(w, "a")
+    w.post(events.LookAsked())
+    w.settle()
+    w.post(told_later)
+    w.pass_time(0.3)
+    assert not expects(w)
+    w.load("b")
+    w.settle()
+    assert w.state("b") is State.READY
+    w.pass_time(w.limits.memory_wait_s + 1)
+    assert late(w) == []
+
+
+@pytest.mark.parametrize("first", ["asleep", "away"])
+def test_a_gpu_that_tells_nothing_hides_nothing_of_the_others(first: str) -> None:
+    """What was held on the second one is back all the same."""
+    w = World({"a": model("a", gpu="1")}, {"a": 4 * GIB}, {GPU: Gpu(), GPU1: Gpu()})
+    w.load("a")
+    w.settle()
+    told_later = dies(w, "a")
+    if first == "asleep":
+        w.gpus[GPU].asleep = True
+    else:
+        del w.gpus[GPU]
+    w.post(events.LookAsked())
+    w.settle()
+    w.post(told_later)
+    w.pass_time(0.3)
+    assert not expects(w)
+    w.pass_time(w.limits.memory_wait_s + 1)
+    assert late(w) == []
