@@ -49,11 +49,11 @@ class Reconfiguring:
             elif changed and instance.state is State.LOADING:
                 # Those who wait for it get it as it is configured now.
                 self._leaving.cancel_launch(instance, "config", "its file or its configuration has changed")
-                if instance.load_jobs:
+                if instance.load_jobs or instance.wanted:
                     self._table.enqueue(instance)
-            elif changed and instance.state is State.READY:
+            elif changed and instance.state in (State.READY, State.DRAINING):
                 instance.stale = True
-                if not instance.in_flight:
+                if instance.state is State.READY and not instance.in_flight:
                     self._leaving.drain(instance, "config", model.stop.drain_s)
         self._apply_power()
         self._table.look = True

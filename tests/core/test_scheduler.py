@@ -5,7 +5,7 @@ import pytest
 from gpud.core import events
 from gpud.core.errors import BackendFailed, Busy, NoSuchJob, NoSuchModel, NotLoaded, ShuttingDown
 from gpud.core.events import Kind, ModelChanged
-from gpud.core.facts import HOST, BudgetLimits, GpuSample, JobResult, Limits, Priority, State, StopTimes
+from gpud.core.facts import HOST, BudgetLimits, EngineSettings, GpuSample, JobResult, Limits, Priority, State, StopTimes
 from gpud.core.quote import Share
 
 from .world import ALICE, BOB, GIB, GPU, Gpu, World, model
@@ -900,6 +900,34 @@ def test_a_changed_model_goes_when_its_answers_are_through() -> None:
     w.post(events.UseEnded("a"))
     w.settle()
     assert w.state("a") is State.COLD
+
+
+def test_one_that_stays_after_all_has_not_become_what_is_configured_now() -> None:
+    """It changed while it was on its way out for somebody, who gave up; it goes after the answer."""
+    w = loaded("a")
+    w.post(events.UseBegan("a"))
+    job = w.unload("a")
+    w.models["a"] = model("a", settings=EngineSettings(context=512))
+    w.post(events.Reconfigured(w.models, w.limits, 300.0, frozenset(("a",))))
+    w.pass_time(301)
+    assert (w.state("a"), w.result(job)) == (State.READY, JobResult.TIMEOUT)
+    w.post(events.UseEnded("a"))
+    w.settle()
+    assert w.state("a") is State.COLD
+
+
+def test_what_comes_back_by_itself_does_so_as_it_is_configured_now() -> None:
+    """Its configuration changes while it loads, after a crash."""
+    w = loaded("a")
+    w.load_s["a"] = 5.0
+    w.end("a", code=1)
+    w.pass_time(6)
+    assert w.state("a") is State.LOADING
+    w.models["a"] = model("a", settings=EngineSettings(context=512))
+    w.post(events.Reconfigured(w.models, w.limits, 300.0, frozenset(("a",))))
+    w.pass_time(6)
+    assert w.state("a") is State.READY
+    assert w.last_launch("a").model.settings.context == 512
 
 
 def test_a_removed_model_is_unloaded_and_forgotten() -> None:
