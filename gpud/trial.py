@@ -11,15 +11,27 @@ NVIDIA = Path("/proc/driver/nvidia")
 TRIAL_S = 10.0
 """For one try to use the GPUs. Waking one takes 3 s; a process that hangs in the driver hangs for ever."""
 
+BEGIN_S = 60.0
+"""Until it begins to try them: a machine that has just woken up has much to do before it has started a program."""
+
 PROGRAM = (sys.executable, "-m", "gpud.gpus.probe")
 
 
 class Trial:
     """Call it for why the GPUs cannot be used; empty where they can, or where there is none of NVIDIA's."""
 
-    def __init__(self, nvidia: Path = NVIDIA, program: Sequence[str] = PROGRAM, *, within_s: float = TRIAL_S) -> None:
+    def __init__(
+        self,
+        nvidia: Path = NVIDIA,
+        program: Sequence[str] = PROGRAM,
+        *,
+        begin_s: float = BEGIN_S,
+        within_s: float = TRIAL_S,
+    ) -> None:
+        """``program`` says a line, which may be empty, as soon as it has nothing left to do but to try them."""
         self._nvidia = nvidia
         self._program = program
+        self._begin_s = begin_s
         self._within_s = within_s
         self._stuck: asyncio.subprocess.Process | None = None
         self._stuck_since_s = 0.0
@@ -39,14 +51,21 @@ class Trial:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
         )
+        assert child.stdout is not None
         began_s = time.monotonic()
+        first = b""
         try:
+            async with asyncio.timeout(self._begin_s):
+                first = await child.stdout.readline()
+            began_s = time.monotonic()
             async with asyncio.timeout(self._within_s):
                 said, _ = await child.communicate()
         except TimeoutError:
             child.kill()
             # In the kernel it cannot be killed, and is not waited for.
             self._stuck, self._stuck_since_s = child, began_s
+            if not first:
+                return f"a process that is to use the GPUs has not begun within {self._begin_s:g} s"
             return f"a process that uses the GPUs hangs for {self._within_s:g} s"
         except asyncio.CancelledError:
             child.kill()
@@ -54,5 +73,5 @@ class Trial:
             raise
         if child.returncode == 0:
             return ""
-        lines = said.decode(errors="replace").strip().splitlines()
+        lines = (first + said).decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else f"a process that uses the GPUs ends with status {child.returncode}"

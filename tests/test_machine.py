@@ -56,17 +56,17 @@ def probed(tmp_path: Path, *gpus: FakeGpu) -> subprocess.CompletedProcess[str]:
 
 
 def test_gpus_that_answer_are_well(tmp_path: Path) -> None:
-    """Nothing is said."""
+    """Only that it has begun is said."""
     done = probed(tmp_path, FakeGpu())
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
 
 
 def test_a_gpu_that_does_not_answer_is_told_with_the_drivers_word(tmp_path: Path) -> None:
     """In one sentence, whatever else NVML says."""
     done = probed(tmp_path, FakeGpu(errors={"": "GPU_IS_LOST"}))
     assert done.returncode == 1
-    assert done.stdout.startswith("NVIDIA's driver does not answer: ")
-    assert done.stdout.count("\n") == 1
+    assert done.stdout.startswith("\nNVIDIA's driver does not answer: ")
+    assert done.stdout.count("\n") == 2
 
 
 @pytest.mark.parametrize(
@@ -118,12 +118,28 @@ def test_what_a_try_comes_to(tmp_path: Path, run: Run, program: str, told: str) 
     assert run(Trial(tmp_path, ["sh", "-c", program])()) == told
 
 
+def test_a_machine_that_is_slow_to_start_a_program_is_not_taken_for_one_whose_driver_hangs(
+    tmp_path: Path, run: Run
+) -> None:
+    """The driver's time begins with the program's first line."""
+
+    async def work() -> None:
+        trial = Trial(tmp_path, ["sh", "-c", f"test -e {tmp_path}/quick || exec sleep 600"], begin_s=1, within_s=0.5)
+        assert await trial() == "a process that is to use the GPUs has not begun within 1 s"
+        (tmp_path / "quick").touch()
+        async with asyncio.timeout(30):
+            while await trial():
+                await asyncio.sleep(0)
+
+    run(work())
+
+
 def test_a_try_that_hangs_in_the_driver_is_the_last_until_it_has_ended(tmp_path: Path, run: Run) -> None:
     """What cannot be killed is not waited for, and no second one is put beside it."""
 
     async def work() -> None:
         trial = Trial(tmp_path, [str(tmp_path / "program")], within_s=0.3)
-        (tmp_path / "program").write_text(f"#!/bin/sh\necho $$ >>{tmp_path}/started\nexec sleep 600\n")
+        (tmp_path / "program").write_text(f"#!/bin/sh\necho $$ >>{tmp_path}/started\necho\nexec sleep 600\n")
         (tmp_path / "program").chmod(0o755)
         assert await trial() == "a process that uses the GPUs hangs for 0.3 s"
         # One in the kernel lives on after the kill: here, whoever is told of its end is told late.

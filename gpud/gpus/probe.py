@@ -1,8 +1,8 @@
 """``python -m gpud.gpus.probe``: whether NVIDIA's GPUs can be used, found out by using them for a moment.
 
 A program of its own: a driver that did not survive a sleep fails new processes, and may hang them; CUDA, once it has
-failed in a process, fails in it for ever. Ends with status 0 and says nothing where all is well, or where there is no
-such GPU; else with status 1 and one sentence.
+failed in a process, fails in it for ever. Says an empty line when it begins to use them. Ends with status 0 where all
+is well, or where there is no such GPU; else with status 1 and one sentence.
 """
 
 import ctypes
@@ -25,6 +25,7 @@ def problem() -> str:
     nvml = load_nvml()
     if nvml is None:
         return ""
+    print(flush=True)  # noqa: T201 -- its starter gives it so long from here on
     try:
         nvml.nvmlInit()
         count = nvml.nvmlDeviceGetCount()
