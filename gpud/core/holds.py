@@ -24,8 +24,12 @@ class Holds:
             hold.model in ("", model) and what in hold.what for hold in self._holds.values()
         )
 
+    def of(self, model: str) -> list[Caller]:
+        """Who holds it."""
+        return [hold.caller for hold in self._holds.values() if hold.model == model]
+
     def count(self, model: str) -> int:
-        return sum(1 for hold in self._holds.values() if hold.model == model)
+        return len(self.of(model))
 
     def holders(self, model: str, *, other_than: Caller) -> tuple[str, ...]:
         """How those appear in messages who hold the model, without ``other_than`` and the session that it works in."""

@@ -258,7 +258,6 @@ class Leaving:
                 reason=instance.reason,
             )
         instance.let_go()
-        instance.context, instance.engines = None, ()
         instance.off_gpu = False
         instance.idle_timeout_s = self._table.idle_override_s
         instance.attempts = 0

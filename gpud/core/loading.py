@@ -82,17 +82,24 @@ class Loading:
             engines=event.options.engines,
         )
         instance.usage.note(self._table.now)
+        if not (instance.load_jobs or instance.wanted or instance.state is State.READY):
+            self._begin_anew(instance)
         self._table.used(instance, event.caller.session)
         if instance.state is State.READY:
             instance.last_used_s = self._table.now
             self._out.serve(instance, job, f'"{event.model}" is already loaded', self._table.now)
             return
-        if not instance.load_jobs and not instance.wanted:
-            instance.outgrew, instance.growth = False, 1.0
         instance.load_jobs.append(job)
         self._out.touch()
         if instance.state is not State.LOADING:
             self._table.enqueue(instance)
+
+    def _begin_anew(self, instance: Instance) -> None:
+        """Nobody has wished for it before: what became of earlier wishes counts no longer, nor who had them."""
+        instance.outgrew, instance.growth = False, 1.0
+        if not instance.state.has_engine():
+            held_by = self._table.holds.of(instance.model.name)
+            instance.users = {self._table.user_of(caller.session) for caller in held_by}
 
     def _may_be_asked(self, event: events.LoadAsked) -> Instance:
         """The model that is meant; raises what stands in the way of its load."""

@@ -66,10 +66,11 @@ class Sessions:
 
     def _left_by(self, session_id: str) -> Iterator[Instance]:
         """Those that have no user any more, now that this one has gone."""
-        for instance in self._of_interest():
+        for instance in self._table.instances.values():
             if session_id in instance.users:
                 instance.users.discard(session_id)
-                if not instance.users and not instance.model.pinned:
+                there = instance.waiting or instance.state not in (State.COLD, State.FAILED)
+                if there and not instance.users and not instance.model.pinned:
                     yield instance
 
     def time_passed(self) -> None:

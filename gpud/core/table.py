@@ -90,11 +90,14 @@ class Table:
     def used(self, instance: Instance, session: str) -> None:
         """By this session, or by somebody who is in none that is known. The end of others is no reason to go then."""
         instance.leave_at_s = None
-        user = session if session in self.sessions else ""
+        user = self.user_of(session)
         if user not in instance.users:
             instance.users.add(user)
             if self.sessions:
                 self.out.add(events.SessionsChanged())
+
+    def user_of(self, session: str) -> str:
+        return session if session in self.sessions else ""
 
     def find(self, name: str) -> Instance:
         """Its life, which begins here if need be."""

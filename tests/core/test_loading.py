@@ -344,3 +344,15 @@ def test_an_engine_that_is_taken_over_is_shown_as_it_runs() -> None:
     assert [notice.model for notice in w.notices(Kind.MODEL_ADOPTED)] == ["a", "z"]
     with pytest.raises(Busy, match="with ollama, not llama_server"):
         w.load("a", ALICE, engines=("llama_server",))
+
+
+def test_one_that_runs_out_of_memory_as_it_comes_back_is_tried_again_as_it_was() -> None:
+    """With the context that was asked of the first."""
+    w = world("a")
+    w.load("a", context=4096)
+    w.settle()
+    w.end("a", code=1)
+    w.oom["a"] = 3 * GIB + 4097
+    w.pass_time(10)
+    contexts = [a.model.settings.context for a in w.told if isinstance(a, events.Launch)]
+    assert contexts == [4096, 4096, 4096]

@@ -312,3 +312,38 @@ def test_the_end_of_an_unknown_session_is_no_event() -> None:
     told = len(w.told)
     end(w)
     assert len(w.told) == told
+
+
+def test_who_wished_for_it_in_vain_is_no_user_of_it() -> None:
+    """It did not fit then; whoever has it later is the only one, and it goes with that session."""
+    w = world("a")
+    w.configure(a=100 * GIB)
+    for caller in (ALICE, of(OTHER)):
+        w.load("a", caller)
+        w.settle()
+    w.configure(a=GIB)
+    loaded(w, "a", of(SHELL))
+    assert w.scheduler.users() == {"a": {SHELL.id}}
+    end(w)
+    w.pass_time(2 * GRACE_S)
+    assert w.state("a") is State.COLD
+
+
+def test_who_holds_what_is_not_there_yet_is_a_user_of_it_then() -> None:
+    """Its hold was there before it."""
+    w = world("a")
+    w.post(events.HoldAsked(7, "a", of(OTHER), "", "app", frozenset(("unload", "evict"))))
+    loaded(w, "a", of(SHELL))
+    assert w.scheduler.users() == {"a": {SHELL.id, OTHER.id}}
+
+
+def test_a_session_that_ends_before_its_model_is_back_does_not_use_it() -> None:
+    """It was away for a sleep meanwhile."""
+    w = world("a")
+    loaded(w, "a", of(SHELL), of(OTHER))
+    w.post(events.SuspendAsked(4.0))
+    w.settle()
+    end(w)
+    w.post(events.WokeUp())
+    w.settle()
+    assert w.scheduler.users() == {"a": {OTHER.id}}
