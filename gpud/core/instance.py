@@ -70,15 +70,15 @@ class Instance(Struct, eq=False):
     """One model's life, from the first wish for it on.
 
     ``generation`` counts starts: an answer that carries an older one is about an engine that is gone. ``wanted``: it
-    was ready when its engine crashed, and comes back by itself. ``stale``: its engine no longer matches the
-    configuration and goes as soon as it is idle. ``draining_for`` says why it is to go; ``told_busy``: since then its
-    engine has said that it works. ``offer`` is how it was loaded; ``used`` what it was measured to hold, by device.
-    ``outgrew``: it took more than it had been promised and was ended for that; ``growth`` is how much more it is
-    promised now; ``first_need_bytes`` what was promised before any of it was seen, and ``before_bytes`` what was in use
-    of its devices then, by whomever; None: they did not say. ``for_request``: a request had it loaded.
-    ``expects_bytes`` is what the last quote asks for. ``off_gpu``: this time on the processor, a game has the
-    GPUs; ``kept_off``: it waits until they are taken back. ``battery_idle_s``: on battery, the longest that it may be
-    idle. ``stop_s`` is how long its engine took to end the last time.
+    comes back by itself, as it was: its engine has crashed, or had to go for a while. ``stale``: its engine no longer
+    matches the configuration and goes as soon as it is idle. ``draining_for`` says why it is to go; ``told_busy``:
+    since then its engine has said that it works. ``offer`` is how it was loaded; ``used`` what it was measured to hold,
+    by device. ``outgrew``: it took more than it had been promised and was ended for that; ``growth`` is how much more
+    it is promised now; ``first_need_bytes`` what was promised before any of it was seen, and ``before_bytes`` what was
+    in use of its devices then, by whomever; None: they did not say. ``for_request``: a request had it loaded.
+    ``expects_bytes`` is what the last quote asks for. ``off_gpu``: this time on the processor, for the GPUs are
+    somebody else's, or do not work; ``kept_off``: it waits until they are there again. ``battery_idle_s``: on battery,
+    the longest that it may be idle. ``stop_s`` is how long its engine took to end the last time.
     ``users`` are the sessions that have used it since it came, with ``""`` for everybody else; when the last of them
     has ended, it goes at ``leave_at_s``.
     """

@@ -53,7 +53,7 @@ class Leaving:
             chosen = [] if rests else [instance]
             job.stay_away = [event.model] if rests else []
         else:
-            there = [i for i in self._table.instances.values() if i.state.has_engine() or i.waiting]
+            there = [i for i in self._table.instances.values() if i.state.has_engine() or i.waiting or i.wanted]
             holders_of = {instance.model.name: self.holders(instance, event) for instance in there}
             job.left_out = [holders for holders in holders_of.values() if holders]
             chosen = [instance for instance in there if not holders_of[instance.model.name]]
@@ -147,6 +147,13 @@ class Leaving:
             instance.leave_queue()
             self.served_as_it_is(instance)
         self._table.look = True
+
+    def stay_after_all(self, instance: Instance) -> None:
+        """What it was to go for is over: it stays. Who has it unloaded waits as long as for any other."""
+        if instance.unload_jobs:
+            self.go_on_draining(instance, "user", instance.model.stop.drain_s)
+        else:
+            self.resume(instance)
 
     def served_as_it_is(self, instance: Instance) -> None:
         """Those who waited for the next engine get this one, unless they asked for another one, or another context."""
@@ -261,8 +268,9 @@ class Leaving:
         instance.off_gpu = False
         instance.idle_timeout_s = self._table.idle_override_s
         instance.attempts = 0
-        # Whoever has asked for it since goes on being its user.
-        instance.users = {job.caller.session for job in instance.load_jobs}
+        if instance.load_jobs:
+            # The next one has other users. Until there is one, it may come back as it was.
+            instance.users = {self._table.user_of(job.caller.session) for job in instance.load_jobs}
         instance.leave_at_s = None
         self._out.end_unload_jobs(instance, freed_bytes if was_loaded else 0)
         if instance.waiting:

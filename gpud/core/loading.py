@@ -108,8 +108,9 @@ class Loading:
         instance = self._table.find(event.model)
         if instance.removed:
             raise NoSuchModel(f'cannot load "{event.model}": it is no longer there and is being unloaded')
-        self._sleeping.check(instance)
-        self._yielding.check(instance.model)
+        if instance.state is not State.READY:
+            self._sleeping.check(instance.model)
+            self._yielding.check(instance.model)
         if instance.state is State.FAILED and instance.attempts >= self._table.limits.backoff_attempts:
             failure = instance.failure or Failure("it failed")
             raise BackendFailed(

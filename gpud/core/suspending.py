@@ -98,9 +98,12 @@ class Sleeping:
         # Those that somebody holds come first, then as they were configured.
         back.sort(key=lambda instance: not (self._table.holds.count(instance.model.name) or instance.model.pinned))
         for instance in self._table.instances.values():
-            draining = instance.state is State.DRAINING and instance.draining_for in WHY.values()
-            if draining and not instance.unload_jobs and not self._table.closing:
-                self._leaving.resume(instance)
+            if instance.state is not State.DRAINING or instance.draining_for not in WHY.values() or self._table.closing:
+                continue
+            if self._yielding.keeps_off(instance):
+                self._leaving.go_on_draining(instance, "yield", None)
+            else:
+                self._leaving.stay_after_all(instance)
         restored = [instance.model.name for instance in back if self._bring_back(instance)]
         if event.problem:
             lost = self._end_those_on(event.vendor, come_back=event.restore)
@@ -137,17 +140,19 @@ class Sleeping:
             ):
                 continue
             del self._held_before[name]
+            again = instance.state is State.READY
             self._out.tell(
                 Kind.GPU_PROBLEM,
                 f'"{name}" was kept over the sleep and has lost its memory: it holds {describe(used_bytes)} of '
-                f"{describe(before_bytes)}; it is loaded anew",
+                f"{describe(before_bytes)}; it is {'loaded anew' if again else 'ended'}",
                 instance,
                 level=Level.WARNING,
                 hint='if this happens after each sleep, have models unloaded before it: suspend.policy "unload"',
             )
             self._end(instance)
-            self._back[name] = None
-            self._bring_back(instance)
+            if again:
+                self._back[name] = None
+                self._bring_back(instance)
         self._looks_left -= 1
         if not self._looks_left:
             self._held_before = {}
@@ -161,21 +166,29 @@ class Sleeping:
         for name in names:
             self._back.pop(name, None)
 
-    def check(self, instance: Instance) -> None:
+    def check(self, model: Model) -> None:
         """Raises why it cannot be loaded now: the machine sleeps or goes down, or has not found its GPU again."""
-        name, suspended = instance.model.name, self._table.suspended
-        if suspended is not None and instance.state is not State.READY:
-            raise self._refusal(name, suspended)
-        refused = self._table.limits.loads_without_gpu is not LoadsMeanwhile.CPU
-        if self.problem and refused and _needs_gpu(instance.model) and instance.state is not State.READY:
-            raise GpuUnavailable(f'cannot load "{name}": {self.problem}', hint=self.hint)
+        if self._table.suspended is not None:
+            raise self._refusal(model.name, self._table.suspended)
+        if self.problem and _needs_gpu(model) and not self._on_processor():
+            raise GpuUnavailable(f'cannot load "{model.name}": {self.problem}', hint=self.hint)
+
+    def _on_processor(self) -> bool:
+        """Whether what needs a GPU does without one while none can be used."""
+        return self._table.limits.loads_without_gpu is LoadsMeanwhile.CPU
 
     def place(self) -> None:
-        """Of those who wait, say who does without a GPU because none can be used."""
-        if self.problem and self._table.limits.loads_without_gpu is LoadsMeanwhile.CPU:
-            for entry in self._table.waiting():
-                if isinstance(entry, Instance) and not entry.state.has_engine() and _needs_gpu(entry.model):
-                    entry.off_gpu = True
+        """Of those who wait, say who does without a GPU because none can be used, or until one can."""
+        for entry in self._table.waiting() if self.problem else ():
+            if not isinstance(entry, Instance) or entry.ticket is None:
+                continue
+            if entry.state.has_engine() or not _needs_gpu(entry.model):
+                continue
+            if self._on_processor():
+                entry.off_gpu = True
+            else:
+                entry.kept_off = True
+                entry.ticket.waits_for = f"waiting until GPUs can be used: {self.problem}"
 
     def deadlines(self) -> list[float]:
         return [] if self._kill_at_s is None or not self._engines() else [self._kill_at_s]
@@ -220,9 +233,9 @@ class Sleeping:
             if instance.state not in (State.READY, State.DRAINING) or not self._is_on(instance, vendor):
                 continue
             ended.append(instance.model.name)
-            self._end(instance)
-            if come_back and not instance.removed:
+            if come_back and instance.state is State.READY and not instance.stale:
                 self._back[instance.model.name] = None
+            self._end(instance)
         return ended
 
     def _is_on(self, instance: Instance, vendor: str) -> bool:
@@ -282,7 +295,7 @@ class Sleeping:
         del self._back[name]
         if instance.state in (State.LOADING, State.READY, State.FAILED) or instance.removed:
             return False
-        if self._yielding.keeps_off(instance.model):
+        if self._yielding.keeps_off(instance):
             self._yielding.remember(name)
             return False
         instance.wanted = True

@@ -123,9 +123,9 @@ class Yielding:
                 hint="wait until it has ended, or set give_way.loads to wait or cpu",
             )
 
-    def keeps_off(self, model: Model) -> bool:
-        """Whether nothing may be loaded now where this model would go."""
-        return bool(self.reason()) and self.concerns(model)
+    def keeps_off(self, instance: Instance) -> bool:
+        """Whether nothing may be now where this model is, or would go."""
+        return bool(self.reason()) and self._is_there(instance)
 
     def remember(self, name: str) -> None:
         """It is to be loaded as soon as the GPUs are taken back."""
@@ -149,15 +149,19 @@ class Yielding:
     def _without_gpu(self) -> bool:
         return all(sample.is_host for sample in self._table.books.samples)
 
+    def _is_there(self, instance: Instance) -> bool:
+        """Whether it is on what is given away, or would go there."""
+        if instance.shares:
+            return self._without_gpu() or not instance.on_host
+        return self.concerns(instance.model)
+
     def _empty(self) -> None:
-        no_gpu = self._without_gpu()
         refused = bool(self._strict_reason()) or self._meanwhile() is LoadsMeanwhile.REFUSE
         for instance in list(self._table.instances.values()):
             model = instance.model
-            there = no_gpu or any(share.device != HOST for share in instance.shares)
-            if not (there if instance.shares else self.concerns(model)):
+            if not self._is_there(instance):
                 continue
-            dear = instance.model.pinned or self._table.holds.count(model.name)
+            dear = model.pinned or self._table.holds.count(model.name)
             if instance.wanted or (dear and instance.state in (State.LOADING, State.READY)):
                 self._back[model.name] = None
             instance.wanted = False
@@ -183,9 +187,10 @@ class Yielding:
         """Whoever still answers stays; whoever has gone, or is on its way, is loaded again if it was to be there."""
         names, self._back = self._back, {}
         for instance in self._table.instances.values():
-            if instance.state is State.DRAINING and instance.draining_for == "yield" and not instance.unload_jobs:
-                self._leaving.resume(instance)
-            if instance.model.name in names and instance.state not in (State.LOADING, State.READY, State.FAILED):
+            if instance.state is State.DRAINING and instance.draining_for == "yield":
+                self._leaving.stay_after_all(instance)
+            there = instance.removed or instance.state in (State.LOADING, State.READY, State.FAILED)
+            if instance.model.name in names and not there:
                 instance.wanted = True
                 self._table.enqueue(instance)
         self._table.look = True

@@ -11,6 +11,7 @@ from gpud.core.errors import GpuUnavailable, ShuttingDown, Suspending
 from gpud.core.events import Action, Kind, Level
 from gpud.core.facts import HOST, BudgetLimits, EngineSettings, JobResult, Limits, LoadsMeanwhile, State
 from gpud.core.quote import Share
+from gpud.core.record import replace
 
 from .world import ALICE, BOB, GIB, GPU, World, model
 
@@ -396,6 +397,38 @@ def test_what_comes_back_waits_for_gpus_that_are_given_away() -> None:
     assert w.state("a") is State.READY
 
 
+@pytest.mark.parametrize("loads", [LoadsMeanwhile.REFUSE, LoadsMeanwhile.CPU])
+@pytest.mark.parametrize("how", ["crashed", "given back", "waited"])
+def test_nothing_comes_up_on_gpus_that_do_not_work(how: str, loads: LoadsMeanwhile) -> None:
+    """Not what has crashed, not what comes back when the GPUs are taken back, and not what waited for memory: it is
+    told what for, or does without a GPU where that is configured.
+    """
+    w = machine("a")
+    w.configure(model("a", pinned=True), limits=replace(w.limits, loads_without_gpu=loads))
+    if how == "waited":
+        w.load("a")
+    else:
+        w.load("a")
+        w.settle()
+    if how == "crashed":
+        w.end("a", code=1)
+    elif how == "given back":
+        w.post(events.YieldAsked(ALICE, ""))
+        w.settle()
+    before = len(w.launches())
+    wake(w, problem="no GPU answers")
+    w.post(events.ResumeAsked(ALICE))
+    w.settle()
+    w.pass_time(60)
+    if loads is LoadsMeanwhile.CPU:
+        assert w.last_launch("a").shares[0].device == HOST
+        return
+    assert len(w.launches()) == before
+    assert w.queue()[0].waits_for == "waiting until GPUs can be used: no GPU answers"
+    wake(w)
+    assert (w.state("a"), w.last_launch("a").shares[0].device) == (State.READY, GPU)
+
+
 def test_a_machine_that_shuts_down_loses_all_and_says_so() -> None:
     """Nothing is kept; a shutdown that is called off brings it back."""
     w = loaded("a")
@@ -432,6 +465,24 @@ def test_unload_while_the_machine_goes_to_sleep_joins() -> None:
     assert w.result(job) is JobResult.DONE
     wake(w)
     assert w.state("a") is State.COLD
+
+
+@pytest.mark.parametrize("why", ["sleep", "yield"])
+def test_who_unloads_what_goes_for_a_while_waits_no_longer_than_ever_once_that_is_over(why: str) -> None:
+    """No answer is cut, and after the time for it the model stays and who asked is told."""
+    w = machine("a")
+    w.load("a", use=True)
+    w.settle()
+    if why == "sleep":
+        sleep(w)
+    else:
+        w.post(events.YieldAsked(ALICE, ""))
+    job = w.unload("a")
+    w.post(events.WokeUp() if why == "sleep" else events.ResumeAsked(ALICE))
+    w.pass_time(299)
+    assert w.state("a") is State.DRAINING
+    w.pass_time(2)
+    assert (w.state("a"), w.result(job)) == (State.READY, JobResult.TIMEOUT)
 
 
 @settings(max_examples=150, deadline=None)
@@ -694,3 +745,16 @@ def test_an_engine_that_answers_on_a_lost_gpu_is_ended_at_once() -> None:
     assert set(w.engines) == {"h"}
     told = {notice.model: notice.message.partition(": ")[2] for notice in w.notices(Kind.MODEL_UNLOADED)}
     assert told == dict.fromkeys("ab", "its GPU did not keep it over the sleep")
+    wake(w)
+    assert set(w.engines) == {"b", "h"}, "somebody has unloaded the other"
+
+
+def test_an_engine_without_its_memory_that_was_to_go_is_ended_and_stays_away() -> None:
+    """Somebody has it unloaded, and it answers as if it still had it."""
+    w = kept()
+    w.post(events.UseBegan("a"))
+    job = w.unload("a")
+    lose(w, "a")
+    wake(w)
+    assert (w.state("a"), w.result(job)) == (State.COLD, JobResult.DONE)
+    assert w.notices(Kind.GPU_PROBLEM)[0].message.endswith("it holds 1 MiB of 2.0 GiB; it is ended")

@@ -379,3 +379,34 @@ def test_on_battery_models_are_idle_for_less_long() -> None:
     assert w.state("a") is State.COLD
     w.pass_time(10_000)
     assert w.state("b") is State.READY
+
+
+def test_who_asks_for_what_is_there_has_it() -> None:
+    """It came up on the processor beside a game, and the GPUs are given away for another reason since."""
+    w = gaming(LoadsMeanwhile.CPU, "a")
+    play(w)
+    w.load("a")
+    w.settle()
+    give_away(w)
+    assert w.result(w.load("a")) is JobResult.DONE
+
+
+@pytest.mark.parametrize("sleeps_first", [True, False])
+def test_an_answer_that_outlasts_a_sleep_is_the_last_of_a_model_on_gpus_that_are_given_away(sleeps_first: bool) -> None:
+    """The machine is awake again, or did not sleep after all: that gives nobody the GPUs back."""
+    w = world("a")
+    w.load("a", use=True)
+    w.settle()
+    if sleeps_first:
+        w.post(events.SuspendAsked(4.0))
+    give_away(w)
+    if not sleeps_first:
+        w.post(events.SuspendAsked(4.0))
+    w.post(events.WokeUp())
+    w.pass_time(1000)
+    assert w.state("a") is State.DRAINING
+    w.post(events.UseEnded("a"))
+    w.settle()
+    assert w.state("a") is State.COLD
+    resume(w)
+    assert w.state("a") is (State.READY if sleeps_first else State.COLD)
