@@ -13,11 +13,14 @@ from gpud.core.events import ModelChanged
 from gpud.core.facts import (
     HOST,
     BudgetLimits,
+    Caller,
     EvictionLimits,
     JobResult,
     Limits,
+    LoadsMeanwhile,
     Priority,
     QueueLimits,
+    Session,
     State,
     StopTimes,
 )
@@ -28,7 +31,8 @@ from .world import ALICE, BOB, CAROL, GIB, GPU, GPU1, Gpu, World, model
 
 NAMES = ("a", "b", "c", "d", "e")
 names = st.sampled_from(NAMES)
-callers = st.sampled_from((ALICE, BOB, CAROL))
+SHELLS = tuple(Session(f"shell-{number}", 1000, 4711 + number, "bash") for number in range(2))
+callers = st.sampled_from((ALICE, BOB, CAROL, *(Caller(s.id, s.uid, s.pid, "bash", session=s.id) for s in SHELLS)))
 priorities = st.sampled_from((None, *Priority))
 waits = st.sampled_from((None, None, None, 0.0, 3.0))
 seldom = st.sampled_from((False, False, False, False, True))
@@ -69,6 +73,8 @@ class Anything(RuleBasedStateMachine):
         linger=st.booleans(),
         budget=st.sampled_from((None, 5 * GIB)),
         idle=st.sampled_from((0.0, 30.0)),
+        meanwhile=st.sampled_from(tuple(LoadsMeanwhile)),
+        without=st.sampled_from((LoadsMeanwhile.CPU, LoadsMeanwhile.REFUSE)),
     )
     def begin(
         self,
@@ -80,6 +86,8 @@ class Anything(RuleBasedStateMachine):
         linger: bool,
         budget: int | None,
         idle: float,
+        meanwhile: LoadsMeanwhile,
+        without: LoadsMeanwhile,
     ) -> None:
         models = {
             name: model(name, idle_timeout_s=idle, stop=StopTimes(drain_s=60), pinned=name == "d") for name in NAMES
@@ -89,12 +97,18 @@ class Anything(RuleBasedStateMachine):
             models,
             {name: size * GIB for name, size in zip(NAMES, sizes, strict=True)},
             {uuid: Gpu(8 * GIB) for uuid in (GPU, GPU1)[:gpus]},
-            replace(LIMITS, gpu=replace(LIMITS.gpu, budget_bytes=budget)),
+            replace(
+                LIMITS,
+                gpu=replace(LIMITS.gpu, budget_bytes=budget),
+                loads_during_game=meanwhile,
+                loads_without_gpu=without,
+            ),
             quotes={n: quoted(s, way) for n, s, way in zip(NAMES, sizes, ways, strict=True) if way != "simple"},
             real_sizes={name: size * GIB for name, size in zip(NAMES, real, strict=True) if size is not None},
             load_s=dict(zip(NAMES, load_s, strict=True)),
             drivers_linger=linger,
         )
+        self.configured = self.world.models
         self.closing = False
         self.cookies = 0
         self.asked: set[int] = set()
@@ -184,11 +198,15 @@ class Anything(RuleBasedStateMachine):
     def stop_using(self, name: str) -> None:
         self.world.post(events.UseEnded(name))
 
-    @rule(name=st.sampled_from((*NAMES, "")), caller=callers, what=st.sampled_from((*("unload evict",) * 5, "load")))
+    @rule(
+        name=st.sampled_from((*NAMES, "")),
+        caller=callers,
+        what=st.sampled_from((*("unload evict",) * 5, "load", "game")),
+    )
     def hold(self, name: str, caller: object, what: str) -> None:
         self.cookies += 1
-        asked = events.HoldAsked(self.cookies, "" if what == "load" else name, caller, "", "", frozenset(what.split()))  # type: ignore[arg-type]
-        self.wish(self.world.post, asked)
+        held = name if what == "unload evict" else ""
+        self.wish(self.world.post, events.HoldAsked(self.cookies, held, caller, "", "", frozenset(what.split())))  # type: ignore[arg-type]
 
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
@@ -205,7 +223,28 @@ class Anything(RuleBasedStateMachine):
     def take_the_gpus_back(self) -> None:
         self.world.post(events.ResumeAsked(BOB))
 
+    @rule(session=st.sampled_from(SHELLS), ends=st.booleans())
+    def a_shell_begins_or_ends(self, session: Session, ends: bool) -> None:
+        lives = any(status.session == session for status in self.world.scheduler.session_statuses())
+        if ends:
+            self.world.post(events.SessionEnded(session.id, "it exited"))
+        elif not lives:
+            self.world.post(events.SessionBegan(session))
+
     # The world
+
+    @rule(keep=st.booleans(), lost=st.booleans(), shutdown=seldom, within_s=st.sampled_from((1.0, 4.0)), really=seldom)
+    def the_machine_is_about_to_sleep(
+        self, keep: bool, lost: bool, shutdown: bool, within_s: float, really: bool
+    ) -> None:
+        if really:
+            self.world.post(
+                events.SuspendAsked(within_s, shutdown, keep, {"nvidia": "it does not preserve memory"} if lost else {})
+            )
+
+    @rule(restore=st.booleans(), problem=seldom, vendor=st.sampled_from(("", "nvidia", "amd")))
+    def the_machine_is_awake(self, restore: bool, problem: bool, vendor: str) -> None:
+        self.world.post(events.WokeUp(restore, "no GPU answers" if problem else "", vendor=vendor))
 
     @rule(data=st.data())
     def carry_out(self, data: st.DataObject) -> None:
@@ -265,17 +304,20 @@ class Anything(RuleBasedStateMachine):
             gpu.asleep = how == "asleep"
             gpu.tells = how != "tells"
 
-    @rule(name=names, changed=st.booleans(), really=seldom)
-    def reconfigure(self, name: str, changed: bool, really: bool) -> None:
+    @rule(name=names, how=st.sampled_from(("changed", "gone", "back")), look=st.booleans(), really=seldom)
+    def other_models(self, name: str, how: str, look: bool, really: bool) -> None:
+        """By another configuration, or by a look at the disks."""
         if not really:
             return
-        models = dict(self.world.models)
-        if changed:
-            models.pop(name)
-        self.world.post(
-            events.Reconfigured(models, self.world.limits, 30.0, frozenset((name,)) if not changed else frozenset())
-        )
-        self.world.post(events.Reconfigured(self.world.models, self.world.limits, 30.0, frozenset()))
+        world, before = self.world, self.world.models
+        world.models = {n: m for n, m in self.configured.items() if n in before or n == name}
+        if how == "gone":
+            del world.models[name]
+        changed = frozenset((name,) if how == "changed" else ())
+        if look:
+            world.post(events.CatalogueTaken(world.models, changed))
+        else:
+            world.post(events.Reconfigured(world.models, world.limits, 30.0, changed))
 
     @rule(size=st.sampled_from((0, 0, 3, 8)))
     def set_budget(self, size: int) -> None:
@@ -313,6 +355,22 @@ class Anything(RuleBasedStateMachine):
             assert all(gpu.committed_bytes == 0 for gpu in world.scheduler.gpu_statuses())
 
     @invariant()
+    def every_engine_is_somebodys(self) -> None:
+        for name in self.world.engines:
+            state = self.world.state(name)
+            assert state is not None and state.has_engine(), f"the engine of {name} runs, which is {state}"
+
+    @invariant()
+    def who_comes_back_by_itself_is_on_its_way(self) -> None:
+        for status in self.world.scheduler.model_statuses():
+            assert status.waiting or not status.retries or status.state is not State.COLD, f"{status.model.name}"
+
+    @invariant()
+    def only_living_sessions_use_models(self) -> None:
+        living = {status.session.id for status in self.world.scheduler.session_statuses()} | {""}
+        assert all(users <= living for users in self.world.scheduler.users().values())
+
+    @invariant()
     def looks_do_not_pile_up(self) -> None:
         assert sum(isinstance(a, events.Sample) for a in self.world.pending) <= 5
 
@@ -328,6 +386,9 @@ class Anything(RuleBasedStateMachine):
         """When all is answered and given back, nobody waits any longer, and the books are empty."""
         world = self.world
         world.busy.clear()
+        world.models = self.configured
+        world.configure()
+        world.post(events.WokeUp())
         for hold in world.scheduler.hold_statuses():
             world.post(events.HoldDropped(hold.cookie, "released"))
         world.post(events.ResumeAsked(BOB))

@@ -21,6 +21,7 @@ from gpud.core.facts import (
     GpuStatus,
     JobResult,
     Limits,
+    LoadsMeanwhile,
     Model,
     ModelStatus,
     Priority,
@@ -453,8 +454,11 @@ class World:
         for action in actions:
             match action:
                 case events.Launch(model, shares=shares) if self.scheduler.given_away():
-                    off_gpu = self.gpus and all(share.device == HOST for share in shares)
+                    off_gpu = all(share.device == HOST for share in shares) and self.has_processor_left()
                     assert off_gpu, f"{model.name} is loaded although the GPUs are given away"
+                case events.ModelChanged(name, _, State.READY) if self.scheduler.given_away():
+                    off_gpu = all(device == HOST for device, _ in self.status(name).shares)
+                    assert off_gpu and self.has_processor_left(), f"{name} is there although the GPUs are given away"
                 case events.ModelChanged(name, State.DRAINING, State.STOPPING, reason) if reason not in BOUNDED:
                     busy = self.status(name).in_flight
                     assert not busy or name in self.forced, f"an answer of {name} is cut ({reason})"
@@ -471,6 +475,12 @@ class World:
         launched = [a for a in actions if isinstance(a, events.Launch)]
         for device in granted | {s.device for a in launched for s in a.shares if s.bytes}:
             self._check_device(device)
+
+    def has_processor_left(self) -> bool:
+        """Whether the processor is not given away with the GPUs: that is so where there are none, but for a game beside
+        which models may be loaded without them.
+        """
+        return bool(self.gpus) or self.limits.loads_during_game is LoadsMeanwhile.CPU
 
     def _check_device(self, device: str) -> None:
         running = [e for e in self.engines.values() if device in e.promised]
