@@ -224,7 +224,9 @@ case "$*" in
 *update) exit 0 ;;
 esac
 for service in nginx dbus; do
-    if "$POLICY" "$service"; then echo "started $service"; fi
+    # As invoke-rc.d and deb-systemd-invoke ask.
+    if "$POLICY" --quiet "$service" start; then echo "started $service"; fi
+    if "$POLICY" "$service.service" start; then echo "started $service.service"; fi
 done >>"$RECORD"
 """
 
@@ -236,7 +238,11 @@ def test_the_web_server_for_the_tests_is_not_started(debian: Debian) -> None:
     program(debian.folder / "apt-get", APT_STARTS)
     program(debian.folder / "systemctl", '#!/bin/sh\necho "$*" >>"$RECORD"\n')
     assert debian.packages(step="test", POLICY=str(policy)) == (0, "installing Debian packages: nginx-light\n")
-    assert debian.record.read_text().splitlines() == ["started dbus", "--quiet disable nginx.service"]
+    assert debian.record.read_text().splitlines() == [
+        "started dbus",
+        "started dbus.service",
+        "--quiet disable nginx.service",
+    ]
     assert not policy.exists()
     program(policy, "#!/bin/sh\nexit 101\n")
     assert debian.packages(step="test", POLICY=str(policy))[0] == 0
