@@ -191,7 +191,10 @@ class Models:
             draft.leave(where, setting, text, f'have it take ${{port}}, and write it as the command of "{path[1]}"')
             return
         draft.put((*path, "engine"), "custom", where, setting, why="a program that gpud has no engine for")
-        draft.put((*path, "command"), words, where, setting)
+        if re.fullmatch(r"(docker|podman|nerdctl)", words[0].rsplit("/", 1)[-1]):
+            self._container(path, where, setting, words)
+        else:
+            draft.put((*path, "command"), words, where, setting)
         draft.put((*path, "size"), 0, where, setting, why=_SIZE_UNKNOWN, instead=_SIZE_HINT, changed=True)
         if "/" in words[0] and not words[0].startswith(("/", "$")):
             draft.assume((*path, "directory"), draft.given.directory, "a relative program starts from there")
@@ -205,8 +208,6 @@ class Models:
         if address.path.strip("/"):
             text = f"requests go to the program as they are, without {shown(address.path)} before their paths"
             draft.leave(fields.at("proxy"), fields.name("proxy"), text)
-        if re.fullmatch(r"(docker|podman|nerdctl)", words[0].rsplit("/", 1)[-1]):
-            self._container(path, where, setting, words)
 
     def _container(self, path: Path, where: Where, setting: str, words: list[str]) -> None:
         draft = self._draft
