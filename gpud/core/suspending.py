@@ -188,7 +188,7 @@ class Sleeping:
                 entry.off_gpu = True
             else:
                 entry.kept_off = True
-                entry.ticket.waits_for = f"waiting until GPUs can be used: {self.problem}"
+                self._table.say_why(entry.ticket, f"waiting until GPUs can be used: {self.problem}")
 
     def deadlines(self) -> list[float]:
         return [] if self._kill_at_s is None or not self._engines() else [self._kill_at_s]

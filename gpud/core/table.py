@@ -79,6 +79,11 @@ class Table:
         elif instance.state in (State.DRAINING, State.STOPPING, State.KILLING):
             ticket.waits_for = "waiting until it is unloaded"
 
+    def say_why(self, ticket: queue.Ticket, text: str) -> None:
+        if ticket.waits_for != text:
+            ticket.waits_for = text
+            self.out.touch()
+
     def wait_until(self, wait_s: float | None) -> float:
         """When one who would wait so long gives up; None: as configured. Who would not wait at all still waits for the
         look at the devices, and for memory that is on its way back.

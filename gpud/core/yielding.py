@@ -82,7 +82,7 @@ class Yielding:
             entry.off_gpu = concerned and on_processor
             entry.kept_off = concerned and not on_processor
             if entry.kept_off:
-                entry.ticket.waits_for = f"waiting until the GPUs are taken back: {reason}"
+                self._table.say_why(entry.ticket, f"waiting until the GPUs are taken back: {reason}")
 
     def _meanwhile(self) -> LoadsMeanwhile:
         return self._table.limits.loads_during_game

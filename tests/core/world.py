@@ -427,13 +427,15 @@ class World:
         return self.scheduler.queue_statuses()
 
     def seen(self) -> tuple[object, ...]:
-        """Everything that is shown, but for the places in the queue, which change as time passes."""
+        """Everything that is shown, but for what changes as time passes: places in the queue, and how long the GPUs are
+        still given away.
+        """
         seen = self.scheduler
         waiting = {(entry.model, entry.claim): replace(entry, position=0) for entry in seen.queue_statuses()}
         return (
             *(list(seen.model_statuses()), seen.gpu_statuses(), seen.job_statuses(), seen.hold_statuses(), waiting),
             *(seen.claim_statuses(), seen.yield_status(), seen.session_statuses(), seen.suspended()),
-            *(seen.given_away(), seen.gpu_problem()),
+            *(bool(seen.given_away()), seen.gpu_problem()),
         )
 
     def result(self, job: int) -> JobResult:
