@@ -20,11 +20,14 @@ class Endings:
         """None for one that has not ended, or long ago."""
         return self._ended.get(job)
 
-    async def wait(self, job: int) -> JobEnded:
-        """For one that has not ended."""
+    def wait(self, job: int) -> asyncio.Future[JobEnded]:
+        """How one ends that has not ended long ago."""
         future: asyncio.Future[JobEnded] = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault(job, []).append(future)
-        return await future
+        if job in self._ended:
+            future.set_result(self._ended[job])
+        else:
+            self._waiters.setdefault(job, []).append(future)
+        return future
 
     def add(self, ended: JobEnded) -> None:
         self._ended[ended.job] = ended

@@ -216,10 +216,7 @@ class Engine:
 
     async def wait(self, job: int) -> JobEnded:
         """How a job ended, or will end. Raises NoSuchJob when there is none, or it ended long ago."""
-        ended = self._endings.of(job)
-        if ended is not None:
-            return ended
-        if self.job(job) is None:
+        if self._endings.of(job) is None and self.job(job) is None:
             raise NoSuchJob(f"there is no job {job}", hint="it may have ended long ago")
         return await self._endings.wait(job)
 
@@ -302,10 +299,11 @@ class Engine:
             if running is not None:
                 return running
             job = self.load(name, caller, replace(options or LoadOptions(), use=True))
+            ending = self._endings.wait(job)
             try:
-                ended = await self.wait(job)
+                ended = await asyncio.shield(ending)
             except asyncio.CancelledError:
-                self._give_up(name, job)
+                self._give_up(name, job, ending)
                 raise
             if (problem := problem_of(ended)) is not None:
                 raise problem
@@ -319,16 +317,14 @@ class Engine:
         if self._work.running.get(name) is running:
             self._post(events.UseEnded(name))
 
-    def _give_up(self, name: str, job: int) -> None:
+    def _give_up(self, name: str, job: int, ending: asyncio.Future[JobEnded]) -> None:
         """Whoever wanted it has left: it no longer waits, and what was counted for it counts no longer."""
-        if self.job(job) is not None:
+        if not ending.done():
             self._post(events.CancelAsked(job))
-            return
-        ended = self._endings.of(job)
-        running = self._work.running.get(name)
-        served = ended is not None and ended.result is JobResult.DONE
-        if ended is not None and served and running is not None and running.start.generation == ended.generation:
-            self._post(events.UseEnded(name))
+        elif not ending.cancelled() and ending.result().result is JobResult.DONE:
+            running = self._work.running.get(name)
+            if running is not None and running.start.generation == ending.result().generation:
+                self._post(events.UseEnded(name))
 
     # Downloads: the bytes flow in a process of whoever asks ----------------------------------------------------------
 
