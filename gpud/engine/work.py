@@ -143,11 +143,14 @@ class Work:
 
     async def changed(self, models: Mapping[str, Model], backends: Mapping[str, Backend]) -> frozenset[str]:
         """The models whose engines, running or starting, no longer match these settings."""
-        running = {
-            name
-            for name, one in list(self.running.items())
-            if (model := models.get(name)) is not None and not await self._still_matches(one, model, backends)
-        }
+        asked: dict[str, Running] = {}
+        running: set[str] = set()
+        # While one is asked about, others become ready.
+        while new := {n: one for n, one in self.running.items() if n in models and asked.get(n) is not one}:
+            asked |= new
+            for name, one in new.items():
+                if not await self._still_matches(one, models[name], backends):
+                    running.add(name)
         loading = {name for name in self._loading if not is_launched_alike(self.models.get(name), models.get(name))}
         return frozenset(running | loading)
 
