@@ -78,7 +78,7 @@ class Work:
         self.models = Stock.of(models)
         self.backends = backends
         self.running: dict[str, Running] = {}
-        self.looks: list[asyncio.Future[None]] = []
+        self.looks: set[asyncio.Future[None]] = set()
         self.looked_at_s: float | None = None
         self._post = post
         self._say = say
@@ -318,6 +318,23 @@ class Work:
     async def _sample(self, action: events.Sample) -> None:
         if action.delay_s:
             await asyncio.sleep(action.delay_s)
+        try:
+            seen = await self._seen(action)
+        except Exception as error:
+            # Nothing would be looked at any more if this look did not come, and nothing loaded.
+            log.exception("internal error: a look at the devices failed")
+            unfit = dict.fromkeys(
+                (m.name for m in action.check), events.Unfit(f"internal error: {error!r}", kind="internal")
+            )
+            claimed = dict.fromkeys(action.claims, frozenset[int]())
+            seen = events.Sampled((), {}, {}, unfit, action.settling, action.check, claimed, action.tickets)
+        looks, self.looks = self.looks, set()
+        self._post(seen)
+        for look in looks:
+            if not look.done():
+                look.set_result(None)
+
+    async def _seen(self, action: events.Sample) -> events.Sampled:
         if self._look_first is not None:
             await self._look_first()
         quotes: dict[str, Quote] = {}
@@ -344,11 +361,7 @@ class Work:
             if problem not in self._gpu_problems:
                 self._say(Kind.GPU_PROBLEM, problem, level=Level.WARNING)
         self._gpu_problems = self._gpus.problems
-        looks, self.looks = self.looks, []
-        self._post(events.Sampled(samples, own, quotes, unfit, action.settling, action.check, claimed, action.tickets))
-        for look in looks:
-            if not look.done():
-                look.set_result(None)
+        return events.Sampled(samples, own, quotes, unfit, action.settling, action.check, claimed, action.tickets)
 
     def _processes(self) -> Mapping[tuple[str, int], frozenset[int]]:
         """Those of every engine, by model and generation, also of those that are still loading."""

@@ -147,7 +147,7 @@ class Engine:
     async def refresh(self) -> None:
         """Have the devices looked at again, without waking one that sleeps; returns early when they take too long."""
         seen: asyncio.Future[None] = self._loop.create_future()
-        self._work.looks.append(seen)
+        self._work.looks.add(seen)
         # The first look is under way since the start. One more behind it would find the drivers let go, and know less.
         if self._work.looked_at_s is not None:
             self._post(events.LookAsked())
@@ -155,6 +155,8 @@ class Engine:
             await asyncio.wait_for(seen, REFRESH_S)
         except TimeoutError:
             log.debug("The devices have not been looked at within %g s", REFRESH_S)
+        finally:
+            self._work.looks.discard(seen)
 
     def subscribe(self, listener: Listener, *, touched: bool = True) -> Callable[[], None]:
         """Be told after each event what happened; returns how to stop that. ``touched`` False: not where nothing is
@@ -478,12 +480,12 @@ class Engine:
         await self.keep_uses()
         await self._gives_way.close()
         await self.library.close()
+        await self._work.close()
         await self._history.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._listeners.close()
-        await self._work.close()
         self._endings.close()
 
     async def apply(

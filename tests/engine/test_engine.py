@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -9,13 +10,15 @@ import pytest
 
 from gpud.core.errors import BackendFailed, NoSuchHold, NoSuchJob, NoSuchModel
 from gpud.core.events import JobEnded, LoadOptions, ModelChanged, Notice, Outcome
-from gpud.core.facts import Caller, Endpoint, JobResult, Model, State
+from gpud.core.facts import Caller, Endpoint, GpuSample, JobResult, Model, State
 from gpud.core.ports import ChildRecord, RunnerRecord
 from gpud.core.quote import Share
+from gpud.core.record import replace
+from gpud.engine.endings import KEPT
 from gpud.engine.writer import FRESH_S
 
 from .catalogue import configured
-from .parts import GIB, Bench, FakeBackend, FakeRunner, MemoryStore
+from .parts import GIB, Bench, FakeBackend, FakeRunner, MemoryStore, OneGpu
 
 Run = Callable[..., Any]
 ALICE = Caller("alice", 1000, label="alice")
@@ -189,6 +192,38 @@ def test_a_use_that_is_given_up_leaves_the_queue(run: Run) -> None:
             assert bench.store.kept == {}
 
     run(work())
+
+
+def test_a_use_that_is_given_up_as_it_begins_counts_no_longer(run: Run) -> None:
+    """However many wait with it: what is told of their ends is forgotten before this one is through."""
+
+    async def work() -> None:
+        async with Bench(A) as bench:
+            bench.backend.gate = asyncio.Event()
+            over = asyncio.Event()
+
+            async def use() -> None:
+                async with bench.engine.use("a", ALICE):
+                    await over.wait()
+
+            tasks = [asyncio.create_task(use()) for _ in range(KEPT + 44)]
+            await bench.backend.entered.wait()
+
+            def gives_up(outcomes: tuple[Outcome, ...]) -> None:
+                if any(isinstance(outcome, JobEnded) for outcome in outcomes):
+                    tasks[0].cancel()
+
+            stop = bench.engine.subscribe(gives_up)
+            bench.backend.gate.set()
+            await asyncio.gather(tasks[0], return_exceptions=True)
+            stop()
+            assert tasks[0].cancelled()
+            assert bench.engine.snapshot().models[0].in_flight == len(tasks) - 1
+            over.set()
+            await asyncio.gather(*tasks[1:])
+            assert bench.engine.snapshot().models[0].in_flight == 0
+
+    run(work(), timeout_s=50)
 
 
 def test_a_use_of_what_cannot_be_loaded_raises_the_reason(run: Run) -> None:
@@ -417,6 +452,46 @@ def test_a_reload_touches_only_what_has_changed(run: Run) -> None:
     run(work())
 
 
+def test_what_becomes_ready_while_a_reload_asks_about_another_is_not_forgotten(run: Run) -> None:
+    """It was started with the old settings, and goes."""
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        asked, answer = asyncio.Event(), threading.Event()
+
+        class Slow(FakeBackend):
+            def fingerprint(self, model: Model) -> str:
+                if model.name == "a" and "b" in [order.model.name for order in self.orders]:
+                    loop.call_soon_threadsafe(asked.set)
+                    answer.wait(50)
+                return super().fingerprint(model)
+
+        async with Bench(A, B, backend=Slow()) as bench:
+            await bench.engine.wait(bench.engine.load("a", ALICE))
+            bench.backend.entered.clear()
+            bench.backend.gate = asyncio.Event()
+            job = bench.engine.load("b", ALICE)
+            await bench.backend.entered.wait()
+            changed = replace(B, settings=replace(B.settings, context=8192))
+            reload = asyncio.create_task(
+                bench.engine.apply(
+                    shelf=configured({"a": A, "b": changed}),
+                    limits=bench.limits,
+                    idle_timeout_s=300.0,
+                    backends={"fake": bench.backend},
+                )
+            )
+            await asked.wait()
+            bench.backend.gate.set()
+            await bench.engine.wait(job)
+            answer.set()
+            await reload
+            await until(bench, "b", State.COLD)
+            assert bench.backend.runners["a"].unloads == 0
+
+    run(work(), timeout_s=60)
+
+
 def test_the_measured_size_is_what_the_next_load_reserves(run: Run) -> None:
     """Learned by the fingerprint of the settings."""
 
@@ -520,6 +595,58 @@ def test_a_look_does_not_wake_a_device_when_nothing_is_loaded(run: Run) -> None:
             await bench.look()
             assert bench.gpus.looks >= 1
             assert bench.gpus.woken == 0
+
+    run(work())
+
+
+def test_a_look_that_fails_ends_neither_looks_nor_loads(run: Run) -> None:
+    """Who waits for it is told; the next one is made all the same."""
+
+    class Vanishes(FakeRunner):
+        broken = False
+
+        def pids(self) -> frozenset[int]:
+            if self.broken:
+                raise OSError("no such process")
+            return super().pids()
+
+    async def work() -> None:
+        async with Bench(A, B) as bench:
+            bench.backend.adoptable["a-1"] = Vanishes(1)
+            bench.store.kept["a-1"] = RunnerRecord(
+                "a-1", "a", "fake", "1-None", Endpoint(), shares=(Share("GPU-0", GIB),)
+            )
+            await bench.engine._work.take_over()
+            await bench.look()
+            Vanishes.broken = True
+            ended = await bench.engine.wait(bench.engine.load("b", ALICE))
+            assert ended.result is JobResult.FAILED
+            assert "internal error: OSError('no such process')" in ended.message
+            Vanishes.broken = False
+            assert (await bench.engine.wait(bench.engine.load("b", ALICE))).result is JobResult.DONE
+
+    run(work(), timeout_s=50)
+
+
+def test_who_no_longer_waits_for_a_look_that_hangs_leaves_nothing(run: Run) -> None:
+    """There may be one of them each second, for hours."""
+
+    class Hangs(OneGpu):
+        hangs, asked = asyncio.Event(), asyncio.Event()
+
+        async def sample(self, own: frozenset[int], *, wake: bool) -> tuple[GpuSample, ...]:
+            self.asked.set()
+            await self.hangs.wait()
+            return await super().sample(own, wake=wake)
+
+    async def work() -> None:
+        async with Bench(A, gpus=Hangs()) as bench:
+            asking = asyncio.create_task(bench.engine.refresh())
+            await Hangs.asked.wait()
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            assert not bench.engine._work.looks
+            Hangs.hangs.set()
 
     run(work())
 
