@@ -1,6 +1,7 @@
 """What ``tools/install`` puts among the programs of a machine that has its own already."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -35,6 +36,19 @@ def test_every_command_and_hook_is_installed(tmp_path: Path) -> None:
     assert files["/etc/profile.d/gpud-session.sh"] == "shell/hooks/gpud.sh"
     assert files["/usr/share/fish/vendor_conf.d/gpud.fish"] == "shell/hooks/gpud.fish"
     assert {f"/usr/share/gpud/hooks/gpud.{name}" for name in ("sh", "zsh", "fish")} <= set(files)
+
+
+def test_the_pages_that_gpud_points_to_are_installed(tmp_path: Path) -> None:
+    """With their pictures, beside each other as they lie in the source."""
+    files = dict(reversed(pair) for pair in listed(tmp_path))
+    said = "\n".join(path.read_text() for path in (TOP / "gpud").rglob("*.py"))
+    pages = set(re.findall(r"/usr/share/doc/gpud/docs/[\w-]+\.md", said))
+    assert pages
+    assert pages <= set(files)
+    for page in (TOP / "docs").glob("*.md"):
+        assert files[f"/usr/share/doc/gpud/docs/{page.name}"] == f"docs/{page.name}"
+        for picture in re.findall(r"\]\((images/[^)]+)\)", page.read_text()):
+            assert f"/usr/share/doc/gpud/docs/{picture}" in files
 
 
 def test_somebody_elses_program_stays(tmp_path: Path) -> None:

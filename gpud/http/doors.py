@@ -213,7 +213,10 @@ def _no_route(request: Request, found: Match | NotAllowed | None) -> HttpError:
             headers={"Allow": methods},
         )
     return HttpError(
-        404, "not_found", f"nothing answers {request.method} {request.path[:200]}", hint="see docs/http.md"
+        404,
+        "not_found",
+        f"nothing answers {request.method} {request.path[:200]}",
+        hint="the routes are in /usr/share/doc/gpud/docs/http.md, or docs/http.md of the source",
     )
 
 

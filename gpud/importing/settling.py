@@ -80,7 +80,7 @@ def _take_out(draft: Draft, invalid: ConfigInvalid, paths: dict[int, Path]) -> N
         if match is None or path is None or path == ("models",):
             raise GpudError(
                 f"cannot import {draft.given.file}: gpud would not take the result: {problem}",
-                hint="import a part of it, or write gpud.yaml by hand; docs/migration.md has every key",
+                hint="import a part of it, or write gpud.yaml by hand; gpud.yaml(5) has every key",
             )
         blamed.setdefault(path, match[2])
     for path, text in blamed.items():
