@@ -182,7 +182,7 @@ class Books:
         may_go: Callable[[Instance], bool],
         occupied: Callable[[Instance], bool],
         *,
-        asleep_is_empty: bool = False,
+        asleep_is_empty: bool,
     ) -> Sequence[Device]:
         """Every device as admission wants to see it. ``instances`` are those with an engine; ``may_go`` says of one
         whether it may make room for others at all, ``occupied`` whether it has to answer somebody first. A device that

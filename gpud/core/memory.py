@@ -103,12 +103,7 @@ class Memory:
         used = self._books.measured(instance)
         instance.used = used
         promised = {share.device: share.bytes for share in instance.shares}
-        over = {
-            device: used_bytes - promised[device]
-            for device, used_bytes in used.items()
-            if device != HOST and used_bytes > promised[device] + TOLERANCE_BYTES
-        }
-        if not over:
+        if all(device == HOST or size <= promised[device] + TOLERANCE_BYTES for device, size in used.items()):
             return
         shares = tuple(Share(s.device, max(s.bytes, used.get(s.device, 0))) for s in instance.shares)
         if not self._loading.promise(instance, shares):
@@ -150,9 +145,8 @@ class Memory:
         A device that lists none of its processes may not know them (as from another container): there it counts by how
         much more is in use than before it was started.
         """
-        loaded = instance.launchable()
         promised_bytes = instance.need_bytes
-        if instance.on_host or loaded.settings.layers == "0" or family(loaded.engine) not in READ_BY_LAYERS:
+        if instance.on_host or family(instance.launchable().engine) not in READ_BY_LAYERS:
             return None
         if self._books.is_listed(instance):
             held_bytes = instance.used_bytes

@@ -338,3 +338,13 @@ def test_claims_by_two_users_take_turns() -> None:
         w.drop(claim)
         w.pass_time(1)
     assert order == ["alice", "bob", "alice", "bob", "alice"]
+
+
+def test_a_claim_waits_for_no_program_on_another_gpu() -> None:
+    """What is claimed there does not come back here: it is refused at once."""
+    w = world(gpus={GPU: Gpu(8 * GIB), GPU1: Gpu(8 * GIB, foreign_bytes=4 * GIB)})
+    w.claim(6 * GIB, gpu="0")
+    w.settle()
+    claim = w.claim(6 * GIB, gpu="1")
+    w.settle()
+    assert isinstance(w.over[claim].error, BudgetExceeded)

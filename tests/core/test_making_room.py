@@ -3,17 +3,21 @@
 import pytest
 
 from gpud.core import events
+from gpud.core.books import Books
 from gpud.core.events import Kind, ModelChanged
 from gpud.core.facts import (
     AUTO_IDLE,
     BudgetLimits,
     EvictionLimits,
     EvictionPolicy,
+    GpuSample,
     JobResult,
     Limits,
     Priority,
     State,
 )
+from gpud.core.instance import Instance
+from gpud.core.quote import Share
 
 from .world import ALICE, BOB, GIB, GPU, Gpu, World, model
 
@@ -238,3 +242,13 @@ def test_a_request_that_follows_its_load_counts_from_the_moment_it_is_ready() ->
     w.post(events.UseEnded("a"))
     w.pass_time(301)
     assert w.state("a") is State.COLD
+
+
+@pytest.mark.parametrize(("size", "reload_s"), [(2 * GIB, 2.0), (8 * GIB, 5.0)])
+def test_a_load_that_nobody_measured_is_taken_to_read_two_gib_a_second(size: int, reload_s: float) -> None:
+    """After a second in which its engine starts: so much is lost with an engine that was taken over."""
+    instance = Instance(model("a"), state=State.READY, shares=(Share(GPU, size),))
+    books = Books(Limits())
+    books.seen((GpuSample(GPU, "Test GPU", 0, "nvidia", 16 * GIB, size, 16 * GIB - size),), {}, {}, 0.0)
+    (device,) = books.devices([instance], (), lambda _: True, lambda _: False, asleep_is_empty=False)
+    assert [candidate.reload_s for candidate in device.movable] == [reload_s]

@@ -1,11 +1,13 @@
 """A model that was to be on a GPU and is not there says so, once, with the numbers; whatever is there does not."""
 
+import pytest
+
 from gpud.core import events
 from gpud.core.events import Kind, Level
 from gpud.core.facts import EngineSettings, State
 from gpud.core.quote import Offer, Quote, Share
 
-from .world import GIB, GPU, MIB, Engine, Gpu, World, model
+from .world import GIB, GPU, GPU1, MIB, Engine, Gpu, World, model
 
 
 def world(*names: str, size: int, **more: object) -> World:
@@ -94,6 +96,41 @@ def test_processes_that_go_by_other_numbers_accuse_nobody() -> None:
     w.pass_time(1)
 
     assert w.status("a").state is State.READY
+    assert warned(w) == []
+
+
+def test_what_others_had_before_is_not_the_models() -> None:
+    """What the device has more in use than before counts, and nothing else."""
+    w = world("a", size=5 * GIB, real_sizes={"a": 0}, gpus={GPU: Gpu(foreign_bytes=2 * GIB)})
+    w.load("a")
+    w.settle()
+    assert len(warned(w)) == 1
+
+
+@pytest.mark.parametrize(("held_bytes", "told"), [(20 * MIB, 0), (20 * MIB - 1, 1)])
+def test_a_tenth_of_what_was_promised_is_there(held_bytes: int, told: int) -> None:
+    """A byte less is not."""
+    w = world("a", size=200 * MIB, real_sizes={"a": held_bytes})
+    w.load("a")
+    w.settle()
+    assert len(warned(w)) == told
+
+
+@pytest.mark.parametrize("second", ["ill", "away"])
+def test_a_gpu_that_does_not_tell_accuses_nobody(second: str) -> None:
+    """One of the two on which it was to be: nobody knows what it has there."""
+    halves = (Share(GPU, 3 * GIB), Share(GPU1, 3 * GIB))
+    w = world("a", size=6 * GIB, real_sizes={"a": 0}, gpus={GPU: Gpu(), GPU1: Gpu()}, load_s={"a": 1.0})
+    w.quotes["a"] = Quote((Offer(halves, split=(0.5, 0.5)),))
+    w.load("a")
+    w.settle()
+    w.engines["a"].real = {}
+    if second == "ill":
+        w.gpus[GPU1].health = "it has fallen off the bus"
+    else:
+        del w.gpus[GPU1]
+    w.pass_time(2)
+    assert w.state("a") is State.READY
     assert warned(w) == []
 
 

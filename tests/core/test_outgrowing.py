@@ -89,6 +89,31 @@ def test_what_a_driver_rounds_up_is_not_more() -> None:
     assert w.result(job) is JobResult.DONE
 
 
+@pytest.mark.parametrize("more_bytes", [64 << 20, (64 << 20) + 1])
+def test_what_a_driver_may_round_up_has_a_limit(more_bytes: int) -> None:
+    """A byte beyond it, and the engine is promised what it holds."""
+    w = world("a", real_sizes={"a": 3 * GIB + more_bytes}, load_s={"a": 9.0})
+    w.load("a")
+    w.settle()
+    w.engines["a"].load_s = 0.0
+    w.post(events.LookAsked())
+    w.settle()
+    assert w.state("a") is State.LOADING
+    assert w.status("a").need_bytes == 3 * GIB + (more_bytes if more_bytes > 64 << 20 else 0)
+
+
+def test_one_that_came_up_is_promised_no_more_than_it_held_when_it_comes_back() -> None:
+    """What it was given more for its second try has done its work."""
+    w = world("a", oom={"a": 3 * GIB + 1})
+    w.load("a")
+    w.settle()
+    assert launches(w, "a") == [3.0, 3.75]
+    w.oom.clear()
+    w.end("a", code=1)
+    w.pass_time(10)
+    assert launches(w, "a") == [3.0, 3.75, 3.0]
+
+
 def test_a_load_is_looked_at_often_and_nothing_else_is() -> None:
     """Ten times a second while it fills its memory; then only on the slow timer."""
     w = world("a", load_s={"a": 2.0})

@@ -71,9 +71,9 @@ def test_nobody_goes_as_long_as_the_reserve_is_free() -> None:
 
 
 def test_other_programs_are_named_by_what_they_hold() -> None:
-    """The largest first."""
+    """The three that hold most, the largest first."""
     w = loaded("a")
-    w.gpus[GPU].programs |= {"small": GIB, "large": 3 * GIB, "middle": 2 * GIB}
+    w.gpus[GPU].programs |= {"small": GIB, "large": 3 * GIB, "middle": 2 * GIB, "tiny": 1 << 20}
     looked(w)
     assert w.notices(Kind.GAVE_WAY)[0].message.endswith(
         "other programs: large (pid 5001) 3.0 GiB, middle (pid 5002) 2.0 GiB, small (pid 5000) 1.0 GiB"
@@ -352,6 +352,20 @@ def test_what_was_claimed_is_not_held_by_others() -> None:
     job = w.load("a")
     w.settle()
     assert w.result(job) is JobResult.DONE
+
+
+def test_what_is_only_asked_for_is_held_by_others() -> None:
+    """A program that waits for its claim holds what it holds on its own account."""
+    w = world("a", size=3 * GIB, limits=replace(LIMITS, external_busy_bytes=3 * GIB))
+    w.load("a", use=True)
+    w.settle()
+    w.configure(model("b"), b=GIB)
+    claim = w.claim(6 * GIB, ALICE)
+    w.settle()
+    w.programs[claim].device, w.programs[claim].used_bytes = GPU, 3 * GIB
+    job = w.load("b")
+    w.settle()
+    assert isinstance(w.jobs[job].error, GpuTaken)
 
 
 def test_another_gpu_that_others_leave_alone_is_used() -> None:

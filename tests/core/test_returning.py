@@ -6,7 +6,7 @@ import pytest
 
 from gpud.core import events
 from gpud.core.events import Kind
-from gpud.core.facts import Exit, State
+from gpud.core.facts import Exit, JobResult, State
 from gpud.core.quote import Offer, Quote, Share, Source
 
 from .world import GIB, GPU, GPU1, Gpu, World, model
@@ -162,3 +162,48 @@ def test_a_gpu_that_tells_nothing_hides_nothing_of_the_others(first: str) -> Non
     assert not expects(w)
     w.pass_time(w.limits.memory_wait_s + 1)
     assert late(w) == []
+
+
+def test_what_a_look_misses_is_waited_for_until_it_is_there() -> None:
+    """Its process is no longer seen, and its driver still has the memory: who comes next waits, each time anew."""
+    w = World({"a": model("a"), "b": model("b")}, {"a": 6 * GIB, "b": 6 * GIB})
+    for seen_first in (True, False):
+        w.load("a")
+        w.settle()
+        told_later = dies(w, "a")
+        w.gpus[GPU].late_bytes = 6 * GIB
+        if seen_first:
+            w.post(events.LookAsked())
+            w.settle()
+        w.post(told_later)
+        job = w.load("b")
+        w.pass_time(1)
+        assert "to come back on Test GPU" in w.status("b").waits_for
+        w.gpus[GPU].late_bytes = 0
+        w.pass_time(1)
+        assert w.result(job) is JobResult.DONE
+        w.unload("b")
+        w.settle()
+        w.pass_time(1)
+    assert late(w) == []
+
+
+def test_who_is_seen_again_has_not_ended() -> None:
+    """One look did not list its process; when it really ends, its memory is waited for."""
+    w = World({"a": model("a"), "b": model("b")}, {"a": 6 * GIB, "b": 6 * GIB})
+    w.load("a")
+    w.settle()
+    real, w.engines["a"].real = w.engines["a"].real, {}
+    w.post(events.LookAsked())
+    w.settle()
+    w.engines["a"].real = real
+    w.post(events.LookAsked())
+    w.settle()
+    told = dies(w, "a")
+    w.gpus[GPU].late_bytes = 6 * GIB
+    w.post(told)
+    job = w.load("b")
+    w.pass_time(1)
+    w.gpus[GPU].late_bytes = 0
+    w.pass_time(1)
+    assert w.result(job) is JobResult.DONE
