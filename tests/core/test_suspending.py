@@ -203,6 +203,7 @@ def test_a_sleep_that_is_called_off_finds_what_still_answers() -> None:
     wake(w)
     assert w.state("a") is State.READY
     assert w.status("a").in_flight == 1
+    assert w.notices(Kind.WOKE_UP)[0].message == "The machine is awake"
 
 
 def test_nothing_comes_back_where_that_is_not_wanted() -> None:
@@ -758,3 +759,34 @@ def test_an_engine_without_its_memory_that_was_to_go_is_ended_and_stays_away() -
     wake(w)
     assert (w.state("a"), w.result(job)) == (State.COLD, JobResult.DONE)
     assert w.notices(Kind.GPU_PROBLEM)[0].message.endswith("it holds 1 MiB of 2.0 GiB; it is ended")
+
+
+def test_what_is_not_on_the_lost_gpus_stands_in_nobodys_way() -> None:
+    """It was there before what is."""
+    w = Machine({"h": model("h", gpu=HOST), "a": model("a")}, {"h": GIB, "a": 2 * GIB})
+    for name in "ha":
+        w.load(name)
+    w.settle()
+    wake(w, problem="the GPUs do not answer")
+    assert set(w.engines) == {"h"}
+
+
+def test_what_is_given_back_after_two_looks_is_the_engines_own_doing() -> None:
+    """Nothing is held against what it had before the sleep any more."""
+    w = kept()
+    wake(w)
+    w.post(events.LookAsked())
+    w.settle()
+    b = lose(w, "b")
+    w.post(events.LookAsked())
+    w.settle()
+    assert w.engines["b"].pid == b
+
+
+def test_one_that_is_being_killed_keeps_no_other_from_it() -> None:
+    """Its time to end by itself was over before the machine's."""
+    w = loaded("a", "b", stubborn={"a", "b"}, immortal={"a"})
+    sleep(w)
+    w.post(events.KillBegan("a", 1))
+    w.pass_time(WITHIN_S)
+    assert (w.killed, set(w.engines)) == (["b"], {"a"})

@@ -410,3 +410,25 @@ def test_an_answer_that_outlasts_a_sleep_is_the_last_of_a_model_on_gpus_that_are
     assert w.state("a") is State.COLD
     resume(w)
     assert w.state("a") is (State.READY if sleeps_first else State.COLD)
+
+
+def test_what_is_off_the_gpus_keeps_nothing_on_them() -> None:
+    """It was there before what is."""
+    w = world("h", "a")
+    w.configure(model("h", gpu=HOST))
+    w.load("h")
+    w.load("a")
+    w.settle()
+    give_away(w)
+    assert set(w.engines) == {"h"}
+
+
+def test_who_gives_the_gpus_away_has_nobody_wait_at_the_end_of_gpud() -> None:
+    """An answer has as long as it would have had."""
+    w = world("a")
+    w.load("a", use=True)
+    w.settle()
+    w.post(events.ShutdownAsked())
+    give_away(w)
+    w.pass_time(w.limits.shutdown_drain_s + 1)
+    assert w.finished
