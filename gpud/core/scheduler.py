@@ -367,6 +367,7 @@ class Scheduler:
                     self._leaving.drained(instance)
             elif instance.state is State.STOPPING and again:
                 self._out.add(events.Stop(instance.model.name, instance.generation, kill=True))
+        self._out.touch()
 
     def _after_use(self) -> tuple[Action, ...]:
         """As after every event, at the price that each request pays twice: what is used has an engine, so that nothing

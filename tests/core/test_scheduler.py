@@ -986,6 +986,18 @@ def test_shutdown_drains_within_its_bound_and_ends() -> None:
     assert "is still busy" in w.notices(Kind.STILL_BUSY)[0].message
 
 
+def test_what_would_have_come_back_is_seen_not_to_at_the_end_of_gpud() -> None:
+    """It backs off, and nothing else is there: somebody may look all the same."""
+    w = loaded("a")
+    w.end("a", code=1)
+    w.settle()
+    told = len(w.told)
+    assert w.status("a").retries
+    w.post(events.ShutdownAsked())
+    assert not w.status("a").retries
+    assert events.Touched() in w.told[told:]
+
+
 def test_a_second_shutdown_does_not_wait() -> None:
     """The user pressed Ctrl-C twice."""
     w = loaded("a")
