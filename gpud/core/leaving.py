@@ -1,6 +1,6 @@
 """How a model goes: asked, idle, evicted, crashed. Drains before it stops, and asks the engine before that."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from gpud.core import events
 from gpud.core.budget import describe
@@ -39,8 +39,10 @@ class Leaving:
         self._holds = table.holds
         self._out = table.out
 
-    def unload_asked(self, event: events.UnloadAsked, coming_back: Collection[str]) -> None:
-        """``coming_back``: models that were sent away and would be loaded again without a wish for them."""
+    def unload_asked(self, event: events.UnloadAsked) -> None:
+        """What was sent away for a while, and is meant, does not come back by itself."""
+        away = self._table.after_sleep, self._table.with_gpus
+        coming_back = self._meant((*away[0], *away[1]), event)
         job = Job(event.job, JobKind.UNLOAD, event.model, event.caller, self._table.now)
         if event.model:
             instance = self._table.find(event.model)
@@ -58,13 +60,16 @@ class Leaving:
             job.left_out = [holders for holders in holders_of.values() if holders]
             chosen = [instance for instance in there if not holders_of[instance.model.name]]
             job.stay_away = [name for name in coming_back if name not in holders_of]
+        for name in coming_back:
+            for names in away:
+                names.pop(name, None)
         job.remaining = {instance.model.name for instance in chosen}
         if not chosen:
             self._out.end_if_settled(job)
         for instance in chosen:
             self.unload(instance, job, event)
 
-    def meant(self, names: Iterable[str], event: events.UnloadAsked) -> dict[str, None]:
+    def _meant(self, names: Iterable[str], event: events.UnloadAsked) -> dict[str, None]:
         """Those of these that somebody wants gone; without a name, all that nobody else holds."""
         if event.model:
             return {name: None for name in names if name == event.model}

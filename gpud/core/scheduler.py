@@ -83,10 +83,7 @@ class Scheduler:
             case events.LoadAsked():
                 self._loading.load_asked(event)
             case events.UnloadAsked():
-                coming_back = {**self._sleeping.coming_back(event), **self._yielding.coming_back(event)}
-                self._leaving.unload_asked(event, coming_back)
-                self._sleeping.sent_away(coming_back)
-                self._yielding.sent_away(coming_back)
+                self._leaving.unload_asked(event)
             case events.CancelAsked(job):
                 self._canceling.asked(job)
             case events.HoldAsked():

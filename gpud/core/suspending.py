@@ -1,7 +1,5 @@
 """The machine sleeps or goes down: what would not survive that goes first, in time, and comes back when it is awake."""
 
-from collections.abc import Iterable
-
 from gpud.core import events
 from gpud.core.budget import describe
 from gpud.core.counts import plural
@@ -43,7 +41,6 @@ class Sleeping:
         self._leaving = leaving
         self._yielding = yielding
         self._out = table.out
-        self._back: dict[str, None] = {}
         self._keeps: set[str] = set()
         self._held_before: dict[str, int] = {}
         self._looks_left = 0
@@ -93,8 +90,8 @@ class Sleeping:
         self._kill_at_s = None
         had_problem, self.problem, self.hint = self.problem, event.problem, event.hint
         if not event.restore:
-            self._back.clear()
-        back = [self._table.instances[name] for name in self._back if name in self._table.instances]
+            self._table.after_sleep.clear()
+        back = [self._table.instances[name] for name in self._table.after_sleep if name in self._table.instances]
         # Those that somebody holds come first, then as they were configured.
         back.sort(key=lambda instance: not (self._table.holds.count(instance.model.name) or instance.model.pinned))
         for instance in self._table.instances.values():
@@ -151,20 +148,11 @@ class Sleeping:
             )
             self._end(instance)
             if again:
-                self._back[name] = None
+                self._table.after_sleep[name] = None
                 self._bring_back(instance)
         self._looks_left -= 1
         if not self._looks_left:
             self._held_before = {}
-
-    def coming_back(self, event: events.UnloadAsked) -> dict[str, None]:
-        """Of the models that somebody has unloaded, those that would come back."""
-        return self._leaving.meant(self._back, event)
-
-    def sent_away(self, names: Iterable[str]) -> None:
-        """Somebody has them unloaded: they do not come back by themselves."""
-        for name in names:
-            self._back.pop(name, None)
 
     def check(self, model: Model) -> None:
         """Raises why it cannot be loaded now: the machine sleeps or goes down, or has not found its GPU again."""
@@ -234,7 +222,7 @@ class Sleeping:
                 continue
             ended.append(instance.model.name)
             if come_back and instance.state is State.READY and not instance.stale:
-                self._back[instance.model.name] = None
+                self._table.after_sleep[instance.model.name] = None
             self._end(instance)
         return ended
 
@@ -267,9 +255,9 @@ class Sleeping:
 
     def _remember(self, instance: Instance) -> None:
         """What is there, or on its way, was to be there; what somebody has sent away was not."""
-        there = instance.state in (State.LOADING, State.READY) and not instance.stale and not instance.removed
+        there = instance.state in (State.LOADING, State.READY) and not instance.stale
         if there or instance.wanted:
-            self._back[instance.model.name] = None
+            self._table.after_sleep[instance.model.name] = None
 
     def _refuse_waiting(self, instance: Instance, suspended: Suspension) -> None:
         instance.wanted = False
@@ -292,11 +280,11 @@ class Sleeping:
         name = instance.model.name
         if self._table.closing or (self.problem and _needs_gpu(instance.model)):
             return False
-        del self._back[name]
+        del self._table.after_sleep[name]
         if instance.state in (State.LOADING, State.READY, State.FAILED) or instance.removed:
             return False
         if self._yielding.keeps_off(instance):
-            self._yielding.remember(name)
+            self._table.with_gpus[name] = None
             return False
         instance.wanted = True
         self._table.enqueue(instance)

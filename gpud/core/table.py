@@ -31,8 +31,9 @@ class Table:
     ``stock`` are all models, ``instances`` the lives of those that anybody has wished for; all others rest.
     ``look``: somebody waits for memory, and the devices are to be looked at after this event. ``gpus_held``: drivers
     may be open since a look that was allowed to wake them. ``yielded``: the GPUs are given away. ``suspended``: the
-    machine is about to sleep. ``sessions``: those that live, with when they began. ``alerts`` are the devices that are
-    nearly full, ``giving_way`` those of which it was told that others need what busy models hold.
+    machine is about to sleep. ``with_gpus`` and ``after_sleep`` are the models that went for these and come back by
+    themselves. ``sessions``: those that live, with when they began. ``alerts`` are the devices that are nearly full,
+    ``giving_way`` those of which it was told that others need what busy models hold.
     """
 
     def __init__(self, models: Mapping[str, Model], limits: Limits) -> None:
@@ -46,6 +47,8 @@ class Table:
         self.claims = Claims()
         self.yielded: YieldStatus | None = None
         self.suspended: Suspension | None = None
+        self.after_sleep: dict[str, None] = {}
+        self.with_gpus: dict[str, None] = {}
         self.sessions: dict[str, tuple[Session, float]] = {}
         self.alerts: set[str] = set()
         self.giving_way: set[str] = set()

@@ -1,7 +1,5 @@
 """The GPUs are given away: whatever is on them goes, and nothing is loaded there until they are taken back."""
 
-from collections.abc import Iterable
-
 from gpud.core import events
 from gpud.core.errors import Yielded
 from gpud.core.events import Kind, Notice
@@ -27,7 +25,6 @@ class Yielding:
         self._table = table
         self._leaving = leaving
         self._out = table.out
-        self._back: dict[str, None] = {}
 
     def asked(self, event: events.YieldAsked) -> None:
         now = self._table.now
@@ -127,19 +124,6 @@ class Yielding:
         """Whether nothing may be now where this model is, or would go."""
         return bool(self.reason()) and self._is_there(instance)
 
-    def remember(self, name: str) -> None:
-        """It is to be loaded as soon as the GPUs are taken back."""
-        self._back[name] = None
-
-    def coming_back(self, event: events.UnloadAsked) -> dict[str, None]:
-        """Of the models that somebody has unloaded, those that would come back."""
-        return self._leaving.meant(self._back, event)
-
-    def sent_away(self, names: Iterable[str]) -> None:
-        """Somebody has them unloaded: they do not come back by themselves."""
-        for name in names:
-            self._back.pop(name, None)
-
     def concerns(self, model: Model) -> bool:
         """Without a GPU it is the machine's memory that is given away."""
         if self._without_gpu():
@@ -163,7 +147,7 @@ class Yielding:
                 continue
             dear = model.pinned or self._table.holds.count(model.name)
             if instance.wanted or (dear and instance.state in (State.LOADING, State.READY)):
-                self._back[model.name] = None
+                self._table.with_gpus[model.name] = None
             instance.wanted = False
             if refused and (instance.waiting or instance.load_jobs):
                 error = Yielded(
@@ -185,7 +169,7 @@ class Yielding:
 
     def _take_back(self) -> None:
         """Whoever still answers stays; whoever has gone, or is on its way, is loaded again if it was to be there."""
-        names, self._back = self._back, {}
+        names, self._table.with_gpus = self._table.with_gpus, {}
         for instance in self._table.instances.values():
             if instance.state is State.DRAINING and instance.draining_for == "yield":
                 self._leaving.stay_after_all(instance)
