@@ -73,6 +73,25 @@ def test_a_hanging_gpud_is_restarted_by_the_watchdog(machine: Machine) -> None:
         machine.run(f"rm -r {folder} && systemctl daemon-reload && systemctl restart gpud")
 
 
+def test_the_reaper_ends_nothing_while_gpud_is_about_to_be_started_again(machine: Machine) -> None:
+    """From systemd 254 on it is started between two lives of gpud too: engines are the next one's to take over."""
+    folder = "/run/systemd/system/gpud.service.d"
+    machine.run(f"mkdir -p {folder} && printf '[Service]\\nRestartSec=1h\\n' > {folder}/late.conf")
+    machine.run("systemctl daemon-reload")
+    try:
+        machine.load("tiny", "stubborn")
+        before = machine.engines()
+        machine.run(f"kill -9 {machine.main_pid()}")
+        machine.wait("the time between", 'test "$(systemctl show --value --property=SubState gpud)" = auto-restart')
+        machine.run("systemctl start gpud-reap")
+        assert machine.engines() == before
+        machine.run("systemctl restart gpud")
+        assert machine.engines() == before
+        assert machine.states()["tiny"] == machine.states()["stubborn"] == "ready"
+    finally:
+        machine.run(f"rm -r {folder} && systemctl daemon-reload && systemctl restart gpud")
+
+
 def test_an_engines_death_is_not_gpuds(machine: Machine) -> None:
     """An engine that is killed is reported as crashed and started again; the service itself never restarts."""
     machine.load("tiny")
