@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import islice
 
 from gpud.core.catalogue import Entry, Found, Source
 from gpud.core.record import Record
@@ -14,6 +15,9 @@ COMMANDS = frozenset(("all", "default", "status", "scan", "load", "unload"))
 
 LATEST = ":latest"
 """The tag that Ollama's clients add to a name without one."""
+
+
+_SHOWN = 10
 
 
 class Named(Record):
@@ -34,6 +38,18 @@ def usable(text: str) -> str:
 def brief(text: str) -> str:
     """For a message about what somebody took for a name; it may be a whole file."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def those_there(names: Collection[str]) -> str:
+    """For whoever asked for a model that is not among them; few are named, of thousands."""
+    shown = ", ".join(islice(names, _SHOWN))
+    match len(names):
+        case 0:
+            return "no model is there: gpudctl models list says how to come by one"
+        case 1:
+            return f'the only one is "{shown}"'
+        case number:
+            return f"there are {shown}" + (f" and {number - _SHOWN} more" if number > _SHOWN else "")
 
 
 def listed_name(name: str) -> str:

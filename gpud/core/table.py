@@ -1,7 +1,6 @@
 """What the parts of the scheduler share: every instance, the books, the holds, and what one event brings about."""
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import islice
 
 from gpud.core import events, queue
 from gpud.core.books import Books
@@ -13,6 +12,7 @@ from gpud.core.holds import Holds
 from gpud.core.instance import Instance
 from gpud.core.lifecycle import Trigger
 from gpud.core.looks import Looks
+from gpud.core.naming import those_there
 from gpud.core.outbox import Outbox
 from gpud.core.statuses import Patience
 from gpud.core.stock import Stock
@@ -113,7 +113,7 @@ class Table:
         if instance is None:
             model = self.stock.get(name)
             if model is None:
-                raise NoSuchModel(f'there is no model "{name}"', hint=_those_there(self.stock))
+                raise NoSuchModel(f'there is no model "{name}"', hint=those_there(self.stock))
             instance = self.instances[name] = Instance(
                 model, idle_timeout_s=self.idle_override_s, battery_idle_s=self.battery_idle_s
             )
@@ -223,10 +223,3 @@ class Table:
         if instance.removed and not instance.state.has_engine():
             self.instances.pop(instance.model.name, None)
             self._lively.pop(instance.model.name, None)
-
-
-def _those_there(names: Collection[str]) -> str:
-    if not names:
-        return "no model is there: gpudctl models list says how to come by one"
-    shown = ", ".join(islice(names, 10))
-    return f"there are {shown}" + (f" and {len(names) - 10} more" if len(names) > 10 else "")

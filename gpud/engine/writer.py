@@ -27,7 +27,7 @@ from gpud.core.facts import (
     State,
 )
 from gpud.core.instance import as_offered
-from gpud.core.naming import LONGEST, brief
+from gpud.core.naming import LONGEST, brief, those_there
 from gpud.core.ports import Backend, Files, Gpus, Launcher, Programs, Store, Warmer
 from gpud.core.quote import Offer, Quote
 from gpud.core.record import replace
@@ -173,12 +173,8 @@ class Engine:
         if len(name) > LONGEST:
             hint = f"its name has {len(name)} characters, the limit is {LONGEST}"
             raise NoSuchModel(f'there is no model "{brief(name)}"', hint=hint)
-        if not models:
-            hint = "no model is there: gpudctl models list says how to come by one"
-        elif near := closest(name, (*models, *models.aliases())):
-            hint = f'did you mean "{near}"?'
-        else:
-            hint = f"there are {', '.join(itertools.islice(models, 10))}" + (", …" if len(models) > 10 else "")
+        near = closest(name, (*models, *models.aliases()))
+        hint = f'did you mean "{near}"?' if near else those_there(models)
         raise NoSuchModel(f'there is no model "{name}"', hint=hint)
 
     # What can be wished ----------------------------------------------------------------------------------------------

@@ -22,6 +22,18 @@ def entry(id_: int, name: str, one: Found) -> Entry:
     return Entry(id_, name, one)
 
 
+def test_who_asks_for_what_is_not_there_is_told_what_is() -> None:
+    """A few of many; the one; or how to come by one."""
+    told = [naming.those_there([f"m{i}" for i in range(number)]) for number in (0, 1, 2, 10, 12)]
+    assert told == [
+        "no model is there: gpudctl models list says how to come by one",
+        'the only one is "m0"',
+        "there are m0, m1",
+        "there are m0, m1, m2, m3, m4, m5, m6, m7, m8, m9",
+        "there are m0, m1, m2, m3, m4, m5, m6, m7, m8, m9 and 2 more",
+    ]
+
+
 def test_a_model_is_called_what_its_file_is_called() -> None:
     """Signs that no name may have become a dash; Ollama's ``:latest`` is left out."""
     assert named(found("/m/qwen3-8b.gguf")) == ["qwen3-8b"]
