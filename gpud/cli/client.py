@@ -168,8 +168,7 @@ class Gpud:
         except BusError as error:
             if error.code != "no-such-model":
                 raise
-            what = f'there is no model "{name}"'
-            raise NoSuchModel(what, hint=error.message.removeprefix(what).removeprefix("; ")) from None
+            raise NoSuchModel(error.message) from None
         return str(known["Id"])
 
     # Signals ---------------------------------------------------------------------------------------------------------

@@ -178,7 +178,7 @@ def _configuration(path: Path | None, kind: str) -> "tuple[Config | None, list[F
     read = config.sources[:1]
     found = [Finding("config", f"{file}: {plural(len(config.models), 'model')}") for file in read]
     # Missing files are told of with the models themselves, and better there.
-    found += [Finding("config", f"note: {one}") for one in warnings(config) if "there is no file" not in one]
+    found += [Finding("config", f"note: {one}") for one in warnings(config, model_files=False)]
     return config, found
 
 

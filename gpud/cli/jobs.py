@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from gpud.cli.client import Gpud, Signal
+from gpud.cli.exits import BusError
 from gpud.core.errors import GpudError
 
 CANCEL_S = 5.0
@@ -14,19 +16,22 @@ Watcher = Callable[[Signal], None]
 
 
 class Ended(NamedTuple):
-    """How a job ended. ``result`` is done, failed, canceled, timeout, superseded, or a word that is not known yet."""
+    """How a job ended. ``result`` is done, failed, canceled, timeout, superseded, or a word that is not known yet;
+    ``record`` is what ``Job`` has of it.
+    """
 
     model: str
     job: int
     result: str
     message: str
+    record: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def done(self) -> bool:
         return self.result == "done"
 
     def as_data(self) -> dict[str, Any]:
-        return self._asdict()
+        return {"model": self.model, "job": self.job, "result": self.result, "message": self.message}
 
     def sentence(self, doing: str) -> str:
         """Why it is not done. The daemon's sentence where it has one that names the model."""
@@ -49,7 +54,18 @@ async def finish(gpud: Gpud, jobs: Mapping[int, str], watch: Watcher | None = No
     except asyncio.CancelledError:
         await _cancel(gpud, jobs, ended)
         raise
-    return [ended[job] for job in jobs]
+    return [ended[job]._replace(record=await _record(gpud, job)) for job in jobs]
+
+
+async def _record(gpud: Gpud, job: int) -> Mapping[str, Any]:
+    try:
+        (record,) = await gpud.call("Job", "u", job)
+    except BusError as error:
+        if error.code != "no-such-job":
+            raise
+        # Hundreds of others have ended since: it is known no longer.
+        return {}
+    return dict(record)
 
 
 async def _collect(gpud: Gpud, jobs: Mapping[int, str], ended: dict[int, Ended], watch: Watcher | None) -> None:

@@ -155,8 +155,8 @@ def report(output: Output, ended: "list[Ended]", records: dict[str, dict[str, An
                 output.text(f'{done} "{one.model}"{_facts(records.get(one.model, {}))}')
         else:
             sentence = one.sentence("loading")
-            # The daemon's own advice stands behind a semicolon; a second one would only be in its way.
-            advised = "; " in sentence or one.result in ("canceled", "superseded")
+            # Advice of the daemon's own is in its sentence; a second one would only be in its way.
+            advised = one.record.get("ErrorHint") or one.result in ("canceled", "superseded")
             output.note(f"gpudctl: {sentence}" + ("" if advised else f'; "gpudctl log {one.model}" shows what it said'))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from gpud.cli.arguments import Parser
 from gpud.cli.exits import DONE, FAILED, REFUSED, exit_status
 from gpud.cli.output import Output, mib
-from gpud.cli.unload import LOADED, held_bytes
+from gpud.cli.unload import LOADED
 from gpud.core.errors import GpudError, NoSuchModel
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ async def restart(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
         return _nothing(before, arguments.names, output)
     unloaded, stayed, status = await _unload(gpud, wanted, output, force=arguments.force)
     if unloaded and not output.wants_json:
-        freed = sum(held_bytes(record) for record in unloaded)
-        output.text(f"unloaded {', '.join(_quoted(unloaded))}, freed {mib(freed)}")
+        names = ", ".join(f'"{name}"' for name in unloaded)
+        output.text(f"unloaded {names}, freed {mib(sum(unloaded.values()))}")
     jobs: dict[int, str] = {}
     # What was used last is wanted first.
     for record in sorted(wanted, key=lambda record: -record["LastUsedUSec"]):
@@ -78,7 +78,7 @@ async def restart(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
         output.json(
             {
                 "restarted": [one.model for one in ended if one.done],
-                "unloaded": [record["Id"] for record in unloaded],
+                "unloaded": list(unloaded),
                 "stayed": sorted(stayed),
                 "results": [one.as_data() for one in ended],
             }
@@ -131,8 +131,8 @@ async def _unknown(gpud: "Gpud", records: list[dict[str, Any]], name: str) -> Gp
     except NoSuchModel as problem:
         engines = ", ".join(sorted({record["Backend"] for record in records})) or "none"
         return NoSuchModel(
-            f'cannot restart "{name}": there is neither a model nor an engine of that name',
-            hint=f"{problem.hint}; engines that serve models: {engines}",
+            f'cannot restart "{name}": no engine is called so (engines that serve models: {engines}), '
+            f"and {problem.message}"
         )
     return NoSuchModel(f'cannot restart "{name}": it has just been added', hint="run it once more")
 
@@ -150,12 +150,15 @@ def _nothing(records: Sequence[dict[str, Any]], names: Sequence[str], output: Ou
 
 async def _unload(
     gpud: "Gpud", wanted: Sequence[dict[str, Any]], output: Output, *, force: bool
-) -> tuple[list[dict[str, Any]], set[str], int]:
-    """Have all of them unloaded, and wait for the last: what went, what stayed, and the exit status for that."""
+) -> tuple[dict[str, int], set[str], int]:
+    """Have all of them unloaded, and wait for the last: what went, with the bytes that it gave back, what stayed, and
+    the exit status for that.
+    """
     from gpud.cli import jobs as waiting
     from gpud.cli.unload import start as start_unload
 
     leaving: dict[int, str] = {}
+    gone: dict[str, int] = {}
     stayed: set[str] = set()
     status = DONE
     for record in wanted:
@@ -172,12 +175,13 @@ async def _unload(
             stayed.add(record["Id"])
             status = REFUSED
     for one in await waiting.finish(gpud, leaving) if leaving else ():
-        if not one.done:
+        if one.done:
+            gone[one.model] = sum(one.record.get("Unloaded", {}).values())
+        else:
             output.note(f"gpudctl: {one.sentence('unloading')}")
             stayed.add(one.model)
             status = max(status, FAILED)
-    gone = set(leaving.values()) - stayed
-    return [record for record in wanted if record["Id"] in gone], stayed, status
+    return gone, stayed, status
 
 
 def _quoted(records: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -1,14 +1,14 @@
 """``gpudctl unload``: has models unloaded and says how much memory that gave back."""
 
-import re
 from argparse import Namespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpud.cli.arguments import Parser
 from gpud.cli.exits import DONE, FAILED, BusError, Usage, exit_status
 from gpud.cli.output import Output, mib
 from gpud.core.counts import plural
 from gpud.core.errors import Canceled
+from gpud.core.no_longer_wanted import no_longer_wanted
 
 if TYPE_CHECKING:
     from gpud.cli.client import Gpud
@@ -27,12 +27,6 @@ EXAMPLES = (
 
 LOADED = ("loading", "ready", "busy", "unloading", "queued")
 """The states of a model that an unload ends."""
-
-
-_CALLED_OFF = re.compile(
-    r'(?:^|; )("[^"]*" (?:no longer waits and its failures are forgotten|does not come back by itself))'
-)
-"""What the daemon says of models that were not loaded, and for which an unload ended something all the same."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -62,7 +56,6 @@ async def unload(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     from gpud.cli import jobs as waiting
 
     await gpud.subscribe()
-    before = {record["Id"]: record for record in (await gpud.overview())["Models"]}
     jobs: dict[int, str] = {}
     worst = DONE
     for model in dict.fromkeys(arguments.models) or [""]:
@@ -84,13 +77,8 @@ async def unload(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     except asyncio.CancelledError:
         output.error(Canceled(f"interrupted: no longer unloading {', '.join(map(_named, jobs.values()))}"))
         raise
-    after = {record["Id"]: record for record in (await gpud.overview())["Models"]}
-    gone = [name for name, record in before.items() if record["State"] in LOADED and _is_gone(after.get(name))]
-    named = set(arguments.models)
-    gone = [name for name in gone if not named or named & {name, *before[name].get("Aliases", ())}]
-    _report(output, ended, [before[name] for name in gone])
-    left = [one for one in ended if not one.done]
-    return max(worst, FAILED) if left else worst
+    _report(output, ended)
+    return worst if all(one.done for one in ended) else max(worst, FAILED)
 
 
 async def start(gpud: "Gpud", model: str, *, force: bool) -> int:
@@ -107,43 +95,33 @@ async def start(gpud: "Gpud", model: str, *, force: bool) -> int:
     return int(job)
 
 
-def _is_gone(record: dict[str, Any] | None) -> bool:
-    return record is None or str(record["State"]) not in LOADED
-
-
 def _named(model: str) -> str:
     return f'"{model}"' if model else "all models"
 
 
-def _report(output: Output, ended: "list[Ended]", gone: list[dict[str, Any]]) -> None:
-    freed = sum(held_bytes(record) for record in gone)
+def _report(output: Output, ended: "list[Ended]") -> None:
+    records = [one.record for one in ended]
+    unloaded = {name: size for record in records for name, size in record.get("Unloaded", {}).items()}
+    freed = sum(unloaded.values())
+    called_off = list(dict.fromkeys(name for record in records for name in record.get("CalledOff", ())))
+    stay_away = list(dict.fromkeys(name for record in records for name in record.get("StayAway", ())))
+    left = [why for one in ended if one.done for why in one.record.get("Left", {}).values()]
     problems = [one.sentence("unloading") for one in ended if not one.done]
-    problems += [f"not unloaded: {left}" for one in ended if one.done and (left := _left_out(one))]
-    parts = [f"unloaded {plural(len(gone), 'model')}, freed {mib(freed)}"] if gone else []
-    parts += [sentence for one in ended if one.done for sentence in _CALLED_OFF.findall(one.message)]
+    if left:
+        problems.append(f"not unloaded: {'; '.join(left)}")
+    parts = [f"unloaded {plural(len(unloaded), 'model')}, freed {mib(freed)}"] if unloaded else []
+    parts += no_longer_wanted(called_off, stay_away)
+    parts += [one.message for one in ended if one.done and one.message and not one.record]
     text = "; ".join(parts)
     if not parts and not problems:
         text = "nothing loaded"
     data = {
-        "unloaded": [record["Id"] for record in gone],
+        "unloaded": list(unloaded),
         "freed_bytes": freed,
+        "called_off": called_off,
+        "stay_away": stay_away,
         "results": [one.as_data() for one in ended],
     }
     output.result(text, data)
     for problem in problems:
         output.note(f"gpudctl: {problem}")
-
-
-def held_bytes(record: dict[str, Any]) -> int:
-    """What was measured; where nothing was, what a model that was ready had been promised."""
-    promised = record["NeedBytes"] if record["State"] in ("ready", "busy") else 0
-    return int(record["VramBytes"] or promised)
-
-
-def _left_out(one: "Ended") -> str:
-    """What an unload of everything has left loaded: the part of its message behind the count."""
-    if one.model:
-        return ""
-    message = _CALLED_OFF.sub("", one.message)
-    counted, _, rest = message.partition("; ")
-    return rest if counted.startswith(("unloaded ", "nothing ")) else message.removeprefix("; ")

@@ -311,11 +311,13 @@ def summary(config: Config) -> str:
     return f"nothing is configured yet, {config.missing} does not exist; {_DEFAULTS}"
 
 
-def warnings(config: Config) -> tuple[str, ...]:
-    """What is valid and yet probably not meant. Looks at the file system; for ``gpudctl config check``."""
+def warnings(config: Config, *, model_files: bool = True) -> tuple[str, ...]:
+    """What is valid and yet probably not meant. Looks at the file system; for ``gpudctl config check``.
+    ``model_files``: also which of them are missing.
+    """
     said = [f"{config.missing}: does not exist; {_DEFAULTS}"] if config.missing else []
     for name, model in config.models.items():
-        for key in ("file", "mmproj", "draft_file"):
+        for key in ("file", "mmproj", "draft_file") if model_files else ():
             paths = dict.fromkeys(getattr(one.settings, key) for one in (model, *model.alternatives))
             missing = (path for path in paths if path and not os.path.exists(path))  # noqa: PTH110
             said += [

@@ -523,8 +523,22 @@ class ModelChanged(Record):
     reason: str
 
 
+class UnloadResult(Record):
+    """What an unload came to, by model. ``unloaded`` are those that have gone, with the bytes that each gave back, and
+    ``left`` those that stay, each with a sentence that says why. ``called_off`` were not loaded: they no longer wait,
+    and their failures are forgotten; ``stay_away`` would have come back by themselves.
+    """
+
+    unloaded: Mapping[str, int]
+    left: Mapping[str, str]
+    called_off: tuple[str, ...]
+    stay_away: tuple[str, ...]
+
+
 class JobEnded(Record):
-    """``error`` is why, where it failed or timed out; ``generation`` the engine that a load came to."""
+    """``error`` is why, where it failed or timed out; ``generation`` the engine that a load came to; ``unload`` what an
+    unload did that was not called off.
+    """
 
     job: int
     kind: JobKind
@@ -534,6 +548,7 @@ class JobEnded(Record):
     caller: Caller
     error: GpudError | None = None
     generation: int = 0
+    unload: UnloadResult | None = None
 
 
 class HoldEnded(Record):

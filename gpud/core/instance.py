@@ -28,8 +28,9 @@ class Job(Struct):
     What belongs to a load holds when its engine is started: ``evict``, ``context``, ``engines`` and
     ``idle_timeout_s``. It waits until ``until_s`` (None: for ever); ``hasty``: it does not wait for others to finish.
     ``use``: a request follows, and counts as in flight from the moment at which the model is ready. ``remaining`` is
-    for an unload: the models that are not gone yet. ``forgiven`` are those that were not loaded, and whose failures or
-    waiting it ended; ``stay_away`` those that would have come back by themselves.
+    for an unload: the models that are not gone yet. ``unloaded`` are those that are, with what each gave back;
+    ``left_out`` those that stay, each with a sentence that says why. ``forgiven`` were not loaded, and it ended their
+    failures or waiting; ``stay_away`` would have come back by themselves.
     """
 
     id: int
@@ -46,9 +47,8 @@ class Job(Struct):
     use: bool = False
     engines: tuple[str, ...] = ()
     remaining: set[str] = field(default_factory=set)
-    unloaded: int = 0
-    freed_bytes: int = 0
-    left_out: list[str] = field(default_factory=list)
+    unloaded: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
     forgiven: list[str] = field(default_factory=list)
     stay_away: list[str] = field(default_factory=list)
     timed_out: bool = False

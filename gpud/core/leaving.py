@@ -57,7 +57,7 @@ class Leaving:
         else:
             there = [i for i in self._table.instances.values() if i.state.has_engine() or i.waiting or i.wanted]
             holders_of = {instance.model.name: self.holders(instance, event) for instance in there}
-            job.left_out = [holders for holders in holders_of.values() if holders]
+            job.left_out = {name: holders for name, holders in holders_of.items() if holders}
             chosen = [instance for instance in there if not holders_of[instance.model.name]]
             job.stay_away = [name for name in coming_back if name not in holders_of]
         for name in coming_back:

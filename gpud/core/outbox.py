@@ -8,6 +8,7 @@ from gpud.core.events import Action, Kind, Level, Notice
 from gpud.core.facts import JobResult
 from gpud.core.instance import Instance, Job
 from gpud.core.lifecycle import Trigger
+from gpud.core.no_longer_wanted import no_longer_wanted
 
 _TOUCHED = events.Touched()
 
@@ -53,9 +54,15 @@ class Outbox:
     # Jobs
 
     def end_job(
-        self, job: Job, result: JobResult, message: str, error: GpudError | None = None, generation: int = 0
+        self,
+        job: Job,
+        result: JobResult,
+        message: str,
+        error: GpudError | None = None,
+        generation: int = 0,
+        unload: events.UnloadResult | None = None,
     ) -> None:
-        self.add(events.JobEnded(job.id, job.kind, job.model, result, message, job.caller, error, generation))
+        self.add(events.JobEnded(job.id, job.kind, job.model, result, message, job.caller, error, generation, unload))
 
     def end_load_jobs(
         self, instance: Instance, result: JobResult, message: str, error: GpudError | None = None
@@ -80,10 +87,9 @@ class Outbox:
         """One model of an unload job is settled: gone, or still there for the reason that ``left_out`` gives."""
         job.remaining.discard(instance.model.name)
         if left_out:
-            job.left_out.append(left_out)
+            job.left_out[instance.model.name] = left_out
         else:
-            job.unloaded += 1
-            job.freed_bytes += freed_bytes
+            job.unloaded[instance.model.name] = freed_bytes
         self.end_if_settled(job)
 
     def end_if_settled(self, job: Job) -> None:
@@ -91,10 +97,10 @@ class Outbox:
         if job.remaining:
             return
         if job.unloaded:
-            text = f"unloaded {plural(job.unloaded, 'model')}, freed {describe(job.freed_bytes)}"
+            text = f"unloaded {plural(len(job.unloaded), 'model')}, freed {describe(sum(job.unloaded.values()))}"
         else:
             text = "" if job.left_out else "nothing loaded"
-        forgiven = [f'"{name}" no longer waits and its failures are forgotten' for name in job.forgiven]
-        away = [f'"{name}" does not come back by itself' for name in job.stay_away]
+        said = (text, *job.left_out.values(), *no_longer_wanted(job.forgiven, job.stay_away))
         result = JobResult.TIMEOUT if job.timed_out and not job.unloaded else JobResult.DONE
-        self.end_job(job, result, "; ".join(part for part in (text, *job.left_out, *forgiven, *away) if part))
+        unload = events.UnloadResult(job.unloaded, job.left_out, tuple(job.forgiven), tuple(job.stay_away))
+        self.end_job(job, result, "; ".join(filter(None, said)), unload=unload)

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from gpud.core.admission import Considered
 from gpud.core.catalogue import Entry, Scanned
-from gpud.core.events import LoadOptions, Logged, Outcome
+from gpud.core.events import JobEnded, LoadOptions, Logged, Outcome
 from gpud.core.facts import Caller, ClaimStatus, JobResult, JobStatus, Priority, Session, Snapshot
 from gpud.core.quote import Quote
 from gpud.engine.shelf import Past
@@ -76,6 +76,9 @@ class EngineApi(Protocol):
     def cancel(self, job: int, caller: Caller, *, any_owner: bool = False) -> None: ...
 
     def job(self, job: int) -> JobStatus | None: ...
+
+    async def wait(self, job: int) -> JobEnded:
+        """How a job ended, or will end. Raises NoSuchJob when there is none, or it ended long ago."""
 
     def hold(self, model: str, caller: Caller, *, reason: str, application: str) -> int:
         """Returns the cookie."""

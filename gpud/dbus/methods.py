@@ -25,6 +25,7 @@ from gpud.dbus.limits import (
 )
 from gpud.dbus.overview import Choice
 from gpud.dbus.polkit import Permission
+from gpud.dbus.render import ended_job_record
 from gpud.dbus.shown import Shown
 from gpud.dbus.wire import Variant
 
@@ -74,6 +75,7 @@ class Methods:
             "UnloadWithOptions": self.unload_with_options,
             "UnloadAll": self.unload_all,
             "CancelJob": self.cancel_job,
+            "Job": self.job,
             "Status": self.status,
             "Overview": self.overview,
             "ListModels": self.list_models,
@@ -121,6 +123,12 @@ class Methods:
         if not self._shown.is_ready():
             await self._shown.prepare()
         return Reply(encoded=show())
+
+    async def job(self, _request: Request, job: int) -> Reply:
+        running = self._engine.job(job)
+        if running is not None:
+            return Reply((self._shown.job(running),))
+        return Reply((ended_job_record(await self._engine.wait(job)),))
 
     # Loading and unloading ------------------------------------------------------------------------------------------
 

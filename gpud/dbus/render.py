@@ -4,7 +4,8 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from gpud.core.admission import Considered
-from gpud.core.events import Alert, Logged
+from gpud.core.errors import BackendFailed
+from gpud.core.events import Alert, JobEnded, Logged
 from gpud.core.facts import (
     ClaimStatus,
     GpuProcess,
@@ -24,7 +25,7 @@ from gpud.dbus.values import MAX, Record, number, records, text, truth, words
 from gpud.dbus.wall_clock import WallClock
 from gpud.dbus.wire import Variant
 
-INTERFACE_VERSION = 4
+INTERFACE_VERSION = 5
 
 
 def shown_state(status: ModelStatus) -> str:
@@ -158,6 +159,30 @@ def job_record(status: JobStatus, clock: WallClock) -> Record:
     if status.done_bytes is not None:
         record["Bytes"] = number("t", status.done_bytes)
         record["TotalBytes"] = number("t", status.total_bytes)
+    return record
+
+
+def ended_job_record(ended: JobEnded) -> Record:
+    error, unload = ended.error, ended.unload
+    record = {
+        "Id": number("u", ended.job),
+        "Kind": text(ended.kind.value),
+        "Model": text(ended.model),
+        "Uid": number("u", ended.caller.uid),
+        "Caller": text(ended.caller.label),
+        "Result": text(ended.result.value),
+        "Message": text(ended.message),
+        "Error": text(error.message if error else ""),
+        "ErrorCode": text((error.kind if isinstance(error, BackendFailed) else "") or error.code if error else ""),
+        "ErrorHint": text(error.hint if error else ""),
+    }
+    if unload is not None:
+        record |= {
+            "Unloaded": Variant("a{st}", dict(unload.unloaded)),
+            "Left": Variant("a{ss}", dict(unload.left)),
+            "CalledOff": words(unload.called_off),
+            "StayAway": words(unload.stay_away),
+        }
     return record
 
 

@@ -5,12 +5,20 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from gpud.core.facts import Snapshot
+from gpud.core.facts import JobStatus, Snapshot
 from gpud.core.record import replace
 from gpud.core.statuses import Statuses
 from gpud.dbus.model_records import MANY, ModelRecords, Parts, Tells, nothing_known
 from gpud.dbus.overview import Choice, Overview
-from gpud.dbus.render import gpu_record, model_record, property_values, queue_record, session_record, status_values
+from gpud.dbus.render import (
+    gpu_record,
+    job_record,
+    model_record,
+    property_values,
+    queue_record,
+    session_record,
+    status_values,
+)
 from gpud.dbus.values import Record, number
 from gpud.dbus.wall_clock import WallClock
 
@@ -113,6 +121,11 @@ class Shown:
     def gpus(self) -> bytes:
         """The body of an answer to ListGpus."""
         return self._body("gpus", "aa{sv}", lambda snapshot: [gpu_record(status) for status in snapshot.gpus])
+
+    def job(self, status: JobStatus) -> Record:
+        """One job that runs, as Status has it."""
+        self.look()
+        return job_record(status, self._clock)
 
     def queue(self) -> bytes:
         """The body of an answer to ListQueue."""

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from gpud.core import statuses
 from gpud.core.errors import Busy, Canceled, GpudError, LimitsExceeded, NotLoaded
-from gpud.core.events import JobEnded, Kind, LoadOptions, Notice, Outcome
-from gpud.core.facts import Caller, JobResult, ModelStatus, State
+from gpud.core.events import JobEnded, LoadOptions
+from gpud.core.facts import Caller, ModelStatus
 from gpud.core.record import Struct, field
 from gpud.engine import Engine
 from gpud.engine.ended import problem_of
@@ -20,11 +20,15 @@ JOBS_AT_ONCE = 64
 
 
 class Unloaded(Struct):
-    """What came of it: names, errors by name, and what was given back in all."""
+    """What came of it: names, errors by name, and what was given back in all. ``called_off`` are among the names; for
+    ``stay_away`` see :class:`UnloadResult`.
+    """
 
     names: list[str] = field(default_factory=list)
     errors: dict[str, GpudError] = field(default_factory=dict)
     freed_bytes: int = 0
+    called_off: list[str] = field(default_factory=list)
+    stay_away: list[str] = field(default_factory=list)
 
 
 def status_of(engine: Engine, name: str) -> ModelStatus:
@@ -75,50 +79,28 @@ async def unload(engine: Engine, names: Iterable[str], caller: Caller, *, force:
     """
     check_jobs(engine, caller, 1)
     found = Unloaded()
-    freed: dict[str, int] = {}
-
-    def listen(outcomes: tuple[Outcome, ...]) -> None:
-        for outcome in outcomes:
-            if isinstance(outcome, Notice) and outcome.kind is Kind.MODEL_UNLOADED:
-                size = outcome.fields.get("freed_bytes", 0)
-                freed[outcome.model] = size if isinstance(size, int) else 0
-
-    stop = engine.subscribe(listen)
-    try:
-        jobs: dict[str, int] = {}
-        for name in names:
-            try:
-                jobs[name] = engine.unload(name, caller, force=force, others=force)
-            except NotLoaded:
-                continue
-            except GpudError as error:
-                found.errors[name] = _told(error)
-        ends = await asyncio.gather(*(engine.wait(job) for job in jobs.values()))
-    finally:
-        stop()
-    for name, ended in zip(jobs, ends, strict=True):
-        problem = _problem(engine, name, ended)
-        if problem is None:
-            found.names.append(name)
-            found.freed_bytes += freed.get(name, 0)
+    jobs: dict[str, int] = {}
+    for name in names:
+        try:
+            jobs[name] = engine.unload(name, caller, force=force, others=force)
+        except NotLoaded:
+            continue
+        except GpudError as error:
+            found.errors[name] = _told(error)
+    for name, ended in zip(jobs, await asyncio.gather(*map(engine.wait, jobs.values())), strict=True):
+        unload = ended.unload
+        if unload is None:
+            found.errors[name] = ended.error or Canceled(ended.message or f'the unload of "{name}" was {ended.result}')
+        elif unload.left:
+            found.errors[name] = _told(Busy("; ".join(unload.left.values()), hint="try again, or use force"))
         else:
-            found.errors[name] = _told(problem)
+            found.names += [*unload.unloaded, *unload.called_off]
+            found.freed_bytes += sum(unload.unloaded.values())
+            found.called_off += unload.called_off
+            found.stay_away += unload.stay_away
     return found
 
 
 def _told(error: GpudError) -> GpudError:
     """Busy means here that somebody holds or uses the model, not that it is loaded in another way already."""
     return HttpError(409, "model_in_use", error.message, hint=error.hint) if isinstance(error, Busy) else error
-
-
-def _problem(engine: Engine, name: str, ended: JobEnded) -> GpudError | None:
-    """Why a model is still there; None: it has gone."""
-    if ended.error is not None:
-        return ended.error
-    if ended.result is JobResult.DONE:
-        status = statuses.status_of(engine.snapshot().models, name)
-        stays = status is not None and status.state in (State.READY, State.DRAINING)
-        return Busy(ended.message) if stays and not ended.message.startswith("unloaded") else None
-    if ended.result is JobResult.TIMEOUT:
-        return Busy(ended.message or f'"{name}" is still busy', hint="try again, or use force")
-    return Canceled(ended.message or f'the unload of "{name}" was {ended.result}')

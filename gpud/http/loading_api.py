@@ -17,6 +17,7 @@ from gpud.http.exchange import Exchange
 from gpud.http.loading_shapes import (
     JobError,
     JobInfo,
+    JobUnload,
     LoadAnswer,
     LoadBody,
     LoadParams,
@@ -215,7 +216,8 @@ class Loading:
         ]
         status = "partly" if errors else "unloaded" if found.names else "not_loaded"
         freed = gb(found.freed_bytes)
-        await exchange.answer(UnloadAnswer(not errors, status, backend, found.names, freed, errors))
+        called = found.called_off, found.stay_away
+        await exchange.answer(UnloadAnswer(not errors, status, backend, found.names, freed, errors, *called))
 
     def _meant(self, exchange: Exchange, body: UnloadBody) -> tuple[list[str], str]:
         """The models that are to go, and the backend's name for the answer."""
@@ -236,8 +238,7 @@ class Loading:
             return self._there(exchange, engines), str(said)
         model = status_of(parts.engine, name).model
         _check_backend(model, backend, engines_of(parts, backend))
-        there = is_there(status_of(parts.engine, name)) or bool(status_of(parts.engine, name).attempts)
-        return [name] if there else [], backend or backend_name(model.engine)
+        return [name], backend or backend_name(model.engine)
 
     def _there(self, exchange: Exchange, engines: tuple[str, ...]) -> list[str]:
         return [
@@ -321,6 +322,11 @@ def _over(ended: JobEnded) -> JobInfo:
     if ended.error is not None:
         value = error_value(Api.MANAGEMENT, ended.error)["error"]
         error = JobError(value["type"], value["message"])
+    unload = None
+    if (what := ended.unload) is not None:
+        stay = [UnloadError(name, why) for name, why in what.left.items()]
+        freed = gb(sum(what.unloaded.values()))
+        unload = JobUnload([*what.unloaded, *what.called_off], freed, stay, list(what.called_off), list(what.stay_away))
     return JobInfo(
         id=ended.job,
         kind=ended.kind.value,
@@ -328,6 +334,7 @@ def _over(ended: JobEnded) -> JobInfo:
         state=ended.result.value,
         message=ended.message,
         error=error,
+        unload=unload,
     )
 
 

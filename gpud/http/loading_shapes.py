@@ -74,7 +74,10 @@ class UnloadBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class UnloadAnswer(msgspec.Struct):
-    """``status`` is ``unloaded``, ``not_loaded`` where there was nothing to unload, ``partly`` where some stay."""
+    """``status`` is ``unloaded``, ``not_loaded`` where there was nothing to unload, ``partly`` where some stay.
+    ``models`` that are also in ``called_off`` were not loaded: they no longer wait, and their failures are forgotten;
+    ``stay_away`` would have come back by themselves.
+    """
 
     success: bool
     status: str
@@ -82,6 +85,8 @@ class UnloadAnswer(msgspec.Struct):
     models: list[str]
     vram_freed_gb: float | None
     errors: list[UnloadError]
+    called_off: list[str]
+    stay_away: list[str]
 
 
 class SwitchBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -144,6 +149,16 @@ class JobError(msgspec.Struct):
     message: str
 
 
+class JobUnload(msgspec.Struct):
+    """As in the answer of ``/unload``."""
+
+    models: list[str]
+    vram_freed_gb: float | None
+    errors: list[UnloadError]
+    called_off: list[str]
+    stay_away: list[str]
+
+
 class JobInfo(msgspec.Struct):
     """``state`` is ``running`` until it is ``done``, ``failed``, ``canceled``, ``timeout`` or ``superseded``.
 
@@ -159,3 +174,4 @@ class JobInfo(msgspec.Struct):
     since: str | None = None
     message: str | None = None
     error: JobError | None = None
+    unload: JobUnload | None = None

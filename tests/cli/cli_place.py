@@ -216,7 +216,7 @@ class StubDaemon:
         self.calls: list[tuple[str, list[Any], int]] = []
         self.open: list[Message] = []
         """All calls as they came: for answers that a test gives later."""
-        self.answers: dict[str, Answer] = {}
+        self.answers: dict[str, Answer] = {"Job": reply("a{sv}", {})}
         self.arrived: asyncio.Queue[str] = asyncio.Queue()
         bus.add_message_handler(self._handle)
 

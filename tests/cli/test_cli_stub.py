@@ -136,7 +136,7 @@ def test_how_a_job_ended_is_a_sentence(place: Place, result: str, message: str, 
             *reply("u", 1)(call),
             stub.signal("JobRemoved", "usss", 1, "tiny", result, message),
         ]
-        stub.answers |= shows()
+        stub.answers |= {"Job": reply("a{sv}", {"ErrorHint": Variant("s", message.partition("; ")[2])}), **shows()}
         assert await stub.gpudctl(place, "load", "tiny") == (1, "", f"gpudctl: {told}\n")
 
     with_stub(place, work)
@@ -554,6 +554,7 @@ def test_whoever_names_one_model_is_not_sent_all_of_them(place: Place, line: str
             number = next(numbers)
             if message.member == "Unload" and message.body == ["big"]:
                 stub.answers |= shows(model("tiny"), model("big"))
+                stub.answers["Job"] = reply("a{sv}", {"Unloaded": Variant("a{st}", {"big": 1 << 30})})
             return [
                 *reply("u", number)(message),
                 stub.signal("JobRemoved", "usss", number, message.body[0], "done", ""),
@@ -568,59 +569,86 @@ def test_whoever_names_one_model_is_not_sent_all_of_them(place: Place, line: str
     with_stub(place, work)
 
 
-def test_what_was_meant_stays_a_part_of_its_own_for_programs(place: Place) -> None:
-    """The sentence and the advice, as of every other error."""
+def test_what_was_meant_is_told_as_the_daemon_says_it(place: Place) -> None:
+    """Nothing is read out of its sentence."""
 
     async def work(stub: StubDaemon) -> None:
-        wrong = error(f"{OWN}.NoSuchModel", 'there is no model "tinny"; did you mean "tiny"?')
+        wrong = error(f"{OWN}.NoSuchModel", 'never heard of it: did you mean "tiny"?')
         stub.answers |= {**shows(model("tiny")), "ListCatalog": wrong}
-        _, out, _ = await stub.gpudctl(place, "--json", "wait", "tinny")
-        assert json.loads(out)["error"] == {
-            "code": "no-such-model",
-            "message": 'there is no model "tinny"',
-            "hint": 'did you mean "tiny"?',
-        }
+        status, out, err = await stub.gpudctl(place, "--json", "wait", "tinny")
+        said = 'never heard of it: did you mean "tiny"?'
+        assert json.loads(out)["error"] == {"code": "no-such-model", "message": said, "hint": ""}
+        assert (status, err) == (1, f"gpudctl: {said}\n")
 
     with_stub(place, work)
 
 
+CALLED_OFF = "no longer waits and its failures are forgotten"
+AWAY = "does not come back by itself"
+
+
 @pytest.mark.parametrize(
-    ("words", "message", "said", "noted"),
+    ("words", "record", "said", "noted"),
     [
-        ("unload a", 'nothing loaded; "a" does not come back by itself', '"a" does not come back by itself', ""),
-        ("unload", 'nothing loaded; "a" does not come back by itself', '"a" does not come back by itself', ""),
+        ("unload a", {"StayAway": ["a"]}, f'"a" {AWAY}', ""),
+        ("unload", {"StayAway": ["a"]}, f'"a" {AWAY}', ""),
         (
             "unload",
-            '"b" is held by sam; "a" no longer waits and its failures are forgotten',
-            '"a" no longer waits and its failures are forgotten',
-            'not unloaded: "b" is held by sam',
+            {"CalledOff": ["a"], "Left": {"b": '"b" is held by sam; ask'}},
+            f'"a" {CALLED_OFF}',
+            'not unloaded: "b" is held by sam; ask',
         ),
         (
             "unload",
-            '"b" is held by sam; "c" is held by eve',
+            {"Left": {"b": '"b" is held by sam', "c": '"c" is held by eve'}},
             "",
             'not unloaded: "b" is held by sam; "c" is held by eve',
         ),
+        ("unload", {"CalledOff": ["a"], "StayAway": ["b; c"]}, f'"a" {CALLED_OFF}; "b; c" {AWAY}', ""),
         (
-            "unload",
-            'nothing loaded; "a" no longer waits and its failures are forgotten; "b" does not come back by itself',
-            '"a" no longer waits and its failures are forgotten; "b" does not come back by itself',
+            "unload a a",
+            {"Unloaded": {"a": 3 << 20, "b": 1 << 20}, "StayAway": ["c"]},
+            f'unloaded 2 models, freed 4 MiB; "c" {AWAY}',
             "",
         ),
+        ("unload", {"Unloaded": {}}, "nothing loaded", ""),
     ],
 )
-def test_an_unload_that_called_something_off_says_so(
-    place: Place, words: str, message: str, said: str, noted: str
+def test_what_an_unload_did_is_read_from_its_record(
+    place: Place, words: str, record: dict[str, Any], said: str, noted: str
 ) -> None:
-    """What is not loaded may still wait, or be about to come back; what somebody holds is another matter."""
+    """What is not loaded may still wait, or be about to come back; what somebody holds is another matter. The daemon's
+    sentence is for people: nothing is taken from it.
+    """
+    types = {"Unloaded": "a{st}", "Left": "a{ss}", "CalledOff": "as", "StayAway": "as"}
 
     async def work(stub: StubDaemon) -> None:
         def unload(call: Any) -> list[Any]:
             name = call.body[0] if call.body else ""
-            return [*reply("u", 3)(call), stub.signal("JobRemoved", "usss", 3, name, "done", message)]
+            return [
+                *reply("u", 3)(call),
+                stub.signal("JobRemoved", "usss", 3, name, "done", f'in other words; "z" {AWAY}'),
+            ]
 
-        stub.answers |= {"UnloadAll": unload, "Unload": unload, **shows(model("a"))}
+        values = {key: Variant(types[key], value) for key, value in record.items()}
+        stub.answers |= {"UnloadAll": unload, "Unload": unload, "Job": reply("a{sv}", values)}
         code, out, err = await stub.gpudctl(place, *words.split())
         assert (code, out.strip(), err.strip().removeprefix("gpudctl: ")) == (0, said, noted)
+        data = json.loads((await stub.gpudctl(place, "--json", *words.split()))[1])
+        assert (data["called_off"], data["stay_away"]) == (record.get("CalledOff", []), record.get("StayAway", []))
+        assert data["unloaded"] == list(record.get("Unloaded", {}))
+
+    with_stub(place, work)
+
+
+def test_a_job_that_is_known_no_longer_has_ended_all_the_same(place: Place) -> None:
+    """So many others have ended since: what is left is the daemon's sentence, which is shown as it is."""
+
+    async def work(stub: StubDaemon) -> None:
+        def unload(call: Any) -> list[Any]:
+            return [*reply("u", 3)(call), stub.signal("JobRemoved", "usss", 3, "", "done", "unloaded it")]
+
+        stub.answers |= {"UnloadAll": unload, "Job": error(f"{OWN}.NoSuchJob", "there is no job 3")}
+        assert await stub.gpudctl(place, "unload") == (0, "unloaded it\n", "")
 
     with_stub(place, work)

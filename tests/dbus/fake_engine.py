@@ -19,6 +19,7 @@ from gpud.core.events import (
     Outcome,
     SessionsChanged,
     Touched,
+    UnloadResult,
 )
 from gpud.core.facts import (
     Caller,
@@ -77,6 +78,7 @@ class FakeEngine:
         self.models = {"tiny": status("tiny"), "big": status("big")}
         self.gpus = (gpu(),)
         self.jobs: dict[int, JobStatus] = {}
+        self.ended: dict[int, JobEnded] = {}
         self.holds: dict[int, HoldStatus] = {}
         self.now_s = 1000.0
         self.state = "idle"
@@ -153,6 +155,11 @@ class FakeEngine:
 
     def job(self, job: int) -> JobStatus | None:
         return self.jobs.get(job)
+
+    async def wait(self, job: int) -> JobEnded:
+        if job not in self.ended:
+            raise NoSuchJob(f"there is no job {job}", hint="it may have ended long ago")
+        return self.ended[job]
 
     def hold(self, model: str, caller: Caller, *, reason: str, application: str) -> int:
         self.calls.append(("hold", model, caller, reason, application))
@@ -302,9 +309,17 @@ class FakeEngine:
         self.models[name] = replace(self.models[name], **changes)
         self.tell(Touched())
 
-    def end(self, job: int, result: JobResult = JobResult.DONE, message: str = "") -> None:
+    def end(
+        self,
+        job: int,
+        result: JobResult = JobResult.DONE,
+        message: str = "",
+        error: GpudError | None = None,
+        unload: UnloadResult | None = None,
+    ) -> None:
         gone = self.jobs.pop(job)
-        self.tell(JobEnded(job, gone.kind, gone.model, result, message, gone.caller))
+        self.ended[job] = JobEnded(job, gone.kind, gone.model, result, message, gone.caller, error, unload=unload)
+        self.tell(self.ended[job])
 
     def grant(self, claim: int, device: str = "GPU-1") -> None:
         self.claims[claim] = replace(self.claims[claim], device=device, vendor="nvidia", waits_for="")

@@ -332,7 +332,7 @@ def test_busctl_and_gdbus_understand_the_service(
             where = ("--address", private_bus.address, "--dest", NAME, "--object-path", PATH)
             status, shown, complaint = await tool("gdbus", "call", *where, "--method", f"{NAME}.Status")
             assert status == 0, complaint
-            assert "'InterfaceVersion': <uint32 4>" in shown
+            assert "'InterfaceVersion': <uint32 5>" in shown
             status, shown, complaint = await tool("gdbus", "introspect", *where)
             assert status == 0, complaint
             assert "ModelStateChanged(s model," in shown

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from jeepney import MessageFlag
 
-from gpud.core.events import Kind, LoadOptions, Notice
-from gpud.core.facts import Priority
+from gpud.core.errors import BackendFailed
+from gpud.core.events import Kind, LoadOptions, Notice, UnloadResult
+from gpud.core.facts import JobResult, Priority
 from gpud.dbus.limits import CallerLimits
 
 from .fake_engine import FakeEngine, gpu, status
@@ -184,7 +185,7 @@ def test_without_polkit_only_root_may_and_the_refusal_says_so(
             assert "org.freedesktop.DBus.Error.AccessDenied" in complaint
             assert "there is no polkit on this machine, so that only uid 0 may" in complaint
             status, shown, _ = await busctl(private_bus.address, "call", NAME, PATH, NAME, "Status", uid=NOBODY)
-            assert status == 0 and '"InterfaceVersion" u 4' in shown
+            assert status == 0 and '"InterfaceVersion" u 5' in shown
             assert engine.asked("load") == []
 
     run(scenario())
@@ -419,6 +420,44 @@ def test_a_load_goes_on_when_its_caller_has_left(run: Any, private_bus: PrivateB
             assert list(engine.jobs) == [job]
             engine.end(job)
             assert await signals.next("JobRemoved") == ("JobRemoved", (job, "tiny", "done", ""))
+
+    run(scenario())
+
+
+def test_a_job_tells_how_it_is_and_how_it_ended(run: Any, private_bus: PrivateBus, engine: FakeEngine) -> None:
+    """What it did is there for programs; its sentence is for people."""
+
+    async def scenario() -> None:
+        async with serving(private_bus.address, engine), peer(private_bus.address) as client:
+            load = await client.call("Load", "s", "tiny")
+            running = await client.call("Job", "u", load)
+            assert (await client.call("Status"))["Jobs"] == ("aa{sv}", [running])
+            assert (running["Kind"], running["Model"]) == (("s", "load"), ("s", "tiny"))
+            engine.end(load, JobResult.FAILED, "no; mend it", BackendFailed("no", hint="mend it", kind="crashed"))
+            assert await client.call("Job", "u", load) == {
+                "Id": ("u", load),
+                "Kind": ("s", "load"),
+                "Model": ("s", "tiny"),
+                "Uid": ("u", os.getuid()),
+                "Caller": running["Caller"],
+                "Result": ("s", "failed"),
+                "Message": ("s", "no; mend it"),
+                "Error": ("s", "no"),
+                "ErrorCode": ("s", "crashed"),
+                "ErrorHint": ("s", "mend it"),
+            }
+            unload = await client.call("UnloadAll")
+            engine.end(unload, unload=UnloadResult({"big": 5}, {"held": "by sam"}, ("failed",), ("away",)))
+            ended = await client.call("Job", "u", unload)
+            assert (ended["Kind"], ended["Result"], ended["ErrorCode"]) == (("s", "unload"), ("s", "done"), ("s", ""))
+            assert {key: ended[key] for key in ("Unloaded", "Left", "CalledOff", "StayAway")} == {
+                "Unloaded": ("a{st}", {"big": 5}),
+                "Left": ("a{ss}", {"held": "by sam"}),
+                "CalledOff": ("as", ["failed"]),
+                "StayAway": ("as", ["away"]),
+            }
+            refused = await client.refused("Job", "u", unload + 1)
+            assert refused.name == f"{NAME}.Error.NoSuchJob"
 
     run(scenario())
 

@@ -17,7 +17,8 @@ from sparse_model import write_llama
 
 from gpud.catalog import gguf
 from gpud.core.errors import BackendFailed
-from gpud.core.facts import Caller, EngineSettings, Model, Priority
+from gpud.core.events import ModelChanged, Outcome
+from gpud.core.facts import Caller, EngineSettings, Model, Priority, State
 from gpud.core.keys import ApiKey
 from gpud.core.plan import Plan
 from gpud.core.record import replace
@@ -638,6 +639,58 @@ def test_unload_leaves_what_others_hold(run: Run, tmp_path: Path) -> None:
             assert told["errors"][0]["model"] == "Beta-1B" and "editor" in told["errors"][0]["error"]
             assert (await found.ask("POST /unload", {"model": "Beta-1B"})).status == 409
             assert (await found.ask("POST /unload", {"model": "Beta-1B", "force": True})).value["status"] == "unloaded"
+
+    run(work())
+
+
+def test_unload_tells_what_was_not_loaded(run: Run, tmp_path: Path) -> None:
+    """What had failed is forgiven, and what was to come back stays away; the job says the same."""
+
+    async def work() -> None:
+        async with house(tmp_path, replace(A, pinned=True), B) as (found, bench):
+            await loaded(found, "Alpha-8B")
+            bench.backend.failure = BackendFailed("the engine broke")
+            assert (await found.ask("POST /load", {"model": "Beta-1B"})).status == 500
+            told = (await found.ask("POST /unload", {"model": "Beta-1B"})).value
+            assert (told["status"], told["models"], told["called_off"]) == ("unloaded", ["Beta-1B"], ["Beta-1B"])
+            gone = asyncio.Event()
+
+            def listen(outcomes: tuple[Outcome, ...]) -> None:
+                if any(isinstance(one, ModelChanged) and one.new is State.COLD for one in outcomes):
+                    gone.set()
+
+            bench.engine.subscribe(listen)
+            await found.ask("POST /yield", {"why": "a game"})
+            await asyncio.wait_for(gone.wait(), BOUND_S)
+            told = (await found.ask("POST /unload", {"model": "Alpha-8B"})).value
+            assert (told["status"], told["models"], told["stay_away"]) == ("not_loaded", [], ["Alpha-8B"])
+            told = (await found.ask("POST /unload", {"model": "Alpha-8B"})).value
+            assert (told["status"], told["stay_away"], told["success"]) == ("not_loaded", [], True)
+            await found.ask("POST /resume")
+            assert state(found, "Alpha-8B") == "cold"
+
+    run(work())
+
+
+def test_the_job_of_an_unload_says_what_it_did(run: Run, tmp_path: Path) -> None:
+    """By model, for programs; the sentence is for people. A load has none of it."""
+
+    async def work() -> None:
+        async with house(tmp_path, A, B) as (found, bench):
+            await loaded(found, "Alpha-8B", "Beta-1B")
+            bench.engine.hold("Beta-1B", ALICE, reason="works", application="editor")
+            job = bench.engine.unload("", Caller("bob", 1001, label="bob"))
+            told = (await found.ask(f"GET /jobs/{job}?wait=true")).value
+            assert told["state"] == "done"
+            assert told["unload"] == {
+                "models": ["Alpha-8B"],
+                "vram_freed_gb": 1.0,
+                "errors": [{"model": "Beta-1B", "error": '"Beta-1B" is held by editor'}],
+                "called_off": [],
+                "stay_away": [],
+            }
+            load = (await found.ask("POST /schedule", {"model": "Alpha-8B"})).value["job"]
+            assert (await found.ask(f"GET /jobs/{load}?wait=true")).value["unload"] is None
 
     run(work())
 
