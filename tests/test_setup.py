@@ -199,13 +199,13 @@ def test_an_ordinary_user_is_told_what_to_install(debian: Debian) -> None:
     status, said = debian.packages(uid=1000)
     assert status == 1
     assert "Somebody who is root has to install them" in said
-    assert said.endswith("\n  apt-get update && apt-get install dbus curl\n")
+    assert said.endswith("\n  apt-get update && apt-get install --no-install-recommends dbus curl\n")
     program(debian.folder / "sudo", '#!/bin/sh\nexec "$@"\n')
     assert debian.packages(uid=1000) == (
         1,
         (
             "Some Debian packages are missing. Install them, then run this again:\n"
-            "  sudo sh -c 'apt-get update && apt-get install dbus curl'\n"
+            "  sudo sh -c 'apt-get update && apt-get install --no-install-recommends dbus curl'\n"
         ),
     )
     assert debian.record.read_text() == ""
@@ -268,7 +268,7 @@ def test_packages_that_cannot_be_had(debian: Debian) -> None:
     assert status == 1
     assert "E: The repository 'http://old.example' does not have a Release file.\na line that says little\n" in said
     assert "cannot install 2 Debian packages" in said
-    assert said.endswith("  apt-get install dbus curl\n")
+    assert said.endswith("  apt-get install --no-install-recommends dbus curl\n")
 
 
 SLOW = """\
