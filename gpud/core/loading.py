@@ -210,6 +210,9 @@ class Loading:
     def became_ready(self, event: events.BecameReady) -> None:
         instance = self._table.current(event.model, event.generation)
         if instance is None or instance.state is not State.LOADING:
+            if instance is not None and instance.state in (State.STOPPING, State.KILLING):
+                # It was ready in the moment in which it was told to give up.
+                self._out.add(events.Stop(event.model, event.generation, kill=instance.state is State.KILLING))
             return
         instance.ready_since_s = instance.last_used_s = self._table.now
         instance.load_seconds = self._table.now - instance.launched_s

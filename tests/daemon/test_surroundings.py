@@ -20,18 +20,21 @@ def test_without_descriptors_a_load_fails_with_a_sentence(place: Place) -> None:
     assert daemon.load("spare").result == "done"
     assert daemon.unload("spare").result == "done"
     soft, hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    failed = []
     for room in range(14):
         used = max(int(entry.name) for entry in os.scandir(f"/proc/{daemon.pid}/fd")) + 1
         resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (used + room, hard))
         ended = daemon.load("model")
         resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (soft, hard))
         if ended.result == "failed":
+            failed.append(room)
             assert "oo many" in ended.message or "does not tell" in ended.message, (
                 f"room for {room}: {ended.message}\n{daemon.log()}"
             )
         if daemon.state("model") != "unloaded":
             assert daemon.unload("model").result == "done"
         settle(lambda: not place.children(), f"room for {room}: nothing is left")
+    assert 0 in failed, "without any room it was loaded"
     assert daemon.load("model").result == "done", daemon.log()
     daemon.aftermath()
 

@@ -11,7 +11,7 @@ import pytest
 from gpud.core.errors import BackendFailed, NoSuchHold, NoSuchJob, NoSuchModel
 from gpud.core.events import JobEnded, LoadOptions, ModelChanged, Notice, Outcome
 from gpud.core.facts import Caller, Endpoint, GpuSample, JobResult, Model, State
-from gpud.core.ports import ChildRecord, RunnerRecord
+from gpud.core.ports import ChildRecord, LoadOrder, Runner, RunnerRecord
 from gpud.core.quote import Share
 from gpud.core.record import replace
 from gpud.engine.endings import KEPT
@@ -339,16 +339,25 @@ def test_cancel_reaches_the_backend_at_once(run: Run) -> None:
 def test_a_load_that_becomes_ready_in_the_moment_it_is_canceled_is_stopped(run: Run) -> None:
     """No engine is left that nobody knows."""
 
+    class Ready(FakeBackend):
+        """It is, although it was told to give up."""
+
+        async def load(self, order: LoadOrder) -> Runner:
+            try:
+                return await super().load(order)
+            except asyncio.CancelledError:
+                self.gate = None
+                return await super().load(order)
+
     async def work() -> None:
-        async with Bench(A) as bench:
+        async with Bench(A, backend=Ready()) as bench:
             bench.backend.gate = asyncio.Event()
             load = bench.engine.load("a", ALICE)
-            await until(bench, "a", State.LOADING)
-            bench.backend.gate.set()
+            await bench.backend.entered.wait()
             bench.engine.cancel(load, ALICE)
             await until(bench, "a", State.COLD)
-            runner = bench.backend.runners.get("a")
-            assert runner is None or runner.ended.done()
+            assert bench.backend.canceled == 1
+            assert bench.backend.runners["a"].ended.done()
             assert not bench.store.kept
 
     run(work())
@@ -363,7 +372,9 @@ def test_only_the_owner_cancels_a_job(run: Run) -> None:
             job = bench.engine.load("a", ALICE)
             with pytest.raises(NoSuchJob):
                 bench.engine.cancel(job, BOB)
+            assert bench.engine.job(job) is not None
             bench.engine.cancel(job, BOB, any_owner=True)
+            assert (await bench.engine.wait(job)).result is JobResult.CANCELED
 
     run(work())
 
@@ -375,10 +386,12 @@ def test_holds_end_with_their_owner(run: Run) -> None:
         async with Bench(A) as bench:
             cookie = bench.engine.hold("a", ALICE, reason="work", application="editor")
             bench.engine.hold("a", ALICE, reason="more", application="editor")
+            others = bench.engine.hold("a", BOB, reason="work", application="shell")
             with pytest.raises(NoSuchHold):
                 bench.engine.release(cookie, "bob")
+            assert len(bench.engine.snapshot().holds) == 3
             bench.engine.release_owner("alice")
-            assert bench.engine.snapshot().holds == ()
+            assert [hold.cookie for hold in bench.engine.snapshot().holds] == [others]
 
     run(work())
 
@@ -694,7 +707,9 @@ def test_keys_do_not_show_when_a_snapshot_is_printed(run: Run) -> None:
     async def work() -> None:
         async with Bench(A) as bench:
             await bench.engine.wait(bench.engine.load("a", ALICE))
-            assert "secret" not in repr(bench.engine.snapshot())
+            (shown,) = bench.engine.snapshot().models
+            assert shown.endpoint is not None and shown.endpoint.key == "secret"
+            assert "secret" not in repr((bench.engine.snapshot(), shown))
 
     run(work())
 
