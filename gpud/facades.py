@@ -17,7 +17,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 from gpud.catalog.inotify import CLOSE_WRITE, DELETE, MOVED_TO, ONLY_FOLDERS, Inotify
@@ -218,11 +218,7 @@ class Facades:
         except OSError as problem:
             log.warning("units with old names cannot be served: %s", problem)
             return
-        self._stopped = frozenset(
-            name.removesuffix(".stopped")
-            for name in names
-            if name.endswith(".stopped") and name.removesuffix(".stopped") in ROLES
-        )
+        self._stopped = _stopped(names)
 
     def begin(self, engine: Engine) -> None:
         """From now on facades are served, those too that have been waiting."""
@@ -236,6 +232,8 @@ class Facades:
             self._forget_inotify()
             return
         asyncio.get_running_loop().add_reader(self._inotify.fd, self._changed)
+        # Those too that were stopped since the first look, while gpud was starting.
+        self._stopped |= _stopped(names)
         for name in names:
             self._appeared(name)
         for name in sorted(self._stopped):
@@ -378,6 +376,11 @@ class Facades:
                 return "idle timeout never"
             return f"idle timeout {idle_s:g}s, checked when it ends: no polling"
         return f"the door {role.door} is served by gpud"
+
+
+def _stopped(files: Iterable[str]) -> frozenset[str]:
+    """The units of which these files say that they are stopped."""
+    return frozenset(ROLES.keys() & {name.removesuffix(".stopped") for name in files if name.endswith(".stopped")})
 
 
 def _done(role: Role, unloaded: list[str]) -> str:
