@@ -10,7 +10,11 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from cli_place import GPUDCTL, PATIENCE_S, RealDaemon, finish
+from cli_place import GPUDCTL, NAME, PATIENCE_S, RealDaemon, finish
+from jeepney import DBusAddress, HeaderFields, new_method_call
+from jeepney.io.blocking import open_dbus_connection
+
+MONITORING = DBusAddress("/org/freedesktop/DBus", "org.freedesktop.DBus", "org.freedesktop.DBus.Monitoring")
 
 
 def state_of(gpud: RealDaemon, model: str) -> str:
@@ -327,7 +331,13 @@ def test_run_does_not_start_the_command_without_its_model(gpud: RealDaemon, tmp_
 def test_wait_returns_when_the_model_is_ready(gpud: RealDaemon) -> None:
     """It returns with the model, and at once for one that is ready already."""
     gpud.place.gpudctl("load", "--no-wait", "slow")
-    waiting = gpud.place.start("wait", "slow")
+    with open_dbus_connection(gpud.place.environment["DBUS_SESSION_BUS_ADDRESS"]) as monitor:
+        rules = [f"type='method_return',sender='{NAME}'"]
+        monitor.send_and_get_reply(new_method_call(MONITORING, "BecomeMonitor", "asu", (rules, 0)), timeout=PATIENCE_S)
+        waiting = gpud.place.start("wait", "slow")
+        # It has been told that the model is not ready yet.
+        while monitor.receive(timeout=PATIENCE_S).header.fields.get(HeaderFields.signature) != "a{sv}":
+            pass
     gpud.open_gate()
     assert finish(waiting) == (0, '"slow" is ready\n', "")
     assert gpud.place.gpudctl("wait", "slow").stdout == '"slow" is ready\n'
