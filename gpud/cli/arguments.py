@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         command = self.prog.partition(" ")[2]
-        raise Usage(f"{command}: {message}", hint=f'"{self.prog} --help" explains it')
+        raise Usage(f"{command}: {message}", hint=f'see "{self.prog} --help"')
 
 
 class _Help(argparse.Action):
@@ -115,9 +115,7 @@ def duration(text: str) -> float:
 def patience(text: str) -> float:
     """How long to wait: a duration, of which 0 means not at all, and not for ever."""
     if text.strip().lower() == "never":
-        raise argparse.ArgumentTypeError(
-            '"never" is no time to wait; write 0 for now or never, or leave the option out'
-        )
+        raise argparse.ArgumentTypeError('"never" is not a time to wait; write 0 for no wait, or leave the option out')
     return duration(text)
 
 
@@ -146,7 +144,7 @@ PRIORITIES = ("low", "normal", "high", "critical")
 def some_path(text: str) -> str:
     """The name of a folder or a file. An empty one is what a script makes of a variable that is not set."""
     if not text or "\0" in text:
-        raise argparse.ArgumentTypeError("it is empty, and a folder or a file is expected")
+        raise argparse.ArgumentTypeError("it is empty; a folder or a file is expected")
     return text
 
 

@@ -78,7 +78,7 @@ def run(arguments: Namespace, output: Output) -> int:
     output.result("\n".join(measured.lines()), measured.data())
     for problem in bench.problems[:1]:
         if not output.wants_json:
-            output.note(f"gpudctl: {plural(len(bench.problems), 'request')} failed, the first one with: {problem.text}")
+            output.note(f"gpudctl: {plural(len(bench.problems), 'request')} failed; the first error: {problem.text}")
     return FAILED if bench.problems else DONE
 
 
@@ -169,7 +169,7 @@ class Bench:
             self._open.discard(question)
             question.close()
         if not events:
-            raise GpudError(f'"{self._model}" gave an empty answer', hint="there is nothing that could be timed")
+            raise GpudError(f'"{self._model}" gave an empty answer', hint="there is nothing to time")
         counted = bool(usage.get("completion_tokens"))
         generated = int(usage["completion_tokens"]) if counted else events
         return Sample(first_s, last_s, int(usage.get("prompt_tokens") or 0), generated, counted)
@@ -247,7 +247,7 @@ class Result(Record):
             f"prompts of {plural(each, 'token') if each else 'unknown length'}, "
             f"answers of {plural(data['generated_tokens'] // count, 'token')}"
         )
-        by_event = "" if data["counted_by"] == "engine" else " (each event of the stream taken for a token)"
+        by_event = "" if data["counted_by"] == "engine" else " (counting each event of the stream as a token)"
         prompt, generation, total = (_rate(data[f"{name}_tokens_per_s"]) for name in ("prompt", "generation", "total"))
         p50_ms, p95_ms = (data[f"first_token_{name}_s"] * 1000 for name in ("p50", "p95"))
         lines = [
@@ -256,10 +256,10 @@ class Result(Record):
             f"generation   {generation}: median of an answer from its first token on{by_event}",
             f"in all       {total}: {plural(data['generated_tokens'], 'token')} in {self.wall_s:.2f} s",
             f"first token  {p50_ms:.0f} ms p50, {p95_ms:.0f} ms p95",
-            f"before that  {self.warm_up_s:.2f} s for a request that is not counted, with the load if there was one",
+            f"warm-up      {self.warm_up_s:.2f} s for the first request, which is not counted, with the load if any",
         ]
         if self.left_out:
-            lines.append(f"left out     {plural(self.left_out, 'request')}: {span(BOUND_S)} were over")
+            lines.append(f"left out     {plural(self.left_out, 'request')}: the limit of {span(BOUND_S)} was reached")
         return lines
 
 

@@ -105,7 +105,7 @@ def run(arguments: Namespace, output: Output) -> int:
     except NotRunning as problem:
         answer = Answer(file_wish(arguments, _visible_gpus()), (), None)
         answer.show(output)
-        output.note(f"gpudctl: {problem.message}: its budget is not known, nor what would be unloaded")
+        output.note(f"gpudctl: {problem.message}: the budget and the models to unload are unknown")
         return DONE
 
 
@@ -359,7 +359,7 @@ class Answer:
                 why = f"its part in the machine's memory is above the budget there, {size(short)}"
             return output.paint("does not fit", "red") + (f": {why}" if why else "")
         if asked is None:
-            return output.paint("fits", "green") + ", unless other programs hold the GPU, which is not woken to look"
+            return output.paint("fits", "green") + ", unless other programs hold the GPU, which is asleep"
         if asked["Verdict"] == "fits":
             return output.paint("fits now", "green")
         if asked["Victims"]:

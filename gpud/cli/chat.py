@@ -76,7 +76,7 @@ def _piped() -> str | None:
         raise Usage(f"chat: the prompt is longer than {PROMPT_BYTES >> 20} MiB", hint="shorten it")
     text = data.decode("utf-8", "replace")
     if not text.strip():
-        raise Usage("chat: there is no prompt", hint="name it behind the model, or write it to standard input")
+        raise Usage("chat: there is no prompt", hint="write it after the model, or to standard input")
     return text
 
 
@@ -88,7 +88,7 @@ def converse(chat: "Chat", output: Output) -> int:
 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # gives the lines that are typed an editor and a memory
-    output.note(f'"{chat.model}" listens; Ctrl-C stops an answer, Ctrl-D ends')
+    output.note(f'"{chat.model}" is ready; Ctrl-C stops an answer, Ctrl-D ends the conversation')
     interrupted = False
     while True:
         try:
@@ -101,7 +101,7 @@ def converse(chat: "Chat", output: Output) -> int:
             if interrupted:
                 return INTERRUPTED
             interrupted = True
-            output.note("Ctrl-C once more, or Ctrl-D, ends it")
+            output.note("press Ctrl-C again, or Ctrl-D, to end the conversation")
             continue
         interrupted = False
         if not prompt.strip():
@@ -110,7 +110,7 @@ def converse(chat: "Chat", output: Output) -> int:
             chat.ask(prompt)
         except KeyboardInterrupt:
             interrupted = True
-            output.note("stopped; Ctrl-C once more ends it")
+            output.note("stopped; press Ctrl-C again to end the conversation")
         except GpudError as error:
             if isinstance(error, HttpError):
                 _show_tail(error, output)
@@ -164,7 +164,7 @@ class Chat:
             else:
                 self._messages.append({"role": "assistant", "content": "".join(screen.said)})
         if self._finish == "length" and not self._output.wants_json:
-            limit = f"at {plural(self._tokens, 'token')}" if self._tokens else "where its context is full"
+            limit = f"at {plural(self._tokens, 'token')}" if self._tokens else "because the context is full"
             self._output.note(f"the answer is cut off {limit}")
 
     def _read(self, events: "Iterator[Event]", screen: "Screen") -> None:
@@ -215,12 +215,12 @@ def answers(events: "Iterator[Event]", waits: Any = None) -> Iterator[dict[str, 
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise GpudError("the engine sent an event that is no JSON object", hint='see "gpudctl log"')
+            raise GpudError("the engine sent an event that is not a JSON object", hint='see "gpudctl log"')
         if error := error_in(value):
             raise error
         yield value
     if not ended:
-        raise GpudError("the answer was broken off before its end", hint='"gpudctl log" shows why')
+        raise GpudError("the answer ended early", hint='"gpudctl log" shows why')
 
 
 def printable(text: str) -> str:

@@ -133,7 +133,7 @@ def _watching(descriptor: int, output: Output) -> Iterator[None]:
 
     def over() -> None:
         loop.remove_reader(descriptor)
-        output.note("gpudctl: gpud has ended the claim: the memory is promised no longer; the command goes on")
+        output.note("gpudctl: gpud ended the claim: the memory is no longer promised; the command continues")
 
     # Nothing ever comes to read: the loop calls it for the error that shows when gpud closes its end.
     loop.add_reader(descriptor, over)

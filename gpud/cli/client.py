@@ -158,8 +158,8 @@ class Gpud:
             # An alias of a model that rests, or a mistake.
             overview = await self.overview(known := await self._meant(name))
             if (record := named(overview["Models"], known)) is None:
-                hint = f'"gpudctl models info {known}" says what it is'
-                raise NoSuchModel(f'"{known}" is no model that can be loaded', hint=hint)
+                hint = f'"gpudctl models info {known}" shows what it is'
+                raise NoSuchModel(f'"{known}" is not a model that can be loaded', hint=hint)
         return record, overview
 
     async def _meant(self, name: str) -> str:
@@ -355,7 +355,7 @@ async def _open(kind: str, problems: list[str], *, descriptors: bool = False) ->
     address = bus_address(kind, os.environ)
     label = f"the {BUS_NAMES[kind]}"
     if not address:
-        problems.append(f"{label} is not known (no DBUS_SESSION_BUS_ADDRESS, no XDG_RUNTIME_DIR)")
+        problems.append(f"{label} is unknown (no DBUS_SESSION_BUS_ADDRESS, no XDG_RUNTIME_DIR)")
         return None
     try:
         async with asyncio.timeout(CONNECT_S):
@@ -411,13 +411,13 @@ async def _reply(bus: MessageBus, message: Message, timeout_s: float) -> Message
     except TimeoutError:
         raise GpudError(
             f"cannot finish {message.member}: no answer within {timeout_s:g} s",
-            hint='gpud may hang; "gpudctl log" shows what it said last',
+            hint='gpud may hang; "gpudctl log" shows its last messages',
         ) from None
     except (OSError, EOFError):
         raise _gone() from None
     except UnicodeEncodeError as error:
         hint = 'write it in UTF-8; "gpudctl models" lists the names of models'
-        raise Usage(f'cannot tell gpud of "{error.object}": its bytes are no UTF-8', hint=hint) from None
+        raise Usage(f'cannot tell gpud of "{error.object}": it is not valid UTF-8', hint=hint) from None
     if reply is None:
         raise _gone()
     if reply.message_type is MessageType.ERROR:
@@ -454,8 +454,8 @@ def _error(reply: Message) -> GpudError:
 
 def _gone() -> NotRunning:
     return NotRunning(
-        "gpud has gone while it was being asked",
-        hint='if it does not come back by itself, "gpudctl log" shows why it ended',
+        "gpud ended before it answered",
+        hint='if it does not restart by itself, "gpudctl log" shows why it ended',
     )
 
 
@@ -465,7 +465,7 @@ def _not_running(kinds: Sequence[str], problems: Sequence[str]) -> NotRunning:
     why = f" ({'; '.join(problems)})" if problems else ""
     hints = {"system": '"systemctl start gpud"', "user": '"systemctl --user start gpud" or "gpud --user"'}
     start = ", a gpud of your own with ".join(hints[kind] for kind in kinds)
-    return NotRunning(f"gpud {runs}{why}", hint=f'start it with {start}; "gpudctl doctor" looks for what is wrong')
+    return NotRunning(f"gpud {runs}{why}", hint=f'start it with {start}; "gpudctl doctor" checks for problems')
 
 
 # Running -------------------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             if isinstance(error, BrokenPipeError):
                 raise
-            return _failed(GpudError(f"cannot go on: {error}", hint='"gpudctl doctor" looks for what is wrong'), output)
+            return _failed(GpudError(f"cannot go on: {error}", hint='"gpudctl doctor" checks for problems'), output)
     except BrokenPipeError:
         # Whoever read our output has seen enough.
         give_up(sys.stdout)

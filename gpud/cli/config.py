@@ -85,9 +85,9 @@ def check(path: Path, output: Output) -> int:
         else:
             output.text("\n".join(invalid.problems))
             if unreadable(path):
-                output.note(f"gpudctl: {path} was not checked: root may read it, and members of its group; use sudo")
+                output.note(f"gpudctl: {path} was not checked: only root and its group may read it; use sudo")
                 return FAILED
-            output.note(f"gpudctl: {plural(len(invalid.problems), 'problem')}; gpud would not take this configuration")
+            output.note(f"gpudctl: {plural(len(invalid.problems), 'problem')}; gpud would refuse this configuration")
         return FAILED
     said = warnings(config)
     models = list(config.models)
@@ -114,7 +114,7 @@ def show(path: Path, key: str | None, output: Output) -> int:
     except ConfigInvalid:
         if not unreadable(path):
             raise
-        raise GpudError(f"cannot show {path}: root may read it, and members of its group", hint="use sudo") from None
+        raise GpudError(f"cannot show {path}: only root and its group may read it", hint="use sudo") from None
     text = render(config, key)
     if output.wants_json:
         import yaml

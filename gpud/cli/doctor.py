@@ -129,7 +129,7 @@ def examine(arguments: Namespace, kind: str) -> Findings:
     account = own_account() if kind == "user" else service_account()
     if account is None:
         text = "there is no user gpud: the service cannot start"
-        yield Finding("user", text, '"systemd-sysusers gpud.sysusers" with the file that comes with gpud makes it')
+        yield Finding("user", text, 'create it with "systemd-sysusers gpud.sysusers" and the file that comes with gpud')
         account = own_account()
     else:
         yield Finding("user", f"gpud runs as {account.name} (uid {account.uid})")
@@ -160,7 +160,7 @@ def _guarded(topic: str, look: Callable[[], Findings]) -> Findings:
     try:
         yield from look()
     except OSError as problem:
-        yield Finding(topic, f"cannot look at it: {problem}", "run it as root, which may see more")
+        yield Finding(topic, f"cannot check it: {problem}", "run gpudctl doctor as root")
 
 
 def _configuration(path: Path | None, kind: str) -> "tuple[Config | None, list[Finding]]":
@@ -169,7 +169,7 @@ def _configuration(path: Path | None, kind: str) -> "tuple[Config | None, list[F
 
     path = path or default_path(kind == "user")
     if unreadable(path):
-        return None, [Finding("config", f"note: {path} was not looked at: root may read it, and members of its group")]
+        return None, [Finding("config", f"note: {path} was not checked: only root and its group may read it")]
     try:
         config = load(path, known_engines=engines())
     except ConfigInvalid as invalid:
@@ -268,7 +268,7 @@ async def _look(kind: str) -> OnBus:
         if kind == "system":
             found.append(await _polkit(bus))
     except GpudError as problem:
-        found.append(Finding("bus", problem.message, "look at the bus: journalctl -u dbus"))
+        found.append(Finding("bus", problem.message, "see the log of the bus: journalctl -u dbus"))
         pid = None
     finally:
         hang_up(bus)
@@ -282,7 +282,7 @@ async def _daemon(bus: "MessageBus", kind: str) -> tuple[int | None, Finding]:
     try:
         pid = await ask_bus(bus, "GetConnectionUnixProcessID", "s", NAME)
     except (BusError, NotRunning):
-        text = f"gpud does not run: nobody owns {NAME} on the {BUS_NAMES[kind]}"
+        text = f"gpud is not running: nobody owns {NAME} on the {BUS_NAMES[kind]}"
         return None, Finding("daemon", text, f'"systemctl {user}start gpud"; "gpudctl {user}log" shows why it ended')
     return int(pid), Finding("daemon", f"gpud runs (pid {pid}) and owns {NAME}")
 
@@ -298,10 +298,10 @@ async def _version(bus: "MessageBus") -> Finding:
     finally:
         gpud.forget()
     if degraded := status["Degraded"]:
-        return Finding("daemon", f"gpud is degraded: {degraded}", '"gpudctl status" and "gpudctl log" say more')
+        return Finding("daemon", f"gpud is degraded: {degraded}", '"gpudctl status" and "gpudctl log" show more')
     if status["Version"] != __version__:
         text = f"gpud {status['Version']} runs, but {__version__} is installed"
-        return Finding("daemon", text, '"systemctl restart gpud"; loaded models are taken over')
+        return Finding("daemon", text, '"systemctl restart gpud"; loaded models stay loaded')
     return Finding("daemon", f"gpud {status['Version']}: {status['State']}, {plural(len(status['Models']), 'model')}")
 
 
@@ -310,7 +310,7 @@ async def _polkit(bus: "MessageBus") -> Finding:
 
     names = [*await ask_bus(bus, "ListNames"), *await ask_bus(bus, "ListActivatableNames")]
     if POLKIT in names:
-        return Finding("polkit", "polkit is there and decides who may do what")
+        return Finding("polkit", "polkit is running and decides who may do what")
     return Finding(
         "polkit", "there is no polkit on the bus: only root may load and unload", "install polkit (Debian: polkitd)"
     )

@@ -86,7 +86,7 @@ class Found(Record):
 
 def run(arguments: Namespace, output: Output) -> int:
     if arguments.formula and arguments.binary:
-        raise Usage("estimate: --formula asks no llama-server, and --binary names one", hint="leave one of them out")
+        raise Usage("estimate: --formula asks no llama-server, but --binary names one", hint="leave one of them out")
     given = tuple(arguments.arguments)
     environment = dict(os.environ)
     gpus = visible_gpus(environment) if arguments.gpus is None else arguments.gpus
@@ -106,7 +106,7 @@ def plan_for(model: str, given: tuple[str, ...], gpus: int, environment: Mapping
     for word in given:
         name = word.partition("=")[0]
         if name in OTHER_MODELS:
-            raise Usage(f"estimate: {name} names another model than {model}", hint=f"leave out {name}")
+            raise Usage(f"estimate: {name} names a different model than {model}", hint=f"leave out {name}")
         if name in OTHER_ENDS:
             raise Usage(f"estimate: with {name} llama-server loads nothing", hint=f"leave out {name}")
     named = plan_of(given, gpus).file
@@ -160,8 +160,8 @@ def find_program(binary: str, bus: str) -> str:
     found = shutil.which(str(Path(binary).expanduser()) if "/" in binary else binary)
     if found is not None:
         return found
-    what = "cannot be executed" if Path(binary).expanduser().exists() else "is not there"
-    raise NoEstimate(f"cannot ask {binary}: it {what}", hint="correct --binary, or let --formula calculate")
+    what = "cannot be executed" if Path(binary).expanduser().exists() else "does not exist"
+    raise NoEstimate(f"cannot ask {binary}: it {what}", hint="correct --binary, or use --formula")
 
 
 def _configured(bus: str) -> str:
@@ -246,11 +246,11 @@ def ask(
     if plan.gpus and keeps_state(files.model, formula):
         if formula is None:
             raise NoEstimate(
-                f'cannot tell what a "{files.model.architecture}" model takes of a GPU: the formula does not know it, '
+                f'cannot tell what a "{files.model.architecture}" model needs on a GPU: the formula does not know it, '
                 "and a dry run would really allocate its state there",
-                hint="ask with --gpus 0 for the whole of it",
+                hint="use --gpus 0 to estimate it as a whole",
             )
-        return Found(formula, note="not asked of llama-server: a dry run would really allocate the state on the GPU")
+        return Found(formula, note="llama-server was not asked: a dry run would really allocate the state on the GPU")
     told = _told(plan, given, program, _seeing(environment, wanted_gpus))
     gpus = sum(1 for part in told.parts if part.gpu is not None)
     if wanted_gpus is not None and gpus < plan.gpus:

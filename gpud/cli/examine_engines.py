@@ -67,7 +67,7 @@ def _program(name: str, wanted: str) -> Finding:
     status, text = _ask([found, "--version"])
     if status != 0:
         what = f"{name}: {found} --version {'does not end' if status is None else f'fails with status {status}'}"
-        return Finding("engine", f"{what}: {text}" if text else what, f"mend or replace {found}")
+        return Finding("engine", f"{what}: {text}" if text else what, f"repair or replace {found}")
     return Finding("engine", f"{name}: {found}" + (f" ({text})" if text else ""))
 
 
@@ -85,7 +85,7 @@ def _devices(name: str, wanted: str, *, has_gpu: bool) -> Findings:
     else:
         text = f"{name}: {found} has no GPU device: its models run on the processor"
         remedy = f"name a build for this GPU (CUDA, ROCm or Vulkan) in engines.{name}.binary"
-        yield Finding("engine", text, f"{remedy}, or mend its driver" if has_gpu else "")
+        yield Finding("engine", text, f"{remedy}, or repair its driver" if has_gpu else "")
 
 
 def _package(kind: EngineKind, settings: "EngineConfig") -> Finding:
@@ -162,7 +162,7 @@ def folders(config: "Config", account: Account, *, is_service: bool) -> Findings
     if not config.registry.enable:
         return
     told = config.registry.paths
-    remedy = "make it, or correct registry.paths" if told is not None else "make it: sudo gpudctl storage init"
+    remedy = "create it, or correct registry.paths" if told is not None else "create it: sudo gpudctl storage init"
     for folder in map(Path, (config.base_directory,) if told is None else told):
         try:
             closed = closed_folder(account, folder)
@@ -170,18 +170,18 @@ def folders(config: "Config", account: Account, *, is_service: bool) -> Findings
                 yield Finding(
                     "folder",
                     f"{folder}: {account.name} cannot enter {closed}",
-                    f'"setfacl -m u:{account.name}:x {closed}" lets it in',
+                    f'"setfacl -m u:{account.name}:x {closed}" gives it access',
                 )
             elif not stat.S_ISDIR(folder.stat().st_mode):
                 yield Finding("folder", f"{folder} is not a folder", remedy)
             elif not may(account, folder, READ | SEARCH):
                 yield Finding(
                     "folder",
-                    f"{folder}: {account.name} may not look into it",
-                    f'"setfacl -m u:{account.name}:rx {folder}" lets it in',
+                    f"{folder}: {account.name} may not read it",
+                    f'"setfacl -m u:{account.name}:rx {folder}" gives it access',
                 )
             else:
-                yield Finding("folder", f"{folder}: models are looked for there")
+                yield Finding("folder", f"{folder}: gpud scans it for models")
         except OSError as problem:
             # A user's own gpud has folders of the user's besides: most machines have no store for all.
             if told is not None or is_service:
@@ -205,7 +205,7 @@ def _file(model: str, what: str, path: Path, account: Account, *, is_gguf: bool)
         try:
             closed = closed_folder(account, part)
             if closed is not None:
-                remedy = f'"setfacl -m u:{account.name}:x {closed}" lets it in, or move the file elsewhere'
+                remedy = f'"setfacl -m u:{account.name}:x {closed}" gives it access, or move the file elsewhere'
                 return Finding("model", f"{which}: {account.name} cannot enter {closed}", remedy)
             if not may(account, part, READ):
                 remedy = f'"setfacl -m u:{account.name}:r {part}", or make it readable for all'
@@ -217,7 +217,7 @@ def _file(model: str, what: str, path: Path, account: Account, *, is_gguf: bool)
             if account.uid == os.geteuid():
                 return Finding("model", f"{which}: it cannot be opened", f'see "namei -l {part}"')
             # gpud may read it and we may not: that is how it should be for other people's models.
-            return Finding("model", f"{which}: {account.name} may read it, but you may not; root sees what is inside")
+            return Finding("model", f"{which}: {account.name} may read it, but you may not; run as root to check it")
         except OSError as problem:
             remedy = f"put the file there, or correct it in models.{model}"
             return Finding("model", f"{which}: {problem.strerror}", remedy)
@@ -233,12 +233,12 @@ def _folder(model: str, path: Path, account: Account) -> Finding:
     try:
         closed = closed_folder(account, path)
         if closed is not None:
-            remedy = f'"setfacl -m u:{account.name}:x {closed}" lets it in, or move the folder elsewhere'
+            remedy = f'"setfacl -m u:{account.name}:x {closed}" gives it access, or move the folder elsewhere'
             return Finding("model", f"{name}: {account.name} cannot enter {closed}", remedy)
         folder = path if stat.S_ISDIR(path.stat().st_mode) else path.parent
         if not may(account, folder, READ | SEARCH):
-            remedy = f'"setfacl -m u:{account.name}:rx {folder}" lets it in'
-            return Finding("model", f"{name}: {account.name} may not look into it", remedy)
+            remedy = f'"setfacl -m u:{account.name}:rx {folder}" gives it access'
+            return Finding("model", f"{name}: {account.name} may not read it", remedy)
         if not (folder / "config.json").is_file():
             remedy = f"name the folder that has it in models.{model}"
             return Finding("model", f"{name}: there is no config.json in {folder}", remedy)
@@ -267,10 +267,10 @@ def state_directory(path: Path, account: Account) -> Finding:
     except OSError as problem:
         return Finding("state", f"{path}: {problem.strerror}", f"let {account.name} use {path}")
     if path.exists() and not path.is_dir():
-        return Finding("state", f"{path} is not a folder", "move it away; gpud makes the folder itself")
+        return Finding("state", f"{path} is not a folder", "move it away; gpud creates the folder itself")
     if path.exists() and not usable:
         return Finding("state", f"{path}: {account.name} may not write there", f'"chown -R {account.name} {path}"')
     if free < 64 << 20:
         return Finding("state", f"{path}: {size(free)} are free on its disk", "make room: gpud keeps its records there")
-    made = "" if path.exists() else ", made when it is needed"
+    made = "" if path.exists() else ", created when it is needed"
     return Finding("state", f"{path}: {size(free)} free{made}")

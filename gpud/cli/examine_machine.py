@@ -67,7 +67,7 @@ def gpus(account: Account, root: Path = Path("/")) -> Findings:
         yield from _nodes(
             account,
             _nvidia_nodes(root),
-            "the NVIDIA driver is loaded, but its nodes are not made",
+            "the NVIDIA driver is loaded, but its device nodes do not exist",
             '"nvidia-modprobe -c0 -u" makes them',
         )
         yield _nvml()
@@ -112,7 +112,7 @@ def _nvidia_driver(proc: Path) -> Findings:
         yield Finding(
             "gpu",
             "there is an NVIDIA GPU, but its driver is not loaded (no /proc/driver/nvidia/version)",
-            'install the driver, or load it with "modprobe nvidia"; "dmesg | grep -i nvidia" says why it is not',
+            'install the driver, or load it with "modprobe nvidia"; "dmesg | grep -i nvidia" shows why it is not',
         )
         return
     yield Finding("gpu", first.removeprefix("NVRM version: ").strip())
@@ -159,7 +159,7 @@ def _nvml() -> Finding:
     elif "not found" in last.lower():
         remedy = "install libnvidia-ml.so.1, which comes with the driver (Debian: nvidia-smi or libnvidia-ml1)"
     else:
-        remedy = '"nvidia-smi" should show the GPU; if it does not either, mend the driver first'
+        remedy = '"nvidia-smi" should show the GPU; if it does not either, repair the driver first'
     return Finding("gpu", f"NVML does not work: {last.rpartition(': ')[2]}", remedy)
 
 

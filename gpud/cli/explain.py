@@ -48,7 +48,7 @@ def run(arguments: Namespace, output: Output) -> int:
         for entry in entries:
             lines += explained(entry, output, named=record is None)
         if not entries:
-            lines.append("nothing was decided about it that is still remembered")
+            lines.append("no decisions about it are recorded")
         output.result("\n".join(lines), {"model": name, "now": now, "records": [as_data(entry) for entry in entries]})
         return 0
 

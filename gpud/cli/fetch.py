@@ -39,7 +39,7 @@ def add_arguments(parser: Parser) -> None:
 def checksum(text: str) -> str:
     value = text.strip().lower().removeprefix("sha256:")
     if not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise argparse.ArgumentTypeError(f'"{text[:80]}" is no SHA-256, which has 64 digits from 0 to f')
+        raise argparse.ArgumentTypeError(f'"{text[:80]}" is not a SHA-256, which has 64 hexadecimal digits')
     return value
 
 
@@ -55,7 +55,7 @@ def checked(arguments: Namespace, output: Output) -> int:
     host, name, shown = read(arguments)
     if urlsplit(arguments.source).scheme == "http" and not arguments.sha256 and not is_here(host):
         raise Usage(
-            f"fetch: whoever is between {host} and here can change what comes by http",
+            f"fetch: anybody between {host} and here can change a download over http",
             hint="use https, or give the checksum with --sha256",
         )
     return finished(fetch(name, shown, arguments, output))
@@ -69,10 +69,13 @@ def read(arguments: Namespace) -> tuple[str, str, str]:
     except ValueError:
         parts, host = urlsplit(""), ""
     if parts.scheme not in ("http", "https") or not host:
-        raise Usage(f'fetch: "{arguments.source[:200]}" is no URL', hint="write https://HOST/PATH")
+        raise Usage(f'fetch: "{arguments.source[:200]}" is not a URL', hint="write https://HOST/PATH")
     name = arguments.name or unquote(parts.path).rpartition("/")[2]
     if not name or name in (".", "..") or "/" in name or "\0" in name:
-        raise Usage("fetch: the URL says not how the file is to be called", hint="say it with --name")
+        what = (
+            f'"{arguments.name[:200]}" is not a file name' if arguments.name else "the URL does not end in a file name"
+        )
+        raise Usage(f"fetch: {what}", hint="give one with --name")
     # What stands behind the path may be a signature.
     return host, name, f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
@@ -103,5 +106,5 @@ async def fetch(name: str, shown: str, arguments: Namespace, output: Output) -> 
         if gpud is not None:
             gpud.close()
     if not arguments.sha256 and not output.wants_json:
-        output.note("gpudctl: nobody has vouched for its content: compare it, or give --sha256 the next time")
+        output.note("gpudctl: its content was not verified: compare its checksum, or give --sha256 the next time")
     return status

@@ -127,7 +127,7 @@ class Follower:
                 try:
                     await self._give_way(next(iter(self._games.values())))
                 except (GpudError, OSError) as problem:
-                    log.warning("cannot leave the GPUs to a game: %s", problem)
+                    log.warning("cannot give way to a game: %s", problem)
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._news.wait(), AGAIN_S)
             else:

@@ -110,7 +110,7 @@ def parse_url(text: str) -> Address:
         parts = urlsplit(text)
         port = parts.port
     except ValueError:
-        raise Usage(f'"{text[:200]}" is no address of a door', hint=allowed) from None
+        raise Usage(f'"{text[:200]}" is not the address of a door', hint=allowed) from None
     if (
         parts.scheme not in ("http", "https")
         or not parts.hostname
@@ -118,7 +118,7 @@ def parse_url(text: str) -> Address:
         or parts.fragment
         or not re.fullmatch(r"[\x21-\x7e]+", text)
     ):
-        raise Usage(f'"{text[:200]}" is no address of a door', hint=allowed)
+        raise Usage(f'"{text[:200]}" is not the address of a door', hint=allowed)
     if parts.username is not None or parts.password is not None:
         raise Usage("--url has a name or a password in it", hint="put the API key into GPUD_API_KEY or a file")
     tls = parts.scheme == "https"
@@ -376,19 +376,19 @@ class Question:
     def _broken(self, problem: Exception) -> GpudError:
         if isinstance(problem, TimeoutError):
             return GpudError(
-                f"{self._url} gave no answer within {ASK_S:g} s", hint='gpud may hang; "gpudctl log" shows what it said'
+                f"{self._url} gave no answer within {ASK_S:g} s", hint='gpud may hang; "gpudctl log" shows its messages'
             )
         from http.client import IncompleteRead
 
         if isinstance(problem, IncompleteRead):
-            return GpudError(f"{self._url} broke its answer off", hint='"gpudctl log" shows why')
+            return GpudError(f"{self._url} ended its answer early", hint='"gpudctl log" shows why')
         if isinstance(problem, ConnectionError):  # which RemoteDisconnected is one of
             return NotRunning(
-                f"{self._url} has ended the connection before it had answered",
-                hint='if gpud does not come back by itself, "gpudctl log" shows why it ended',
+                f"{self._url} closed the connection before it answered",
+                hint='if gpud does not restart by itself, "gpudctl log" shows why it ended',
             )
         return GpudError(
-            f"cannot understand what {self._url} answers ({_reason(problem)})", hint="see whether gpud listens there"
+            f"cannot understand what {self._url} answers ({_reason(problem)})", hint="check whether gpud listens there"
         )
 
 
@@ -406,7 +406,7 @@ def _object(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise GpudError("the answer is no JSON object", hint="see whether gpud, and not something else, listens there")
+        raise GpudError("the answer is not a JSON object", hint="check that gpud listens there, not another program")
     return value
 
 
@@ -419,8 +419,8 @@ def error_of(body: bytes, status: int, url: str) -> HttpError:
     found = error_in(value, status)
     return found or HttpError(
         BY_STATUS.get(status, "http"),
-        f"{url} answered with the status {status} and said nothing that is gpud's",
-        hint="see whether gpud, and not something else, listens there",
+        f"{url} answered with status {status}, but not like gpud",
+        hint="check that gpud listens there, not another program",
     )
 
 

@@ -115,7 +115,7 @@ def run(arguments: Namespace, output: Output) -> int:
 def _check_usage(arguments: Namespace) -> None:
     for option, kinds in _ONLY_FOR.items():
         if getattr(arguments, option) and arguments.kind not in kinds:
-            raise Usage(f"import: --{option} says nothing about {arguments.kind}", hint=f"it is for {', '.join(kinds)}")
+            raise Usage(f"import: --{option} does not apply to {arguments.kind}", hint=f"it is for {', '.join(kinds)}")
     if not arguments.file and arguments.kind != "ollama":
         raise Usage(f"import: {arguments.kind} needs a FILE", hint='"-" reads standard input')
     if arguments.check and arguments.output:
@@ -189,7 +189,7 @@ def _of_ollama(arguments: Namespace) -> "Draft":
     store = find_store(arguments.models or named, asked=bool(arguments.models))
     if not store and not files:
         raise GpudError(
-            "cannot import from Ollama: there is no store where it usually is, and no file with variables was named",
+            "cannot import from Ollama: there is no store in the usual places, and no file with variables was named",
             hint="--models DIR says where its models are, --environment FILE where its variables are",
         )
     stored = read_store(Path(store)) if store else ()

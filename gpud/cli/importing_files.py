@@ -38,7 +38,7 @@ def read(file: str) -> bytes:
         with Path(file).open("rb") as stream:
             return stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise GpudError(f'cannot read "{file}": {error.strerror}', hint="name a file that is there") from None
+        raise GpudError(f'cannot read "{file}": {error.strerror}', hint="name a file that exists") from None
 
 
 def write(path: Path, text: str, *, force: bool) -> None:
@@ -46,9 +46,9 @@ def write(path: Path, text: str, *, force: bool) -> None:
     target = Path(os.path.realpath(path))
     old = _status(target)
     if old is not None and not stat.S_ISREG(old.st_mode):
-        raise GpudError(f'cannot write "{path}": it is no file', hint="name another")
+        raise GpudError(f'cannot write "{path}": it is not a file', hint="name another")
     if old is not None and not force:
-        raise GpudError(f'will not write "{path}": it is there already', hint="--force replaces it; or name another")
+        raise GpudError(f'will not write "{path}": it already exists', hint="--force replaces it; or name another")
     mode = stat.S_IMODE(old.st_mode) if old else 0o644 & ~_umask()
     made = ""
     try:
@@ -66,9 +66,9 @@ def write(path: Path, text: str, *, force: bool) -> None:
             # Fails, rather than replaces, where somebody was faster.
             target.hardlink_to(made)
     except FileExistsError:
-        raise GpudError(f'will not write "{path}": it is there already', hint="--force replaces it") from None
+        raise GpudError(f'will not write "{path}": it already exists', hint="--force replaces it") from None
     except OSError as error:
-        raise GpudError(f'cannot write "{path}": {error.strerror}', hint="name a file in a folder of yours") from None
+        raise GpudError(f'cannot write "{path}": {error.strerror}', hint="choose a folder of your own") from None
     finally:
         with suppress(FileNotFoundError):
             if made:
@@ -81,7 +81,7 @@ def _status(path: Path) -> os.stat_result | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise GpudError(f'cannot write "{path}": {error.strerror}', hint="name a file in a folder of yours") from None
+        raise GpudError(f'cannot write "{path}": {error.strerror}', hint="choose a folder of your own") from None
 
 
 def _umask() -> int:
@@ -107,12 +107,10 @@ def find_store(named: str, *, asked: bool) -> str:
             continue
         return folder
     if closed:
-        raise GpudError(
-            f"cannot look into {closed}", hint="sudo gpudctl import ollama may; or name another with --models"
-        )
+        raise GpudError(f"cannot read {closed}", hint="sudo gpudctl import ollama may; or name another with --models")
     if asked:
         raise GpudError(
-            f'cannot import from "{named}": it has no folder "manifests", as a store of Ollama\'s has',
+            f'cannot import from "{named}": it has no folder "manifests", so it is not a store of Ollama',
             hint="name the folder with manifests and blobs in it",
         )
     return ""
@@ -133,7 +131,7 @@ def read_store(store: Path) -> "Sequence[Stored]":
         try:
             layers = layers_of(_text(path, MOST_MANIFEST_BYTES), file)
         except (OSError, ConfigInvalid) as problem:
-            said = problem.strerror if isinstance(problem, OSError) else "it is no manifest, as Ollama writes them"
+            said = problem.strerror if isinstance(problem, OSError) else "it is not an Ollama manifest"
             found.append(Stored(name, file, problem=f"its manifest cannot be read: {said}"))
             continue
         missing = [one for one in layers.get("model", ()) if not (store / "blobs" / f"sha256-{one}").is_file()]
@@ -180,7 +178,7 @@ def _text(path: Path, most_bytes: int) -> str:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as stream:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(0, "it is no file")
+            raise OSError(0, "it is not a file")
         content = stream.read(most_bytes + 1)
     if len(content) > most_bytes:
         from gpud.config.source import Where

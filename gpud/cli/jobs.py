@@ -38,7 +38,11 @@ class Ended(NamedTuple):
         name = f'"{self.model}"' if self.model else "all models"
         if self.message and (not self.model or self.model in self.message):
             return self.message
-        words = {"canceled": "was canceled", "timeout": "took too long", "superseded": "was overtaken by another wish"}
+        words = {
+            "canceled": "was canceled",
+            "timeout": "took too long",
+            "superseded": "was superseded by another request",
+        }
         what = f"{doing} {name} {words.get(self.result, self.result)}"
         return f"{what}: {self.message}" if self.message and self.message != self.result else what
 

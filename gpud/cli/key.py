@@ -73,7 +73,7 @@ def run(arguments: Namespace, output: Output) -> int:
     action = arguments.action
     if (action == "list") == bool(arguments.name):
         what = "list takes no name" if arguments.name else f"{action} needs the name of the key"
-        raise Usage(f"key: {what}", hint='"gpudctl key --help" explains it')
+        raise Usage(f"key: {what}", hint='see "gpudctl key --help"')
     if action != "add" and any((arguments.allow, arguments.rate, arguments.priority, arguments.may)):
         raise Usage(f"key: {action} takes neither --allow, --rate, --priority nor --may", hint="they are for key add")
     path = Path(arguments.file) if arguments.file else configured_file(arguments.bus)
@@ -103,7 +103,7 @@ def add(path: Path, arguments: Namespace, output: Output) -> int:
 
     def add_it(keys: Sequence["ApiKey"]) -> Sequence["ApiKey"]:
         if any(one.name == made.name for one in keys):
-            hint = f'"gpudctl key revoke {made.name}" takes it away; or choose another name'
+            hint = f'"gpudctl key revoke {made.name}" removes it; or choose another name'
             raise InvalidArguments(f'there is a key "{made.name}" in {path} already', hint=hint)
         if len(keys) >= MAX_KEYS:
             text = f"{path} holds {len(keys)} keys; {MAX_KEYS} are allowed"
@@ -114,7 +114,7 @@ def add(path: Path, arguments: Namespace, output: Output) -> int:
     # The key alone goes to standard output, so that a script can take it.
     output.result(key, {"name": made.name, "key": key, "file": str(path)})
     if not output.wants_json:
-        output.note(f'added "{made.name}" to {path}; the key is not shown again; "gpudctl reload" lets it in')
+        output.note(f'added "{made.name}" to {path}; the key is not shown again; "gpudctl reload" activates it')
     return 0
 
 
@@ -154,7 +154,7 @@ def revoke(path: Path, arguments: Namespace, output: Output) -> int:
     change(path, take_it_away)
     output.result("", {"name": name, "revoked": True, "file": str(path)})
     if not output.wants_json:
-        output.note(f'revoked "{name}" in {path}; until "gpudctl reload" it is still let in')
+        output.note(f'revoked "{name}" in {path}; until "gpudctl reload" it stays valid')
     return 0
 
 

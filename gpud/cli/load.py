@@ -157,7 +157,7 @@ def report(output: Output, ended: "list[Ended]", records: dict[str, dict[str, An
             sentence = one.sentence("loading")
             # Advice of the daemon's own is in its sentence; a second one would only be in its way.
             advised = one.record.get("ErrorHint") or one.result in ("canceled", "superseded")
-            output.note(f"gpudctl: {sentence}" + ("" if advised else f'; "gpudctl log {one.model}" shows what it said'))
+            output.note(f"gpudctl: {sentence}" + ("" if advised else f'; "gpudctl log {one.model}" shows its messages'))
 
 
 def _facts(record: dict[str, Any]) -> str:

@@ -44,12 +44,12 @@ def run(arguments: Namespace, output: Output) -> int:
     if journalctl is None:
         raise NoJournal(
             "there is no journal here: journalctl is not installed",
-            hint="gpud writes to its standard error then: look where that was sent",
+            hint="gpud then logs to its standard error: look where that goes",
         )
     if not any(any(Path(place).glob("**/*.journal*")) for place in JOURNALS):
         raise NoJournal(
             f"there is no journal here: neither {' nor '.join(JOURNALS)} has one",
-            hint="gpud writes to its standard error then: look where that was sent",
+            hint="gpud then logs to its standard error: look where that goes",
         )
     output.flush()
     os.execv(journalctl, command(arguments, os.environ))  # noqa: S606 -- journalctl takes over, with its pager

@@ -86,7 +86,7 @@ def _check(action: str, arguments: Namespace) -> None:
     if action and action not in ("list", "scan") and not arguments.model:
         raise Usage(f"models: {action} needs the name of a model", hint='"gpudctl models" lists the names')
     if action == "scan" and arguments.model:
-        raise Usage("models: scan takes no name", hint="it looks for all models; leave the name out")
+        raise Usage("models: scan takes no name", hint="it scans for all models; leave the name out")
     if arguments.words and action not in WITH_WORDS:
         raise Usage(f'models: {action} takes one name, not "{arguments.words[0]}" too', hint="run it for each of them")
     if action in ("tag", "untag", "alias", "unalias") and not arguments.words:
@@ -171,7 +171,7 @@ async def show(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
         output.json(found)
         return DONE
     if not found:
-        output.text("no model is there" if not (arguments.tag or arguments.loaded) else "no model is like that")
+        output.text("there are no models" if not (arguments.tag or arguments.loaded) else "no model matches")
         if not (arguments.tag or arguments.loaded):
             output.note(_how_to_come_by_one(gpud.kind))
         return DONE
@@ -320,8 +320,8 @@ async def annotate(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
             missing = [word for word in words if word not in known[record]]
             if missing:
                 what = {"tags": "tag", "aliases": "alias"}[key]
-                given = f"given to it were {', '.join(known[record])}" if known[record] else "none was given to it"
-                raise Usage(f'"{known["Id"]}" was not given the {what} "{missing[0]}"', hint=given)
+                given = f"it has {', '.join(known[record])}" if known[record] else "it has none"
+                raise Usage(f'"{known["Id"]}" does not have the {what} "{missing[0]}"', hint=given)
             kept = [word for word in known[record] if word not in words]
         value = Variant("as", kept)
     # A look at the disks that is under way ends first.

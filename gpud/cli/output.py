@@ -96,7 +96,7 @@ def _written() -> Iterator[None]:
         raise
     except OSError as error:
         give_up(sys.stdout)
-        hint = "what was asked for may be done all the same; make room, or send the output elsewhere"
+        hint = "the command may have succeeded all the same; make room, or send the output elsewhere"
         raise NotWritten(f"cannot write to standard output: {error.strerror}", hint=hint) from None
 
 

@@ -80,7 +80,7 @@ def pull(arguments: Namespace, output: Output) -> int:
     if kind == "hf":
         return finished(hub_model(parsed(name), arguments, output))
     raise Usage(
-        f'pull: "{arguments.model[:200]}" says not from where',
+        f'pull: "{arguments.model[:200]}" does not name a source',
         hint='write hf:ORG/REPO or ollama:NAME; "gpudctl fetch" downloads from a URL',
     )
 
@@ -92,7 +92,7 @@ def parsed(name: str) -> Wish:
     file = parts[2] if len(parts) == 3 else ""
     if len(parts) < 2 or not parts[0] or not parts[1] or (file and quantization) or name.endswith((":", "/")):
         raise Usage(
-            f'pull: "hf:{name[:200]}" names no repository',
+            f'pull: "hf:{name[:200]}" does not name a repository',
             hint="write hf:ORG/REPO, hf:ORG/REPO:QUANTIZATION or hf:ORG/REPO/FILE",
         )
     return Wish(f"{parts[0]}/{parts[1]}", file or quantization)
@@ -222,7 +222,8 @@ def choose(wish: Wish, seen: Picture, arguments: Namespace, output: Output) -> d
     _show(wish, seen, chosen, output)
     if arguments.yes:
         raise GpudError(
-            f'none of "{wish.repo}" fits this machine wholly', hint="name one behind the repository if it is to be slow"
+            f'none of "{wish.repo}" fits this machine completely',
+            hint="name one after the repository if it may be slow",
         )
     return _asked(wish, seen, chosen, output)
 
@@ -239,7 +240,7 @@ def _show(wish: Wish, seen: Picture, chosen: "Row | None", output: Output) -> No
     known = any(row.ever is not None for row in seen.rows)
     about = f"needs are with a context of {plural(context, 'token')}" if context else "needs are without any context"
     output.text("")
-    output.text(about + ("" if known else "; what fits is not known, since gpud does not run"))
+    output.text(about + ("" if known else "; what fits is unknown, because gpud is not running"))
     if seen.listing["safetensors"]:
         total = sum(file["size_bytes"] for file in seen.listing["safetensors"])
         output.text(f"the same repository has {size(total)} in safetensors: hf:{wish.repo}:{SAFETENSORS}")
@@ -251,7 +252,7 @@ def _asked(wish: Wish, seen: Picture, chosen: "Row | None", output: Output) -> d
     example = (chosen or seen.rows[0]).label
     if output.wants_json or not interactive():
         raise Usage(
-            f'pull: {plural(len(seen.rows), "model")} of "{wish.repo}" can be meant, and nobody is there to be asked',
+            f'pull: {plural(len(seen.rows), "model")} of "{wish.repo}" match, and there is no terminal to ask',
             hint=f"name one: hf:{wish.repo}:{example}; or --yes for the recommended one",
         )
     default = f" [{chosen.label}]" if chosen is not None else ""
@@ -305,9 +306,7 @@ def files_of(seen: Picture, chosen: dict[str, Any], arguments: Namespace) -> tup
     folder = folders.target(arguments.to or "", seen.kind)
     if arguments.mmproj:
         if not listing["projectors"]:
-            raise GpudError(
-                f'"{listing["repo"]}" has nothing that would let a model see images', hint="leave --mmproj out"
-            )
+            raise GpudError(f'"{listing["repo"]}" has no file that lets a model see images', hint="leave --mmproj out")
         files.append(listing["projectors"][0])
         # Every repository calls it the same, so that both need a folder of their own to belong together.
         folder = folder / listing["repo"].partition("/")[2]

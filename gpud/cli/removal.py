@@ -51,7 +51,7 @@ def remove(arguments: Namespace, output: Output) -> int:
     doomed = doomed_with(one, others, places_meant(one, arguments.model))
     check_deletable(doomed.files)
     if not arguments.yes and (sys.stdin is None or not sys.stdin.isatty()):
-        raise Usage("models: rm deletes files, and nobody is there to be asked", hint="say --yes to do it without")
+        raise Usage("models: rm deletes files, and there is no terminal to ask", hint="give --yes to skip the question")
     if not output.wants_json or not arguments.yes:
         _show(doomed, output)
     if not arguments.yes and not _agreed(one, doomed):
@@ -69,8 +69,8 @@ async def _known(gpud: "Gpud", asked: str) -> tuple[dict[str, Any], list[dict[st
     one = next((known for known in everything if file is not None and place_of(known, file)), None)
     if one is None and asked.startswith(PATHS):
         raise NoSuchModel(
-            f"no model that gpud knows lies in {visible(asked)}",
-            hint='"gpudctl models info NAME" shows where a model lies, and rm deletes no other files',
+            f"no model that gpud knows is in {visible(asked)}",
+            hint='"gpudctl models info NAME" shows where a model is, and rm deletes no other files',
         )
     if one is None:
         one = joined((await catalog(gpud, [asked]))[0], {})
@@ -122,7 +122,7 @@ def doomed_with(one: dict[str, Any], others: Collection[dict[str, Any]], meant: 
     if "ollama" in one["sources"] and (not left or any(Path(place).name.startswith("sha256-") for place in meant)):
         raise Usage(
             f'"{name}" is in Ollama\'s store, and its layers may belong to other models, too',
-            hint='let Ollama remove it: "ollama list" shows what it is called there, "ollama rm NAME" removes it',
+            hint='let Ollama remove it: "ollama list" shows its name there, "ollama rm NAME" removes it',
         )
     if one["format"] == "safetensors":
         folders = ", ".join(map(visible, one["paths"]))
@@ -132,7 +132,8 @@ def doomed_with(one: dict[str, Any], others: Collection[dict[str, Any]], meant: 
         if re.search(r"\\x[0-9a-f]{2}", path):
             # The bus carries text alone: another file may be called just like what it shows of this one.
             raise Usage(
-                f'"{name}" has a file whose name is no text: {visible(path)}', hint="remove it yourself, and then scan"
+                f'"{name}" has a file whose name is not valid text: {visible(path)}',
+                hint="remove it yourself, and then scan",
             )
     links = [part for path in places for part in parts_of(Path(path))]
     stays = []
@@ -146,7 +147,7 @@ def doomed_with(one: dict[str, Any], others: Collection[dict[str, Any]], meant: 
     if not links:
         raise Usage(
             f'"{name}" has no file',
-            hint="it is only configured: take it out of gpud.yaml"
+            hint="it is only configured: remove it from gpud.yaml"
             if one["configured"]
             else "scan: gpudctl models scan",
         )
@@ -260,9 +261,9 @@ async def _remove(gpud: "Gpud", one: dict[str, Any], doomed: Doomed, output: Out
         await gpud.call("Scan", asks=True, bounded=False)
     except GpudError as error:
         # It is gone whatever becomes of this: gpud notices by itself, if later.
-        output.note(f"gpudctl: not looked at anew: {error.message}")
+        output.note(f"gpudctl: not scanned again: {error.message}")
     if one["configured"] and not doomed.left:
-        output.note(f'"{name}" is still configured: take it out of gpud.yaml')
+        output.note(f'"{name}" is still configured: remove it from gpud.yaml')
     what = "a copy of " if doomed.left else ""
     output.result(
         f'deleted {what}"{name}": {plural(len(doomed.files), "file")}, {size(doomed.freed_bytes)}',

@@ -134,7 +134,7 @@ async def _unknown(gpud: "Gpud", records: list[dict[str, Any]], name: str) -> Gp
             f'cannot restart "{name}": no engine is called so (engines that serve models: {engines}), '
             f"and {problem.message}"
         )
-    return NoSuchModel(f'cannot restart "{name}": it has just been added', hint="run it once more")
+    return NoSuchModel(f'cannot restart "{name}": it has just been added', hint="run it again")
 
 
 def _nothing(records: Sequence[dict[str, Any]], names: Sequence[str], output: Output) -> int:

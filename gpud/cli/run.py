@@ -86,18 +86,16 @@ def _check(arguments: Namespace, command: list[str]) -> None:
     """What the parser cannot know: which options go with which."""
     if arguments.hold and arguments.vram:
         raise Usage(
-            "run: --hold and --vram do not go together",
-            hint="--hold keeps a model of gpud's loaded, --vram claims memory for the command itself: choose one",
+            "run: --hold and --vram cannot be combined",
+            hint="--hold keeps a model loaded, --vram claims memory for the command itself: choose one",
         )
     if not arguments.hold and not arguments.vram:
-        raise Usage("run: there is nothing to keep for the command", hint="give --hold MODEL or --vram SIZE")
+        raise Usage("run: there is nothing to hold or claim", hint="give --hold MODEL or --vram SIZE")
     for name in ("gpu", "wait", "priority"):
         if arguments.hold and getattr(arguments, name) is not None:
-            raise Usage(
-                f"run: --{name} goes with --vram alone", hint='configure it for the model, or use "gpudctl load"'
-            )
+            raise Usage(f"run: --{name} needs --vram", hint='configure it for the model, or use "gpudctl load"')
     if not command:
-        raise Usage("run: there is no command to run", hint=f"write it behind --: {EXAMPLES[0]}")
+        raise Usage("run: there is no command to run", hint=f"write it after --: {EXAMPLES[0]}")
 
 
 async def hold_and_run(gpud: "Gpud", arguments: Namespace, command: list[str], output: Output) -> int:
@@ -161,12 +159,12 @@ async def run_command(command: list[str], environment: Mapping[str, str] | None 
 
 
 async def _watch(gpud: "Gpud", cookies: dict[int, str], output: Output) -> None:
-    """Say when a hold ends before the command does; the command goes on all the same."""
+    """Say when a hold ends before the command does; the command continues all the same."""
     try:
         while True:
             told = await gpud.next_signal()
             if told.member == "HoldReleased" and told.body[0] in cookies:
                 model = cookies.pop(told.body[0])
-                output.note(f'gpudctl: "{model}" is held no longer ({told.body[1]}); the command goes on')
+                output.note(f'gpudctl: "{model}" is no longer held ({told.body[1]}); the command continues')
     except GpudError as error:
-        output.note(f"gpudctl: {error.message}: nothing is held any longer; the command goes on")
+        output.note(f"gpudctl: {error.message}: nothing is held any longer; the command continues")

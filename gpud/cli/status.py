@@ -189,7 +189,7 @@ def trouble(record: dict[str, Any]) -> list[str]:
         lines.append(f"  attempt {record['Attempts'] + 1} in {until(record['RetryAtUSec'])}")
     elif record["State"] == "failed":
         name = record["Id"]
-        lines.append(f'  not tried again by itself: mend it, then "gpudctl reset {name}" and "gpudctl load {name}"')
+        lines.append(f'  not tried again by itself: correct it, then "gpudctl reset {name}" and "gpudctl load {name}"')
     return lines
 
 

@@ -99,7 +99,7 @@ def _there(arguments: Namespace) -> Path:
 
 def _missing(place: Path) -> GpudError:
     return GpudError(
-        f"there is no folder {place}", hint='"sudo gpudctl storage init" makes it; or name one with --base'
+        f"there is no folder {place}", hint='"sudo gpudctl storage init" creates it; or name one with --base'
     )
 
 
@@ -224,7 +224,7 @@ def _duplicates(arguments: Namespace, output: Output) -> int:
             output.text(f"{size(same.wasted_bytes):>10}  {copies}:")
             for file in same.files:
                 output.text(f"            {_printable(str(file))}")
-        output.text(f"{size(wasted):>10}  could be had back" if found else "no file of 1 MiB or more is there twice")
+        output.text(f"{size(wasted):>10}  could be freed" if found else "no file of 1 MiB or more exists twice")
     linked: list[str] = []
     failed: dict[str, str] = {}
     if arguments.link and found:
@@ -243,9 +243,7 @@ def _duplicates(arguments: Namespace, output: Output) -> int:
         if not output.wants_json:
             output.text(f"linked {plural(len(linked), 'file')}")
     elif found and not output.wants_json:
-        output.note(
-            "gpudctl storage du --duplicates --link makes them one file each; a change of one is then a change of all"
-        )
+        output.note("gpudctl storage du --duplicates --link makes them one file each; a change of one then changes all")
     if output.wants_json:
         groups = [
             {
@@ -330,7 +328,7 @@ def check(arguments: Namespace, output: Output) -> int:
         return DONE
     text = f"WARNING: ML models storage low: {disk.free // GIB}GB remaining"
     more = f"{top} has {size(disk.free)} of {size(disk.total)} free, less than {size(arguments.least)}"
-    advice = '"gpudctl storage du" shows what takes it, "gpudctl storage clean-cache" empties the cache'
+    advice = '"gpudctl storage du" shows what uses it, "gpudctl storage clean-cache" empties the cache'
     # For the journal: warning is level 4.
     level = "<4>" if os.environ.get("JOURNAL_STREAM") and not sys.stdout.isatty() else ""
     output.result(f"{level}{text}\n{level}{more}; {advice}", data)
@@ -342,7 +340,7 @@ def _ask(what: str, arguments: Namespace, output: Output) -> None:
     if arguments.yes:
         return
     if not sys.stdin.isatty():
-        raise Usage(f"storage: nobody is there to be asked whether to {what}", hint="say --yes to do it without")
+        raise Usage(f"storage: there is no terminal to ask whether to {what}", hint="give --yes to skip the question")
     output.note(f"{what}? [y/N] ")
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise GpudError("nothing was changed", hint="")

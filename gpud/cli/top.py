@@ -194,7 +194,7 @@ def lines(frame: Frame, last: Frame | None, output: Output) -> list[str]:
     if any(one["model"] for one in activity.requests):
         found += ["", *ps.rows(activity._replace(models=[]), output)]
     if activity.problem is not None:
-        found += ["", output.paint(f"requests are not known: {activity.problem.message}", "yellow")]
+        found += ["", output.paint(f"requests are unknown: {activity.problem.message}", "yellow")]
     return found
 
 

@@ -40,7 +40,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: Namespace, output: Output) -> int:
     if arguments.all and arguments.models:
-        raise Usage("unload: --all leaves no model to name", hint="leave out either --all or the names")
+        raise Usage("unload: --all takes no names of models", hint="leave out either --all or the names")
     if "" in arguments.models:
         raise Usage(
             "unload: the model's name is empty", hint='name a model, or write --all; "gpudctl models" lists them'

@@ -59,7 +59,7 @@ async def wait(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     except TimeoutError:
         raise TookTooLong(
             f'"{arguments.model}" is still {seen} after {span(arguments.timeout)}, not {arguments.state}',
-            hint=f'"gpudctl status {arguments.model}" says more',
+            hint=f'"gpudctl status {arguments.model}" shows more',
         ) from None
     output.result(f'"{record["Id"]}" is {seen}', {"model": record["Id"], "state": seen})
     return DONE
@@ -82,5 +82,5 @@ async def _change(gpud: "Gpud", model: str, state: str) -> None:
 
 
 def _failed(record: dict[str, Any]) -> GpudError:
-    hint = record.get("ErrorHint") or f'"gpudctl log {record["Id"]}" shows what it said'
-    return GpudError(f'"{record["Id"]}" has failed: {record.get("Error") or "no reason is known"}', hint=hint)
+    hint = record.get("ErrorHint") or f'"gpudctl log {record["Id"]}" shows its messages'
+    return GpudError(f'"{record["Id"]}" has failed: {record.get("Error") or "the reason is unknown"}', hint=hint)

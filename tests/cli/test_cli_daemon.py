@@ -100,7 +100,7 @@ def test_a_name_that_is_no_text_is_a_wrong_command_line(gpud: RealDaemon) -> Non
         done = gpud.place.gpudctl(command, os.fsdecode(b"a\xffb"))
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith(
-            'gpudctl: cannot tell gpud of "a\\udcffb": its bytes are no UTF-8; write it in UTF-8'
+            'gpudctl: cannot tell gpud of "a\\udcffb": it is not valid UTF-8; write it in UTF-8'
         )
 
 

@@ -205,7 +205,7 @@ def test_an_architecture_that_the_formula_does_not_know(alone: Place, tmp_path: 
         (("--", "-ctk", "q9"), 'cannot read -ctk: "q9"'),
         (("--", "-c"), "-c needs a value"),
         (("--", "-m", "other.gguf"), "two models"),
-        (("--", "-hf", "org/repo"), "-hf names another model"),
+        (("--", "-hf", "org/repo"), "-hf names a different model"),
         (("--", "--list-devices"), "loads nothing"),
         (("--formula", "--binary", "x"), "--formula asks no llama-server"),
         (("--gpus", "65"), "--gpus"),
@@ -267,7 +267,7 @@ def test_a_binary_that_is_none_is_said(alone: Place, tmp_path: Path, large: str,
         binary.write_text("#!/bin/sh\necho hello\n")
         binary.chmod(stat.S_IRUSR | (stat.S_IXUSR if kind == "no-program" else 0))
     said = failed(alone, large, "--binary", str(binary))
-    assert {"absent": "is not there", "no-program": "hello", "not-executable": "cannot be executed"}[kind] in said
+    assert {"absent": "does not exist", "no-program": "hello", "not-executable": "cannot be executed"}[kind] in said
 
 
 def test_being_interrupted_leaves_nothing(alone: Place, tmp_path: Path, large: str) -> None:

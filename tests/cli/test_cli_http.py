@@ -153,12 +153,12 @@ def test_a_conversation_at_a_terminal(gpud: Front) -> None:
     screen.type("hold\r")
     screen.until("one two ")
     screen.type("\x03")
-    screen.until("stopped; Ctrl-C once more ends it")
+    screen.until("stopped; press Ctrl-C again to end the conversation")
     screen.until(">>> ")
     screen.type("nobody\x15messages\r")
     assert '{"role": "assistant", "content": "one two "}, {"role": "user", "content": "messages"}]' in screen.until("]")
     screen.until(">>> ")
-    screen.interrupt("Ctrl-C once more, or Ctrl-D, ends it")
+    screen.interrupt("press Ctrl-C again, or Ctrl-D, to end the conversation")
     screen.until(">>> ")
     screen.interrupt("\n")
     assert screen.end() == 130
@@ -306,7 +306,7 @@ def test_bench_says_what_it_measured(gpud: Front) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0] == f'"tiny" at {gpud.url}: 2 requests, 1 at a time, prompts of 7 tokens, answers of 4 tokens'
-    assert [line[:13].strip() for line in lines[1:]] == ["prompt", "generation", "in all", "first token", "before that"]
+    assert [line[:13].strip() for line in lines[1:]] == ["prompt", "generation", "in all", "first token", "warm-up"]
 
 
 def test_bench_that_is_interrupted(gpud: Front) -> None:
@@ -423,13 +423,16 @@ STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: clo
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 13\r\n\r\n<html></html>", "answered with the status 404"),
-        (b"HTTP/1.1 302 Found\r\nLocation: http://example.org/\r\nContent-Length: 0\r\n\r\n", "the status 302"),
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 13\r\n\r\n<html></html>", "answered with status 404"),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://example.org/\r\nContent-Length: 0\r\n\r\n", "with status 302"),
         (b'HTTP/1.1 400 X\r\nContent-Length: 17\r\n\r\n{"error": "no  "}', "gpudctl: no"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "cannot understand what http://"),
-        (STREAM + b'data: {"choices": [{"delta": {"content": "x"}}]}\n\n', "was broken off before its end"),
-        (STREAM + b"data: [1]\n\ndata: [DONE]\n\n", "an event that is no JSON object"),
-        (STREAM.replace(b"Connection: close", b"Transfer-Encoding: chunked") + b"ff\r\ndata:", "broke its answer off"),
+        (STREAM + b'data: {"choices": [{"delta": {"content": "x"}}]}\n\n', "the answer ended early"),
+        (STREAM + b"data: [1]\n\ndata: [DONE]\n\n", "an event that is not a JSON object"),
+        (
+            STREAM.replace(b"Connection: close", b"Transfer-Encoding: chunked") + b"ff\r\ndata:",
+            "ended its answer early",
+        ),
     ],
 )
 def test_a_door_that_is_not_gpuds(tmp_path: Path, answer: bytes, words: str) -> None:

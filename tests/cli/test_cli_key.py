@@ -52,7 +52,7 @@ def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:
     ]
     assert entry.digest.hex() not in listed
     _, note = gpudctl(tmp_path, "key", "revoke", "laptop", "--file", str(file))
-    assert 'until "gpudctl reload" it is still let in' in note
+    assert 'until "gpudctl reload" it stays valid' in note
     keys = Keys(load_keys(file))
     assert keys.find(key) is None
     assert keys.find(second.strip()) is not None

@@ -350,7 +350,7 @@ def test_the_end_of_gpud_is_told_and_the_command_goes_on(tmp_path: Path) -> None
                 end(running)
                 raise
         try:
-            assert said(running, "gpud has ended the claim").endswith("the command goes on")
+            assert said(running, "gpud ended the claim").endswith("the command continues")
             go.write_text("6\n")
             assert finish(running)[0] == 6
         finally:

@@ -184,7 +184,7 @@ def test_a_gpud_that_goes_while_it_is_waited_for(place: Place) -> None:
         await stub.leave()
         code, out, err = await command
         assert (code, out) == (3, "")
-        assert err.startswith("gpudctl: gpud has gone while it was being asked; ")
+        assert err.startswith("gpudctl: gpud ended before it answered; ")
 
     asyncio.run(main())
 
@@ -390,7 +390,7 @@ def test_each_verdict_has_its_words(place: Place, answer: Any, status_code: int,
 @pytest.mark.parametrize(
     ("need", "status_code", "line"),
     [
-        (5 * GIB, 0, "fits, unless other programs hold the GPU, which is not woken to look"),
+        (5 * GIB, 0, "fits, unless other programs hold the GPU, which is asleep"),
         (9 * GIB, 4, "does not fit"),
     ],
 )

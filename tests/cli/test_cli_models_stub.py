@@ -177,9 +177,9 @@ def test_nothing_to_list_says_how_to_come_by_a_model(place: Place) -> None:
     async def work(stub: StubDaemon) -> None:
         catalog(stub)
         status, out, err = await stub.gpudctl(place, "models", "list")
-        assert (status, out) == (0, "no model is there\n") and "gpudctl pull" in err
+        assert (status, out) == (0, "there are no models\n") and "gpudctl pull" in err
         assert await stub.gpudctl(place, "models", "list", "--json") == (0, "[]\n", "")
-        assert (await stub.gpudctl(place, "models", "list", "--tag", "x"))[:2] == (0, "no model is like that\n")
+        assert (await stub.gpudctl(place, "models", "list", "--tag", "x"))[:2] == (0, "no model matches\n")
 
     with_stub(place, work)
 
@@ -215,9 +215,9 @@ def test_what_was_not_said_cannot_be_taken_back(place: Place) -> None:
     async def work(stub: StubDaemon) -> None:
         catalog(stub, entry("a", "/m/a.gguf", Tags=["mine", "new"]))
         status, _, err = await stub.gpudctl(place, "models", "untag", "a", "old")
-        assert (status, err) == (2, 'gpudctl: "a" was not given the tag "old"; given to it were mine, new\n')
+        assert (status, err) == (2, 'gpudctl: "a" does not have the tag "old"; it has mine, new\n')
         status, _, err = await stub.gpudctl(place, "models", "unalias", "a", "b")
-        assert (status, err) == (2, 'gpudctl: "a" was not given the alias "b"; none was given to it\n')
+        assert (status, err) == (2, 'gpudctl: "a" does not have the alias "b"; it has none\n')
         assert "Annotate" not in stub.names()
 
     with_stub(place, work)
@@ -382,7 +382,7 @@ def test_a_file_of_no_model_is_not_deleted(place: Place, tmp_path: Path) -> None
     (other,) = files(tmp_path / "m", "letters.txt")
     status, out, err = run_rm(place, entry("a", "/m/a.gguf"), words=(str(other), "--yes"))
     assert (status, out) == (1, "")
-    assert err.startswith(f"gpudctl: no model that gpud knows lies in {other}; ")
+    assert err.startswith(f"gpudctl: no model that gpud knows is in {other}; ")
     assert other.exists()
 
 
@@ -405,7 +405,7 @@ def test_a_name_that_is_no_text_is_nobody_elses(place: Place, tmp_path: Path) ->
     """What the bus shows of it may be the name of another file, which must not go in its place."""
     (innocent,) = files(tmp_path / "m", "a\\xff.gguf")
     status, _, err = run_rm(place, entry("a", str(innocent)))
-    assert status == 2 and "whose name is no text" in err
+    assert status == 2 and "whose name is not valid text" in err
     assert innocent.exists()
 
 
@@ -425,7 +425,7 @@ def test_a_model_without_files_is_only_configured(place: Place, tmp_path: Path) 
         _, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
         assert (process.returncode, err) == (
             2,
-            b'gpudctl: "a" has no file; it is only configured: take it out of gpud.yaml\n',
+            b'gpudctl: "a" has no file; it is only configured: remove it from gpud.yaml\n',
         )
 
     with_stub(place, work)
@@ -491,8 +491,8 @@ def test_a_scan_that_is_refused_does_not_undo_anything(place: Place, tmp_path: P
         assert (status, out) == (0, 'deleted "a": 1 file, 2 MiB\n')
         assert err.splitlines() == [
             f"  {mine}  2 MiB",
-            "gpudctl: not looked at anew: uid 1000 may not",
-            '"a" is still configured: take it out of gpud.yaml',
+            "gpudctl: not scanned again: uid 1000 may not",
+            '"a" is still configured: remove it from gpud.yaml',
         ]
 
     with_stub(place, work)
@@ -503,7 +503,7 @@ def test_nobody_to_ask_is_no_yes(place: Place, tmp_path: Path) -> None:
     """Without a terminal nothing is deleted unless the command line says so."""
     (mine,) = files(tmp_path / "m", "a.gguf")
     status, out, err = run_rm(place, entry("a", str(mine)), words=("a",))
-    assert (status, out) == (2, "") and "say --yes" in err
+    assert (status, out) == (2, "") and "give --yes" in err
     assert mine.exists()
 
 

@@ -72,7 +72,7 @@ def test_config_check_says_every_problem(alone: Place) -> None:
     lines = done.stdout.splitlines()
     assert len(lines) == 2
     assert all(line.startswith(f"{path}:") for line in lines)
-    assert done.stderr == "gpudctl: 2 problems; gpud would not take this configuration\n"
+    assert done.stderr == "gpudctl: 2 problems; gpud would refuse this configuration\n"
     data = json.loads(alone.gpudctl("config", "check", "--json").stdout)
     assert (data["valid"], len(data["problems"])) == (False, 2)
 
@@ -175,7 +175,7 @@ def test_log_where_there_is_no_journal(alone: Place, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr == (
         "gpudctl: there is no journal here: journalctl is not installed; "
-        "gpud writes to its standard error then: look where that was sent\n"
+        "gpud then logs to its standard error: look where that goes\n"
     )
 
 
@@ -219,7 +219,7 @@ def test_doctor_without_a_daemon(place: Place) -> None:
     done = place.gpudctl("--user", "doctor")
     assert done.returncode == 1
     assert "OK bus: the session bus answers\n" in done.stdout
-    assert "PROBLEM daemon: gpud does not run: nobody owns org.kernelcore.GpuD on the session bus — " in done.stdout
+    assert "PROBLEM daemon: gpud is not running: nobody owns org.kernelcore.GpuD on the session bus — " in done.stdout
     assert "PROBLEM bus" not in done.stdout
 
 
@@ -366,7 +366,7 @@ def test_folders_in_which_models_are_looked_for(tmp_path: Path) -> None:
     found = list(examine_engines.folders(config, root, is_service=False))
     assert [one.is_problem for one in found] == [False, True, True, False]
     assert "is not a folder" in found[1].text and "No such file or directory" in found[2].text
-    assert found[2].remedy == "make it, or correct registry.paths"
+    assert found[2].remedy == "create it, or correct registry.paths"
     texts = [one.text for one in examine_engines.folders(config, SOMEBODY, is_service=False)]
     assert f"somebody cannot enter {tmp_path / 'closed'}" in texts[3] or "somebody cannot enter" in texts[0]
     store = parse(f"storage: {{base_directory: {tmp_path / 'none'}}}", "c")

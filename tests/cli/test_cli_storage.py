@@ -83,7 +83,7 @@ def test_a_place_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> None:
     """A file in the way, for root as for anybody."""
     put(tmp_path / "file")
     _, told = gpudctl(tmp_path, "init", "--base", str(tmp_path / "file/store"), status=1)
-    assert told.startswith(f"gpudctl: cannot make {tmp_path}/file/store: Not a directory; run it with sudo")
+    assert told.startswith(f"gpudctl: cannot create {tmp_path}/file/store: Not a directory; run it with sudo")
 
 
 def test_what_is_there_is_shown_two_folders_deep(tmp_path: Path, store: Path) -> None:
@@ -129,13 +129,13 @@ def test_copies_are_found_by_their_content_and_made_one_file(tmp_path: Path, sto
     printed, advice = gpudctl(tmp_path, "du", "--duplicates", "--base", str(store))
     assert "2 copies of 2 MiB:" in printed and "--link makes them one file" in advice
     _, refused = gpudctl(tmp_path, "du", "--duplicates", "--link", "--base", str(store), status=2, told="")
-    assert "say --yes to do it without" in refused
+    assert "give --yes to skip the question" in refused
     with (store / "custom/two.gguf").open("rb") as reader:
         assert "linked " in gpudctl(tmp_path, "du", "--duplicates", "--link", "--yes", "--base", str(store))[0]
         assert reader.read() == b"ab" * MIB
     assert (store / "custom/two.gguf").samefile(one) and (store / "gguf/linked.gguf").samefile(one)
     said = gpudctl(tmp_path, "du", "--duplicates", "--base", str(store))[0]
-    assert said == "no file of 1 MiB or more is there twice\n"
+    assert said == "no file of 1 MiB or more exists twice\n"
 
 
 def test_copies_of_other_rights_stay_what_they_are(tmp_path: Path, store: Path) -> None:
@@ -163,7 +163,7 @@ def test_only_the_cache_is_cleaned(tmp_path: Path, store: Path) -> None:
     printed, _ = gpudctl(tmp_path, "clean-cache", "--dry-run", "--base", str(store))
     assert printed.startswith(f"would remove 4 files below {store}/cache: ") and used.exists()
     _, refused = gpudctl(tmp_path, "clean-cache", "--base", str(store), status=2, told="")
-    assert "say --yes to do it without" in refused and (store / "cache/a/b/old").exists()
+    assert "give --yes to skip the question" in refused and (store / "cache/a/b/old").exists()
     with used.open("rb"):
         printed, told = gpudctl(tmp_path, "clean-cache", "--yes", "--base", str(store), "--json")
     data = json.loads(printed)
@@ -257,7 +257,7 @@ def test_an_empty_name_is_no_place(tmp_path: Path, line: str) -> None:
     done = subprocess.run(
         [*GPUDCTL, *line.split()], env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
-    assert done.returncode == 2 and "it is empty, and a folder or a file is expected" in done.stderr
+    assert done.returncode == 2 and "it is empty; a folder or a file is expected" in done.stderr
     assert not done.stdout and not list(tmp_path.iterdir())
 
 
@@ -265,7 +265,9 @@ def test_a_place_that_is_not_there_says_how_to_make_it(tmp_path: Path) -> None:
     """Each action but init needs one."""
     for action in ("ls", "du", "clean-cache", "check"):
         _, told = gpudctl(tmp_path, action, "--base", str(tmp_path / "nowhere"), status=1)
-        assert told.startswith(f'gpudctl: there is no folder {tmp_path}/nowhere; "sudo gpudctl storage init" makes it')
+        assert told.startswith(
+            f'gpudctl: there is no folder {tmp_path}/nowhere; "sudo gpudctl storage init" creates it'
+        )
 
 
 def test_the_configured_place_is_taken(tmp_path: Path) -> None:

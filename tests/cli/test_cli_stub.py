@@ -120,12 +120,12 @@ def test_jobs_of_others_are_not_ours(place: Place) -> None:
 @pytest.mark.parametrize(
     ("result", "message", "told"),
     [
-        ("failed", "", 'loading "tiny" failed; "gpudctl log tiny" shows what it said'),
+        ("failed", "", 'loading "tiny" failed; "gpudctl log tiny" shows its messages'),
         ("failed", 'cannot load "tiny": no file; put it there', 'cannot load "tiny": no file; put it there'),
         ("canceled", "canceled", 'loading "tiny" was canceled'),
-        ("superseded", "unloaded by sam", 'loading "tiny" was overtaken by another wish: unloaded by sam'),
-        ("timeout", "after 300 s", 'loading "tiny" took too long: after 300 s; "gpudctl log tiny" shows what it said'),
-        ("sunk", "", 'loading "tiny" sunk; "gpudctl log tiny" shows what it said'),
+        ("superseded", "unloaded by sam", 'loading "tiny" was superseded by another request: unloaded by sam'),
+        ("timeout", "after 300 s", 'loading "tiny" took too long: after 300 s; "gpudctl log tiny" shows its messages'),
+        ("sunk", "", 'loading "tiny" sunk; "gpudctl log tiny" shows its messages'),
     ],
 )
 def test_how_a_job_ended_is_a_sentence(place: Place, result: str, message: str, told: str) -> None:
@@ -188,7 +188,7 @@ def test_a_daemon_that_goes_away_ends_the_waiting(place: Place, words: tuple[str
         await stub.leave()
         status, out, err = await command
         assert (status, out) == (3, "")
-        assert err.startswith("gpudctl: gpud has gone while it was being asked; ")
+        assert err.startswith("gpudctl: gpud ended before it answered; ")
 
     async def main() -> None:
         await work(await StubDaemon.on(place.environment["DBUS_SESSION_BUS_ADDRESS"]))
@@ -207,7 +207,7 @@ def test_a_daemon_that_dies_before_it_answers(place: Place) -> None:
         await stub.leave()
         status, _, err = await command
         assert status == 3
-        assert "gpud has gone" in err
+        assert "gpud ended before it answered" in err
 
     asyncio.run(main())
 
@@ -399,8 +399,8 @@ def test_a_hold_that_ends_early_is_told(place: Place, tmp_path: Path) -> None:
         status, _, err = await command
         assert status == 5
         assert err.splitlines() == [
-            'gpudctl: "tiny" is held no longer (tiny is no longer configured); the command goes on',
-            "gpudctl: gpud has gone while it was being asked: nothing is held any longer; the command goes on",
+            'gpudctl: "tiny" is no longer held (tiny is no longer configured); the command continues',
+            "gpudctl: gpud ended before it answered: nothing is held any longer; the command continues",
         ]
 
     async def main() -> None:
@@ -530,7 +530,11 @@ def test_polkits_agent_is_started_and_ended(tmp_path: Path, monkeypatch: pytest.
         ("version --daemon", 0, "gpud 1"),
         ("wait tinny", 1, 'there is no model "tinny"; did you mean "tiny"?'),
         ("switch tinny", 1, 'there is no model "tinny"; did you mean "tiny"?'),
-        ("wait adapter", 1, '"adapter" is no model that can be loaded; "gpudctl models info adapter" says what it is'),
+        (
+            "wait adapter",
+            1,
+            '"adapter" is not a model that can be loaded; "gpudctl models info adapter" shows what it is',
+        ),
     ],
 )
 def test_whoever_names_one_model_is_not_sent_all_of_them(place: Place, line: str, status: int, told: str) -> None:

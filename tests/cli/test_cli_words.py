@@ -86,19 +86,22 @@ def test_help_of_a_command_in_three_ways(alone: Place) -> None:
     ("words", "told"),
     [
         (("lod",), 'there is no command "lod"; did you mean "gpudctl load"?'),
-        (("load",), 'load: the following arguments are required: MODEL; "gpudctl load --help" explains it'),
+        (("load",), 'load: the following arguments are required: MODEL; see "gpudctl load --help"'),
         (("load", "--contxt", "5", "x"), "load: unrecognized arguments: --contxt"),
         (("load", "--context", "many", "x"), 'load: argument --context: "many" is not a whole number from 1 to'),
         (("load", "--idle-timeout", "soon", "x"), 'load: argument --idle-timeout: "soon" is not a duration; write 90,'),
-        (("unload", "--all", "x"), "unload: --all leaves no model to name; leave out either --all or the names"),
+        (
+            ("unload", "--all", "x"),
+            "unload: --all takes no names of models; leave out either --all or the names",
+        ),
         (("wait", "--state", "asleep", "x"), "wait: argument --state: invalid choice"),
-        (("run", "--hold", "x"), "run: there is no command to run; write it behind --"),
-        (("run", "--", "ls"), "run: there is nothing to keep for the command; give --hold MODEL or --vram SIZE"),
-        (("run", "--hold", "x", "--vram", "1G", "--", "ls"), "run: --hold and --vram do not go together; --hold keeps"),
-        (("run", "--hold", "x", "--wait", "5", "--", "ls"), "run: --wait goes with --vram alone"),
-        (("run", "--vram", "1G"), "run: there is no command to run; write it behind --"),
+        (("run", "--hold", "x"), "run: there is no command to run; write it after --"),
+        (("run", "--", "ls"), "run: there is nothing to hold or claim; give --hold MODEL or --vram SIZE"),
+        (("run", "--hold", "x", "--vram", "1G", "--", "ls"), "run: --hold and --vram cannot be combined; --hold keeps"),
+        (("run", "--hold", "x", "--wait", "5", "--", "ls"), "run: --wait needs --vram"),
+        (("run", "--vram", "1G"), "run: there is no command to run; write it after --"),
         (("run", "--vram", "much", "--", "ls"), 'run: argument --vram: "much" is not a size; write 8GiB, 1.5G'),
-        (("run", "--vram", "1G", "--wait", "never", "--", "ls"), 'run: argument --wait: "never" is no time to wait'),
+        (("run", "--vram", "1G", "--wait", "never", "--", "ls"), 'run: argument --wait: "never" is not a time to wait'),
         (("run", "--vram", "1G", "--priority", "urgent", "--", "ls"), "run: argument --priority: invalid choice"),
         (("explain", "-n", "0"), 'explain: argument -n/--lines: "0" is not a whole number from 1 to 500'),
         (("--user", "--system", "status"), "status: argument --system: not allowed with argument --user"),
@@ -185,7 +188,7 @@ def test_durations_that_are_none(text: str) -> None:
 def test_a_time_to_wait_may_be_none_at_all() -> None:
     """0 is now or never; never is no time to wait, and is not taken for 0."""
     assert (patience("0"), patience("10m")) == (0, 600)
-    with pytest.raises(argparse.ArgumentTypeError, match="write 0 for now or never"):
+    with pytest.raises(argparse.ArgumentTypeError, match="write 0 for no wait"):
         patience("never")
 
 

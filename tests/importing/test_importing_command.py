@@ -114,9 +114,7 @@ def test_a_file_that_is_there_is_kept(old: Path) -> None:
     link.symlink_to(target)
     done = gpudctl("import", "llama-swap", "config.yaml", "--output", link, where=old.parent)
     assert done.returncode == 1
-    assert (
-        done.stderr == f'gpudctl: will not write "{link}": it is there already; --force replaces it; or name another\n'
-    )
+    assert done.stderr == f'gpudctl: will not write "{link}": it already exists; --force replaces it; or name another\n'
     assert target.read_text() == "mine"
     done = gpudctl("import", "llama-swap", "config.yaml", "--output", link, "--force", where=old.parent)
     assert done.returncode == 0
@@ -184,14 +182,14 @@ def test_large_files_and_devices_end(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert "is larger than 1 MiB, the most that is read" in done.stderr
     done = gpudctl("import", "llama-swap", "/nowhere", where=tmp_path)
-    assert done.stderr == 'gpudctl: cannot read "/nowhere": No such file or directory; name a file that is there\n'
+    assert done.stderr == 'gpudctl: cannot read "/nowhere": No such file or directory; name a file that exists\n'
 
 
 USAGE = [
     (["llama-swap"], "llama-swap needs a FILE"),
     (["nonsense", "x"], "invalid choice"),
-    (["llama-swap", "x", "--models", "y"], "--models says nothing about llama-swap"),
-    (["nixos", "x", "--engine", "ollama"], "--engine says nothing about nixos"),
+    (["llama-swap", "x", "--models", "y"], "--models does not apply to llama-swap"),
+    (["nixos", "x", "--engine", "ollama"], "--engine does not apply to nixos"),
     (["llama-swap", "x", "--check", "--output", "y"], "--check writes nothing"),
     (["llama-swap", "x", "--force"], "--force is for --output"),
     (["docker-env", "config.yaml", "--map", "a=b"], '--map "a=b" is not INSIDE=OUTSIDE'),
@@ -310,7 +308,7 @@ def test_the_store_is_found_and_read(store: Path, tmp_path: Path) -> None:
     }
     assert config["engines"]["ollama"]["models_dir"] == str(store)
     assert "gone:latest: its weights are missing: sha256-000000000000… in blobs" in done.stderr
-    assert "bad:latest: its manifest cannot be read: it is no manifest" in done.stderr
+    assert "bad:latest: its manifest cannot be read: it is not an Ollama manifest" in done.stderr
 
 
 def test_another_engine_reads_the_files_of_the_store(store: Path, tmp_path: Path) -> None:

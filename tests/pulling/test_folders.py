@@ -132,7 +132,7 @@ def test_no_folder_is_there(machine: Machine) -> None:
     """Which ones were looked for, and what makes them."""
     machine.configure(f"registry: {{paths: [{machine.root / 'a'}, {machine.root / 'b'}]}}\n")
     said = machine.ask()
-    assert f"gpud looks at {machine.root / 'a'}, {machine.root / 'b'}" in said and "storage init" in said
+    assert f"gpud scans {machine.root / 'a'}, {machine.root / 'b'}" in said and "storage init" in said
 
 
 def test_a_gpud_that_looks_nowhere(machine: Machine) -> None:
@@ -140,7 +140,7 @@ def test_a_gpud_that_looks_nowhere(machine: Machine) -> None:
     open_one = machine.folder("open", 0o777)
     machine.configure(f"registry: {{enable: false, paths: [{open_one}]}}\n")
     said = machine.ask()
-    assert f"registry.enable is false in {machine.config / 'gpud.yaml'}, so gpud looks for models nowhere" in said
+    assert f"registry.enable is false in {machine.config / 'gpud.yaml'}, so gpud scans no folders" in said
     assert "--to" in said and '"gpudctl reload"' in said
     assert machine.ask(given=str(open_one)) == str(open_one)
 
@@ -150,9 +150,9 @@ def test_a_folder_that_is_named(machine: Machine) -> None:
     open_one, closed = machine.folder("open", 0o777), machine.folder("closed", 0o755)
     assert machine.ask(uid=NOBODY, given=str(open_one)) == str(open_one)
     assert "may not write to" in machine.ask(uid=NOBODY, given=str(closed))
-    assert "is not there" in machine.ask(given=str(machine.root / "x"))
+    assert "does not exist" in machine.ask(given=str(machine.root / "x"))
     (machine.root / "file").touch()
-    assert "is no folder" in machine.ask(given=str(machine.root / "file"))
+    assert "is not a folder" in machine.ask(given=str(machine.root / "file"))
 
 
 def test_whole_repositories_go_into_ones_own_cache(machine: Machine) -> None:

@@ -87,7 +87,7 @@ def test_a_model_comes_into_the_folder_at_which_gpud_looks(user: User, daemon: D
     assert os.listdir(user.folder) == [NAME]
     assert jobs(daemon) == []
     again = user.gpudctl("pull", f"hf:{REPO}/{NAME}")
-    assert (again.returncode, "was there already" in again.stdout) == (0, True)
+    assert (again.returncode, "already present" in again.stdout) == (0, True)
     daemon.aftermath()
 
 
@@ -186,7 +186,7 @@ def test_somebody_cancels_it(user: User, daemon: Daemon, held: threading.Event, 
         job = wait_job_seen(daemon, running)["Id"]
         assert user.gpudctl("cancel", str(job)).returncode == 0
         assert running.end() == 1
-        assert f'the download of "{WHAT}" was canceled; what has come is kept' in running.text()
+        assert f'the download of "{WHAT}" was canceled; the downloaded part is kept' in running.text()
     assert daemon.wait_job(job).result == "canceled"
     held.set()
     check_resumed(user, hub, data)
@@ -231,7 +231,7 @@ def test_kill_9_of_the_process_that_downloads(
         job = wait_job_seen(daemon, running)["Id"]
         os.kill(running.puller(), signal.SIGKILL)
         assert running.end() == 1
-        assert "the process that downloads was ended by signal 9; what has come is kept" in running.text()
+        assert "the process that downloads was ended by signal 9; the downloaded part is kept" in running.text()
     assert daemon.wait_job(job).message == "the process that downloads was ended by signal 9"
     held.set()
     check_resumed(user, hub, data)
@@ -256,7 +256,7 @@ def test_two_of_them_download_it_once(user: User, daemon: Daemon, held: threadin
             assert len(jobs(daemon)) == 1
             held.set()
             assert (first.end(), second.end()) == (0, 0)
-        assert "was there already" in second.text("out")
+        assert "already present" in second.text("out")
     assert len(hub.asked(f"resolve/{hub.commit}/{NAME}")) == 1
     assert (user.folder / NAME).read_bytes() == data
 
@@ -371,15 +371,15 @@ def test_a_person_chooses_nothing(user: User, daemon: Daemon) -> None:
 @pytest.mark.parametrize(
     ("model", "status", "says"),
     [
-        ("llama3", 2, "says not from where; write hf:ORG/REPO or ollama:NAME"),
-        ("hf:", 2, "names no repository"),
-        ("hf:org", 2, "names no repository"),
-        ("hf:org/repo:", 2, "names no repository"),
-        ("hf:org/repo/file.gguf:Q4", 2, "names no repository"),
+        ("llama3", 2, "does not name a source; write hf:ORG/REPO or ollama:NAME"),
+        ("hf:", 2, "does not name a repository"),
+        ("hf:org", 2, "does not name a repository"),
+        ("hf:org/repo:", 2, "does not name a repository"),
+        ("hf:org/repo/file.gguf:Q4", 2, "does not name a repository"),
         ("hf:org/nothing", 1, 'has no repository "org/nothing"'),
         (f"hf:{REPO}:Q2_K", 1, f'"{REPO}" has no "Q2_K"; it has Q4_K_M, Q8_0'),
         (f"hf:{REPO}:safetensors", 1, "has no model in safetensors"),
-        ("ollama:", 2, "is no name of a model of Ollama's"),
+        ("ollama:", 2, "is not the name of an Ollama model"),
     ],
 )
 def test_what_cannot_be_had(user: User, model: str, status: int, says: str) -> None:
@@ -425,7 +425,7 @@ def test_a_folder_that_is_not_there(user: User, hub: Hub) -> None:
     """It is not made: the name may be a mistake."""
     done = user.gpudctl("pull", f"hf:{REPO}:Q4_K_M", "--to", str(user.place.root / "nowhere"))
     assert done.returncode == 1
-    assert "nowhere: it is not there; make it first: mkdir -p" in done.stderr
+    assert "nowhere: it does not exist; create it first: mkdir -p" in done.stderr
     assert not hub.seen, "it is said before anybody is asked"
 
 
@@ -456,7 +456,7 @@ def test_a_file_that_nobody_vouches_for(user: User, hub: Hub, data: bytes) -> No
     """It comes, and that is said."""
     done = user.gpudctl("fetch", hub.file_url(REPO, NAME), "--name", "mine.gguf")
     assert done.returncode == 0
-    assert "nobody has vouched for its content" in done.stderr
+    assert "its content was not verified" in done.stderr
     assert (user.folder / "mine.gguf").read_bytes() == data
 
 
@@ -471,12 +471,12 @@ def test_a_file_with_another_checksum(user: User, hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["http://example.org/x.gguf"], "can change what comes by http; use https"),
-        (["ftp://example.org/x.gguf"], "is no URL"),
-        (["x.gguf"], "is no URL"),
-        (["https://example.org/"], "how the file is to be called"),
-        (["https://example.org/x", "--name", "../x"], "how the file is to be called"),
-        (["https://example.org/x", "--sha256", "abc"], '"abc" is no SHA-256'),
+        (["http://example.org/x.gguf"], "can change a download over http; use https"),
+        (["ftp://example.org/x.gguf"], "is not a URL"),
+        (["x.gguf"], "is not a URL"),
+        (["https://example.org/"], "the URL does not end in a file name; give one with --name"),
+        (["https://example.org/x", "--name", "../x"], '"../x" is not a file name; give one with --name'),
+        (["https://example.org/x", "--sha256", "abc"], '"abc" is not a SHA-256'),
     ],
 )
 def test_urls_that_are_refused(user: User, words: list[str], says: str) -> None:
@@ -593,7 +593,7 @@ def test_ollama_is_interrupted(user: User) -> None:
     ("told", "says"),
     [
         (({"error": "pull model manifest: file does not exist"},), "pull model manifest: file does not exist"),
-        ((layer("aa", 1, 2),), "said nothing of the end of its download"),
+        ((layer("aa", 1, 2),), "did not report the end of its download"),
     ],
 )
 def test_ollama_cannot(user: User, told: tuple[dict[str, Any], ...], says: str) -> None:

@@ -166,7 +166,7 @@ def test_a_wish_that_comes_after_the_daemon_has_gone_is_told(place: Place, deskt
     daemon.kill9()
     title, text = desktop.wait(lambda: desktop.notifications and desktop.notifications[-1], "a notification")
     assert title == "one could not be loaded"
-    assert text.startswith("gpud has gone while it was being asked; ")
+    assert text.startswith("gpud ended before it answered; ")
 
 
 def test_the_end_of_the_session_ends_it(mortal_bus: PrivateBus, start_tray: Start) -> None:

@@ -74,4 +74,4 @@ async def done(following: Following, folder: str, job: Job, output: Output) -> N
 
 
 def _fresh(fresh_bytes: int, took: str) -> str:
-    return f", downloaded in {took}" if fresh_bytes else ", was there already"
+    return f", downloaded in {took}" if fresh_bytes else ", already present"

@@ -58,7 +58,7 @@ def target(given: str, kind: str) -> Path:
     if not looks.enabled:
         path = chosen_path(kind)
         raise GpudError(
-            f"there is no folder to download to: registry.enable is false in {path}, so gpud looks for models nowhere",
+            f"there is no folder to download to: registry.enable is false in {path}, so gpud scans no folders",
             hint=f"name a folder with --to, and the file as a model below models: in {path}; or set registry.enable to "
             'true, and "gpudctl reload"',
         )
@@ -92,8 +92,8 @@ def usable(given: str) -> Path:
     """A folder that somebody has named. Raises GpudError where nothing can be written there."""
     folder = Path(given).expanduser()
     if not folder.is_dir():
-        what = "is no folder" if folder.exists() else "is not there"
-        raise GpudError(f"cannot download to {folder}: it {what}", hint=f'make it first: mkdir -p "{folder}"')
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise GpudError(f"cannot download to {folder}: it {what}", hint=f'create it first: mkdir -p "{folder}"')
     if not os.access(folder, os.W_OK | os.X_OK):
         raise _nowhere([folder])
     return folder.resolve()
@@ -104,16 +104,16 @@ def _nowhere(folders: list[Path]) -> AccessDenied:
     if not there:
         names = ", ".join(map(str, folders))
         return AccessDenied(
-            f"there is no folder to download to: gpud looks at {names}, and none of them is there",
-            hint='make one, or name another with --to; "sudo gpudctl storage init" makes all of them',
+            f"there is no folder to download to: gpud scans {names}, and none of them exists",
+            hint='create one, or name another with --to; "sudo gpudctl storage init" creates all of them',
         )
     shown = ", ".join(f"{folder} ({_owner(folder)})" for folder in there)
     groups = dict.fromkeys(group for folder in there if (group := _writing_group(folder)))
     user = _user_name()
-    join = [f'join its group with "sudo usermod --append --groups {group} {user}" and log in anew' for group in groups]
+    join = [f'join its group with "sudo usermod --append --groups {group} {user}" and log in again' for group in groups]
     return AccessDenied(
         f"you ({user}) may not write to {shown}",
-        hint="; ".join([*join[:1], "or name a folder of yours with --to"]),
+        hint="; ".join([*join[:1], "or name a folder of your own with --to"]),
     )
 
 

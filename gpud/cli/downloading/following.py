@@ -79,5 +79,5 @@ class Following:
         kept = f" after {amount(self._done_bytes, self._total_bytes)}" if self._done_bytes else ""
         return Canceled(
             f"interrupted{kept}: {self.what} is not complete",
-            hint="what has come is kept: run the same command again to go on",
+            hint="the downloaded part is kept: run the same command again to continue",
         )

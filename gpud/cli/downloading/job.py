@@ -84,7 +84,7 @@ class Job:
                 if signal.member == "JobRemoved" and signal.body[0] == self._number:
                     _, _, result, message = signal.body
                     if not self.canceled.done():
-                        self.canceled.set_result(message or f"the download has ended as {result}")
+                        self.canceled.set_result(message or f"the download ended as {result}")
                     return
 
     async def end(self, result: str, message: str) -> None:
@@ -125,4 +125,4 @@ def _lying_at(entries: list[dict[str, Any]], paths: Collection[str]) -> list[str
 
 
 def called_off(message: str) -> Canceled:
-    return Canceled(message, hint="what has come is kept: run the same command again to go on")
+    return Canceled(message, hint="the downloaded part is kept: run the same command again to continue")

@@ -21,7 +21,7 @@ def checked_name(name: str) -> str:
     """Raises Usage."""
     if not name or not name.isprintable() or " " in name or len(name) > NAME_CHARACTERS:
         raise Usage(
-            f'pull: "{name[:64]}" is no name of a model of Ollama\'s', hint="write ollama:NAME or ollama:NAME:TAG"
+            f'pull: "{name[:64]}" is not the name of an Ollama model', hint="write ollama:NAME or ollama:NAME:TAG"
         )
     return name
 
@@ -51,7 +51,7 @@ async def pulled(door: Door, name: str) -> AsyncGenerator[dict[str, Any], None]:
                 return
             elif status:
                 yield {"event": "said", "text": printable(status)}
-    raise GpudError(f'Ollama said nothing of the end of its download of "{name}"', hint="run the same command again")
+    raise GpudError(f'Ollama did not report the end of its download of "{name}"', hint="run the same command again")
 
 
 def printable(text: str) -> str:

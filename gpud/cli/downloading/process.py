@@ -98,5 +98,6 @@ class Puller:
         said = self._errors.read().decode("utf-8", "replace")[-TAIL_BYTES:].strip().splitlines()
         last = f": {said[-1]}" if said else ""
         return GpudError(
-            f"the process that downloads {how}{last}", hint="what has come is kept: run the same command again"
+            f"the process that downloads {how}{last}",
+            hint="the downloaded part is kept: run the same command again to continue",
         )

@@ -148,7 +148,7 @@ def amount(done_bytes: int, total_bytes: int | None) -> str:
 
 
 def again(wait_s: float) -> str:
-    return f"; going on in {span(wait_s)}" if wait_s >= 1 else ""
+    return f"; continuing in {span(wait_s)}" if wait_s >= 1 else ""
 
 
 class Bar:

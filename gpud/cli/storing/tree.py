@@ -61,7 +61,7 @@ def init(base: Path, *, root: Path) -> Iterator[str]:
             yield from _mended(path, folder, owners)
         except OSError as problem:
             raise GpudError(
-                f"cannot make {path}: {problem.strerror}",
+                f"cannot create {path}: {problem.strerror}",
                 hint="run it with sudo, or name a folder of your own with --base",
             ) from problem
 
