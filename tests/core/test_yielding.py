@@ -423,12 +423,13 @@ def test_what_is_off_the_gpus_keeps_nothing_on_them() -> None:
     assert set(w.engines) == {"h"}
 
 
-def test_who_gives_the_gpus_away_has_nobody_wait_at_the_end_of_gpud() -> None:
+@pytest.mark.parametrize(("end", "within_s"), [(events.ShutdownAsked(), 20.0), (events.SuspendAsked(4.0), 2.5)])
+def test_who_gives_the_gpus_away_has_neither_gpud_nor_the_machine_wait(end: events.Event, within_s: float) -> None:
     """An answer has as long as it would have had."""
     w = world("a")
     w.load("a", use=True)
     w.settle()
-    w.post(events.ShutdownAsked())
+    w.post(end)
     give_away(w)
-    w.pass_time(w.limits.shutdown_drain_s + 1)
-    assert w.finished
+    w.pass_time(within_s + 0.1)
+    assert w.engines == {}
