@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny_model
 from daemon.doors import Doors, open_doors
-from daemon.harness import BOUND_S, TOP, Daemon, Place, engine, script
+from daemon.harness import BOUND_S, TOP, Daemon, Place, engine, gpus_of, script
 from fake_nvml.gpu import GIB, MIB, FakeGpus
 
 OOM = "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 512.00 MiB on device 0: cudaMalloc failed: out of memory"
@@ -24,12 +24,9 @@ def doors(place: Place) -> Doors:
 @pytest.fixture
 def gpus(place: Place) -> Iterator[FakeGpus]:
     """6 GiB, of which a desktop has 180 MiB."""
-    with FakeGpus(place.root / "gpus", 6 * GIB) as made:
-        place.environment |= made.environment()
+    with gpus_of(place, 6 * GIB) as made:
         made.set_foreign(180 * MIB, name="Xorg")
         yield made
-        for daemon in place.daemons:
-            daemon.destroy()
 
 
 class User:

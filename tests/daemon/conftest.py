@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 from dbus.private_bus import PrivateBus, session_bus
+from fake_nvml.gpu import GIB, FakeGpus
 
-from .harness import TOP, Place, place_at
+from .harness import TOP, Place, gpus_of, place_at
 from .mock_machine import MockLogind
 from .service_manager import Manager
 
@@ -32,6 +33,13 @@ def mortal_bus() -> Iterator[PrivateBus]:
 def place(bus: PrivateBus) -> Iterator[Place]:
     """Where the test's daemon lives; at the end nothing that was started there may live on."""
     with place_at(bus.address) as made:
+        yield made
+
+
+@pytest.fixture
+def gpus(place: Place) -> Iterator[FakeGpus]:
+    """The one GPU of a laptop."""
+    with gpus_of(place, 6 * GIB) as made:
         yield made
 
 

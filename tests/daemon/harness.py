@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from fake_nvml.gpu import GIB, FakeGpus
 from jeepney import DBusAddress, HeaderFields, MatchRule, MessageType, new_method_call
 from jeepney.bus_messages import message_bus
 from jeepney.io.blocking import open_dbus_connection
@@ -573,6 +574,13 @@ def engine(*switches: str, size: str = "10MiB", **settings: object) -> dict[str,
     }
 
 
+def on_gpu(place: Place, gpus: FakeGpus, name: str, size_gib: float = 1.0, **settings: object) -> dict[str, object]:
+    """A custom engine that holds so much of the GPU while it lives, and is known to."""
+    mark = f"{place.root.name}-{name}."
+    gpus.rule(mark, int(size_gib * GIB))
+    return engine("--say", mark, size=f"{int(size_gib * 1024)}MiB", **settings)
+
+
 def script(text: str, *, size: str = "10MiB", **settings: object) -> dict[str, object]:
     """A custom engine that is a shell script."""
     command = ["/bin/sh", "-c", f"{text}\n: ${{socket}}"]
@@ -625,6 +633,16 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def gpus_of(place: Place, *sizes_bytes: int) -> Iterator[FakeGpus]:
+    """What the place's daemons find of GPUs; they end before these do."""
+    with FakeGpus(place.root / "gpus", *sizes_bytes) as made:
+        place.environment |= made.environment()
+        yield made
+        for daemon in place.daemons:
+            daemon.destroy()
 
 
 @contextlib.contextmanager

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 import openai
 import pytest
 from dbus.private_bus import session_bus
-from fake_nvml.gpu import GIB, FakeGpus
+from fake_nvml.gpu import FakeGpus
 
 from .doors import HELLO, Door, Doors, open_doors, talker
-from .harness import BOUND_S, TOP, Place, engine, place_at
+from .harness import BOUND_S, TOP, Place, on_gpu, place_at
 
 PAGE = (TOP / "docs" / "http.md").read_text()
 (SECTION,) = re.findall(r"^## Editors and agents$(.*?)^## ", PAGE, re.M | re.S)
@@ -82,21 +82,6 @@ def test_openais_library_is_answered_at_that_address(doors: Doors) -> None:
 # Freeing memory -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def gpus(place: Place) -> Iterator[FakeGpus]:
-    with FakeGpus(place.root / "gpus", 6 * GIB) as made:
-        place.environment |= made.environment()
-        yield made
-        for daemon in place.daemons:
-            daemon.destroy()
-
-
-def held(place: Place, gpus: FakeGpus, name: str, size_gib: float, **settings: object) -> dict[str, object]:
-    mark = f"{place.root.name}-{name}."
-    gpus.rule(mark, int(size_gib * GIB))
-    return engine("--say", mark, size=f"{int(size_gib * 1024)}MiB", **settings)
-
-
 def run(place: Place, line: str, *more: str) -> subprocess.CompletedProcess[str]:
     program, *words = line.split()
     assert program == "gpudctl"
@@ -113,7 +98,7 @@ def run(place: Place, line: str, *more: str) -> subprocess.CompletedProcess[str]
 
 def test_four_gigabytes_are_freed_and_no_more_models_than_that_takes(place: Place, gpus: FakeGpus) -> None:
     """The one that is missed least goes, as soon as the command has ended the memory can be had, and it says so."""
-    models = {"idle": held(place, gpus, "idle", 3), "kept": held(place, gpus, "kept", 1, pinned=True)}
+    models = {"idle": on_gpu(place, gpus, "idle", 3), "kept": on_gpu(place, gpus, "kept", 1, pinned=True)}
     place.configure(models, gpu={"reserve": "256MiB"})
     daemon = place.start()
     for name in models:
@@ -128,7 +113,7 @@ def test_four_gigabytes_are_freed_and_no_more_models_than_that_takes(place: Plac
 
 def test_what_cannot_be_freed_is_refused_with_what_is_in_the_way(place: Place, gpus: FakeGpus) -> None:
     """Status 4, and a sentence with the numbers; what was loaded stays."""
-    place.configure({"kept": held(place, gpus, "kept", 3, pinned=True)}, gpu={"reserve": "256MiB"})
+    place.configure({"kept": on_gpu(place, gpus, "kept", 3, pinned=True)}, gpu={"reserve": "256MiB"})
     daemon = place.start()
     assert daemon.load("kept").result == "done", daemon.log()
     assert "30s" in FREEING

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from fake_nvml.gpu import GIB, FakeGpus
+from fake_nvml.gpu import FakeGpus
 from jeepney import DBusAddress, HeaderFields, MessageType, new_method_return, new_signal
 from jeepney.bus_messages import message_bus
 from jeepney.io.blocking import open_dbus_connection
 
-from .harness import BOUND_S, CallFailed, Daemon, Place, engine
+from .harness import BOUND_S, CallFailed, Daemon, Place, engine, on_gpu
 from .mock_machine import wait_until
 
 NAME = "com.feralinteractive.GameMode"
@@ -121,21 +121,6 @@ def test_a_game_that_starts_is_noticed(place: Place) -> None:
     finally:
         gamemode.close()
     daemon.aftermath()
-
-
-@pytest.fixture
-def gpus(place: Place) -> Iterator[FakeGpus]:
-    with FakeGpus(place.root / "gpus", 6 * GIB) as made:
-        place.environment |= made.environment()
-        yield made
-        for daemon in place.daemons:
-            daemon.destroy()
-
-
-def on_gpu(place: Place, gpus: FakeGpus, name: str, **settings: object) -> dict[str, object]:
-    mark = f"{place.root.name}-{name}."
-    gpus.rule(mark, GIB)
-    return engine("--say", mark, size="1GiB", **settings)
 
 
 @pytest.mark.parametrize("loads", ["wait", "cpu", "refuse"])

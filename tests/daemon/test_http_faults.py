@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -353,15 +352,6 @@ def test_a_killed_daemon_is_followed_by_one_that_answers(place: Place, doors: Do
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def gpus(place: Place) -> Iterator[FakeGpus]:
-    with FakeGpus(place.root / "gpus", 6 * GIB) as made:
-        place.environment |= made.environment()
-        yield made
-        for daemon in place.daemons:
-            daemon.destroy()
 
 
 def sized(place: Place, gpus: FakeGpus, name: str, size_gib: float, **settings: object) -> dict[str, object]:

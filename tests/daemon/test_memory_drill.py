@@ -4,21 +4,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 
-import pytest
 from fake_nvml.gpu import GIB, MIB, FakeGpus
 
 from .harness import BOUND_S, TOP, Daemon, Place, engine, plain, settle
-
-
-@pytest.fixture
-def gpus(place: Place) -> Iterator[FakeGpus]:
-    with FakeGpus(place.root / "gpus", 6 * GIB) as made:
-        place.environment |= made.environment()
-        yield made
-        for daemon in place.daemons:
-            daemon.destroy()
 
 
 def typed(place: Place, *words: str) -> str:

@@ -4,24 +4,13 @@ real.
 
 import re
 import subprocess
-from collections.abc import Iterator
 
-import pytest
 from fake_nvml.gpu import GIB, FakeGpus
 
 from .doors import open_doors
 from .harness import PYTHON, TOP, Daemon, Place, embedded, settle, tiny
 
 RESERVE = {"gpu": {"reserve": "256MiB", "watch": 1}}
-
-
-@pytest.fixture
-def gpus(place: Place) -> Iterator[FakeGpus]:
-    with FakeGpus(place.root / "gpus", 6 * GIB) as made:
-        place.environment |= made.environment()
-        yield made
-        for daemon in place.daemons:
-            daemon.destroy()
 
 
 def gpudctl(daemon: Daemon, *words: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from fake_nvml.gpu import GIB, FakeGpus
 
-from .harness import BOUND_S, TOP, Daemon, Place, engine, gone, settle, wait_gone
+from .harness import BOUND_S, TOP, Daemon, Place, engine, gone, gpus_of, settle, wait_gone
 
 sys.path.append(str(TOP / "tests" / "backends"))
 
@@ -29,11 +29,8 @@ TGI = {"tgi": {"binary": str(BACKENDS / "fake_tgi.py")}}
 
 @pytest.fixture
 def gpus(place: Place) -> Iterator[FakeGpus]:
-    with FakeGpus(place.root / "gpus", 24 * GIB) as made:
-        place.environment |= made.environment()
+    with gpus_of(place, 24 * GIB) as made:
         yield made
-        for daemon in place.daemons:
-            daemon.destroy()
 
 
 def folder(place: Place, gpus: FakeGpus, name: str, *, weights_gib: float, holds_gib: float) -> Path:

@@ -12,31 +12,14 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fake_nvml.gpu import GIB, MIB, FakeGpus
 
-from .harness import BOUND_S, TOP, Daemon, Place, engine, settle, tiny
+from .harness import BOUND_S, TOP, Daemon, Place, on_gpu, settle, tiny
 
 RESERVE = {"gpu": {"reserve": "256MiB", "watch": 1}}
-
-
-@pytest.fixture
-def gpus(place: Place) -> Iterator[FakeGpus]:
-    with FakeGpus(place.root / "gpus", 6 * GIB) as made:
-        place.environment |= made.environment()
-        yield made
-        for daemon in place.daemons:
-            daemon.destroy()
-
-
-def held(place: Place, gpus: FakeGpus, name: str, size_gib: float, **settings: object) -> dict[str, object]:
-    """A custom engine that holds so much of the GPU while it lives, and is known to."""
-    mark = f"{place.root.name}-{name}."
-    gpus.rule(mark, int(size_gib * GIB))
-    return engine("--say", mark, size=f"{int(size_gib * 1024)}MiB", **settings)
 
 
 def budget_error(daemon: Daemon, name: str) -> str:
@@ -50,7 +33,7 @@ def budget_error(daemon: Daemon, name: str) -> str:
 
 def test_two_models_and_a_game_never_hold_more_than_there_is(place: Place, gpus: FakeGpus) -> None:
     """Each load waits until the one before it is measured to be gone, and the game's memory is the game's."""
-    place.configure({"a": held(place, gpus, "a", 3), "b": held(place, gpus, "b", 2.5)}, **RESERVE)
+    place.configure({"a": on_gpu(place, gpus, "a", 3), "b": on_gpu(place, gpus, "b", 2.5)}, **RESERVE)
     gpus.late(150)
     gpus.set_foreign(1 * GIB)
     daemon = place.start()
@@ -64,7 +47,7 @@ def test_two_models_and_a_game_never_hold_more_than_there_is(place: Place, gpus:
 
 def test_memory_that_never_comes_back_is_told_and_not_counted_as_free(place: Place, gpus: FakeGpus) -> None:
     """The load that waited for it is refused with the numbers, and nothing overflows."""
-    place.configure({"a": held(place, gpus, "a", 4), "b": held(place, gpus, "b", 3)}, memory_wait="0.5", **RESERVE)
+    place.configure({"a": on_gpu(place, gpus, "a", 4), "b": on_gpu(place, gpus, "b", 3)}, memory_wait="0.5", **RESERVE)
     gpus.late(-1)
     daemon = place.start()
     assert daemon.load("a").result == "done"
@@ -77,7 +60,7 @@ def test_memory_that_never_comes_back_is_told_and_not_counted_as_free(place: Pla
 
 def test_an_idle_model_gives_way_to_a_game_that_grows(place: Place, gpus: FakeGpus) -> None:
     """Seen on the slow timer while something is loaded; the alert is told once."""
-    place.configure({"a": held(place, gpus, "a", 2)}, **RESERVE)
+    place.configure({"a": on_gpu(place, gpus, "a", 2)}, **RESERVE)
     gpus.set_foreign(1 * GIB)
     daemon = place.start()
     assert daemon.load("a").result == "done"
@@ -92,7 +75,7 @@ def test_an_idle_model_gives_way_to_a_game_that_grows(place: Place, gpus: FakeGp
 
 def test_a_load_is_refused_while_other_programs_hold_too_much(place: Place, gpus: FakeGpus) -> None:
     """gpu.external_busy_mib: by name and number, and again allowed once they have gone."""
-    place.configure({"a": held(place, gpus, "a", 1)}, gpu={"external_busy_mib": 2048})
+    place.configure({"a": on_gpu(place, gpus, "a", 1)}, gpu={"external_busy_mib": 2048})
     gpus.set_foreign(3 * GIB, name="blender")
     daemon = place.start()
     assert daemon.load("a").result == "failed"
@@ -105,7 +88,7 @@ def test_a_load_is_refused_while_other_programs_hold_too_much(place: Place, gpus
 
 def test_a_model_larger_than_the_gpu_is_refused_with_numbers_and_starts_nothing(place: Place, gpus: FakeGpus) -> None:
     """Nobody is unloaded for what can never fit."""
-    place.configure({"a": held(place, gpus, "a", 2), "big": held(place, gpus, "big", 40)}, **RESERVE)
+    place.configure({"a": on_gpu(place, gpus, "a", 2), "big": on_gpu(place, gpus, "big", 40)}, **RESERVE)
     daemon = place.start()
     assert daemon.load("a").result == "done"
     ended = daemon.load("big")
@@ -119,7 +102,7 @@ def test_a_model_larger_than_the_gpu_is_refused_with_numbers_and_starts_nothing(
 def test_many_loads_at_once_are_served_or_told_that_the_queue_is_full(place: Place, gpus: FakeGpus) -> None:
     """Nobody overflows anything, every job ends once."""
     names = [f"m{number}" for number in range(24)]
-    models = {name: held(place, gpus, name, 1.5) for name in names}
+    models = {name: on_gpu(place, gpus, name, 1.5) for name in names}
     place.configure(models, queue={"size": 8}, bus={"jobs": 100}, **RESERVE)
     daemon = place.start()
     jobs = [daemon.ask_load(name) for name in names]
@@ -138,7 +121,7 @@ def test_many_loads_at_once_are_served_or_told_that_the_queue_is_full(place: Pla
 
 def test_a_gpu_that_is_lost_takes_no_model_until_it_is_found_again(place: Place, gpus: FakeGpus) -> None:
     """As after Xid 79."""
-    place.configure({"a": held(place, gpus, "a", 1)}, **RESERVE)
+    place.configure({"a": on_gpu(place, gpus, "a", 1)}, **RESERVE)
     daemon = place.start()
     gpus.lose(0)
     assert daemon.load("a").result == "failed"
@@ -151,7 +134,7 @@ def test_a_gpu_that_is_lost_takes_no_model_until_it_is_found_again(place: Place,
 def test_a_gpu_that_works_in_the_machines_memory_is_used(place: Place, gpus: FakeGpus) -> None:
     """It tells no total of its own."""
     gpus.set_total(None)
-    place.configure({"a": held(place, gpus, "a", 1)}, **RESERVE)
+    place.configure({"a": on_gpu(place, gpus, "a", 1)}, **RESERVE)
     daemon = place.start()
     assert daemon.load("a").result == "done", daemon.log()
     assert daemon.model("a")["Device"] == "GPU-fake-0"
@@ -162,7 +145,7 @@ def test_models_go_to_the_gpu_with_room_and_see_only_that_one(place: Place) -> N
     """Two GPUs: the second model does not push the first one out."""
     with FakeGpus(place.root / "two", 6 * GIB, 8 * GIB) as gpus:
         place.environment |= gpus.environment()
-        place.configure({"a": held(place, gpus, "a", 5), "b": held(place, gpus, "b", 5)}, **RESERVE)
+        place.configure({"a": on_gpu(place, gpus, "a", 5), "b": on_gpu(place, gpus, "b", 5)}, **RESERVE)
         daemon = place.start()
         assert daemon.load("a").result == "done"
         assert daemon.load("b").result == "done"
@@ -193,7 +176,7 @@ def test_an_engine_that_takes_more_than_it_was_promised_is_ended_and_tried_once_
     """Said to need 1 GiB it takes 3, of which 2 are there: it is ended while it loads, and refused with what is known
     then.
     """
-    model = held(place, gpus, "m", 3)
+    model = on_gpu(place, gpus, "m", 3)
     command = [*model["command"], "--ready-after", "20"]  # type: ignore[misc]
     place.configure({"m": {**model, "command": command, "size": "1GiB"}}, **RESERVE)
     gpus.set_foreign(4 * GIB - 256 * MIB)
@@ -279,7 +262,7 @@ def claims(daemon: Daemon) -> list[dict[str, object]]:
 
 def test_a_training_script_gets_its_memory_and_gives_it_back_however_it_ends(place: Place, gpus: FakeGpus) -> None:
     """Idle models go for it, nothing is loaded over it, and kill -9 of gpudctl gives it back."""
-    place.configure({"a": held(place, gpus, "a", 3)}, **RESERVE)
+    place.configure({"a": on_gpu(place, gpus, "a", 3)}, **RESERVE)
     daemon = place.start()
     assert daemon.load("a").result == "done"
     train = gpudctl(place, "run", "--vram", "4GiB", "--", "/bin/sh", "-c", "echo $CUDA_VISIBLE_DEVICES; exec sleep 60")
@@ -300,7 +283,7 @@ def test_a_training_script_gets_its_memory_and_gives_it_back_however_it_ends(pla
 
 def test_the_gpus_are_given_away_and_taken_back(place: Place, gpus: FakeGpus) -> None:
     """gpudctl yield: everything goes, loads are refused; after resume they are not."""
-    place.configure({"a": held(place, gpus, "a", 3)}, **RESERVE)
+    place.configure({"a": on_gpu(place, gpus, "a", 3)}, **RESERVE)
     daemon = place.start()
     assert daemon.load("a").result == "done"
     given = gpudctl(place, "yield", "--why", "a long game")
@@ -320,7 +303,7 @@ def test_the_gpus_are_given_away_and_taken_back(place: Place, gpus: FakeGpus) ->
 
 def test_a_model_too_large_is_refused_within_milliseconds(place: Place, gpus: FakeGpus) -> None:
     """The time is told by the bench; here only that no engine was started and nobody waited for the queue."""
-    place.configure({"big": held(place, gpus, "big", 40)}, **RESERVE)
+    place.configure({"big": on_gpu(place, gpus, "big", 40)}, **RESERVE)
     daemon = place.start()
     began = time.monotonic()
     assert daemon.load("big").result == "failed"

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 from fake_cuda import FakeCuda
@@ -16,15 +15,6 @@ from .mock_machine import MockLogind, is_awake, started, wait_until
 from .own_files import nvidia_driver
 
 NO_RESERVE = {"reserve": 0, "watch": 0}
-
-
-@pytest.fixture
-def gpus(place: Place) -> Iterator[FakeGpus]:
-    with FakeGpus(place.root / "gpus", 6 * GIB) as made:
-        place.environment |= made.environment()
-        yield made
-        for daemon in place.daemons:
-            daemon.destroy()
 
 
 @pytest.fixture
