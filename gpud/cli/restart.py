@@ -4,11 +4,12 @@ from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gpud.cli import meant
 from gpud.cli.arguments import Parser
 from gpud.cli.exits import DONE, FAILED, REFUSED, exit_status
 from gpud.cli.output import Output, mib
 from gpud.cli.unload import LOADED
-from gpud.core.errors import GpudError, NoSuchModel
+from gpud.core.errors import GpudError
 
 if TYPE_CHECKING:
     from gpud.cli.client import Gpud
@@ -25,11 +26,6 @@ EXAMPLES = (
     "gpudctl restart llamacpp           # all that llama.cpp has loaded",
     "gpudctl restart ollama --force     # now, despite holds and running requests",
 )
-
-LLAMA = ("llama_server", "embedded", "llama_cpp")
-
-FAMILIES = {"llamacpp": LLAMA, "llama-cpp": LLAMA, "llama.cpp": LLAMA, "llamacpp-turbo": LLAMA}
-"""Names that people know llama.cpp's engines by, whichever of them serves a model."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -54,8 +50,8 @@ async def restart(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     from gpud.cli.load import report, start, status_of, wait_for
 
     await gpud.subscribe()
-    before = await _known(gpud, arguments.names)
-    wanted = await _wanted(gpud, before, arguments.names)
+    before = await meant.known(gpud, arguments.names)
+    wanted = await meant.models(gpud, before, arguments.names, "restart", of_engine=LOADED)
     if not wanted:
         return _nothing(before, arguments.names, output)
     unloaded, stayed, status = await _unload(gpud, wanted, output, force=arguments.force)
@@ -91,55 +87,9 @@ async def restart(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     return max([status, *(status_of(one, after.get(one.model, {})) for one in ended)])
 
 
-async def _known(gpud: "Gpud", names: Sequence[str]) -> list[dict[str, Any]]:
-    """The models among which those are that are meant: all there are, where a name may be an engine's."""
-    from gpud.cli.client import named
-
-    few: list[dict[str, Any]] = (await gpud.overview(*names))["Models"]
-    return few if all(named(few, name) for name in names) else await gpud.models()
-
-
-async def _wanted(gpud: "Gpud", records: list[dict[str, Any]], names: Iterable[str]) -> list[dict[str, Any]]:
-    """The models that are meant, each once. A model of a name comes before an engine of it. Raises NoSuchModel."""
-    from gpud.cli.client import named
-
-    found: dict[str, dict[str, Any]] = {}
-    for name in names:
-        if model := named(records, name):
-            found[model["Id"]] = model
-        elif engines := _engines(records, name):
-            loaded = (one for one in records if one["Backend"] in engines and one["State"] in LOADED)
-            found |= {record["Id"]: record for record in loaded}
-        else:
-            raise await _unknown(gpud, records, name)
-    return list(found.values())
-
-
-def _engines(records: Sequence[Mapping[str, Any]], name: str) -> set[str]:
-    """Those that serve a model and are called so."""
-    called = FAMILIES.get(name, (name.replace("-", "_"), name))
-    return {record["Backend"] for record in records} & set(called)
-
-
-async def _unknown(gpud: "Gpud", records: list[dict[str, Any]], name: str) -> GpudError:
-    if name in FAMILIES or name.replace("-", "_") in (*LLAMA, "ollama"):
-        return NoSuchModel(
-            f'cannot restart "{name}": no model is served by it', hint='"gpudctl models" lists what there is'
-        )
-    try:
-        await gpud.about(name)
-    except NoSuchModel as problem:
-        engines = ", ".join(sorted({record["Backend"] for record in records})) or "none"
-        return NoSuchModel(
-            f'cannot restart "{name}": no engine is called so (engines that serve models: {engines}), '
-            f"and {problem.message}"
-        )
-    return NoSuchModel(f'cannot restart "{name}": it has just been added', hint="run it again")
-
-
 def _nothing(records: Sequence[dict[str, Any]], names: Sequence[str], output: Output) -> int:
     """Engines that have nothing loaded."""
-    engines = set().union(*(_engines(records, name) for name in names))
+    engines = set().union(*(meant.engines(records, name) for name in names))
     failed = [record for record in records if record["Backend"] in engines and record["State"] == "failed"]
     text = f"nothing of {', '.join(names)} is loaded: nothing to restart"
     if failed:

@@ -372,6 +372,19 @@ def test_reset_forgets_failures(gpud: RealDaemon) -> None:
     assert "it is ready, not failed" in refused.stderr
 
 
+def test_reset_of_an_engine_is_for_all_of_it_that_has_failed(gpud: RealDaemon) -> None:
+    """What is loaded stays as it is; where nothing has failed that is said, and an unknown name resets nothing."""
+    gpud.place.gpudctl("load", "broken", "tiny")
+    before = gpud.place.json("status", "tiny")["pid"]
+    refused = gpud.place.gpudctl("reset", "broken", "tini")
+    assert (refused.returncode, state_of(gpud, "broken")) == (1, "failed")
+    assert 'cannot reset "tini": no engine is called so' in refused.stderr
+    assert gpud.place.json("reset", "custom") == {"reset": ["broken"], "unchanged": []}
+    assert (state_of(gpud, "broken"), gpud.place.json("status", "tiny")["pid"]) == ("unloaded", before)
+    done = gpud.place.gpudctl("reset", "custom")
+    assert (done.returncode, done.stdout) == (0, "no model of custom has failed: nothing to reset\n")
+
+
 def test_a_failed_model_says_why_and_when_it_is_tried_again(gpud: RealDaemon) -> None:
     """status has the error, the advice and the next attempt, where there will be one: after a crash, not after a load
     that failed."""
