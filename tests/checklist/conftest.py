@@ -5,11 +5,11 @@ from pathlib import Path
 
 import fake_nvml
 import pytest
-from daemon.conftest import bus, place
+from daemon.conftest import bus, doors, place
 from daemon.harness import Place
 from fake_nvml import FakeGpu, FakeProcess
 
-__all__ = ["bus", "gpus", "place"]
+__all__ = ["bus", "doors", "gpus", "place"]
 
 
 @dataclass

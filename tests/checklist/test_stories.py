@@ -1,24 +1,17 @@
 """What people do from day to day, as they do it: by gpudctl, the commands with old names, and curl."""
 
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny_model
-from daemon.doors import Doors, open_doors
-from daemon.harness import BOUND_S, TOP, Daemon, Place, engine, gpus_of, script
+from daemon.doors import Doors
+from daemon.harness import BOUND_S, Daemon, Place, gpus_of, llama_server, on_gpu, provisioned, script
 from fake_nvml.gpu import GIB, MIB, FakeGpus
 
 OOM = "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 512.00 MiB on device 0: cudaMalloc failed: out of memory"
-
-
-@pytest.fixture
-def doors(place: Place) -> Doors:
-    return open_doors(place)
 
 
 @pytest.fixture
@@ -34,16 +27,8 @@ class User:
 
     def __init__(self, place: Place, doors: Doors) -> None:
         self._bin = place.root / "bin"
-        self._bin.mkdir()
-        program = self._bin / "gpudctl"
-        program.write_text(f'#!/bin/sh\ncd {TOP} && exec {sys.executable} -m gpud.cli "$@"\n')
-        program.chmod(0o755)
         self._environment = {
-            "PATH": f"{self._bin}:{TOP}/shell/bin:{os.environ['PATH']}",
-            "HOME": str(place.root),
-            "GPUD_LIB": str(TOP / "shell" / "lib"),
-            "GPUD_BUS": "user",
-            "DBUS_SESSION_BUS_ADDRESS": place.address,
+            **place.terminal(),
             "OLLAMA_HOST": f"127.0.0.1:{doors.ollama.port}",
             "FRONT": doors.front.url,
             "MANAGEMENT": doors.management.url,
@@ -65,17 +50,11 @@ def user(place: Place, doors: Doors) -> User:
     return User(place, doors)
 
 
-def held(place: Place, gpus: FakeGpus, name: str, mib: int, **settings: object) -> dict[str, object]:
-    mark = f"{place.root.name}-{name}."
-    gpus.rule(mark, mib * MIB)
-    return engine("--say", mark, size=f"{mib}MiB", **settings)
-
-
 @pytest.fixture
 def daemon(place: Place, gpus: FakeGpus, doors: Doors) -> Daemon:
     """Two models that fill the GPU together."""
     place.configure(
-        {"llama3.2": held(place, gpus, "l", 2048), "qwen": held(place, gpus, "q", 3018)},
+        {"llama3.2": on_gpu(place, gpus, "l", 2), "qwen": on_gpu(place, gpus, "q", 3018 / 1024)},
         gpu={"reserve": 0, "watch": 0},
     )
     started = place.start()
@@ -117,7 +96,7 @@ def test_a_game_now(daemon: Daemon, user: User, gpus: FakeGpus, command: str) ->
 
 def test_whoever_walks_away_is_told_why_it_has_gone(place: Place, gpus: FakeGpus, user: User) -> None:
     """After its idle time; the log says why, and how much that gave back, and so does gpudctl."""
-    place.configure({"llama3.2": held(place, gpus, "l", 2048, idle_timeout="1s")}, gpu={"reserve": 0})
+    place.configure({"llama3.2": on_gpu(place, gpus, "l", 2, idle_timeout="1s")}, gpu={"reserve": 0})
     daemon = place.start()
     user.type("gpudctl load llama3.2")
     daemon.wait_log(r'"llama3\.2" is unloaded, 2\.0 GiB given back: it was idle')
@@ -138,7 +117,7 @@ def test_one_that_keeps_running_out_of_memory(place: Place, gpus: FakeGpus, user
     assert "lower layers or context" in shown and '"gpudctl reset big"' in shown
     assert "5 attempts have failed" in user.type("gpudctl load big", fails=True)
     assert user.type("gpudctl reset big").startswith('reset "big" after 5 failed attempts')
-    place.configure({"big": held(place, gpus, "b", 100)}, gpu={"reserve": 0})
+    place.configure({"big": on_gpu(place, gpus, "b", 100 / 1024)}, gpu={"reserve": 0})
     user.type("gpudctl reload && gpudctl load big")
     assert daemon.stop() == 0
 
@@ -146,14 +125,9 @@ def test_one_that_keeps_running_out_of_memory(place: Place, gpus: FakeGpus, user
 EIGHT_B, QWEN = "Qwen3-8B-Q8_0", "qwen2.5:1.5b"
 
 
-def provision(name: str) -> Path:
-    made = subprocess.run([TOP / "tests" / "provision", name], stdout=subprocess.PIPE, text=True, check=True)
-    return Path(made.stdout.strip())
-
-
 def two_engines(place: Place, gpus: FakeGpus, user: User, qwen_mib: int) -> Daemon:
     """The real llama.cpp, whose model has 5 of the 6 GiB, and the real Ollama with one that was made by its command."""
-    ollama, store = provision("ollama") / "bin" / "ollama", place.root / "store"
+    ollama, store = provisioned("ollama") / "bin" / "ollama", place.root / "store"
     user.finds(ollama)
     eight_b = tiny_model.write(place.root / f"{EIGHT_B}.gguf")
     qwen = tiny_model.write(place.root / "qwen.gguf", seed=2)
@@ -165,7 +139,7 @@ def two_engines(place: Place, gpus: FakeGpus, user: User, qwen_mib: int) -> Daem
             QWEN: {"engine": "ollama", "size": f"{qwen_mib}MiB", "priority": "high", "context": 1024, "threads": 1},
         },
         engines={
-            "llama_server": {"binary": str(provision("llama-server") / "site" / "bin" / "llama-server")},
+            **llama_server(),
             "ollama": {"binary": str(ollama), "models_dir": str(store)},
         },
         gpu={"reserve": 0, "watch": 0},

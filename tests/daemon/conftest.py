@@ -7,6 +7,7 @@ import pytest
 from dbus.private_bus import PrivateBus, session_bus
 from fake_nvml.gpu import GIB, FakeGpus
 
+from .doors import Doors, open_doors
 from .harness import TOP, Place, gpus_of, place_at
 from .mock_machine import MockLogind
 from .service_manager import Manager
@@ -41,6 +42,12 @@ def gpus(place: Place) -> Iterator[FakeGpus]:
     """The one GPU of a laptop."""
     with gpus_of(place, 6 * GIB) as made:
         yield made
+
+
+@pytest.fixture
+def doors(place: Place) -> Doors:
+    """Where the place's daemons listen."""
+    return open_doors(place)
 
 
 @pytest.fixture

@@ -190,6 +190,35 @@ class Place:
     def stream(self, record: Mapping[str, Any], method: str, path: str, body: object = None) -> "Stream":
         return Stream(record, method, path, body)
 
+    def terminal(self) -> dict[str, str]:
+        """The environment of the user's terminal: gpudctl, and the commands with old names, are those of this tree."""
+        program = self.root / "bin" / "gpudctl"
+        if not program.exists():
+            program.parent.mkdir()
+            program.write_text(f'#!/bin/sh\ncd {TOP} && exec {PYTHON} -m gpud.cli "$@"\n')
+            program.chmod(0o755)
+        return {
+            "PATH": f"{program.parent}:{TOP / 'shell' / 'bin'}:{os.environ['PATH']}",
+            "HOME": str(self.root),
+            "DBUS_SESSION_BUS_ADDRESS": self.address,
+            "GPUD_BUS": "user",
+            "GPUD_LIB": str(TOP / "shell" / "lib"),
+        }
+
+    def type(self, *words: str, status: int = 0) -> str:
+        """A line in that terminal, which ends with this status; what it says, on standard error where it fails."""
+        done = subprocess.run(
+            words,
+            env=self.terminal(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=BOUND_S,
+            check=False,
+        )
+        assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stderr if status else done.stdout
+
     def kill(self, pid: int) -> None:
         """kill -9 of a process that belongs here."""
         assert pid in self.children(), f"process {pid} is none of this test's"
@@ -590,6 +619,17 @@ def script(text: str, *, size: str = "10MiB", **settings: object) -> dict[str, o
 def embedded(path: Path, **settings: object) -> dict[str, object]:
     """The real engine that gpud brings."""
     return {"engine": "embedded", "file": str(path), "context": 256, "threads": 1, **settings}
+
+
+def provisioned(name: str) -> Path:
+    """Where a real engine is, which is made the first time."""
+    made = subprocess.run([TOP / "tests" / "provision", name], stdout=subprocess.PIPE, text=True, check=True)
+    return Path(made.stdout.strip())
+
+
+def llama_server() -> dict[str, object]:
+    """llama.cpp's own server, for the section ``engines``."""
+    return {"llama_server": {"binary": str(provisioned("llama-server") / "site" / "bin" / "llama-server")}}
 
 
 def tiny(path: Path, *, broken: str = "") -> Path:

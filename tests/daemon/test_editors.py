@@ -4,8 +4,6 @@ the command that frees memory is run as it is written.
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -82,20 +80,6 @@ def test_openais_library_is_answered_at_that_address(doors: Doors) -> None:
 # Freeing memory -------------------------------------------------------------------------------------------------------
 
 
-def run(place: Place, line: str, *more: str) -> subprocess.CompletedProcess[str]:
-    program, *words = line.split()
-    assert program == "gpudctl"
-    return subprocess.run(
-        [sys.executable, "-m", "gpud.cli", "--user", *more, *words],
-        env={"PATH": "/usr/bin:/bin", "DBUS_SESSION_BUS_ADDRESS": place.address, "HOME": str(place.root)},
-        cwd=TOP,
-        capture_output=True,
-        text=True,
-        timeout=2 * BOUND_S,
-        check=False,
-    )
-
-
 def test_four_gigabytes_are_freed_and_no_more_models_than_that_takes(place: Place, gpus: FakeGpus) -> None:
     """The one that is missed least goes, as soon as the command has ended the memory can be had, and it says so."""
     models = {"idle": on_gpu(place, gpus, "idle", 3), "kept": on_gpu(place, gpus, "kept", 1, pinned=True)}
@@ -103,10 +87,9 @@ def test_four_gigabytes_are_freed_and_no_more_models_than_that_takes(place: Plac
     daemon = place.start()
     for name in models:
         assert daemon.load(name).result == "done", daemon.log()
-    done = run(place, FREEING)
-    assert (done.returncode, done.stdout) == (0, ""), done
+    assert place.type(*FREEING.split()) == ""
     assert (daemon.state("idle"), daemon.state("kept")) == ("unloaded", "ready")
-    (gpu,) = json.loads(run(place, "gpudctl vram", "--json").stdout)["gpus"]
+    (gpu,) = json.loads(place.type("gpudctl", "vram", "--json"))["gpus"]
     assert gpu["available_bytes"] >= 4_000_000_000
     assert daemon.stop() == 0
 
@@ -117,8 +100,6 @@ def test_what_cannot_be_freed_is_refused_with_what_is_in_the_way(place: Place, g
     daemon = place.start()
     assert daemon.load("kept").result == "done", daemon.log()
     assert "30s" in FREEING
-    done = run(place, FREEING.replace("30s", "0"))
-    assert (done.returncode, done.stdout) == (4, ""), done
-    assert re.search(r"needs 3\.7 GiB, .* GiB", done.stderr), done.stderr
+    assert re.search(r"needs 3\.7 GiB, .* GiB", place.type(*FREEING.replace("30s", "0").split(), status=4))
     assert daemon.state("kept") == "ready"
     assert daemon.stop() == 0

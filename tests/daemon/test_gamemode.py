@@ -3,7 +3,6 @@
 import os
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,9 +65,7 @@ class GameMode:
 @contextmanager
 def helper(place: Place) -> Iterator[subprocess.Popen[bytes]]:
     """What gpud-gamemode.service runs."""
-    environment = {**os.environ, "DBUS_SESSION_BUS_ADDRESS": place.address}
-    command = [sys.executable, "-m", "gpud.cli", "--user", "_gamemode"]
-    process = subprocess.Popen(command, env=environment)
+    process = subprocess.Popen(["gpudctl", "_gamemode"], env=place.terminal())
     try:
         yield process
     finally:

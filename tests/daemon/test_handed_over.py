@@ -4,20 +4,13 @@ import contextlib
 import signal
 import socket
 
-import pytest
-
-from .doors import HELLO, Doors, open_doors, talker
+from .doors import HELLO, Doors, talker
 from .harness import BOUND_S, Daemon, Place, engine, settle, wait_gone
 from .service_manager import Manager
 
 HANDED_OVER = 80
 MEGABYTES = 32
 """More than all the buffers on the way to a reader who does not read."""
-
-
-@pytest.fixture
-def doors(place: Place) -> Doors:
-    return open_doors(place)
 
 
 def started(place: Place, manager: Manager) -> Daemon:

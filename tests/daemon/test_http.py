@@ -2,26 +2,18 @@
 
 import base64
 import json
-import os
 import ssl
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 from fake_nvml.gpu import GIB, FakeGpus
 from ports import free_port
 
 from .doors import HELLO, Door, Doors, listening, open_doors, talker, to_the_end
-from .harness import BOUND_S, TOP, Daemon, Place, engine, settle
+from .harness import Daemon, Place, engine, settle
 
 PAGE = "http://localhost:5000"
-
-
-@pytest.fixture
-def doors(place: Place) -> Doors:
-    return open_doors(place)
 
 
 # Where they are -------------------------------------------------------------------------------------------------------
@@ -99,22 +91,9 @@ def test_tls_by_the_files_of_a_certificate(place: Place, localhost_pem: Path) ->
 # Who may come in ------------------------------------------------------------------------------------------------------
 
 
-def _gpudctl(place: Place, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "gpud.cli", "--user", *arguments],
-        cwd=TOP,
-        env={"PATH": os.environ["PATH"], "HOME": str(place.root), "DBUS_SESSION_BUS_ADDRESS": place.address},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=BOUND_S,
-    )
-    return done.stdout.strip()
-
-
 def _keys(place: Place, *names: str, words: tuple[str, ...] = ()) -> tuple[Path, list[str]]:
     file = place.root / "keys.yaml"
-    return file, [_gpudctl(place, "key", "add", name, "--file", str(file), *words) for name in names]
+    return file, [place.type("gpudctl", "key", "add", name, "--file", str(file), *words).strip() for name in names]
 
 
 def test_a_key_lets_in_for_what_it_is_given(place: Place) -> None:
@@ -141,7 +120,7 @@ def test_a_key_lets_in_for_what_it_is_given(place: Place) -> None:
     assert told.status == 429 and int(told.headers["retry-after"]) >= 1
     assert daemon.state("tiny") == "ready" and daemon.state("secret") == "unloaded"
     assert key not in daemon.log()
-    _gpudctl(place, "key", "revoke", "laptop", "--file", str(file))
+    place.type("gpudctl", "key", "revoke", "laptop", "--file", str(file))
     daemon.reload()
     assert doors.front.ask("/v1/models", headers=bearer).status == 401
     daemon.aftermath()

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -18,7 +17,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from prometheus_client.parser import text_string_to_metric_families
 
 from .doors import HELLO, Doors, open_doors
-from .harness import BOUND_S, PYTHON, TOP, Daemon, Place, engine, settle, tiny
+from .harness import BOUND_S, PYTHON, TOP, Daemon, Place, engine, llama_server, settle, tiny
 
 WEBSOCKETS = TOP / "tests" / "daemon" / "websocket_engine.py"
 SAID: Any = HELLO
@@ -34,9 +33,7 @@ def doors(place: Place) -> Doors:
 @pytest.fixture
 def served(place: Place, doors: Doors) -> Iterator[Daemon]:
     """A daemon with a model that chats and one that embeds, both with a real llama-server. Nothing is loaded yet."""
-    made = subprocess.run([TOP / "tests" / "provision", "llama-server"], capture_output=True, text=True, check=True)
-    binary = Path(made.stdout.strip()) / "site" / "bin" / "llama-server"
-    place.sections = {**place.sections, "engines": {"llama_server": {"binary": str(binary)}}}
+    place.sections = {**place.sections, "engines": llama_server()}
     file = str(tiny(place.root / "tiny.gguf"))
     model = {"engine": "llama_server", "file": file, "context": 1024, "threads": 1}
     words = {**model, "embeddings": True, "extra_flags": ["--pooling", "mean"]}

@@ -24,11 +24,6 @@ SELDOM_S = 3600
 """Between heartbeats, where a test is about what is noticed without them."""
 
 
-@pytest.fixture
-def doors(place: Place) -> Doors:
-    return open_doors(place)
-
-
 def stream_of(doors: Doors, model: str = "tiny", **asked: object) -> Opened:
     body = {"model": model, "messages": HELLO, "stream": True, "do": "stream", **asked}
     return doors.front.open(CHAT, body)

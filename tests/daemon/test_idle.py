@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fake_ollama import write_model
 
-from .harness import BOUND_S, ENGINE, PYTHON, TOP, Daemon, Place, embedded, engine, gone, settle, tiny
+from .harness import BOUND_S, ENGINE, PYTHON, TOP, Daemon, Place, embedded, engine, gone, llama_server, settle, tiny
 
 FAKE_OLLAMA = TOP / "tests" / "backends" / "fake_ollama.py"
 
@@ -50,10 +50,8 @@ def test_the_embedded_engine_is_unloaded_when_idle_and_never_while_it_answers(pl
 @pytest.mark.engines
 def test_the_real_llama_server_is_unloaded_when_idle_and_never_while_it_answers(place: Place) -> None:
     """The same with llama.cpp's own program."""
-    made = subprocess.run([TOP / "tests" / "provision", "llama-server"], capture_output=True, text=True, check=True)
-    binary = Path(made.stdout.strip()) / "site" / "bin" / "llama-server"
     model = embedded(tiny(place.root / "tiny.gguf"), context=32768, size="200MiB")
-    place.sections = {"engines": {"llama_server": {"binary": str(binary)}}}
+    place.sections = {"engines": llama_server()}
     _unloads_when_idle_but_never_while_it_answers(place, {**model, "engine": "llama_server"})
 
 

@@ -15,7 +15,7 @@ import pytest
 from dbus.private_bus import session_bus
 
 from .doors import HELLO, Doors, open_doors
-from .harness import BOUND_S, PYTHON, TOP, Daemon, Place, engine, place_at, plain, settle, wait_gone
+from .harness import BOUND_S, TOP, Daemon, Place, engine, place_at, plain, settle, wait_gone
 from .service_manager import Manager
 
 WRITER = TOP / "tests" / "tiny_model.py"
@@ -56,25 +56,7 @@ class Shop:
         return Path(shutil.copy(self.files[number], (folder or self.folder) / f"{name}.gguf"))
 
     def gpudctl(self, *words: str, status: int = 0) -> str:
-        environment = {
-            "PATH": os.environ["PATH"],
-            "DBUS_SESSION_BUS_ADDRESS": self.place.address,
-            "HOME": str(self.place.root),
-            "XDG_RUNTIME_DIR": str(self.place.runtime),
-        }
-        command = [PYTHON, "-m", "gpud.cli", "--user", *words]
-        done = subprocess.run(
-            command,
-            cwd=TOP,
-            env=environment,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=BOUND_S,
-            check=False,
-        )
-        assert done.returncode == status, done.stderr
-        return done.stdout
+        return self.place.type("gpudctl", *words, status=status)
 
 
 @pytest.fixture

@@ -3,14 +3,12 @@
 import contextlib
 import http.client
 import json
-import os
 import re
 import shlex
 import shutil
 import socket
 import ssl
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -127,13 +125,6 @@ def test_a_stream_arrives_while_it_is_made(proxy: int) -> None:
 # With certificates of one's own ---------------------------------------------------------------------------------------
 
 
-def gpudctl(place: Place, *words: str) -> str:
-    command = [sys.executable, "-m", "gpud.cli", "--user", *words]
-    home = {"PATH": os.environ["PATH"], "HOME": str(place.root), "DBUS_SESSION_BUS_ADDRESS": place.address}
-    done = subprocess.run(command, cwd=TOP, env=home, capture_output=True, text=True, check=True, timeout=BOUND_S)
-    return done.stdout.strip()
-
-
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the page's commands were typed."""
@@ -146,7 +137,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def certified(place: Place, folder: Path, certificates: Path) -> Iterator[int]:
     """The page's other server, with the certificates that the page makes and a key of gpud's; the port."""
     keys, port = place.root / "keys.yaml", free_port()
-    key = gpudctl(place, "key", "add", "anna", "--file", str(keys))
+    key = place.type("gpudctl", "key", "add", "anna", "--file", str(keys)).strip()
     found = open_doors(place, api_keys_file=str(keys))
     place.configure({"tiny": talker(place), "spare": talker(place)})
     place.start()
@@ -209,8 +200,8 @@ def test_gpud_knows_by_the_key_for_whom_it_works(place: Place, folder: Path, cer
 
 def test_models_may_be_called_as_their_clients_call_them(place: Place, folder: Path, certified: int) -> None:
     """``local/tiny``, where that was made an alias as the page has it."""
-    (line,) = re.findall(r"`gpudctl (models alias tiny local/tiny)`", PAGE)
-    gpudctl(place, *line.split())
+    (line,) = re.findall(r"`(gpudctl models alias tiny local/tiny)`", PAGE)
+    place.type(*line.split())
     asked = json.dumps({"model": "local/tiny", "messages": HELLO})
     assert ask(folder, certified, "-d", asked, leave_out=("-d",))[0] == 200
 

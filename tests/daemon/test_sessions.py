@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,18 +13,13 @@ from typing import Any
 import pytest
 from dbus.terminals import Terminal, source, terminal
 
-from .doors import Doors, open_doors
-from .harness import BOUND_S, NAME, PATH, TOP, Daemon, Place, engine, plain, settle
+from .doors import Doors
+from .harness import BOUND_S, NAME, PATH, Daemon, Place, engine, plain, settle
 
 CALL = f"busctl --user call {NAME} {PATH} {NAME}"
 UNIFIED = next(
     (Path(p) for p in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup") if Path(p, "cgroup.procs").exists()), None
 )
-
-
-@pytest.fixture
-def doors(place: Place) -> Doors:
-    return open_doors(place)
 
 
 @pytest.fixture
@@ -161,25 +155,15 @@ class Commands:
     """They are run as they will be installed, with a gpudctl of this tree."""
 
     def __init__(self, place: Place, doors: Doors) -> None:
-        self._place = place
-        self.bin = place.root / "bin"
-        self.bin.mkdir()
-        program = self.bin / "gpudctl"
-        program.write_text(f'#!/bin/sh\ncd {TOP} && exec {sys.executable} -m gpud.cli "$@"\n')
-        program.chmod(0o755)
         self.environment = {
-            "PATH": f"{self.bin}:{os.environ['PATH']}",
-            "HOME": str(place.root),
-            "GPUD_LIB": str(TOP / "shell" / "lib"),
-            "GPUD_BUS": "user",
-            "DBUS_SESSION_BUS_ADDRESS": place.address,
+            **place.terminal(),
             "OLLAMA_HOST": f"127.0.0.1:{doors.ollama.port}",
             "ML_OFFLOAD_PORT": str(doors.management.port),
         }
 
     def run(self, name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(TOP / "shell" / "bin" / name), *arguments],
+            [name, *arguments],
             env={**self.environment, **environment},
             capture_output=True,
             text=True,

@@ -1,16 +1,13 @@
 """The machine wakes up, and its GPU does not, or only later; and what of a model is kept over the sleep."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from fake_cuda import FakeCuda
 from fake_nvml.gpu import GIB, FakeGpus
 
-from .doors import Doors, open_doors
-from .harness import BOUND_S, TOP, CallFailed, Daemon, Place, engine, gone
+from .doors import Doors
+from .harness import CallFailed, Daemon, Place, engine, gone, on_gpu
 from .mock_machine import MockLogind, is_awake, started, wait_until
 from .own_files import nvidia_driver
 
@@ -25,32 +22,11 @@ def cuda(place: Place, gpus: FakeGpus) -> FakeCuda:
     return made
 
 
-def on_gpu(place: Place, gpus: FakeGpus, name: str) -> dict[str, object]:
-    mark = f"{place.root.name}-{name}."
-    gpus.rule(mark, GIB)
-    return engine("--say", mark, size="1GiB")
-
-
 def slept(daemon: Daemon, logind: MockLogind) -> None:
     """It has slept, and nothing is known yet of how it woke up."""
     logind.sleep(True)
     logind.wait_locks("shutdown")
     logind.sleep(False)
-
-
-def gpudctl(place: Place, *words: str) -> str:
-    environment = {**os.environ, "DBUS_SESSION_BUS_ADDRESS": place.address}
-    command = [sys.executable, "-m", "gpud.cli", "--user", *words]
-    done = subprocess.run(
-        command, env=environment, cwd=TOP, capture_output=True, text=True, timeout=BOUND_S, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.fixture
-def doors(place: Place) -> Doors:
-    return open_doors(place)
 
 
 def test_a_gpu_that_did_not_wake_up_is_told_with_its_cure_and_comes_back_by_itself(
@@ -75,9 +51,9 @@ def test_a_gpu_that_did_not_wake_up_is_told_with_its_cure_and_comes_back_by_itse
     health = doors.front.ask("/health").value
     assert (health["status"], health["degraded"]) == ("ok", "gpu-unavailable")
     assert (health["reason"], health["hint"]) == (status["DegradedText"], status["DegradedHint"])
-    shown = gpudctl(place, "status")
+    shown = place.type("gpudctl", "status")
     assert status["DegradedText"] in shown and "modprobe nvidia_uvm" in shown
-    assert json.loads(gpudctl(place, "status", "--json"))["degraded_hint"] == status["DegradedHint"]
+    assert json.loads(place.type("gpudctl", "status", "--json"))["degraded_hint"] == status["DegradedHint"]
     with pytest.raises(CallFailed) as caught:
         daemon.ask_load("a")
     assert caught.value.name == "GpuUnavailable"
