@@ -641,6 +641,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "S4-58": (
         FAILING + "test_an_engine_that_is_killed_again_and_again_is_given_up",
         "tests/cli/test_cli_daemon.py::test_reset_forgets_failures",
+        "tests/cli/test_cli_daemon.py::test_reset_of_an_engine_is_for_all_of_it_that_has_failed",
     ),
     "RX-15": (
         FAILING + "test_an_engine_killed_while_it_answers_ends_the_answer",
