@@ -186,8 +186,10 @@ def test_a_killed_logind_ends_nobodys_session(quiet: Machine) -> None:
 
 def test_a_console_login_counts_as_well(quiet: Machine) -> None:
     """login(1) with PAM, as on a text console; what is held is let go of when the terminal is closed."""
-    terminal = Terminal(quiet.command("login", "-f", "carla"), "")
+    # Debian 13's login wants a terminal of this machine, and throws away what was typed before it.
+    terminal = Terminal(quiet.command("script", "--quiet", "--command", "exec login -f carla", "/dev/null"), "")
     try:
+        terminal.read_until(r"\$ ")
         terminal.run("true")
         quiet.wait("carla at work", f"{LIST} | grep -q Pid")
         terminal.run(HOLD)
