@@ -8,7 +8,7 @@ from gpud.cli.arguments import PRIORITIES, Parser
 from gpud.cli.exits import DONE, Usage
 from gpud.cli.output import Output, since, size, span, table, visible
 from gpud.cli.unload import LOADED
-from gpud.core.counts import plural
+from gpud.core.counts import NONE_THERE, plural
 
 if TYPE_CHECKING:
     from gpud.cli.client import Gpud
@@ -103,6 +103,8 @@ async def names(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     words = [name for one in records for name in (one["Id"], *(one["Aliases"] if arguments.aliases else ()))]
     data = [{"id": one["Id"], "aliases": one["Aliases"], "state": one["State"]} for one in records]
     output.result("\n".join(words), {"models": data})
+    if not words and not arguments.loaded and not output.wants_json:
+        output.note(NONE_THERE)
     return DONE
 
 
@@ -173,7 +175,7 @@ async def show(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     if not found:
         output.text("there are no models" if not (arguments.tag or arguments.loaded) else "no model matches")
         if not (arguments.tag or arguments.loaded):
-            output.note(_how_to_come_by_one(gpud.kind))
+            output.note(_how_to_get_one(gpud.kind))
         return DONE
     head = (
         "NAME",
@@ -211,7 +213,7 @@ async def show(gpud: "Gpud", arguments: Namespace, output: Output) -> int:
     return DONE
 
 
-def _how_to_come_by_one(kind: str) -> str:
+def _how_to_get_one(kind: str) -> str:
     """``kind`` is of the gpud that has none."""
     from gpud.cli.config import chosen_path
     from gpud.cli.downloading.folders import looked_at

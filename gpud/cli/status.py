@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpud.cli.arguments import Parser
 from gpud.cli.output import Output, mib, since, size, span, table, until
-from gpud.core.counts import plural
+from gpud.core.counts import NONE_THERE, plural
 
 if TYPE_CHECKING:
     from gpud.cli.client import Gpud
@@ -120,7 +120,7 @@ def everything(status: dict[str, Any], bus: str, output: Output) -> list[str]:
 
 def models(records: list[dict[str, Any]], output: Output) -> list[str]:
     if not records:
-        return ["no model is there: gpudctl models list says how to come by one"]
+        return [NONE_THERE]
     head = ("MODEL", "ENGINE", "STATE", "MEMORY", "CONTEXT", "KV", "LAST USED", "UNLOADS IN", "HOLDS")
     rows = [
         (

@@ -14,7 +14,7 @@ from gpud.cli import ps
 from gpud.cli.arguments import Parser
 from gpud.cli.output import Output, size, table
 from gpud.cli.status import STATE_COLORS, state_words, waiting, yielded
-from gpud.core.counts import plural
+from gpud.core.counts import NONE_THERE, plural
 from gpud.core.errors import GpudError
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def rates(frame: Frame, last: Frame) -> dict[str, float]:
 def _models(frame: Frame, last: Frame | None, output: Output) -> list[str]:
     activity = frame.activity
     if not activity.models:
-        return ["no model is there: gpudctl models list says how to come by one"]
+        return [NONE_THERE]
     ended = rates(frame, last) if last is not None else {}
     rows = []
     for model in activity.models:

@@ -6,3 +6,6 @@ def plural(count: int, noun: str, nouns: str = "", *, grouped: bool = False) -> 
     ``grouped``: ``1,500 tensors``, of what there may be very many.
     """
     return f"{count:{',' if grouped else ''}} {noun if count == 1 else nouns or f'{noun}s'}"
+
+
+NONE_THERE = 'there are no models: "gpudctl models list" says how to get one'

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 
 from gpud.core.catalogue import Entry, Found, Source
+from gpud.core.counts import NONE_THERE
 from gpud.core.record import Record
 
 LONGEST = 128
@@ -45,7 +46,7 @@ def those_there(names: Collection[str]) -> str:
     shown = ", ".join(islice(names, _SHOWN))
     match len(names):
         case 0:
-            return "no model is there: gpudctl models list says how to come by one"
+            return NONE_THERE
         case 1:
             return f'the only one is "{shown}"'
         case number:

@@ -171,7 +171,7 @@ def test_who_names_models_is_not_sent_all_of_them(place: Place, line: str) -> No
     with_stub(place, work)
 
 
-def test_nothing_to_list_says_how_to_come_by_a_model(place: Place) -> None:
+def test_nothing_to_list_says_how_to_get_a_model(place: Place) -> None:
     """An empty list is no failure; for a program it is an empty list."""
 
     async def work(stub: StubDaemon) -> None:
@@ -180,6 +180,9 @@ def test_nothing_to_list_says_how_to_come_by_a_model(place: Place) -> None:
         assert (status, out) == (0, "there are no models\n") and "gpudctl pull" in err
         assert await stub.gpudctl(place, "models", "list", "--json") == (0, "[]\n", "")
         assert (await stub.gpudctl(place, "models", "list", "--tag", "x"))[:2] == (0, "no model matches\n")
+        told = 'there are no models: "gpudctl models list" says how to get one\n'
+        assert await stub.gpudctl(place, "models") == (0, "", told)
+        assert await stub.gpudctl(place, "models", "--loaded") == (0, "", "")
 
     with_stub(place, work)
 

@@ -23,10 +23,10 @@ def entry(id_: int, name: str, one: Found) -> Entry:
 
 
 def test_who_asks_for_what_is_not_there_is_told_what_is() -> None:
-    """A few of many; the one; or how to come by one."""
+    """A few of many; the one; or how to get one."""
     told = [naming.those_there([f"m{i}" for i in range(number)]) for number in (0, 1, 2, 10, 12)]
     assert told == [
-        "no model is there: gpudctl models list says how to come by one",
+        'there are no models: "gpudctl models list" says how to get one',
         'the only one is "m0"',
         "there are m0, m1",
         "there are m0, m1, m2, m3, m4, m5, m6, m7, m8, m9",
