@@ -200,7 +200,7 @@ _SETTINGS = Section(
         Key(
             "parallel",
             Whole(1, 256),
-            f"Requests that are worked on at the same time; {_HUB_NAMES} decide it themselves where nothing is said.",
+            f"Requests that are served at the same time; {_HUB_NAMES} decide for themselves if it is unset.",
             "1",
             engines=LLAMA | OLLAMA | HUB,
             default_engines=LLAMA,
@@ -405,7 +405,7 @@ _SETTINGS = Section(
         Key(
             "priority",
             PriorityName(),
-            "Who goes first, and who is unloaded last.",
+            "Which models go first in the queue, and are unloaded last.",
             "normal",
             shared=True,
             model_field=True,
@@ -563,7 +563,7 @@ def _door(port: str) -> Section:
             Key(
                 "host",
                 Several("an address or a host name, or a list of them; [] for none", host_name, single=True),
-                "Where to listen. Others than this machine reach some addresses: those need `http.api_keys_file`.",
+                "The address to listen on. One that other machines can reach needs `http.api_keys_file`.",
                 "127.0.0.1",
                 field="hosts",
                 also=("address", "bind", "listen", "hosts"),
@@ -601,7 +601,7 @@ IDLE = Section(
         Key(
             "timeout_on_battery",
             Duration(1),
-            "On battery no model stays longer without a request; one that is never unloaded stays.",
+            "On battery, unload a model after at most this long without a request; one that is never unloaded stays.",
             absent="as long as otherwise",
             field="battery_idle_s",
             also=("battery", "on_battery_timeout"),
@@ -629,7 +629,7 @@ SUSPEND = Section(
         Key(
             "policy",
             Choice(("unload", "keep")),
-            "What becomes of loaded models when the machine sleeps. keep: they stay where their memory survives it, "
+            "What happens to loaded models when the machine sleeps. keep: they stay where their memory survives it, "
             "which on NVIDIA needs a setting of its driver.",
             "unload",
             also=("models", "mode"),
@@ -638,8 +638,8 @@ SUSPEND = Section(
         Key(
             "without_gpu",
             Choice(("refuse", "cpu")),
-            "What becomes of a load for a GPU when none can be used since the machine woke up: it is refused, or runs "
-            "on the processor this time.",
+            "What happens to a load for a GPU when no GPU works after a sleep: it is refused, or runs on the processor "
+            "this time.",
             "refuse",
             also=("gpu_lost", "loads"),
         ),
@@ -659,7 +659,7 @@ GIVE_WAY = Section(
         Key(
             "loads",
             Choice(("wait", "cpu", "refuse")),
-            "What becomes of a load for a GPU while a game has it: it waits, runs on the processor this time, or is "
+            "What happens to a load for a GPU while a game has it: it waits, runs on the processor this time, or is "
             "refused.",
             "wait",
         ),
@@ -679,7 +679,7 @@ GPU = Section(
         Key(
             "reserve",
             Size(),
-            "What is left free on each GPU for the desktop and others.",
+            "What is left free on each GPU for the desktop and other programs.",
             "256MiB",
             also=("vram_reserve", "safety_margin"),
         ),
@@ -694,7 +694,7 @@ GPU = Section(
         Key(
             "watch",
             Duration(1, 86400, never=True),
-            "How often other programs are looked after while a model is loaded; 0: only when something happens.",
+            "How often gpud checks what other programs hold while a model is loaded; 0: only when something happens.",
             "10",
             field="watch_s",
             also=("interval", "monitoring_interval", "poll"),
@@ -710,7 +710,7 @@ GPU = Section(
         Key(
             "alert_percent",
             Share(never=True),
-            "Raise an alert when so much of a GPU is used, by whomever (of host memory, where there is no GPU).",
+            "Raise an alert when this much of a GPU is used, by any program (of host memory, where there is no GPU).",
             "90%",
             also=("high_usage_threshold", "alert_threshold"),
         ),
@@ -722,14 +722,14 @@ QUEUE = Section(
         Key(
             "size",
             Whole(1, 10_000),
-            "How many may wait for memory; the next one is refused.",
+            "How many loads may wait for memory; the next one is refused.",
             "10",
             also=("max_queue_size", "max_size", "max_queue"),
         ),
         Key(
             "timeout",
             Duration(1),
-            "How long each waits before it is told no.",
+            "How long a load waits for memory before it is refused.",
             "300",
             field="timeout_s",
             also=("timeout_seconds",),
@@ -746,7 +746,7 @@ QUEUE = Section(
         Key(
             "aging",
             Duration(1),
-            "Whoever waits rises by one priority each time that this long has passed.",
+            "A waiting model rises by one priority each time this much time has passed.",
             "60",
             field="aging_s",
         ),
@@ -774,12 +774,12 @@ EVICTION = Section(
         Key(
             "above",
             Share(never=True),
-            "Unload idle models, without anybody's asking, while more of a GPU than this is used.",
+            "Unload idle models while more of a GPU than this is used, even if nobody needs the memory.",
             "never",
             field="above_percent",
             also=("auto_scaling_threshold", "threshold"),
         ),
-        Key("below", Share(), "And stop as soon as less than this is.", "80%", field="below_percent"),
+        Key("below", Share(), "Stop doing so as soon as less than this is used.", "80%", field="below_percent"),
     )
 )
 
@@ -800,8 +800,8 @@ ALERTS = Section(
         Key(
             "webhook",
             WebAddress(),
-            "Each alert is sent there as JSON, with POST.",
-            absent="alerts are told in the journal and on D-Bus only",
+            "The address to which each alert is sent as JSON, with POST.",
+            absent="alerts go to the journal and to D-Bus only",
             also=("webhook_url", "url"),
             example='"https://alerts.example.org/gpud"',
         ),
@@ -816,7 +816,7 @@ PREFETCH = Section(
             "Read the file of the model that is likely to be loaded next into free host memory.",
             "true",
         ),
-        Key("on_battery", Flag(), "Even while the machine runs on its battery.", "false"),
+        Key("on_battery", Flag(), "Do so on battery, too.", "false"),
     )
 )
 
@@ -840,7 +840,7 @@ RESTART = Section(
         Key(
             "healthy_after",
             Duration(),
-            "A model that lived this long starts to count afresh.",
+            "After this long without a crash, the tries of a model count from zero again.",
             "30",
             field="healthy_after_s",
         ),
@@ -864,14 +864,14 @@ REGISTRY = Section(
         Key(
             "enable",
             Flag(),
-            "Models that are found can be used without being written down here.",
+            "Models that are found can be used without an entry here.",
             "true",
             also=("auto_scan", "discovery"),
         ),
         Key(
             "paths",
             Folders("the folders of models below storage.base_directory"),
-            "Folders in which models are looked for, with all that is below them.",
+            "Folders in which gpud looks for models, with everything below them.",
             "auto",
             also=("folders", "directories", "models_dirs"),
             example="[/srv/models]",
@@ -879,7 +879,7 @@ REGISTRY = Section(
         Key(
             "include",
             Texts("a list of patterns of paths below a folder, like *.gguf or qwen/*", check_path_pattern),
-            "Only what matches one of these patterns is looked at.",
+            "Only what matches one of these patterns counts.",
             absent="everything",
             example="['*.gguf']",
         ),
@@ -893,25 +893,25 @@ REGISTRY = Section(
         Key(
             "huggingface",
             Folders("the hub caches that are there"),
-            "Caches of Hugging Face's hub in which models are looked for.",
+            "Caches of Hugging Face's hub in which gpud looks for models.",
             "auto",
             also=("hf", "hub"),
         ),
         Key(
             "ollama",
             Folders("the stores that are there"),
-            "Stores of Ollama (with manifests and blobs) in which models are looked for.",
+            "Stores of Ollama (with manifests and blobs) in which gpud looks for models.",
             "auto",
         ),
         Key(
             "scan_interval",
             Duration(60, 30 * 86400, never=True),
-            "How often folders are looked at that cannot be watched, like those of other machines.",
+            "How often gpud scans folders that cannot be watched, such as those of other machines.",
             "3600",
             field="scan_interval_s",
             also=("auto_scan_interval", "interval"),
         ),
-        Key("scan_on_start", Flag(), "Look at all of them when gpud starts.", "true"),
+        Key("scan_on_start", Flag(), "Scan all of them when gpud starts.", "true"),
         Key(
             "most_context",
             Whole(256, 16_777_216),
@@ -928,7 +928,7 @@ LOGGING = Section(
         Key(
             "engine_lines_per_second",
             Whole(1, 100_000),
-            "Lines of one engine that are passed on; the rest is counted.",
+            "How many lines of one engine are logged each second; the rest is counted.",
             "200",
         ),
     )
@@ -1144,17 +1144,22 @@ ROOT = Section(
         Key(
             "registry",
             REGISTRY,
-            "Where models are looked for that are not written down.",
+            "Where gpud looks for models that are not listed here.",
             also=("catalogue", "catalog"),
         ),
         Key("gpu", GPU, "How much memory gpud may take.", also=("vram", "gpus", "limits")),
-        Key("queue", QUEUE, "Who waits for memory."),
-        Key("eviction", EVICTION, "Who goes when somebody needs the memory.", also=("auto_scaling",)),
+        Key("queue", QUEUE, "The queue for memory."),
+        Key("eviction", EVICTION, "Which models are evicted when memory is needed.", also=("auto_scaling",)),
         Key("scheduler", SCHEDULER, "Which engine serves a model that several could serve."),
-        Key("alerts", ALERTS, "Who is told that a GPU is nearly full.", also=("alert", "notifications")),
-        Key("prefetch", PREFETCH, "What is done ahead of time.", also=("warm",)),
-        Key("suspend", SUSPEND, "The machine sleeps.", also=("sleep",)),
-        Key("give_way", GIVE_WAY, "Games, and others to which the GPUs are left.", also=("gamemode", "yield")),
+        Key("alerts", ALERTS, "Where alerts go when a GPU is nearly full.", also=("alert", "notifications")),
+        Key("prefetch", PREFETCH, "What gpud does ahead of time.", also=("warm",)),
+        Key("suspend", SUSPEND, "What happens when the machine sleeps.", also=("sleep",)),
+        Key(
+            "give_way",
+            GIVE_WAY,
+            "Games and other programs that get the GPUs for themselves.",
+            also=("gamemode", "yield"),
+        ),
         Key("stop", STOP, "How engines are stopped."),
         Key("restart", RESTART, "What happens after an engine crashed.", also=("backoff",)),
         Key(
@@ -1175,7 +1180,7 @@ ROOT = Section(
         Key(
             "http",
             HTTP,
-            "Where gpud listens, and who may come in.",
+            "Where gpud listens, and who has access.",
             also=("server",),
         ),
         Key("sessions", SESSIONS, "What happens when a shell or a login session ends.", also=("session", "shells")),

@@ -1,4 +1,4 @@
-"""Who goes when somebody needs the memory. Decides by values alone, and must not log."""
+"""Which models are evicted when memory is needed. Decides by values alone, and must not log."""
 
 from collections.abc import Iterable, Sequence
 
