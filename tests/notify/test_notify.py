@@ -173,7 +173,7 @@ def test_without_a_session_it_says_so() -> None:
         [sys.executable, "-m", "gpud.notify", "--user"], env={"PATH": "/usr/bin"}, capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("gpud-notify: cannot show notifications: the session bus is not known")
+    assert done.stderr.startswith("gpud-notify: cannot show notifications: the session bus is unknown")
 
 
 def wait_for(path: Path) -> None:

@@ -201,7 +201,7 @@ def test_ctrl_c(user: User, daemon: Daemon, held: threading.Event, hub: Hub, dat
         running.interrupt()
         assert running.end() == 130
         assert "gpudctl: interrupted after " in running.text()
-        assert "run the same command again to go on" in running.text()
+        assert "run the same command again to continue" in running.text()
         wait_gone(puller)
     assert daemon.wait_job(job).result == "canceled"
     held.set()
