@@ -124,6 +124,10 @@ def test_the_unit_keeps_its_promises() -> None:
     assert unit["FileDescriptorStoreMax"] == unit["Environment"].removeprefix("GPUD_FDSTORE=")
     assert unit["RestartPreventExitStatus"].split() == ["75", "78"]
     assert unit["OnFailure"] == "gpud-reap.service"
+    for folder in ("", "user/"):
+        # Started at each failure by newer systemds, and needed at the last of them, which comes after the one before.
+        assert settings(f"{folder}gpud-reap.service")["StartLimitIntervalSec"] == "0"
+        assert "gpud-reap.service" in settings(f"{folder}gpud.service")["After"].split()
     assert int(unit["TimeoutStopSec"]) >= 20 + 4 + 10
     assert "MemoryDenyWriteExecute" not in unit
     assert "# MemoryDenyWriteExecute is off:" in (TOP / "units" / "gpud.service").read_text()
