@@ -1,7 +1,7 @@
 """Who listens at a loopback port, read from /proc. Blocking, a few milliseconds: for threads. Touches nothing."""
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from gpud.core.facts import Endpoint
@@ -13,7 +13,18 @@ def sockets_at(port: int, tables: str = "/proc/net") -> frozenset[str]:
     """The listening sockets at a TCP port, as the links in ``/proc/PID/fd`` name them. ``tables`` are those of the
     network that is meant.
     """
-    found = set()
+    return frozenset(f"socket:[{inode}]" for _, inode in _listening(port, tables))
+
+
+def users_at(port: int) -> frozenset[int]:
+    """Whose sockets listen at a TCP port: the kernel tells everybody the user, and only root and that user the
+    process.
+    """
+    return frozenset(int(user) for user, _ in _listening(port, "/proc/net"))
+
+
+def _listening(port: int, tables: str) -> Iterator[tuple[str, str]]:
+    """The user and the inode of each socket."""
     for table in ("tcp", "tcp6"):
         try:
             lines = Path(tables, table).read_text().splitlines()[1:]
@@ -22,8 +33,7 @@ def sockets_at(port: int, tables: str = "/proc/net") -> frozenset[str]:
         for line in lines:
             fields = line.split()
             if fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
-                found.add(f"socket:[{fields[9]}]")
-    return frozenset(found)
+                yield fields[7], fields[9]
 
 
 def holder(pids: Iterable[int], sockets: frozenset[str]) -> int | None:

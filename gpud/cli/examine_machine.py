@@ -1,6 +1,5 @@
 """The machine as ``gpudctl doctor`` looks at it: Python, GPUs with their drivers and device nodes, cgroups, ports."""
 
-import contextlib
 import errno
 import socket
 import subprocess
@@ -23,9 +22,6 @@ DISPLAY_CLASS = "0x03"
 
 ASK_S = 20.0
 """A driver that is being loaded, or a GPU that wakes up, takes seconds; one that hangs never answers."""
-
-_LISTENS = "0A"
-"""A socket that waits for connections, as /proc/net/tcp writes it."""
 
 _NVML = """
 import pynvml
@@ -209,6 +205,8 @@ def _delegated(pid: int, root: Path) -> Finding:
 
 def ports(doors: Mapping[str, tuple[str, int]], daemon_pid: int | None) -> Findings:
     """Whether the addresses that gpud and its engines want to listen on are free, or theirs."""
+    from gpud.backends.listeners import users_at
+
     for name, (host, port) in doors.items():
         problem = _listen(host, port)
         if problem is None:
@@ -221,7 +219,7 @@ def ports(doors: Mapping[str, tuple[str, int]], daemon_pid: int | None) -> Findi
         pid, holder = _listener(port)
         if daemon_pid is not None and (belongs_to(pid, (daemon_pid,)) or lives_in_unit(pid, "gpud.service")):
             yield Finding("port", f"{name}: {host} port {port} is used by gpud ({holder})")
-        elif daemon_pid is not None and not pid and _user_of(daemon_pid) in _users_listening(port):
+        elif daemon_pid is not None and not pid and _user_of(daemon_pid) in users_at(port):
             yield Finding("port", f"{name}: {host} port {port} is used by gpud, or by a program of its user")
         else:
             remedy = f"stop it, or choose another port for {name} in gpud.yaml"
@@ -259,15 +257,3 @@ def _user_of(pid: int) -> int | None:
         return Path(f"/proc/{pid}").stat().st_uid
     except OSError:
         return None
-
-
-def _users_listening(port: int) -> set[int]:
-    """Whose sockets listen there: the kernel tells everybody the user, and only root and that user the process."""
-    users = set()
-    for name in ("tcp", "tcp6"):
-        with contextlib.suppress(OSError):
-            for line in Path("/proc/net", name).read_text().splitlines()[1:]:
-                _, address, _, state, _, _, _, user, *_ = line.split()
-                if state == _LISTENS and int(address.rpartition(":")[2], 16) == port:
-                    users.add(int(user))
-    return users
